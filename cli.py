@@ -1,0 +1,367 @@
+"""The command line, `l2l`: a thin shell that imports a stage only inside the command that needs it.
+
+Answers go to standard output, progress and messages to standard error. With `--json` a command prints exactly one JSON
+object on standard output. Exit status: 0 done, 1 the answer is no (a failed check), 2 unusable input (one line
+`error: ...`), 130 interrupted; a training run stopped by a signal has its own (see `stage2_train.train`).
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from shared.errors import DataError
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="Learning to Label: referring segmentation from few masks and a frozen multimodal model, in two stages.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Make, check and split data in the REFER layout.", no_args_is_help=True)
+priors_app = typer.Typer(help="Stage 1: write, check and score stores of priors.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(priors_app, name="priors")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Change one field of the recipe; may be repeated."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")]
+Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Folder that holds images/ and <dataset>/.")]
+Dataset = Annotated[str, typer.Option("--dataset", help="Sub-folder of ROOT, for example refcoco.")]
+SplitBy = Annotated[str, typer.Option("--split-by", help="unc, umd or google.")]
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a prior store (*.zarr).")]
+
+
+def main() -> None:
+    """Run the command line; the console script `l2l`."""
+    try:
+        app()
+    except DataError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed here, and what would not work and why."""
+    from shared.doctor import examine, format_report
+
+    report = examine()
+    _show(report, as_json, format_report)
+
+
+@data_app.command("synth")
+def data_synth(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Root folder to write below.")],
+    flavour: Annotated[str, typer.Option(help="refshapes, refshapes+ or refshapesg.")] = "refshapes",
+    images: Annotated[int, typer.Option(help="Images of the train split.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw the embedded data set."""
+    from shared.synth.refshapes import write_refshapes
+
+    with _only_answers_on_stdout():
+        summary = write_refshapes(out, flavour, images, seed, progress=not as_json)
+    _show(summary, as_json, _text_of_synth)
+
+
+@data_app.command("check")
+def data_check(root: Root, dataset: Dataset, split_by: SplitBy, as_json: Json = False) -> None:
+    """Look for every fault in a data set; exit status 1 if there is one."""
+    from shared.refer_check import check_refer
+
+    with _only_answers_on_stdout():
+        report = check_refer(root, dataset, split_by, progress=not as_json)
+    _show(report.to_dict(), as_json, lambda _: report.format_table())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@data_app.command("split")
+def data_split(
+    root: Root,
+    dataset: Dataset,
+    split_by: SplitBy,
+    fraction: Annotated[float, typer.Option(help="Labelled share of the train images, in (0, 1].")],
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Print which train images are labelled, in order of the draw, and what they carry."""
+    from shared.refer import load_refer
+    from shared.splits import labelled_image_ids, split_hash
+
+    loaded = load_refer(root, dataset, split_by)
+    ids = labelled_image_ids(loaded.train_image_ids(), fraction, seed)
+    labelled = set(ids)
+    samples = [sample for sample in loaded.samples("train") if sample.image_id in labelled]
+    split = {
+        "dataset": dataset,
+        "split_by": split_by,
+        "fraction": fraction,
+        "seed": seed,
+        "hash": split_hash(ids),
+        "num_images": len(ids),
+        "num_refs": len({sample.ref_id for sample in samples}),
+        "num_sentences": len(samples),
+        "image_ids": ids,
+    }
+    _show(split, as_json, _text_of_split)
+
+
+@priors_app.command("run")
+def priors_run(
+    recipe: Annotated[str, typer.Argument(help="Name in stage1_priors/recipes.py.")],
+    overrides: Set = None,
+    dry_run: DryRun = False,
+    worker: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
+    num_workers: Annotated[int, typer.Option(help="Independent processes that share the store.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Ask the frozen model for what is missing of a store; does nothing if nothing is."""
+    from shared.config import apply_overrides
+    from stage1_priors.recipes import RECIPES
+
+    config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
+    from stage1_priors.run import describe_plan, run_priors
+
+    with _only_answers_on_stdout():
+        if dry_run:
+            answer = describe_plan(config)
+        else:
+            store = run_priors(config, worker=worker, num_workers=num_workers, quiet=as_json)
+            answer = {"store": str(store)}
+    _show(answer, as_json, _text_of_mapping if dry_run else lambda made: made["store"])
+
+
+@priors_app.command("status")
+def priors_status(store: Store, as_json: Json = False) -> None:
+    """Say how much of a store is done."""
+    from shared.store.verify import store_status
+
+    _show(store_status(store), as_json, _text_of_mapping)
+
+
+@priors_app.command("verify")
+def priors_verify(
+    store: Store,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Let the next run write damaged shards again.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare every byte of a store with its checksums; exit status 1 if one differs."""
+    from shared.store.verify import repair_store, verify_store
+
+    report = verify_store(store)
+    if repair and not report["ok"]:
+        repair_store(store, report["bad_shards"])
+    _show(report, as_json, _text_of_mapping)
+    if not report["ok"]:
+        raise typer.Exit(1)
+
+
+@priors_app.command("score")
+def priors_score(
+    store: Store,
+    split: Annotated[str | None, typer.Option(help="One split; default all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a store's own masks and boxes against the ground truth."""
+    from stage1_priors.quality import score_store
+
+    with _only_answers_on_stdout():
+        scores = score_store(store, split)
+    _show(scores, as_json, _text_of_mapping)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    overrides: Set = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run folder; default runs/<recipe>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that is already there.")] = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Stage 2: train a run to its end, or go on with it."""
+    from shared.config import apply_overrides, config_to_dict
+    from stage2_train.recipes import RECIPES
+
+    config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
+    folder = out or Path("runs") / recipe
+    if dry_run:
+        from stage2_train.inputs import describe
+
+        with _only_answers_on_stdout():
+            plan = {
+                "recipe": recipe,
+                "run": str(folder),
+                "config": config_to_dict(config),
+                "plan": describe(config),
+            }
+        _show(plan, as_json, lambda made: f"run: {made['run']}\n{made['plan']}")
+        return
+    from stage2_train.train import train as train_run
+
+    with _only_answers_on_stdout():
+        done = train_run(
+            config, folder, resume=resume, recipe=recipe, overrides=overrides or [], quiet=as_json
+        )
+    _show({"run": str(folder), **done}, as_json, lambda made: _text_of_run(folder, made))
+
+
+@app.command("eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="Split to score; may be repeated. Default val.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run's network, without any prior, and write `eval/<split>.json` and `.jsonl`."""
+    from stage2_train.evaluate import evaluate_run
+
+    with _only_answers_on_stdout():
+        scores = {name: evaluate_run(run, name) for name in split or ["val"]}
+    _show(scores, as_json, lambda result: _text_of_scores(run, result))
+
+
+@app.command()
+def params(
+    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Count the trainable parameters of a recipe, part by part; no weights are read."""
+    from shared.config import apply_overrides
+    from stage2_train.recipes import RECIPES
+
+    config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
+    from stage2_train.params import count_parameters
+
+    _show(count_parameters(config.segmentor), as_json, _text_of_counts)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; the first is the main one.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="HTML file; default report.html in the first run.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML report of some runs, and print a short table."""
+    from stage2_train.report import write_report
+
+    with _only_answers_on_stdout():
+        path, table = write_report(runs, out)
+    _show(
+        {"report": str(path), "table": table},
+        as_json,
+        lambda made: f"{made['table']}\n\nreport: {made['report']}",
+    )
+
+
+def _recipe(recipes: Mapping[str, Callable[[], T]], name: str) -> T:
+    """The config of the recipe `name`.
+
+    Raises:
+        DataError: No such recipe; the message names those there are.
+    """
+    if name not in recipes:
+        raise DataError(f"no recipe {name!r}; there are {', '.join(recipes)}")
+    return recipes[name]()
+
+
+def _show(answer: Any, as_json: bool, as_text: Callable[[Any], str]) -> None:
+    """Print an answer: one JSON object, or text. Numbers that are not finite are null in JSON."""
+    if not as_json:
+        print(as_text(answer), flush=True)
+        return
+    from shared.runlog import finite_or_none
+
+    print(json.dumps(finite_or_none(answer), allow_nan=False), flush=True)
+
+
+@contextmanager
+def _only_answers_on_stdout() -> Iterator[None]:
+    """Send what libraries print on standard output to standard error, child processes' output included."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+
+
+def _text_of_mapping(values: Mapping[str, Any], indent: str = "") -> str:
+    """`name: value` a line; nested mappings are indented, long lists are counted."""
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{indent}{name}:", _text_of_mapping(value, indent + "  ")]
+        elif isinstance(value, list | tuple) and len(value) > 12:
+            lines.append(f"{indent}{name}: {len(value)} values, {value[0]} .. {value[-1]}")
+        elif isinstance(value, list | tuple):
+            lines.append(f"{indent}{name}: {', '.join(map(str, value)) or '-'}")
+        else:
+            lines.append(f"{indent}{name}: {f'{value:.4f}' if isinstance(value, float) else value}")
+    return "\n".join(lines)
+
+
+def _text_of_synth(summary: Mapping[str, Any]) -> str:
+    lines = [f"{summary['root']}: {summary['dataset']} ({summary['split_by']}), seed {summary['seed']}"]
+    for name, counts in summary["splits"].items():
+        lines.append(f"  {name:<6} " + ", ".join(f"{number} {what}" for what, number in counts.items()))
+    return "\n".join([*lines, f"sha256 {summary['sha256']}"])
+
+
+def _text_of_split(split: Mapping[str, Any]) -> str:
+    counts = f"{split['num_images']} images, {split['num_refs']} refs, {split['num_sentences']} sentences"
+    return f"{counts}; hash {split['hash']}\n" + "\n".join(map(str, split["image_ids"]))
+
+
+def _text_of_run(folder: Path, done: Mapping[str, Any]) -> str:
+    if done.get("already_finished"):
+        return f"{folder}: finished before, nothing to do"
+    return f"{folder}: {done['step']} steps in {done['seconds']:.0f} s"
+
+
+def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line per split, at the images' original resolution, with the frozen prior's own score beside it."""
+    lines = [f"{run}, at original resolution", f"{'split':<8}{'oiou':>8}{'miou':>8}{'pr@0.5':>8}  prior oiou"]
+    for split, result in scores.items():
+        own = result["original"]
+        prior = (result.get("prior") or {}).get("original")
+        cells = "".join(f"{own[name]:>8.4f}" for name in ("oiou", "miou", "pr@0.5"))
+        lines.append(f"{split:<8}{cells}  " + (f"{prior['oiou']:>10.4f}" if prior else f"{'-':>10}"))
+    return "\n".join(lines)
+
+
+def _text_of_counts(counts: Mapping[str, int]) -> str:
+    return "\n".join(f"{name:<10} {number:>13,}" for name, number in counts.items())
+
+
+if __name__ == "__main__":
+    main()

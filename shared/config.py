@@ -1,0 +1,159 @@
+"""Configuration as frozen dataclasses: overrides, serialisation, fingerprints.
+
+A recipe is a function returning a (nested) frozen dataclass. `--set a.b=c` replaces one leaf; the text is converted
+to the type that the field declares and the dataclass's own `__post_init__` checks the result. Nothing is evaluated.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shared.errors import DataError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where a data set in the REFER layout lies."""
+
+    root: str
+    """Folder that holds `images/` and `<dataset>/`."""
+    dataset: str
+    """Sub-folder with `instances.json`, for example `refcoco`."""
+    split_by: str = "unc"
+    """Which `refs(<split_by>).p` to read: `unc`, `umd` or `google`."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty name."""
+        for field in ("root", "dataset", "split_by"):
+            if not getattr(self, field):
+                raise DataError(f"data.{field} is empty")
+
+
+def apply_overrides(config: T, overrides: Sequence[str]) -> T:
+    """Return `config` with each `a.b=c` applied.
+
+    Args:
+        config: A frozen dataclass, possibly nested.
+        overrides: Texts of the form `path.to.field=value`. Booleans are `true`/`false`, tuples are comma-separated,
+            `none` sets an optional field to None.
+
+    Returns:
+        A new config of the same type; later overrides win.
+
+    Raises:
+        DataError: An override without `=`, an unknown field, or a value of the wrong type, named in the message.
+    """
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        if not equals or not path.strip():
+            raise DataError(f"override {override!r} is not of the form a.b=c")
+        config = _replace(config, path.strip().split("."), text.strip(), override)
+    return config
+
+
+def _replace(config: Any, path: list[str], text: str, override: str) -> Any:
+    hints = typing.get_type_hints(type(config))
+    name = path[0]
+    if name not in {field.name for field in dataclasses.fields(config)}:
+        known = ", ".join(field.name for field in dataclasses.fields(config))
+        raise DataError(f"override {override!r}: {type(config).__name__} has no field {name!r} (it has {known})")
+    current = getattr(config, name)
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise DataError(f"override {override!r}: {name!r} has no fields of its own")
+        value = _replace(current, path[1:], text, override)
+    elif dataclasses.is_dataclass(current):
+        inner = ", ".join(field.name for field in dataclasses.fields(current))
+        raise DataError(f"override {override!r}: {name!r} is a group; set one of its fields ({inner})")
+    else:
+        value = _parse(text, hints[name], override)
+    try:
+        return dataclasses.replace(config, **{name: value})
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"override {override!r}: {error}") from error
+
+
+def _parse(text: str, hint: Any, override: str) -> Any:
+    """Convert `text` to the declared type `hint`."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if type(None) in args and text.lower() in ("none", "null"):
+            return None
+        return _parse(text, next(arg for arg in args if arg is not type(None)), override)
+    if origin is tuple:
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        kinds = [args[0]] * len(items) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        if len(kinds) != len(items):
+            raise DataError(f"override {override!r}: expected {len(kinds)} comma-separated values, got {len(items)}")
+        return tuple(_parse(item, kind, override) for item, kind in zip(items, kinds, strict=True))
+    if origin is typing.Literal:
+        if text not in args:
+            raise DataError(f"override {override!r}: expected one of {', '.join(map(str, args))}")
+        return text
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise DataError(f"override {override!r}: expected true or false")
+        return text.lower() == "true"
+    if hint in (int, float):
+        try:
+            return hint(text)
+        except ValueError:
+            raise DataError(f"override {override!r}: {text!r} is not of type {hint.__name__}") from None
+    if hint is Path:
+        return Path(text)
+    return text
+
+
+def config_to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-able dictionary of a config (tuples become lists, paths become text)."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def config_from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """Rebuild a config written by `config_to_dict`.
+
+    Args:
+        cls: The dataclass to build.
+        values: Its JSON object.
+        where: File the object came from, for messages.
+
+    Raises:
+        DataError: An unknown field or a value its dataclass refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise DataError(f"{where}: {cls.__name__} has no field {name!r}")
+    built = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if typing.get_origin(hint) in (typing.Union, types.UnionType) and isinstance(value, dict):
+            hint = next(arg for arg in typing.get_args(hint) if dataclasses.is_dataclass(arg))
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            value = config_from_dict(hint, value, where)  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+        elif hint is Path and value is not None:
+            value = Path(value)
+        built[name] = value
+    try:
+        return cls(**built)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def config_fingerprint(values: Any) -> str:
+    """A 16-hex-digit hash of a JSON-able value, independent of key order."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

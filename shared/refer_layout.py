@@ -1,0 +1,341 @@
+"""The REFER layout on disk: read both annotation files and name every row that does not hold together.
+
+    ROOT/<dataset>/refs(<split_by>).p   pickle: list of {ref_id, ann_id, image_id, split, sentences}, where
+                                        sentences are a list of {sent_id, sent, raw}
+    ROOT/<dataset>/instances.json       COCO: images, annotations (polygons or RLE), categories
+
+`read_layout` stops only where nothing could be read; what is wrong with single rows is a `Problem`, which the loader
+raises and the check counts, so that the two cannot disagree. Image files are not touched here.
+"""
+
+import gc
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shared.errors import DataError
+from shared.safe_pickle import loads_plain
+
+MAX_SIDE_PX = 65_535
+"""Longest side of an image: the limit of the JPEG format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing wrong with one row or file."""
+
+    kind: str
+    """What is wrong, the same words for every row (problems are counted by it)."""
+    file: str
+    """The file to mend."""
+    row: str
+    """Where in it, for example `refs[3] (ref_id 17)`; empty when it is the whole file."""
+    detail: str
+    """The offending value in words."""
+    blocks: bool = True
+    """Whether the loader must refuse the data set because of it."""
+
+    @property
+    def line(self) -> str:
+        """File, row and value on one line."""
+        where = f"{self.file}: {self.row}" if self.row else self.file
+        return " ".join(f"{where}: {self.detail}".split())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRecord:
+    """One image of `instances.json`; sizes in pixels."""
+
+    image_id: int
+    file_name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnnotationRecord:
+    """One annotation of `instances.json`; the segmentation is kept as read."""
+
+    ann_id: int
+    image_id: int
+    segmentation: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefRecord:
+    """One referred object; `sentences` are (sent_id, expression) in file order."""
+
+    ref_id: int
+    ann_id: int
+    image_id: int
+    split: str
+    sentences: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Both files as far as their rows are sound."""
+
+    root: Path
+    dataset: str
+    split_by: str
+    instances_path: Path
+    refs_path: Path
+    images: dict[int, ImageRecord]
+    annotations: dict[int, AnnotationRecord]
+    refs: list[RefRecord]
+    """Sound refs, sorted by `ref_id`."""
+    problems: list[Problem] = field(repr=False)
+    """In order of finding: images, annotations, refs."""
+    fingerprint: str
+    """32 hex digits of a hash over the bytes of both files."""
+
+
+def unsafe_file_name(file_name: str) -> bool:
+    """Whether a file name could lead out of the image folder (absolute, `..`, backslash, NUL) or is empty."""
+    path = PurePosixPath(file_name)
+    return (
+        path.is_absolute() or not path.parts or ".." in path.parts or "\\" in file_name or "\0" in file_name
+    )
+
+
+def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
+    """Read and cross-check both annotation files.
+
+    Raises:
+        DataError: A file is missing or cannot be read as a whole; problems of single rows are returned instead.
+    """
+    folder = Path(root) / dataset
+    refs_path, instances_path = folder / f"refs({split_by}).p", folder / "instances.json"
+    refs_bytes = _read_bytes(refs_path, _hint(folder, split_by))
+    instances_bytes = _read_bytes(instances_path, "")
+    problems: list[Problem] = []
+    with _collector_paused():
+        refs_rows = loads_plain(refs_bytes, str(refs_path))
+        if not isinstance(refs_rows, list):
+            raise DataError(f"{refs_path}: expected a list of refs, found {type(refs_rows).__name__}")
+        instances = _parse_instances(instances_bytes, instances_path)
+        images = _read_images(instances["images"], str(instances_path), problems)
+        annotations = _read_annotations(instances["annotations"], images, str(instances_path), problems)
+        refs = _Refs(str(refs_path), images, annotations, problems).read(refs_rows)
+    digest = hashlib.blake2b(digest_size=16)
+    for data in (refs_bytes, instances_bytes):
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return Layout(
+        root=Path(root),
+        dataset=dataset,
+        split_by=split_by,
+        instances_path=instances_path,
+        refs_path=refs_path,
+        images=images,
+        annotations=annotations,
+        refs=sorted(refs, key=lambda ref: ref.ref_id),
+        problems=problems,
+        fingerprint=digest.hexdigest(),
+    )
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the cyclic collector: it walks the millions of new containers again and again and finds no cycle."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _parse_instances(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        instances = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    for key in ("images", "annotations"):
+        if not isinstance(instances, dict) or not isinstance(instances.get(key), list):
+            raise DataError(f"{path}: has no list {key!r}")
+    return instances
+
+
+def _read_bytes(path: Path, hint: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found{hint}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _hint(folder: Path, split_by: str) -> str:
+    found = sorted(path.name[len("refs(") : -len(").p")] for path in folder.glob("refs(*).p"))
+    if found:
+        return f"; split_by {split_by!r} is not among {', '.join(found)}"
+    return "" if folder.is_dir() else f"; there is no folder {folder}"
+
+
+def _fault(record: Any, fields: dict[str, type]) -> str | None:
+    """What is wrong with a record's fields, or None."""
+    if not isinstance(record, dict):
+        return f"expected an object, found {type(record).__name__}"
+    for name, kind in fields.items():
+        if name not in record:
+            return f"has no {name!r}"
+        value = record[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return f"{name!r} is {_short(value)}, not of type {kind.__name__}"
+    return None
+
+
+def _read_images(rows: list[Any], file: str, problems: list[Problem]) -> dict[int, ImageRecord]:
+    images: dict[int, ImageRecord] = {}
+    for index, row in enumerate(rows):
+        fault = _fault(row, {"id": int, "file_name": str, "height": int, "width": int})
+        where = f"images[{index}]"
+        if fault:
+            problems.append(Problem(kind="malformed record", file=file, row=where, detail=fault))
+            continue
+        where += f" (id {row['id']})"
+        record = ImageRecord(
+            image_id=row["id"], file_name=row["file_name"], height=row["height"], width=row["width"]
+        )
+        if not (1 <= record.height <= MAX_SIDE_PX and 1 <= record.width <= MAX_SIDE_PX):
+            size = f"height {record.height} and width {record.width} are not within 1..{MAX_SIDE_PX}"
+            problems.append(Problem(kind="impossible image size", file=file, row=where, detail=size))
+        elif unsafe_file_name(record.file_name):
+            detail = f"file_name {_short(record.file_name)} leads out of the image folder"
+            problems.append(Problem(kind="unsafe file name", file=file, row=where, detail=detail))
+        elif images.setdefault(record.image_id, record) != record:
+            detail = f"image id {record.image_id} stands for another image already"
+            problems.append(Problem(kind="duplicate image id", file=file, row=where, detail=detail))
+    return images
+
+
+def _read_annotations(
+    rows: list[Any], images: dict[int, ImageRecord], file: str, problems: list[Problem]
+) -> dict[int, AnnotationRecord]:
+    annotations: dict[int, AnnotationRecord] = {}
+    for index, row in enumerate(rows):
+        fault = _fault(row, {"id": int, "image_id": int, "segmentation": object})
+        where = f"annotations[{index}]"
+        if fault:
+            problems.append(Problem(kind="malformed record", file=file, row=where, detail=fault))
+            continue
+        where += f" (id {row['id']})"
+        record = AnnotationRecord(
+            ann_id=row["id"], image_id=row["image_id"], segmentation=row["segmentation"]
+        )
+        if annotations.setdefault(record.ann_id, record) != record:
+            detail = f"annotation id {record.ann_id} stands for another annotation already"
+            problems.append(Problem(kind="duplicate annotation id", file=file, row=where, detail=detail))
+        elif record.image_id not in images:  # blocks only once a ref needs it
+            problem = Problem(
+                kind="annotation of unknown image",
+                file=file,
+                row=where,
+                detail=f"image_id {record.image_id} is not among the images",
+                blocks=False,
+            )
+            problems.append(problem)
+    return annotations
+
+
+class _Refs:
+    """Reads the refs: each row against the images, the annotations and the rows before it."""
+
+    def __init__(
+        self,
+        file: str,
+        images: dict[int, ImageRecord],
+        annotations: dict[int, AnnotationRecord],
+        problems: list[Problem],
+    ) -> None:
+        self.file = file
+        self.images = images
+        self.annotations = annotations
+        self.problems = problems
+        self.row_of_ref: dict[int, str] = {}
+        self.row_of_sentence: dict[int, str] = {}
+
+    def read(self, rows: list[Any]) -> list[RefRecord]:
+        """The sound refs in file order."""
+        refs = (self._ref(row, f"refs[{index}]") for index, row in enumerate(rows))
+        return [ref for ref in refs if ref is not None]
+
+    def _report(self, kind: str, row: str, detail: str, blocks: bool = True) -> None:
+        self.problems.append(Problem(kind=kind, file=self.file, row=row, detail=detail, blocks=blocks))
+
+    def _ref(self, row: Any, where: str) -> RefRecord | None:
+        fields = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
+        fault = _fault(row, fields)
+        if fault:
+            self._report("malformed record", where, fault)
+            return None
+        ref_id, ann_id, image_id = row["ref_id"], row["ann_id"], row["image_id"]
+        where += f" (ref_id {ref_id})"
+        if ref_id in self.row_of_ref:
+            self._report(
+                "duplicate ref id", where, f"ref_id {ref_id} stands at {self.row_of_ref[ref_id]} already"
+            )
+            return None
+        self.row_of_ref[ref_id] = where
+        sentences = self._sentences(row["sentences"], where)
+        annotation = self.annotations.get(ann_id)
+        if image_id not in self.images:
+            self._report("ref of unknown image", where, f"image_id {image_id} is not among the images")
+        elif annotation is None:
+            self._report("ref of unknown annotation", where, f"ann_id {ann_id} is not among the annotations")
+        elif annotation.image_id != image_id:
+            detail = f"image_id {image_id}, but its annotation {ann_id} is of image {annotation.image_id}"
+            self._report("ref and annotation disagree", where, detail)
+        else:
+            return RefRecord(
+                ref_id=ref_id, ann_id=ann_id, image_id=image_id, split=row["split"], sentences=sentences
+            )
+        return None
+
+    def _sentences(self, rows: list[Any], ref_where: str) -> tuple[tuple[int, str], ...]:
+        if not rows:
+            self._report("ref without sentences", ref_where, "has no sentences", blocks=False)
+        sentences = []
+        for index, row in enumerate(rows):
+            where = f"{ref_where} sentences[{index}]"
+            fault = _fault(row, {"sent_id": int}) or _text_fault(row)
+            if fault:
+                self._report("malformed record", where, fault)
+                continue
+            sent_id, expression = row["sent_id"], expression_of(row)
+            if not expression:
+                self._report(
+                    "empty expression", where, f"sent_id {sent_id} has the expression {expression!r}"
+                )
+            elif sent_id in self.row_of_sentence:
+                detail = f"sent_id {sent_id} stands at {self.row_of_sentence[sent_id]} already"
+                self._report("duplicate sentence id", where, detail)
+            else:
+                self.row_of_sentence[sent_id] = where
+                sentences.append((sent_id, expression))
+        return tuple(sentences)
+
+
+def expression_of(sentence: dict[str, Any]) -> str:
+    """The normalised text (`sent`), or the typed one (`raw`) where that is blank or absent; outer blanks stripped."""
+    return str(sentence.get("sent") or "").strip() or str(sentence.get("raw") or "").strip()
+
+
+def _text_fault(sentence: dict[str, Any]) -> str | None:
+    if "sent" not in sentence and "raw" not in sentence:
+        return "has neither 'sent' nor 'raw'"
+    for name in ("sent", "raw"):
+        if not isinstance(sentence.get(name, ""), str):
+            return f"{name!r} is {_short(sentence[name])}, not of type str"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

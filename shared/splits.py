@@ -1,0 +1,102 @@
+"""The labelled subset: which training images carry masks.
+
+The split is by image: every referred object of a sampled image is labelled, none of any other image is. The draw is
+the published one, `random.seed(seed); random.sample(ids, floor(fraction * N))` over the unique training image ids in
+order of first appearance with refs sorted by ref_id, so the same fraction and seed give the published subset.
+"""
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from shared.errors import DataError
+
+
+def labelled_image_ids(image_ids_in_order: Sequence[int], fraction: float, seed: int) -> list[int]:
+    """Draw the labelled images.
+
+    Args:
+        image_ids_in_order: Unique training image ids (`ReferDataset.train_image_ids()`); order matters.
+        fraction: Labelled share of the images in (0, 1], taken as the decimal number it is written as: 0.29 of 100
+            is 29, although the product of the floats is just below.
+        seed: Seed of the draw; 0 in the published subsets.
+
+    Returns:
+        `floor(fraction * N)` ids in order of the draw.
+
+    Raises:
+        DataError: A fraction outside (0, 1], or one so small that no image would be labelled.
+    """
+    if not 0 < fraction <= 1:
+        raise DataError(f"labelled fraction {fraction} is not in (0, 1]")
+    assert len(set(image_ids_in_order)) == len(image_ids_in_order), "image ids repeat"
+    num = math.floor(Fraction(repr(float(fraction))) * len(image_ids_in_order))
+    if num < 1:
+        raise DataError(
+            f"labelled fraction {fraction} of {len(image_ids_in_order)} images is no image at all"
+        )
+    return random.Random(seed).sample(list(image_ids_in_order), num)
+
+
+def labelled_from_file(path: Path, image_ids_in_order: Sequence[int]) -> list[int]:
+    """Labelled images listed in a file (`read_id_file`), each of which must be a training image."""
+    known = set(image_ids_in_order)
+    ids = read_id_file(path)
+    for row, image_id in enumerate(ids, start=1):
+        if image_id not in known:
+            raise DataError(f"{path}: id {row}: {image_id} is not a training image of this data set")
+    return ids
+
+
+def read_id_file(path: Path) -> list[int]:
+    """Read image ids: a JSON list, a JSON object with `image_ids` (a run's `split.json`), or one id a line.
+
+    In the last form blank lines and what follows `#` are skipped.
+
+    Raises:
+        DataError: The file is missing, empty, or holds something that is no id or one id twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if text.lstrip().startswith(("[", "{")):
+        rows = _json_rows(path, text)
+    else:
+        lines = (
+            (f"line {number}", line.partition("#")[0].strip())
+            for number, line in enumerate(text.splitlines(), 1)
+        )
+        rows = [(row, int(line) if line.isdecimal() else line) for row, line in lines if line]
+    seen: dict[int, str] = {}
+    for row, value in rows:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise DataError(f"{path}: {row}: {value!r} is not an image id")
+        if value in seen:
+            raise DataError(f"{path}: {row}: image id {value} stands at {seen[value]} already")
+        seen[value] = row
+    if not seen:
+        raise DataError(f"{path}: holds no image id")
+    return list(seen)
+
+
+def split_hash(image_ids: Iterable[int]) -> str:
+    """A 32-hex-digit hash of a set of image ids; order does not matter."""
+    text = ",".join(str(image_id) for image_id in sorted(set(image_ids)))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _json_rows(path: Path, text: str) -> list[tuple[str, Any]]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    values = document.get("image_ids") if isinstance(document, dict) else document
+    if not isinstance(values, list):
+        raise DataError(f"{path}: expected a list of image ids or an object with a list under image_ids")
+    return [(f"id {number}", value) for number, value in enumerate(values, 1)]

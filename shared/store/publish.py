@@ -1,0 +1,165 @@
+"""Files that appear whole or not at all, and JSON that carries its own checksum.
+
+Publication: write to a name of this process alone (`.<name>.<host>-<pid>-<random>.partial`), fsync, rename,
+fsync the folder. A reader sees the old file or the new one; a process that is killed leaves at most its
+partial file behind.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shared.errors import DataError
+
+STALE_SECONDS = 3600.0
+"""A partial file of this age belongs to nobody: a publication takes seconds."""
+
+_PARTIAL = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]{8}\.partial$")
+_USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
+
+
+def partial_path(final: Path) -> Path:
+    """A fresh name beside `final`, never used by another process or call."""
+    return final.with_name(f".{final.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, data: bytes) -> int:
+    """Write a new file and make its content durable; its inode number. Nothing is left behind on an error."""
+    try:
+        with open(path, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_ino
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+
+
+def publish_file(final: Path, data: bytes) -> None:
+    """Put `data` at `final`, atomically and durably, replacing what was there."""
+    partial = partial_path(final)
+    write_synced(partial, data)
+    os.replace(partial, final)
+    sync_folder(final.parent)
+
+
+def remove_synced(path: Path) -> None:
+    """Remove a file, durably; nothing happens if it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+        sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def disk_errors(store: Path, what: str) -> Iterator[None]:
+    """Turn a full or forbidden disk into a `DataError` that says what is safe and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _USER_ERRNOS:
+            raise
+        raise DataError(
+            f"{store}: cannot write {what}: {error.strerror}; finished shards are safe: make room (or mend "
+            "the permissions) and run the same command again"
+        ) from error
+
+
+def clean_partials(folder: Path) -> list[Path]:
+    """Remove partial files and folders in `folder` whose writer is gone.
+
+    Gone means: a process of this host that no longer exists, or any partial older than `STALE_SECONDS`. A
+    writer that was wrongly taken for gone fails its rename and writes again.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for path in sorted(folder.glob(".*.partial")):
+        match = _PARTIAL.match(path.name)
+        if match is None:
+            continue
+        with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's on a read-only store
+            old = time.time() - path.lstat().st_mtime > STALE_SECONDS
+            dead = match["host"] == _host() and not _alive(int(match["pid"]))
+            if old or dead:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def digest(data: bytes) -> str:
+    """CRC-32 of a whole file, 8 hex digits.
+
+    Not CRC-32C, the chunks' own checksum: the CRC of data followed by their CRC is a constant, so the CRC-32C
+    of a shard file says nothing about its content. Another polynomial does not cancel out.
+    """
+    return f"{zlib.crc32(data):08x}"
+
+
+def file_entry(data: bytes) -> dict[str, Any]:
+    """Length and checksum of a file, as manifests and marks hold them."""
+    return {"bytes": len(data), "crc32": digest(data)}
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one text of a JSON value, used for everything that is checksummed."""
+    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def seal(body: dict[str, Any]) -> bytes:
+    """A JSON file that carries the checksum of its body."""
+    body = json.loads(json.dumps(body, allow_nan=False))
+    return canonical_json({"body": body, "crc32": digest(canonical_json(body))})
+
+
+def unseal(data: bytes, where: Path) -> dict[str, Any]:
+    """The body of a sealed JSON file.
+
+    Raises:
+        DataError: The file is not exactly what `seal` writes: any changed byte is found, white space
+            included.
+    """
+    try:
+        value = json.loads(data)
+        body = value["body"]
+        whole = seal(body) == data
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole or not isinstance(body, dict):
+        raise DataError(f"{where}: damaged (the file does not match its own checksum)")
+    return body

@@ -1,0 +1,158 @@
+"""Fields of a prior store: names, types, row shapes, and text as bytes.
+
+One row per sample (an image and one expression). Row `r` lies in shard `r // SHARD_ROWS`. Shapes: N rows, G
+the side of the proposal grid. Every field has a fixed row shape; text is zero-padded UTF-8.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from shared.errors import DataError
+
+STORE_KIND = "l2l-priors"
+SCHEMA_VERSION = 1
+SHARD_ROWS = 512
+"""Rows of a shard, the unit of work, of publication and of repair. With it, no shard file that was cut at a
+chunk border can pass for a shorter whole one at any grid size in use; file lengths are recorded and checked
+besides."""
+
+SAMPLE_ID_BYTES = 96
+EXPRESSION_BYTES = 256
+RAW_TEXT_BYTES = 512
+
+DTYPES = ("uint8", "uint16", "int32", "int64", "float16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldSpec:
+    """One array of the store."""
+
+    name: str
+    """Array name inside the group: lower-case letters, digits and underscores."""
+    dtype: str
+    """One of `DTYPES`; stored little-endian."""
+    row_shape: tuple[int, ...] = ()
+    """Shape of one row; `()` for a scalar per row."""
+    chunk: Literal["row", "shard"] = "shard"
+    """Inner chunk: one row (read at random, one by one) or a whole shard (small fields, loaded whole)."""
+    compress: bool = False
+    """Whether chunks are compressed with zstd(1) before their checksum."""
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be stored or named."""
+        if (
+            not self.name.isidentifier()
+            or self.name != self.name.lower()
+            or self.name in ("done", "spare", "manifest")
+        ):
+            raise DataError(f"field name {self.name!r} is not a lower-case identifier (or is reserved)")
+        if self.dtype not in DTYPES:
+            raise DataError(f"field {self.name}: dtype {self.dtype!r} is not one of {', '.join(DTYPES)}")
+        if any(size < 1 for size in self.row_shape):
+            raise DataError(f"field {self.name}: row shape {self.row_shape} has a size below 1")
+        if self.chunk not in ("row", "shard"):
+            raise DataError(f"field {self.name}: chunk {self.chunk!r} is neither 'row' nor 'shard'")
+
+    @functools.cached_property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The little-endian numpy dtype of the stored values."""
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @functools.cached_property
+    def row_bytes(self) -> int:
+        """Bytes of one row before compression."""
+        return self.numpy_dtype.itemsize * int(np.prod(self.row_shape, dtype=np.int64))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able form, read back by `from_dict`."""
+        return {**asdict(self), "row_shape": list(self.row_shape)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "FieldSpec":
+        """The field that `to_dict` described."""
+        return cls(**{**values, "row_shape": tuple(values["row_shape"])})
+
+
+def prior_fields(grid: int, compress_proposal: bool = False) -> tuple[FieldSpec, ...]:
+    """The fields of a prior store.
+
+    Args:
+        grid: Side G of the proposal grid, cells.
+        compress_proposal: Store `proposal` with zstd(1): 2 to 4 times smaller, about 15 times slower to read.
+
+    Returns:
+        Known when a run is planned (static): `sample_id`, `expression`, `image_id`, `split`, `image_hw`.
+        Written by the model's run: `raw_text`, `status` (codes of `shared.types.STATUS_CODES`, 0 never
+        written), `proposal` (probability x 255 on a G x G grid over the whole original image, row-major,
+        centres (i+.5)/G), `box_xyxy_norm` (in [0, 1] of the original image, NaN where there is no box),
+        `box_raw_xyxy` (as answered, in the model's own frame, NaN), `processed_hw` (size the model saw,
+        pixels), `confidence` (mean log-probability of the coordinate tokens, NaN if unknown), `edge_logprob`
+        (the same for each coordinate), `num_tokens`.
+    """
+    if not 1 <= grid <= 4096:
+        raise DataError(f"proposal grid {grid} is outside 1..4096")
+    return (
+        FieldSpec(name="sample_id", dtype="uint8", row_shape=(SAMPLE_ID_BYTES,), compress=True),
+        FieldSpec(name="expression", dtype="uint8", row_shape=(EXPRESSION_BYTES,), compress=True),
+        FieldSpec(name="image_id", dtype="int64"),
+        FieldSpec(name="split", dtype="uint8"),
+        FieldSpec(name="image_hw", dtype="int32", row_shape=(2,)),
+        FieldSpec(name="raw_text", dtype="uint8", row_shape=(RAW_TEXT_BYTES,), compress=True),
+        FieldSpec(name="status", dtype="uint8"),
+        FieldSpec(
+            name="proposal", dtype="uint8", row_shape=(grid, grid), chunk="row", compress=compress_proposal
+        ),
+        FieldSpec(name="box_xyxy_norm", dtype="float32", row_shape=(4,)),
+        FieldSpec(name="box_raw_xyxy", dtype="float32", row_shape=(4,)),
+        FieldSpec(name="processed_hw", dtype="int32", row_shape=(2,)),
+        FieldSpec(name="confidence", dtype="float32"),
+        FieldSpec(name="edge_logprob", dtype="float32", row_shape=(4,)),
+        FieldSpec(name="num_tokens", dtype="int32"),
+    )
+
+
+STATIC_PRIOR_FIELDS = ("sample_id", "expression", "image_id", "split", "image_hw")
+"""Fields of `prior_fields` that do not depend on the model: given to `create_store` as `static`."""
+
+
+def encode_text_rows(texts: Sequence[str], width: int, *, strict: bool = False) -> np.ndarray:
+    """Text as zero-padded UTF-8 rows.
+
+    A text longer than `width` bytes is cut at the last whole character that fits. Characters that UTF-8 or
+    the padding cannot hold (lone surrogates, NUL) become U+FFFD.
+
+    Args:
+        texts: N texts.
+        width: Bytes of a row.
+        strict: Refuse a text that would be cut or changed (for identities).
+
+    Returns:
+        u8 [N, width].
+
+    Raises:
+        DataError: `strict`, and a text does not survive the round trip; the row is named.
+    """
+    rows = np.zeros((len(texts), width), np.uint8)
+    for row, text in enumerate(texts):
+        clean = "".join("\ufffd" if char == "\0" or "\ud800" <= char <= "\udfff" else char for char in text)
+        data = clean.encode()
+        if len(data) > width:
+            data = data[:width].decode(errors="ignore").encode()
+        if strict and data.decode() != text:
+            raise DataError(f"row {row}: text {text[:60]!r} does not fit {width} bytes of UTF-8 unchanged")
+        rows[row, : len(data)] = np.frombuffer(data, np.uint8)
+    return rows
+
+
+def decode_text_rows(rows_NW: np.ndarray) -> list[str]:
+    """Texts of zero-padded UTF-8 rows: u8 [N, W] to N texts."""
+    if rows_NW.dtype != np.uint8 or rows_NW.ndim != 2:
+        raise DataError(f"text rows are u8 [N, W], got {rows_NW.dtype} {rows_NW.shape}")
+    width = rows_NW.shape[1]
+    flat = np.ascontiguousarray(rows_NW).tobytes()
+    starts = range(0, len(flat), width) if width else ()
+    return [flat[start : start + width].rstrip(b"\0").decode(errors="replace") for start in starts]

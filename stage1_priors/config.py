@@ -1,0 +1,180 @@
+"""Configuration of stage 1. A recipe (`recipes.py`) returns a `PriorsConfig`; `--set a.b=c` changes single fields."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shared.config import DataConfig
+from shared.errors import DataError
+
+
+def _positive(group: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise DataError(f"{group}.{name} is {value}, expected a number above 0")
+
+
+def _share(group: str, **values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise DataError(f"{group}.{name} is {value}, expected a share in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MllmConfig:
+    """The frozen multimodal model and how it is asked. Every field is part of the store's fingerprint."""
+
+    path: str
+    """Folder of the model, or a Hugging Face repository id that lies in the local cache already."""
+    revision: str = "main"
+    """Revision of a repository id (branch, tag or commit); ignored for a folder."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Number format of weights and activations."""
+    max_model_len: int = 4096
+    """Longest prompt plus answer, tokens."""
+    max_tokens: int = 96
+    """Longest answer, tokens. Short, so that a looping answer ends early."""
+    min_pixels: int | None = None
+    """Least height x width of the image the model sees; None: the model's own limit."""
+    max_pixels: int | None = None
+    """Greatest height x width of the image the model sees; None: the model's own limit."""
+    top_logprobs: int = 10
+    """Alternatives kept per token (K); 0 asks for no log-probabilities: no confidence, logistic edges."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below 1."""
+        if not self.path:
+            raise DataError("model.path is empty")
+        _positive(
+            "model",
+            max_model_len=self.max_model_len,
+            max_tokens=self.max_tokens,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+        )
+        if not 0 <= self.top_logprobs <= 20:
+            raise DataError(
+                f"model.top_logprobs is {self.top_logprobs}, expected 0 to 20 (the engine's limit)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """What runs the model. Only `kind` (with its version) is part of the fingerprint; the rest is about speed."""
+
+    kind: Literal["vllm", "transformers"] = "vllm"
+    """`vllm`, or `transformers` (batched `generate`, the parity reference)."""
+    chunk_rows: int = 512
+    """Pairs handed to the engine in one call."""
+    batch_size: int = 32
+    """Pairs per forward pass of the `transformers` engine."""
+    caching: bool = True
+    """Reuse of image features and of shared prompt prefixes. Off when timing the engine itself."""
+    eager: bool = False
+    """No graph capture and no compilation: quick start, right for a CPU or a tiny model."""
+    one_process: bool = True
+    """Run vLLM's core inside this process."""
+    kv_cache_gb: int = 4
+    """Key-value cache of vLLM on a CPU, GiB; on a GPU `gpu_memory` rules."""
+    gpu_memory: float = 0.9
+    """Share of the GPU's memory that vLLM may take."""
+    quiet: bool = True
+    """Keep the engine's own log lines below the level of errors."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below 1."""
+        _positive(
+            "engine", chunk_rows=self.chunk_rows, batch_size=self.batch_size, kv_cache_gb=self.kv_cache_gb
+        )
+        if not 0 < self.gpu_memory <= 1:
+            raise DataError(f"engine.gpu_memory is {self.gpu_memory}, expected a share in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposerConfig:
+    """How a box becomes a soft mask. Every field is part of the fingerprint."""
+
+    kind: Literal["soft-box", "box"] = "soft-box"
+    """`soft-box`: product of the four edge distributions. `box`: 1 inside, 0 outside."""
+    grid: int = 64
+    """Side G of the stored G x G map over the whole image."""
+    smoothing: float = 0.008
+    """Width of the logistic kernel over edge distributions, share of the image side."""
+    softness: float = 0.02
+    """Width of a logistic edge where the model gave no distribution, share of the image side."""
+    max_share: float = 0.08
+    """Both widths are at most this share of the box's own side, so that a small box keeps its inside above 0.5."""
+
+    def __post_init__(self) -> None:
+        """Refuse widths and grids of no extent."""
+        _positive(
+            "proposer",
+            grid=self.grid,
+            smoothing=self.smoothing,
+            softness=self.softness,
+            max_share=self.max_share,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryConfig:
+    """The grounding check before a run: drawn scenes whose boxes are known go through the exact engine."""
+
+    mode: Literal["refuse", "warn", "skip"] = "refuse"
+    """What a failed check does: stop, print a warning and go on, or do not check at all. Kept in the store."""
+    scenes: int = 16
+    """Scenes drawn."""
+    scale: int = 1
+    """Whole-number enlargement of the 128 x 128 scenes before the model sees them."""
+    min_mean_iou: float = 0.4
+    """Least mean IoU of answered and true boxes (answers without a box count 0)."""
+    seed: int = 0
+    """Key of the drawn scenes."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty checks."""
+        _positive("canary", scenes=self.scenes, scale=self.scale)
+        _share("canary", min_mean_iou=self.min_mean_iou)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorsConfig:
+    """Everything stage 1 needs to write one store."""
+
+    data: DataConfig
+    """The data set."""
+    model: MllmConfig
+    """The frozen model."""
+    splits: tuple[str, ...]
+    """Splits to cover, in store order."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """What runs the model."""
+    proposer: ProposerConfig = field(default_factory=ProposerConfig)
+    """How boxes become soft masks."""
+    canary: CanaryConfig = field(default_factory=CanaryConfig)
+    """The grounding check."""
+    cache_root: str = "cache/priors"
+    """Folder of the stores."""
+    image_hash: Literal["content", "size"] = "content"
+    """What stands for an image in the fingerprint: its bytes, or only its name and size (huge sets, slow disks)."""
+    clip_tolerance: float = 0.02
+    """A box may stick out of the frame by this share of the side and still count as `ok`."""
+    answer_failure_ceiling: float = 0.5
+    """Stop if a larger share of the answers holds no usable box. 1 lets everything through."""
+    error_ceiling: float = 0.05
+    """Stop if a larger share of the rows has an unreadable image or a failed request. 1 lets everything through."""
+    ceiling_min_rows: int = 256
+    """Rows seen before the two ceilings count (a smaller run is judged at its end)."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty or repeated splits and shares outside [0, 1]."""
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            raise DataError(f"splits is {','.join(self.splits)!r}, expected at least one and none twice")
+        if not self.cache_root:
+            raise DataError("cache_root is empty")
+        _share(
+            "priors",
+            clip_tolerance=self.clip_tolerance,
+            answer_failure_ceiling=self.answer_failure_ceiling,
+            error_ceiling=self.error_ceiling,
+        )
+        _positive("priors", ceiling_min_rows=self.ceiling_min_rows)

@@ -1,0 +1,67 @@
+"""What a model family has to say: size rules, messages, and the frame of its answers.
+
+Frames:
+    original frame: pixels of the image as stored on disk, x in [0, W], y in [0, H].
+    processed frame: pixels of the resized image that the model sees; `processed_hw` is its size.
+    answer frame: whatever the family's numbers mean; `answer_frame_hw` gives its extent for one image.
+    normalised frame: the original image as [0, 1] x [0, 1].
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRules:
+    """Limits on the size of the image that a model sees."""
+
+    factor: int
+    """Both sides are multiples of this (patch size x merge size), pixels."""
+    min_pixels: int
+    """Least height x width asked for here."""
+    max_pixels: int
+    """Greatest height x width asked for here."""
+    processor_min_pixels: int
+    """The limit in the model's own files, which the engine's image processor enforces."""
+    processor_max_pixels: int
+    """As above, upper."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One model family; every member is a pure function."""
+
+    name: str
+    """Short name kept in the store."""
+    prompt_version: str
+    """Changes whenever the messages change; part of the store's fingerprint."""
+    size_rules: Callable[[dict, dict, str], SizeRules]
+    """(config.json, preprocessor config, its path for messages) -> rules."""
+    processed_size: Callable[[int, int, SizeRules], tuple[int, int]]
+    """(height, width, rules) -> (height, width) of the image that the model sees."""
+    messages: Callable[[str, Any], list[dict[str, Any]]]
+    """(expression, image) -> chat messages, the image before the text."""
+    answer_frame_hw: Callable[[tuple[int, int]], tuple[int, int]]
+    """processed (height, width) -> extent (height, width) of the numbers in an answer."""
+    num_image_tokens: Callable[[tuple[int, int], SizeRules], int]
+    """processed (height, width) -> tokens the image takes in the prompt; checked against what the engine did."""
+
+
+def box_to_norm(box_xyxy: np.ndarray, frame_hw: np.ndarray) -> np.ndarray:
+    """Boxes of an answer frame in the normalised frame of the original image.
+
+    Resizing does not crop, so the answer frame and the original image cover the same rectangle and a division by
+    the frame's extent is exact.
+
+    Args:
+        box_xyxy: float [N, 4] in the answer frame.
+        frame_hw: int [N, 2], extent of each row's answer frame.
+
+    Returns:
+        float32 [N, 4] in [0, 1] for boxes within the frame.
+    """
+    extent_N4 = np.asarray(frame_hw, np.float64)[:, [1, 0, 1, 0]]
+    return (np.asarray(box_xyxy, np.float64) / extent_N4).astype(np.float32)

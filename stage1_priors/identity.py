@@ -1,0 +1,207 @@
+"""What a store's rows depend on, as one dictionary, and its fingerprint. Imports neither torch nor vLLM.
+
+Everything that can change a row is a part: annotations, image bytes, splits, model files, prompt, sampling, engine and
+package versions, parser and proposer. Speed settings (chunks, caches, memory, number of workers) are not. Rows are
+deterministic up to the numerics of the engine: the same versions with other batch compositions may differ in the last
+bits of a log-probability.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.config import config_fingerprint
+from shared.errors import DataError
+from stage1_priors.config import MllmConfig, PriorsConfig
+from stage1_priors.engine import engine_versions
+from stage1_priors.families import Family
+from stage1_priors.parse import PARSER_VERSION
+from stage1_priors.proposals import PROPOSER_VERSION
+
+MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
+"""Files of a model folder that can change an answer."""
+WHOLE_FILE_BYTES = 64 * 2**20
+"""Files up to this size are hashed whole; larger ones by size, first and last MiB (the header names every tensor)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """Where the model lies and what it is."""
+
+    folder: Path
+    """Folder with `config.json`, weights and tokenizer."""
+    identity: dict[str, str]
+    """JSON-able: a repository id and commit, or the hash of a folder's files."""
+
+
+def locate_model(model: MllmConfig) -> ModelFiles:
+    """Find the model on this machine; nothing is downloaded.
+
+    Raises:
+        DataError: Neither a model folder nor a complete snapshot in the local Hugging Face cache.
+    """
+    folder = Path(model.path)
+    if folder.is_dir():
+        return ModelFiles(folder=folder, identity={"files": hash_model_files(folder)})
+    if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
+        raise DataError(f"model.path: no folder {model.path!r}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(model.path, revision=model.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        raise DataError(
+            f"model {model.path!r} (revision {model.revision!r}) is neither a folder nor in the local Hugging Face "
+            f"cache; fetch it once with: hf download {model.path} --revision {model.revision}"
+        ) from None
+    return ModelFiles(folder=folder, identity={"repository": model.path, "commit": folder.name})
+
+
+def hash_model_files(folder: Path) -> str:
+    """Hash of the files that can change an answer: their names and contents, not where they lie.
+
+    Raises:
+        DataError: The folder holds no `config.json` or no safetensors.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
+    names = {path.name for path in files}
+    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+        raise DataError(f"{folder}: not a model folder (config.json and *.safetensors are needed)")
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\x1f{size}\x1f".encode())
+        with path.open("rb") as file:
+            if size <= WHOLE_FILE_BYTES:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(2**20))
+                file.seek(-(2**20), os.SEEK_END)
+                digest.update(file.read(2**20))
+    return digest.hexdigest()
+
+
+class ImageHasher:
+    """Content hashes of image files, remembered by (path, size, modification time) in one JSON file.
+
+    The first run over a data set reads every image once; later runs only look at sizes and times.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        """Read the memory; a missing or damaged one is an empty one."""
+        self._memory = memory
+        self._known: dict[str, list] = {}
+        self._changed = False
+        try:
+            known = json.loads(memory.read_text(encoding="utf-8"))
+            if isinstance(known, dict):
+                self._known = known
+        except (OSError, ValueError):
+            pass
+
+    def hash_of(self, path: Path) -> str:
+        """Hash of a file's bytes; `"unreadable"` for a file that cannot be read (its rows become image errors)."""
+        try:
+            stat = path.stat()
+            key, stamp = str(path.absolute()), [stat.st_size, stat.st_mtime_ns]
+            known = self._known.get(key)
+            if isinstance(known, list) and len(known) == 3 and known[:2] == stamp:
+                return str(known[2])
+            value = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+        except OSError:
+            return "unreadable"
+        self._known[key] = [*stamp, value]
+        self._changed = True
+        return value
+
+    def save(self) -> None:
+        """Write the memory if anything was added; written aside and renamed, so readers never see half of it."""
+        if not self._changed:
+            return
+        self._memory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", dir=self._memory.parent, prefix=f".{self._memory.name}.", delete=False, encoding="utf-8"
+        ) as file:
+            json.dump(self._known, file)
+        os.replace(file.name, self._memory)
+        self._changed = False
+
+
+def images_fingerprint(images: Iterable[tuple[str, Path | None]], mode: str, memory: Path) -> str:
+    """One hash over all images.
+
+    Args:
+        images: (name, path or None if there is no such file), any order; every name once.
+        mode: `"content"`: bytes count. `"size"`: only name and size count.
+        memory: Where content hashes are remembered.
+
+    Returns:
+        32 hex digits.
+    """
+    hasher = ImageHasher(memory)
+    digest = hashlib.blake2b(digest_size=16)
+    for name, path in sorted(images, key=lambda item: item[0]):
+        if path is None:
+            value = "missing"
+        elif mode == "content":
+            value = hasher.hash_of(path)
+        else:
+            value = str(path.stat().st_size)
+        digest.update(f"{name}\x1f{value}\x1e".encode())
+    hasher.save()
+    return digest.hexdigest()
+
+
+def identity_of(
+    config: PriorsConfig, family: Family, model: ModelFiles, data_fingerprint: str, images: str
+) -> dict[str, Any]:
+    """Everything the rows depend on, JSON-able.
+
+    Args:
+        config: The run's configuration.
+        family: The model's family.
+        model: The model's files.
+        data_fingerprint: Hash of the annotation files.
+        images: Hash over the images.
+    """
+    asked = asdict(config.model)
+    for place in ("path", "revision"):
+        del asked[place]
+    return {
+        "data": {
+            "dataset": config.data.dataset,
+            "split_by": config.data.split_by,
+            "annotations": data_fingerprint,
+            "images": images,
+            "image_hash": config.image_hash,
+        },
+        "splits": list(config.splits),
+        "model": model.identity,
+        "asked": {**asked, "family": family.name, "prompt": family.prompt_version, "temperature": 0.0},
+        "engine": {"kind": config.engine.kind, **engine_versions(config.engine.kind)},
+        "parser": {"version": PARSER_VERSION, "clip_tolerance": config.clip_tolerance},
+        "proposer": {"version": PROPOSER_VERSION, **asdict(config.proposer)},
+    }
+
+
+def fingerprint_of(identity: dict[str, Any]) -> str:
+    """16 hex digits of an identity."""
+    return config_fingerprint(identity)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Leaves in which two identities differ, as `"a.b: old -> new"`, in key order."""
+    lines = []
+    for key in sorted({*old, *new}):
+        left, right = old.get(key), new.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            lines += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            lines.append(f"{prefix}{key}: {left!r} -> {right!r}")
+    return lines

@@ -1,0 +1,70 @@
+"""Which rows a store holds and in which order: a pure function of the data set and the splits.
+
+Row i of the store is sample i of the plan, whatever the number of workers or earlier interruptions. Expressions of one
+image are neighbours (they share the image part of the prompt). The unit of work is a whole shard.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from shared.errors import DataError
+from shared.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The rows of one store."""
+
+    samples: tuple[Sample, ...]
+    """Row i is samples[i]."""
+    splits: tuple[str, ...]
+    """Split names; a row's split code is the index here."""
+    shard_rows: int
+    """Rows per shard; the last shard may be shorter."""
+
+    @property
+    def num_shards(self) -> int:
+        """Shards needed for all rows."""
+        return -(-len(self.samples) // self.shard_rows)
+
+    def shard(self, index: int) -> tuple[Sample, ...]:
+        """Samples of shard `index`, in row order."""
+        return self.samples[index * self.shard_rows : (index + 1) * self.shard_rows]
+
+
+def make_plan(samples: Iterable[Sample], splits: Sequence[str], shard_rows: int, where: str) -> Plan:
+    """Order the samples: by split (as listed in `splits`), then image id, then sentence id.
+
+    Args:
+        samples: Samples of the data set, any order; other splits are left out.
+        splits: Splits to cover.
+        shard_rows: Rows per shard.
+        where: Name of the data set, for messages.
+
+    Raises:
+        DataError: A split without samples, or a sample id that occurs twice.
+    """
+    code = {split: index for index, split in enumerate(splits)}
+    kept = [sample for sample in samples if sample.split in code]
+    kept.sort(key=lambda sample: (code[sample.split], sample.image_id, sample.sent_id, sample.sample_id))
+    found = {sample.split for sample in kept}
+    for split in splits:
+        if split not in found:
+            raise DataError(f"{where}: split {split!r} has no sentences")
+    seen: set[str] = set()
+    for sample in kept:
+        if sample.sample_id in seen:
+            raise DataError(f"{where}: sample id {sample.sample_id!r} occurs twice")
+        seen.add(sample.sample_id)
+    return Plan(samples=tuple(kept), splits=tuple(splits), shard_rows=shard_rows)
+
+
+def shards_of_worker(pending: Sequence[int], worker: int, num_workers: int) -> list[int]:
+    """The pending shards that one of several independent processes writes: those with index = worker (mod workers).
+
+    Raises:
+        DataError: A worker number outside 0..num_workers-1.
+    """
+    if not 0 <= worker < num_workers:
+        raise DataError(f"worker {worker} of {num_workers}: expected 0 to {num_workers - 1}")
+    return [shard for shard in pending if shard % num_workers == worker]

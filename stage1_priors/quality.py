@@ -1,0 +1,123 @@
+"""How good the frozen prior itself is: its own oIoU, mIoU and Pr@X, and what its boxes and confidences are worth.
+
+Reported beside every model that was trained with it: without it a gain cannot be credited to the training.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from shared.config import DataConfig
+from shared.errors import DataError
+from shared.metrics import SegmentationMeter, iou_counts
+from shared.refer import load_refer
+from shared.store.reader import PriorStore
+from shared.types import STATUS_BY_CODE, Sample
+from stage1_priors.answers import box_iou
+
+BATCH_ROWS = 256
+
+
+def score_store(
+    path: str | Path, split: str | None = None, data: DataConfig | None = None
+) -> dict[str, dict[str, Any]]:
+    """Score a complete store against the ground truth at the images' original resolution.
+
+    The prior's mask is its proposal, resized bilinearly to the original image, at 0.5 or above; rows without a
+    usable box count as empty masks.
+
+    Args:
+        path: The store.
+        split: One split; None: all of them.
+        data: Where the data set lies now; None: where it lay when the store was written.
+
+    Returns:
+        By split: `num`, `oiou`, `miou`, `pr@0.5` .. `pr@0.9` (mask), `box_miou`, `box_acc@0.5`, `auroc` (of the
+        confidence for box IoU >= 0.5; None if all rows are alike) and `status` (share of each).
+
+    Raises:
+        DataError: An incomplete store, a split it does not hold, or data that differ from what it was written for.
+    """
+    store = PriorStore(path)
+    store.require_complete()
+    data = data or DataConfig(**{name: store.attrs["data"][name] for name in ("root", "dataset", "split_by")})
+    dataset = load_refer(data.root, data.dataset, data.split_by)
+    if dataset.fingerprint() != store.attrs["data"]["fingerprint"]:
+        raise DataError(f"{path}: written for other annotations than those in {data.root}/{data.dataset}")
+    splits = list(store.attrs["splits"])
+    if split is not None and split not in splits:
+        raise DataError(f"{path}: holds no split {split!r} (it has {', '.join(splits)})")
+    return {
+        name: _score_split(store, dataset, dataset.samples(name)) for name in ([split] if split else splits)
+    }
+
+
+def _score_split(store: PriorStore, dataset: Any, samples: list[Sample]) -> dict[str, Any]:
+    meter = SegmentationMeter()
+    box_ious: list[np.ndarray] = []
+    confidences: list[np.ndarray] = []
+    statuses: list[np.ndarray] = []
+    for start in range(0, len(samples), BATCH_ROWS):
+        batch = samples[start : start + BATCH_ROWS]
+        rows = store.rows_of([sample.sample_id for sample in batch])
+        proposal_BGG = store.batch("proposal", rows)
+        status_B = store.batch("status", rows)
+        size_B4 = np.array([(sample.width, sample.height) * 2 for sample in batch], np.float64)
+        truth_B4 = np.stack([dataset.box_xyxy_px(sample) for sample in batch])
+        box_ious.append(box_iou(store.batch("box_xyxy_norm", rows) * size_B4, truth_B4))
+        confidences.append(store.batch("confidence", rows))
+        statuses.append(status_B)
+        for sample, proposal_GG, code in zip(batch, proposal_BGG, status_B, strict=True):
+            has_box = STATUS_BY_CODE[int(code)].has_box
+            mask_HW = prior_mask(proposal_GG, (sample.height, sample.width), has_box)
+            meter.update(sample.sample_id, *iou_counts(mask_HW, dataset.mask(sample)))
+    box_iou_N, status_N = np.concatenate(box_ious), np.concatenate(statuses)
+    codes, counts = np.unique(status_N, return_counts=True)
+    return {
+        **meter.result(),
+        "box_miou": float(box_iou_N.mean()),
+        "box_acc@0.5": float((box_iou_N >= 0.5).mean()),
+        "auroc": auroc(np.concatenate(confidences), box_iou_N >= 0.5),
+        "status": {
+            str(STATUS_BY_CODE[int(code)]): int(count) / len(status_N)
+            for code, count in zip(codes, counts, strict=True)
+        },
+    }
+
+
+def prior_mask(proposal_GG: np.ndarray, size_hw: tuple[int, int], has_box: bool) -> np.ndarray:
+    """The prior's hard mask at a target size.
+
+    Args:
+        proposal_GG: uint8 [G, G] over the whole image.
+        size_hw: Target height and width.
+        has_box: Whether the row's status has a usable box; otherwise the mask is empty.
+
+    Returns:
+        bool [H, W]: bilinearly resized probability >= 0.5.
+    """
+    if not has_box:
+        return np.zeros(size_hw, bool)
+    prob = Image.fromarray(proposal_GG.astype(np.float32) / 255)
+    return np.asarray(prob.resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR)) >= 0.5
+
+
+def auroc(score_N: np.ndarray, positive_N: np.ndarray) -> float | None:
+    """Chance that a positive row scores above a negative one, ties counting one half; rows of NaN score are left out.
+
+    Returns:
+        None if there is no positive or no negative row.
+    """
+    known = np.isfinite(score_N)
+    score_N, positive_N = score_N[known], positive_N[known]
+    num_positive = int(positive_N.sum())
+    num_negative = len(positive_N) - num_positive
+    if not num_positive or not num_negative:
+        return None
+    _, inverse, counts = np.unique(score_N, return_inverse=True, return_counts=True)
+    rank_N = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float(
+        (rank_N[positive_N].sum() - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative)
+    )

@@ -1,0 +1,1 @@
+"""Stage 2: train a referring segmentor from few masks, many unlabelled pairs and the prior store."""

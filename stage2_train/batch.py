@@ -1,0 +1,78 @@
+"""What one process reads for one micro-batch.
+
+Legend: B samples, H W model input, K candidate texts (the original first), T tokens.
+Invariant: the unlabelled part has no field that could hold a mask.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from shared.types import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledPart:
+    """Weak views with their masks."""
+
+    samples: tuple[Sample, ...]
+    flip_B: torch.Tensor
+    """Bool: the view is mirrored."""
+    image_BHW3: torch.Tensor
+    """u8."""
+    target_BHW: torch.Tensor
+    """int64 in {0,1}."""
+    ids_BT: torch.Tensor
+    token_mask_BT: torch.Tensor
+    prior_B1HW: torch.Tensor | None
+    """f32 in [0,1]; None where no store is used."""
+    has_prior_B: torch.Tensor | None
+    """Bool: the row carries a usable proposal."""
+    field_uniform_B: torch.Tensor
+    """f32 in [0,1): decides whether the sample sees the prior field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledPart:
+    """Weak and strong views; there is no mask."""
+
+    samples: tuple[Sample, ...]
+    flip_B: torch.Tensor
+    weak_BHW3: torch.Tensor
+    strong_BHW3: torch.Tensor
+    candidate_ids_BKT: torch.Tensor
+    """Texts of the strong view to choose from; index 0 is the weak view's text."""
+    candidate_mask_BKT: torch.Tensor
+    choice_uniform_B: torch.Tensor
+    """f32 in [0,1): decides which surviving candidate is used."""
+    prior_B1HW: torch.Tensor | None
+    has_prior_B: torch.Tensor | None
+    field_uniform_B: torch.Tensor
+    noise_B2: torch.Tensor
+    """f32, standard normal: exploration noise of a policy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One process's share of one micro-batch."""
+
+    step: int
+    micro: int
+    labelled: LabelledPart
+    unlabelled: UnlabelledPart | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return dataclasses.replace(
+            self,
+            labelled=_to(self.labelled, device),
+            unlabelled=self.unlabelled and _to(self.unlabelled, device),
+        )
+
+
+def _to(part: Any, device: torch.device) -> Any:
+    values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+    moved = {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, torch.Tensor)}
+    return dataclasses.replace(part, **moved)

@@ -1,0 +1,129 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is a folder `step_XXXXXXXX` written under a temporary name, flushed to disk and renamed; the one before it
+is deleted only afterwards. It holds tensors as safetensors or as `torch.save` files read with `weights_only=True`, and
+one `state.json`. No random state is stored: every draw is keyed by (seed, step, ...).
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from shared.errors import DataError
+
+_NAME = re.compile(r"step_(\d{8})")
+_STATE = "state.json"
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Mapping[str, torch.Tensor]],
+    states: Mapping[str, Any],
+    state: Mapping[str, Any],
+    keep: int = 1,
+) -> Path:
+    """Write and publish one checkpoint, then delete older ones.
+
+    Args:
+        folder: The run's `checkpoints` folder.
+        step: Optimiser steps done.
+        weights: Name -> state dict of tensors, each to `<name>.safetensors`.
+        states: Name -> nested lists, dicts, numbers and tensors, each to `<name>.pt`.
+        state: JSON-able values for `state.json`; `step` and file sizes are added.
+        keep: How many of the newest checkpoints stay.
+
+    Returns:
+        The published folder.
+    """
+    assert keep >= 1 and step >= 0
+    folder.mkdir(parents=True, exist_ok=True)
+    final, temporary = folder / f"step_{step:08d}", folder / f".writing_step_{step:08d}"
+    for leftover in folder.glob(".writing_*"):
+        shutil.rmtree(leftover)
+    temporary.mkdir()
+    for name, tensors in weights.items():
+        copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+        save_file(copies, temporary / f"{name}.safetensors")
+    for name, value in states.items():
+        torch.save(value, temporary / f"{name}.pt")
+    sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+    (temporary / _STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1) + "\n")
+    for path in (*temporary.iterdir(), temporary):
+        _flush(path)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    _flush(folder)
+    for path in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints of a folder, oldest first; anything unfinished or short is passed over."""
+    if not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if _NAME.fullmatch(path.name) and _is_whole(path)]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        files = json.loads((path / _STATE).read_text())["files"]
+        return all((path / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """The `state.json` of a checkpoint."""
+    return json.loads((checkpoint / _STATE).read_text())
+
+
+def load_weights(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
+    """The tensors saved under `name`.
+
+    Raises:
+        DataError: The checkpoint has none of that name.
+    """
+    path = checkpoint / f"{name}.safetensors"
+    if not path.is_file():
+        raise DataError(f"{path}: the checkpoint holds no {name!r}")
+    return load_file(path)
+
+
+def load_object(checkpoint: Path, name: str) -> Any:
+    """The nested value saved under `name`; nothing but tensors and plain containers is ever built.
+
+    Raises:
+        DataError: The checkpoint has none of that name.
+    """
+    path = checkpoint / f"{name}.pt"
+    if not path.is_file():
+        raise DataError(f"{path}: the checkpoint holds no {name!r}")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _flush(path: Path) -> None:
+    """Force a file or folder to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all (temporary name, flush, rename)."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+    _flush(temporary)
+    os.replace(temporary, path)
+    _flush(path.parent)

@@ -1,0 +1,300 @@
+"""Everything a training run is determined by, as one frozen tree.
+
+Parts that belong to one box of the method are defined beside it (`spm`, `rple`, `losses`, `methods/*`); this file holds
+the rest and puts them together. Two runs with equal configs on one machine type give equal weights.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shared.config import DataConfig
+from shared.errors import DataError
+from stage2_train.losses import CLASS_WEIGHTS, UnsupervisedLossConfig
+from stage2_train.optim import OptimConfig
+from stage2_train.rple.refine import RpleConfig
+from stage2_train.segmentor_config import SegmentorConfig
+from stage2_train.spm import SpmConfig
+from stage2_train.text_augment import StrongTextConfig
+from stage2_train.transforms import StrongConfig, WeakConfig
+
+METHOD_NAMES = ("supervised", "fixmatch", "mllm_blend", "l2l")
+"""Names a config accepts; `stage2_train.methods.METHODS` maps them to code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleLossConfig:
+    """Weights of the labelled and the unlabelled part of the loss."""
+
+    class_weights: tuple[float, float] = CLASS_WEIGHTS
+    """Cross-entropy weights of background and foreground on labelled samples."""
+    lambda_labelled: float = 1.0
+    """Weight of the labelled loss (lambda_l)."""
+    lambda_unlabelled: float = 1.0
+    """Weight of the unlabelled loss (lambda_u)."""
+    rampup_steps: int = 0
+    """Steps over which lambda_u rises linearly from 0 (the paper is silent: none)."""
+    unlabelled: UnsupervisedLossConfig = field(default_factory=UnsupervisedLossConfig)
+    """Loss on pseudo-labels."""
+
+    def __post_init__(self) -> None:
+        """Check signs."""
+        if min(*self.class_weights, self.lambda_labelled, self.lambda_unlabelled, self.rampup_steps) < 0:
+            raise DataError(
+                "loss: class_weights, lambda_labelled, lambda_unlabelled, rampup_steps must not be negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixmatchConfig:
+    """Confidence thresholding of the weak view."""
+
+    threshold: float = 0.7
+    """Least confidence max(Pw, 1 - Pw) of a selected pixel."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0.5 <= self.threshold <= 1.0:
+            raise DataError(f"fixmatch.threshold is {self.threshold}, not in [0.5,1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlendConfig:
+    """Linear blend of the weak view and the prior."""
+
+    prior_share: float = 0.5
+    """Share of P† in the target; the rest is Pw."""
+    target: Literal["threshold", "soft", "agree"] = "threshold"
+    """`threshold`: pixels of the blend beyond `threshold`; `soft`: the blend itself; `agree`: pixels where both maps
+    are confident, of samples whose agreement W exceeds `agreement`."""
+    threshold: float = 0.7
+    """Least confidence of a selected pixel."""
+    agreement: float = 0.7
+    """Least agreement W(Pw, P†) of a sample under `agree`."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0.0 <= self.prior_share <= 1.0 or not 0.0 <= self.agreement <= 1.0:
+            raise DataError("blend.prior_share and blend.agreement must be in [0,1]")
+        if not 0.5 <= self.threshold <= 1.0:
+            raise DataError(f"blend.threshold is {self.threshold}, not in [0.5,1]")
+        if self.target not in ("threshold", "soft", "agree"):
+            raise DataError(f"blend.target is {self.target!r}, not threshold, soft or agree")
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2lConfig:
+    """Which parts of the method act, and the choices the paper leaves open."""
+
+    use_spm: bool = True
+    """Fuse the prior into the target (eq. 4-6); off: the target is Pw."""
+    use_sesm: bool = True
+    """Feed a prior field to the network (eq. 1-3); the segmentor must be built with it."""
+    use_rple: bool = True
+    """Learn the thresholds (eq. 7-14); off: `tau_fg` and `tau_bg` stay."""
+    field_probability: float = 0.5
+    """Probability with which a training sample sees the field (ours: otherwise the target could be copied)."""
+    tau_fg: float = 0.70
+    """Static foreground threshold where the policy is off."""
+    tau_bg: float = 0.20
+    """Static background threshold where the policy is off."""
+    band_px: int = -1
+    """Ignored band at region boundaries, pixels; -1: the paper's 3 px at 480, scaled to the input and rounded down."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0.0 <= self.field_probability <= 1.0:
+            raise DataError(f"l2l.field_probability is {self.field_probability}, not in [0,1]")
+        if not 0.0 <= self.tau_bg < self.tau_fg <= 1.0:
+            raise DataError(f"l2l: tau_bg {self.tau_bg} must be below tau_fg {self.tau_fg}, both in [0,1]")
+        if self.band_px < -1:
+            raise DataError(f"l2l.band_px is {self.band_px}; -1 scales it, 0 turns it off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Moving average of the weights."""
+
+    decay: float = 0.0
+    """Decay per step; 0 keeps no average (the paper)."""
+    teacher: bool = False
+    """Whether the weak view is predicted by the average instead of the network itself."""
+    export: bool = True
+    """Whether the average, where there is one, is what is evaluated and written to `model/`."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0.0 <= self.decay < 1.0:
+            raise DataError(f"ema.decay is {self.decay}, not in [0,1)")
+        if self.teacher and not self.decay:
+            raise DataError("ema.teacher needs ema.decay above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlarmConfig:
+    """When a run is stopped because it has collapsed."""
+
+    patience: int = 50
+    """Consecutive steps outside the bounds (a loss that is not finite stops at once); 0 never stops."""
+    grace_steps: int = 100
+    """First steps, in which the bounds do not count."""
+    min_coverage: float = 0.02
+    """Least share of unlabelled pixels that carry a pseudo-label."""
+    min_foreground: float = 0.0005
+    """Least share of unlabelled pixels labelled foreground."""
+    max_foreground: float = 0.6
+    """Largest such share."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.patience < 0 or self.grace_steps < 0:
+            raise DataError("alarm.patience and alarm.grace_steps must not be negative")
+        if not 0 <= self.min_foreground < self.max_foreground <= 1 or not 0 <= self.min_coverage <= 1:
+            raise DataError("alarm: need 0 <= min_foreground < max_foreground <= 1 and min_coverage in [0,1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How a run is carried out; nothing here changes its result, so a resumed run may change it."""
+
+    workers: int = 0
+    """Worker processes that read batches; 0 reads in a thread."""
+    prefetch: int = 2
+    """Batches read ahead (per worker)."""
+    cache_mib: int = 2048
+    """Resized images are kept in memory if all of them fit in this many MiB."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; 0 writes one only at the end or on a signal."""
+    keep_checkpoints: int = 1
+    """How many of the newest checkpoints stay."""
+    log_every: int = 10
+    """Steps between lines of `metrics.jsonl`; each line describes its own step."""
+    tensorboard: bool = True
+    """Whether the log is also written for TensorBoard."""
+    log_with_hidden_masks: bool = True
+    """Compare pseudo-labels with the masks held back from the unlabelled samples, for the log only."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("workers", "prefetch", "cache_mib", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise DataError(f"runtime.{name} is {getattr(self, name)}, below 0")
+        if self.log_every < 1 or self.keep_checkpoints < 1:
+            raise DataError("runtime.log_every and runtime.keep_checkpoints must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run."""
+
+    data: DataConfig
+    """The data set."""
+    cache_root: str = "cache"
+    """Folder searched for prior stores."""
+    store: str = ""
+    """Prior store; "" takes the one complete store under `cache_root` that was made for `data`."""
+    fraction: float = 0.05
+    """Share of the train images that carry masks."""
+    split_seed: int = 0
+    """Seed of that draw."""
+    image_ids_file: str = ""
+    """File of labelled image ids (JSON list, a run's `split.json`, or one a line) instead of the draw; "" draws."""
+    method: str = "l2l"
+    """One of `METHOD_NAMES`."""
+    segmentor: SegmentorConfig
+    """The network; its `vision.image_size` is the side of the model input."""
+    seed: int = 22
+    """Seed of order, views, weights that start at random, and exploration."""
+    steps: int
+    """Optimiser steps of the run."""
+    batch_labelled: int = 16
+    """Labelled samples per optimiser step, over all processes and micro-batches."""
+    batch_unlabelled: int = 16
+    """Unlabelled samples per optimiser step, over all processes and micro-batches."""
+    accumulation: int = 1
+    """Micro-batches per optimiser step."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Autocast type of the network."""
+    compile: bool = False
+    """Whether `torch.compile` is used."""
+    weak_eval: bool = True
+    """Whether the weak view is predicted in evaluation mode (no dropout, running statistics; the paper is silent)."""
+    eval_every: int = 0
+    """Steps between evaluations on `val_split`; 0 never."""
+    val_split: str = "val"
+    """Split evaluated during training."""
+    val_limit: int = 500
+    """Sentences of it, evenly spaced (0 = all)."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimiser and schedule."""
+    weak: WeakConfig = field(default_factory=WeakConfig)
+    """Weak view."""
+    strong: StrongConfig = field(default_factory=StrongConfig)
+    """Strong image view."""
+    text: StrongTextConfig = field(default_factory=StrongTextConfig)
+    """Strong text view."""
+    loss: SampleLossConfig = field(default_factory=SampleLossConfig)
+    """Losses."""
+    fixmatch: FixmatchConfig = field(default_factory=FixmatchConfig)
+    """Of method `fixmatch`."""
+    blend: BlendConfig = field(default_factory=BlendConfig)
+    """Of method `mllm_blend`."""
+    l2l: L2lConfig = field(default_factory=L2lConfig)
+    """Of method `l2l`."""
+    spm: SpmConfig = field(default_factory=SpmConfig)
+    """Fusion (eq. 4-6)."""
+    rple: RpleConfig = field(default_factory=RpleConfig)
+    """Policy learning (eq. 7-14)."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """Moving average of the weights."""
+    alarm: AlarmConfig = field(default_factory=AlarmConfig)
+    """Collapse alarm."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    """How the run is carried out."""
+
+    def __post_init__(self) -> None:
+        """Check what concerns several parts."""
+        if self.method not in METHOD_NAMES:
+            raise DataError(f"method is {self.method!r}, not one of {', '.join(METHOD_NAMES)}")
+        if self.precision not in ("fp32", "bf16"):
+            raise DataError(f"precision is {self.precision!r}, not fp32 or bf16")
+        if not 0.0 < self.fraction <= 1.0:
+            raise DataError(f"fraction is {self.fraction}, not in (0,1]")
+        if self.steps < 1 or self.batch_labelled < 1 or self.batch_unlabelled < 0 or self.accumulation < 1:
+            raise DataError(
+                "steps, batch_labelled and accumulation must be at least 1, batch_unlabelled at least 0"
+            )
+        if self.eval_every < 0 or self.val_limit < 0:
+            raise DataError("eval_every and val_limit must not be negative")
+        for name in ("batch_labelled", "batch_unlabelled"):
+            if getattr(self, name) % self.accumulation:
+                raise DataError(
+                    f"{name} {getattr(self, name)} is not a multiple of accumulation {self.accumulation}"
+                )
+        if self.method != "supervised" and not self.batch_unlabelled:
+            raise DataError(f"method {self.method} needs batch_unlabelled of at least 1")
+        if self.uses_field and self.segmentor.sesm is None:
+            raise DataError(
+                "l2l.use_sesm needs a segmentor built with sesm; use a recipe with it or l2l.use_sesm=false"
+            )
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether unlabelled samples are read."""
+        return self.method != "supervised"
+
+    @property
+    def uses_prior(self) -> bool:
+        """Whether the prior store is read."""
+        return self.method == "mllm_blend" or (
+            self.method == "l2l" and (self.l2l.use_spm or self.l2l.use_sesm)
+        )
+
+    @property
+    def uses_field(self) -> bool:
+        """Whether the network is given a prior field in training."""
+        return self.method == "l2l" and self.l2l.use_sesm
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the model input, pixels."""
+        return (self.segmentor.vision.image_size, self.segmentor.vision.image_size)

@@ -1,0 +1,288 @@
+"""Labelled and unlabelled batches from a data set, a split and a prior store.
+
+Legend: as in `stage2_train.batch`; G side of the prior grid.
+Invariants: a batch is a pure function of (seed, step, micro-batch, rank); the reader of unlabelled samples is a view of
+the data set that cannot give out their masks; image, mask, prior and left/right words are flipped together.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from shared.config import DataConfig
+from shared.errors import DataError
+from shared.masks import resize_mask_nearest
+from shared.refer import ReferringDataset, load_refer
+from shared.seeding import rng
+from shared.splits import labelled_from_file, labelled_image_ids, split_hash
+from shared.types import Sample
+from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
+from stage2_train.order import Draw, draw, group_by_ref, micro_positions
+from stage2_train.text_augment import StrongTextConfig, draw_candidates
+from stage2_train.transforms import (
+    StrongConfig,
+    WeakConfig,
+    draw_flip,
+    flip_columns,
+    mirror_words,
+    resize_image,
+    resize_prior,
+    strong_image,
+)
+
+Tokenise = Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]]
+"""Texts -> (token ids int64 [B,T], token mask bool [B,T])."""
+
+
+class PriorReader(Protocol):
+    """What training needs of a prior store."""
+
+    def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Soft masks u8 [B,G,G] and bool [B]: whether the row carries a usable proposal."""
+        ...
+
+
+def load_data(config: DataConfig) -> ReferringDataset:
+    """Open the data set a config names."""
+    return load_refer(config.root, config.dataset, config.split_by)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Labelled and unlabelled part of the training data, cut by image."""
+
+    image_ids: tuple[int, ...]
+    """Labelled images, in the order drawn."""
+    labelled: tuple[tuple[Sample, ...], ...]
+    """Labelled references, each with its sentences."""
+    unlabelled: tuple[tuple[Sample, ...], ...]
+    """The others."""
+
+    def summary(self) -> dict[str, Any]:
+        """Ids, their hash and counts, as written to `split.json`."""
+        return {
+            "image_ids": list(self.image_ids),
+            "hash": split_hash(self.image_ids),
+            "num_refs": len(self.labelled),
+            "num_sentences": sum(map(len, self.labelled)),
+            "num_unlabelled_refs": len(self.unlabelled),
+            "num_unlabelled_sentences": sum(map(len, self.unlabelled)),
+        }
+
+
+def make_split(dataset: ReferringDataset, fraction: float, seed: int, ids_file: str = "") -> Split:
+    """Cut the train split by image.
+
+    Args:
+        dataset: The data set.
+        fraction: Share of the train images that are labelled.
+        seed: Seed of the draw.
+        ids_file: File of image ids (`shared.splits.read_id_file`) that replaces the draw; "" draws.
+
+    Raises:
+        DataError: No labelled image, an unreadable file, or an id that is no train image.
+    """
+    known = dataset.train_image_ids()
+    image_ids = (
+        labelled_from_file(Path(ids_file), known) if ids_file else labelled_image_ids(known, fraction, seed)
+    )
+    chosen = set(image_ids)
+    refs = group_by_ref(dataset.samples("train"))
+    return Split(
+        image_ids=tuple(image_ids),
+        labelled=tuple(ref for ref in refs if ref[0].image_id in chosen),
+        unlabelled=tuple(ref for ref in refs if ref[0].image_id not in chosen),
+    )
+
+
+class ResizedReader:
+    """Images and masks of a data set at the model's size, images kept in memory where all of them fit."""
+
+    def __init__(
+        self, dataset: ReferringDataset, height: int, width: int, num_images: int, cache_mib: int
+    ) -> None:
+        """Keep decoded images if `num_images` of them take at most `cache_mib` MiB."""
+        self.dataset, self.height, self.width = dataset, height, width
+        self.keeps = num_images * height * width * 3 <= cache_mib * 2**20
+        self._images: dict[str, np.ndarray] = {}
+        self._masks: dict[int, np.ndarray] = {}
+
+    def image(self, sample: Sample) -> np.ndarray:
+        """u8 [H,W,3]."""
+        found = self._images.get(sample.file_name)
+        if found is None:
+            found = resize_image(self.dataset.image(sample), self.height, self.width)
+            if self.keeps:
+                self._images[sample.file_name] = found
+        return found
+
+    def mask(self, sample: Sample) -> np.ndarray:
+        """Bool [H,W], nearest; the data set refuses where it may not give it out."""
+        found = self._masks.get(sample.ann_id)
+        if found is None:
+            found = np.asarray(
+                resize_mask_nearest(self.dataset.mask(sample), (self.height, self.width)), dtype=bool
+            )
+            if self.keeps:
+                self._masks[sample.ann_id] = found
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """What shapes the batches, beside the data itself."""
+
+    seed: int
+    height: int
+    width: int
+    batch_labelled: int
+    """Global, per optimiser step."""
+    batch_unlabelled: int
+    """Global, per optimiser step; 0 reads none."""
+    accumulation: int
+    rank: int
+    num_processes: int
+    cache_mib: int
+    weak: WeakConfig
+    strong: StrongConfig
+    text: StrongTextConfig
+
+
+class BatchSource:
+    """Makes batches; picklable as long as its parts are."""
+
+    def __init__(
+        self,
+        dataset: ReferringDataset,
+        split: Split,
+        plan: BatchPlan,
+        tokenise: Tokenise,
+        prior: PriorReader | None,
+    ) -> None:
+        """Restrict `dataset` to the labelled masks before anything is read.
+
+        Raises:
+            DataError: Unlabelled samples are asked for and there are none.
+        """
+        if plan.batch_unlabelled and not split.unlabelled:
+            raise DataError(
+                "every train image is labelled: this method needs unlabelled ones; lower fraction"
+            )
+        self.split, self.plan, self.tokenise, self.prior = split, plan, tokenise, prior
+        used = split.labelled + (split.unlabelled if plan.batch_unlabelled else ())
+        self.reader = ResizedReader(
+            dataset.without_masks(split.image_ids),
+            plan.height,
+            plan.width,
+            len({ref[0].file_name for ref in used}),
+            plan.cache_mib,
+        )
+
+    def __call__(self, key: int) -> Batch:
+        """The batch of `key = step * accumulation + micro`."""
+        step, micro = divmod(key, self.plan.accumulation)
+        labelled = self._labelled(self._draws("labelled", step, micro))
+        unlabelled = (
+            self._unlabelled(self._draws("unlabelled", step, micro)) if self.plan.batch_unlabelled else None
+        )
+        return Batch(step=step, micro=micro, labelled=labelled, unlabelled=unlabelled)
+
+    def _draws(self, stream: str, step: int, micro: int) -> list[Draw]:
+        plan = self.plan
+        labelled = stream == "labelled"
+        positions = micro_positions(
+            step,
+            micro,
+            plan.rank,
+            batch=plan.batch_labelled if labelled else plan.batch_unlabelled,
+            accumulation=plan.accumulation,
+            num_processes=plan.num_processes,
+        )
+        refs = self.split.labelled if labelled else self.split.unlabelled
+        return [draw(plan.seed, stream, position, refs) for position in positions]
+
+    def _rng(self, item: Draw, purpose: str) -> np.random.Generator:
+        return rng(self.plan.seed, item.cycle, item.sample.sample_id, purpose)
+
+    def _labelled(self, draws: list[Draw]) -> LabelledPart:
+        flips = [draw_flip(self._rng(item, "weak view"), self.plan.weak) for item in draws]
+        masks = [_flipped(self.reader.mask(item.sample), f) for item, f in zip(draws, flips, strict=True)]
+        ids_BT, token_mask_BT = self.tokenise(
+            [_mirrored(item.sample.expression, f) for item, f in zip(draws, flips, strict=True)]
+        )
+        prior_B1HW, has_prior_B = self._prior(draws, flips)
+        return LabelledPart(
+            samples=tuple(item.sample for item in draws),
+            flip_B=torch.tensor(flips),
+            image_BHW3=_stack_images(self._weak(draws, flips)),
+            target_BHW=torch.from_numpy(np.stack(masks)).long(),
+            ids_BT=ids_BT,
+            token_mask_BT=token_mask_BT,
+            prior_B1HW=prior_B1HW,
+            has_prior_B=has_prior_B,
+            field_uniform_B=self._uniform(draws, "field"),
+        )
+
+    def _unlabelled(self, draws: list[Draw]) -> UnlabelledPart:
+        plan = self.plan
+        flips = [draw_flip(self._rng(item, "weak view"), plan.weak) for item in draws]
+        weak = self._weak(draws, flips)
+        strong = [
+            strong_image(image, self._rng(item, "strong image"), plan.strong)
+            for item, image in zip(draws, weak, strict=True)
+        ]
+        texts = [
+            draw_candidates(_mirrored(item.sample.expression, f), self._rng(item, "strong text"), plan.text)
+            for item, f in zip(draws, flips, strict=True)
+        ]
+        ids, token_mask = self.tokenise([text for candidates in texts for text in candidates])
+        shape = (len(draws), 1 + plan.text.candidates, -1)
+        prior_B1HW, has_prior_B = self._prior(draws, flips)
+        return UnlabelledPart(
+            samples=tuple(item.sample for item in draws),
+            flip_B=torch.tensor(flips),
+            weak_BHW3=_stack_images(weak),
+            strong_BHW3=_stack_images(strong),
+            candidate_ids_BKT=ids.reshape(shape),
+            candidate_mask_BKT=token_mask.reshape(shape),
+            choice_uniform_B=self._uniform(draws, "text choice"),
+            prior_B1HW=prior_B1HW,
+            has_prior_B=has_prior_B,
+            field_uniform_B=self._uniform(draws, "field"),
+            noise_B2=torch.from_numpy(
+                np.stack(
+                    [self._rng(item, "exploration").standard_normal(2, dtype=np.float32) for item in draws]
+                )
+            ),
+        )
+
+    def _weak(self, draws: list[Draw], flips: list[bool]) -> list[np.ndarray]:
+        return [_flipped(self.reader.image(item.sample), f) for item, f in zip(draws, flips, strict=True)]
+
+    def _uniform(self, draws: list[Draw], purpose: str) -> torch.Tensor:
+        return torch.tensor([float(self._rng(item, purpose).random(dtype=np.float32)) for item in draws])
+
+    def _prior(self, draws: list[Draw], flips: list[bool]) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if self.prior is None:
+            return None, None
+        proposal_BGG, has_prior_B = self.prior.read([item.sample.sample_id for item in draws])
+        prior_B1HW = resize_prior(proposal_BGG, self.plan.height, self.plan.width)
+        flip_B = torch.tensor(flips)
+        prior_B1HW = torch.where(flip_B[:, None, None, None], prior_B1HW.flip(-1), prior_B1HW)
+        return prior_B1HW, has_prior_B
+
+
+def _flipped(array: np.ndarray, flip: bool) -> np.ndarray:
+    return flip_columns(array) if flip else array
+
+
+def _mirrored(text: str, flip: bool) -> str:
+    return mirror_words(text) if flip else text
+
+
+def _stack_images(images: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(images))

@@ -1,0 +1,61 @@
+"""Top-down convolutional decoder: the last stage's map is upsampled and joined with each earlier one.
+
+Axes: B samples, C_j channels and H_j x W_j positions of stage j (stride 4, 8, 16, 32).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NUM_CLASSES = 2
+"""Class 0 is background, class 1 the object referred to."""
+
+
+def _norm(kind: str, width: int) -> nn.Module:
+    return nn.BatchNorm2d(width) if kind == "batch" else nn.GroupNorm(8, width)
+
+
+def _conv_pair(channels_in: int, width: int, norm: str) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels_in, width, 3, padding=1, bias=False),
+        _norm(norm, width),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        _norm(norm, width),
+        nn.ReLU(inplace=True),
+    )
+
+
+class TopDownDecoder(nn.Module):
+    """Stage maps to two class logits at the resolution of stage 1."""
+
+    def __init__(self, dims: Sequence[int], width: int, norm: str) -> None:
+        """Build for stage channels `dims` (C_1..C_4)."""
+        super().__init__()
+        first, second, third, fourth = dims
+        self.joins = nn.ModuleList(
+            (
+                _conv_pair(fourth + third, width, norm),
+                _conv_pair(width + second, width, norm),
+                _conv_pair(width + first, width, norm),
+            )
+        )
+        self.classify = nn.Conv2d(width, NUM_CLASSES, 1)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Decode.
+
+        Args:
+            maps: Four maps [B, C_j, H_j, W_j], stage 1 first.
+
+        Returns:
+            Logits [B, 2, H_1, W_1].
+        """
+        x_BCHW = maps[-1]
+        for join, skip_BCHW in zip(self.joins, reversed(maps[:-1]), strict=True):
+            if x_BCHW.shape[-2:] != skip_BCHW.shape[-2:]:
+                x_BCHW = F.interpolate(x_BCHW, size=skip_BCHW.shape[-2:], mode="bilinear", align_corners=True)
+            x_BCHW = join(torch.cat((x_BCHW, skip_BCHW), dim=1))
+        return self.classify(x_BCHW)

@@ -1,0 +1,72 @@
+"""Opens what a run reads, so that every error of the user's shows before anything is built or written."""
+
+import json
+from dataclasses import dataclass
+
+from shared.config import config_to_dict
+from shared.errors import DataError
+from shared.refer import ReferringDataset
+from stage2_train.config import TrainConfig
+from stage2_train.data import Split, load_data, make_split
+from stage2_train.params import count_parameters
+from stage2_train.prior_source import StorePriors, choose_store, open_priors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a run reads."""
+
+    dataset: ReferringDataset
+    """The data set."""
+    split: Split
+    """Its labelled and unlabelled part."""
+    priors: StorePriors | None
+    """The prior store, where the method needs one."""
+
+    @property
+    def store(self) -> dict[str, str] | None:
+        """Path and fingerprint of the store."""
+        if self.priors is None:
+            return None
+        return {"path": str(self.priors.store.path), "fingerprint": self.priors.store.fingerprint}
+
+
+def open_inputs(config: TrainConfig) -> Inputs:
+    """Open data, split and store; every error of the user's shows here.
+
+    Raises:
+        DataError: Missing or foreign data, split or store.
+    """
+    dataset = load_data(config.data)
+    split = make_split(dataset, config.fraction, config.split_seed, config.image_ids_file)
+    if config.uses_unlabelled and not split.unlabelled:
+        raise DataError(
+            f"every train image is labelled: method {config.method} needs unlabelled ones; lower fraction"
+        )
+    if config.eval_every and config.val_split not in dataset.splits:
+        raise DataError(
+            f"val_split {config.val_split!r} is not one of {', '.join(dataset.splits)}; or set eval_every=0"
+        )
+    priors = None
+    if config.uses_prior:
+        priors = open_priors(choose_store(config, dataset), config, dataset, dataset.samples("train"))
+    return Inputs(dataset=dataset, split=split, priors=priors)
+
+
+def describe(config: TrainConfig) -> str:
+    """What `--dry-run` prints: the resolved config, counts and store; nothing is trained or written."""
+    inputs = open_inputs(config)
+    summary = inputs.split.summary()
+    summary["image_ids"] = f"{len(inputs.split.image_ids)} ids"
+    lines = [
+        json.dumps(config_to_dict(config), indent=1),
+        f"labelled split: {json.dumps(summary)}",
+        f"store: {json.dumps(inputs.store)}",
+        f"parameters: {json.dumps(count_parameters(config.segmentor))}",
+        f"steps: {config.steps} of {config.batch_labelled} labelled + "
+        f"{config.batch_unlabelled if config.uses_unlabelled else 0} unlabelled samples",
+    ]
+    if config.uses_unlabelled:
+        epochs = config.steps * config.batch_unlabelled / len(inputs.split.unlabelled)
+        lines.append(f"epochs (passes over the unlabelled references): {epochs:.2f}")
+    return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""Reads batches ahead of the training step: in a thread, or in worker processes.
+
+A batch is a pure function of its key, so both ways give the same batches in the same order.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class _KeyedDataset(torch.utils.data.Dataset[Any]):
+    """Adapter: `read(key)` as a map-style data set."""
+
+    def __init__(self, read: Callable[[int], Any]) -> None:
+        self.read = read
+
+    def __getitem__(self, key: int) -> Any:
+        """The batch of `key`."""
+        return self.read(key)
+
+
+def iterate(read: Callable[[int], T], keys: range, *, workers: int, prefetch: int) -> Iterator[T]:
+    """Yield `read(key)` for every key, in order, reading ahead.
+
+    Args:
+        read: A pure function of the key; picklable where `workers` > 0.
+        keys: The keys.
+        workers: Worker processes (spawned, so that no open store crosses a fork); 0 uses one thread.
+        prefetch: Batches read ahead (per worker); 0 with no workers reads in the calling thread.
+    """
+    if workers:
+        loader = torch.utils.data.DataLoader(
+            _KeyedDataset(read),
+            batch_size=None,
+            sampler=list(keys),
+            num_workers=workers,
+            prefetch_factor=max(prefetch, 1),
+            multiprocessing_context="spawn",
+        )
+        yield from loader
+    elif prefetch:
+        yield from _threaded(read, keys, prefetch)
+    else:
+        yield from map(read, keys)
+
+
+def _threaded(read: Callable[[int], T], keys: range, prefetch: int) -> Iterator[T]:
+    results: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=prefetch)
+    stopped = threading.Event()
+
+    def put(item: tuple[bool, Any]) -> None:
+        while not stopped.is_set():
+            try:
+                return results.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for key in keys:
+                if stopped.is_set():
+                    return
+                put((True, read(key)))
+        except BaseException as error:  # handed to the consumer, which raises it
+            put((False, error))
+
+    thread = threading.Thread(target=work, name="batch reader", daemon=True)
+    thread.start()
+    try:
+        for _ in keys:
+            is_batch, value = results.get()
+            if not is_batch:
+                raise value
+            yield value
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,168 @@
+"""L2L: semantic prior modulation, structural enhancement and reinforced thresholds (eq. 1-14) in one step.
+
+1. Pw for every sample from a pass without gradient and without a field (this breaks the circle Pw <-> P̃†).
+2. P̃† = fuse(P†, Pw); a row without a proposal has P̃† = Pw and never a field.
+3. Thresholds per sample from the policy; pseudo-labels from P̃†.
+4. One pass with gradient over labelled weak and unlabelled strong views; each sample sees its own detached P̃† as field
+   with probability `field_probability`.
+5. After the optimiser step: one policy update on the transitions of the whole global mini-batch.
+
+Exploration noise comes with the sample (keyed), not from the agent's own generator, so that the number of processes and
+of micro-batches changes nothing. "Unprimed" quantities are the same sample's under the thresholds in force before the
+step (the mean action of the step before).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
+from stage2_train.config import TrainConfig
+from stage2_train.methods.base import (
+    Method,
+    Networks,
+    Pseudo,
+    StepOutput,
+    join_texts,
+    joint_logits,
+    known_prior,
+    weak_text,
+)
+from stage2_train.rple.ddpg import Agent
+from stage2_train.rple.policy import ACTION_DIM, STATE_DIM, band_px, project_action, pseudo_label, state
+from stage2_train.rple.reward import quality, reward
+from stage2_train.spm import fuse
+
+
+class L2l(Method):
+    """The method; `L2lConfig` switches its parts off for ablations."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        """Build the policy where it is used."""
+        super().__init__(config)
+        own = config.l2l
+        self.band_px = band_px(config.size_hw[0]) if own.band_px < 0 else own.band_px
+        self.agent = Agent(config.rple.ddpg, config.seed) if own.use_rple else None
+        self._transitions: list[Tensor] = []
+
+    def loss(self, networks: Networks, batch: Batch) -> StepOutput:
+        """See `Method.loss`."""
+        labelled, part = batch.labelled, batch.unlabelled
+        assert part is not None
+        labelled_weak, weak_B1HW = self._weak(networks, labelled, part)
+        target_B1HW, lam = self._target(part, weak_B1HW)
+        label_BHW, extra = self._label(target_B1HW, weak_B1HW, part.noise_B2)
+        field_B1HW, field_on_B = self._field(labelled, labelled_weak, part, target_B1HW)
+        ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
+        labelled_logit, strong_logit = joint_logits(
+            networks, labelled, part, (ids_BT, token_mask_BT), field_B1HW, field_on_B
+        )
+        pseudo = Pseudo(
+            samples=part.samples,
+            flip_B=part.flip_B,
+            weak_B1HW=weak_B1HW,
+            prior_B1HW=part.prior_B1HW,
+            target_B1HW=target_B1HW,
+            label_BHW=label_BHW,
+        )
+        if part.has_prior_B is not None:
+            extra["prior_rows"] = part.has_prior_B.float().mean()
+        return self.combine(
+            batch,
+            self.labelled_loss(labelled_logit, labelled),
+            self.pseudo_loss(strong_logit, label_BHW),
+            pseudo,
+            text_survivors=survivors,
+            lam=lam,
+            **extra,
+        )
+
+    def _weak(
+        self, networks: Networks, labelled: LabelledPart, part: UnlabelledPart
+    ) -> tuple[Tensor | None, Tensor]:
+        """Pw of the labelled samples (where a field needs it) and of the unlabelled ones, in one pass."""
+        if not self.config.uses_field:
+            return None, networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        text = join_texts((labelled.ids_BT, labelled.token_mask_BT), weak_text(part))
+        both_B1HW = networks.weak_prob(torch.cat((labelled.image_BHW3, part.weak_BHW3)), *text)
+        num = len(labelled.samples)
+        return both_B1HW[:num], both_B1HW[num:]
+
+    def _target(self, part: LabelledPart | UnlabelledPart, weak_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """P̃† and the mean weight of the prior in it; Pw and 0 without SPM or without a proposal."""
+        if not self.config.l2l.use_spm:
+            return weak_B1HW, weak_B1HW.new_zeros(())
+        assert part.has_prior_B is not None
+        fused_B1HW, lam_B1HW = fuse(known_prior(part, weak_B1HW), weak_B1HW, self.config.spm)
+        has_B111 = part.has_prior_B[:, None, None, None]
+        return torch.where(has_B111, fused_B1HW, weak_B1HW), (lam_B1HW * has_B111).mean()
+
+    def _field(
+        self, labelled: LabelledPart, labelled_weak: Tensor | None, part: UnlabelledPart, target_B1HW: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The prior field of labelled then unlabelled samples, and which of them see it."""
+        if not self.config.uses_field:
+            return None, None
+        assert labelled_weak is not None and labelled.has_prior_B is not None and part.has_prior_B is not None
+        if self.config.l2l.use_spm:
+            own, other = self._target(labelled, labelled_weak)[0], target_B1HW
+        else:
+            own, other = known_prior(labelled, labelled_weak), known_prior(part, target_B1HW)
+        uniform_B = torch.cat((labelled.field_uniform_B, part.field_uniform_B))
+        has_B = torch.cat((labelled.has_prior_B, part.has_prior_B))
+        return torch.cat((own, other)).detach(), (uniform_B < self.config.l2l.field_probability) & has_B
+
+    def _label(
+        self, target_B1HW: Tensor, weak_B1HW: Tensor, noise_B2: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pseudo-labels; with a policy also a transition for it, kept until the step ends."""
+        if self.agent is None:
+            own = self.config.l2l
+            fixed_BA = target_B1HW.new_tensor([[own.tau_fg, own.tau_bg]]).expand(len(target_B1HW), -1)
+            return pseudo_label(target_B1HW, fixed_BA[:, 0], fixed_BA[:, 1], self.band_px), {}
+        before_BA = self.agent.thresholds_A.to(target_B1HW.device).expand(len(target_B1HW), -1)
+        state_BS = state(target_B1HW, weak_B1HW, before_BA, self.band_px)
+        greedy_BA = self.agent.act(state_BS, explore=False)
+        action_BA = project_action(greedy_BA + self.config.rple.ddpg.noise_std * noise_B2)
+        label_BHW = pseudo_label(target_B1HW, action_BA[:, 0], action_BA[:, 1], self.band_px)
+        old_BHW = pseudo_label(target_B1HW, before_BA[:, 0], before_BA[:, 1], self.band_px)
+        weights = self.config.rple.reward
+        old_B3 = quality(weak_B1HW, target_B1HW, old_BHW, weights.beta)
+        new_B3 = quality(weak_B1HW, target_B1HW, label_BHW, weights.beta)
+        reward_B = reward(old_B3, new_B3, before_BA, action_BA, weights)
+        next_BS = state(target_B1HW, weak_B1HW, action_BA, self.band_px)
+        self._transitions.append(torch.cat((state_BS, action_BA, reward_B[:, None], next_BS), dim=1).detach())
+        names = ("reward_margin", "reward_consistency", "reward_coverage")
+        extra = {
+            "tau_fg": action_BA[:, 0].mean(),
+            "tau_bg": action_BA[:, 1].mean(),
+            "reward": reward_B.mean(),
+            **dict(zip(names, new_B3.mean(0), strict=True)),
+        }
+        return label_BHW, extra
+
+    def finish_step(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """One policy update on the global mini-batch's transitions."""
+        if self.agent is None:
+            return {}
+        rows = torch.cat([gather(block) for block in self._transitions])
+        self._transitions.clear()
+        self.agent.observe(*_columns(rows))
+        return {f"policy_{name}": value for name, value in self.agent.update().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The policy with its replay buffer and generators."""
+        return {} if self.agent is None else self.agent.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`."""
+        if self.agent is not None:
+            self.agent.load_state_dict(state)
+
+
+def _columns(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows (s, a, R, s') taken apart."""
+    state_BS, action_BA, reward_B1, next_BS = rows.split((STATE_DIM, ACTION_DIM, 1, STATE_DIM), dim=1)
+    return state_BS, action_BA, reward_B1[:, 0], next_BS

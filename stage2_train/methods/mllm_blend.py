@@ -1,0 +1,93 @@
+"""A linear blend of the frozen prior and the weak view teaches the strong view ("Baseline w/ MLLM").
+
+`blend.target` chooses what is made of the blend; see `BlendConfig`. The soft target has no class weights: with
+0.5/1.5 a blend of the network's own prediction amplifies foreground at every step and runs away.
+"""
+
+import torch
+from torch import Tensor
+
+from stage2_train.batch import Batch
+from stage2_train.config import BlendConfig
+from stage2_train.losses import IGNORE
+from stage2_train.methods.base import (
+    Method,
+    Networks,
+    Pseudo,
+    StepOutput,
+    confident_label,
+    joint_logits,
+    known_prior,
+    weak_text,
+)
+from stage2_train.spm import agreement
+
+
+class MllmBlend(Method):
+    """Target = r P† + (1 - r) Pw."""
+
+    def loss(self, networks: Networks, batch: Batch) -> StepOutput:
+        """See `Method.loss`."""
+        part, config = batch.unlabelled, self.config.blend
+        assert part is not None
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        prior_B1HW = known_prior(part, weak_B1HW)
+        blend_B1HW = config.prior_share * prior_B1HW + (1.0 - config.prior_share) * weak_B1HW
+        label_BHW = blend_label(prior_B1HW, weak_B1HW, blend_B1HW, config)
+        ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
+        labelled_logit, strong_logit = joint_logits(networks, batch.labelled, part, (ids_BT, token_mask_BT))
+        if config.target == "soft":
+            unlabelled = soft_cross_entropy(strong_logit, blend_B1HW)
+        else:
+            unlabelled = self.pseudo_loss(strong_logit, label_BHW)
+        pseudo = Pseudo(
+            samples=part.samples,
+            flip_B=part.flip_B,
+            weak_B1HW=weak_B1HW,
+            prior_B1HW=part.prior_B1HW,
+            target_B1HW=blend_B1HW,
+            label_BHW=label_BHW,
+        )
+        return self.combine(
+            batch,
+            self.labelled_loss(labelled_logit, batch.labelled),
+            unlabelled,
+            pseudo,
+            text_survivors=survivors,
+            prior_rows=_share(part.has_prior_B),
+        )
+
+
+def _share(flag_B: Tensor | None) -> Tensor:
+    assert flag_B is not None
+    return flag_B.float().mean()
+
+
+def blend_label(prior_B1HW: Tensor, weak_B1HW: Tensor, blend_B1HW: Tensor, config: BlendConfig) -> Tensor:
+    """Hard labels of a blend.
+
+    Args:
+        prior_B1HW: P† (Pw where there is none).
+        weak_B1HW: Pw.
+        blend_B1HW: Their blend.
+        config: Rule and thresholds.
+
+    Returns:
+        int64 [B,H,W] in {0,1,IGNORE}. Under `soft` every pixel counts and the label is the blend's side of 0.5.
+    """
+    if config.target == "soft":
+        return (blend_B1HW[:, 0] >= 0.5).long()
+    if config.target == "threshold":
+        return confident_label(blend_B1HW, config.threshold)
+    prior_BHW, weak_BHW = (confident_label(p, config.threshold) for p in (prior_B1HW, weak_B1HW))
+    sure_B = agreement(weak_B1HW, prior_B1HW) > config.agreement
+    keep_BHW = (prior_BHW == weak_BHW) & sure_B[:, None, None]
+    return torch.where(keep_BHW, weak_BHW, IGNORE)
+
+
+def soft_cross_entropy(logit_B2HW: Tensor, target_B1HW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Unweighted cross-entropy against a probability map, mean over pixels and samples; no Dice."""
+    log_B2HW = logit_B2HW.log_softmax(1)
+    target_BHW = target_B1HW[:, 0]
+    loss = -(target_BHW * log_B2HW[:, 1] + (1.0 - target_BHW) * log_B2HW[:, 0]).mean()
+    return loss, {"ce": loss.detach(), "dice": torch.zeros_like(loss)}

@@ -1,0 +1,147 @@
+"""Optimisers, the learning-rate schedule, and averaging of gradients over processes.
+
+The schedule is a pure function of the step, so it needs no state in a checkpoint.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from shared.errors import DataError
+from shared.muon import Muon, MuonConfig, split_parameters
+
+_BUCKET_NUMEL = 1 << 24
+"""Elements of one gradient bucket (64 MiB in float32)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Optimiser and schedule."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """`adamw`, or `muon` for matrices with AdamW for the rest."""
+    lr: float = 5e-5
+    """AdamW's learning rate."""
+    weight_decay: float = 1e-2
+    """AdamW's decoupled weight decay."""
+    decay_vectors: bool = True
+    """Whether weight decay also acts on biases and norms (the paper is silent: torch's default)."""
+    pretrained_lr_scale: float = 1.0
+    """Factor on the learning rate of parameters named in `pretrained_prefixes` (AdamW only)."""
+    pretrained_prefixes: tuple[str, ...] = ("vision.", "text.")
+    """Beginnings of the names of pretrained parameters."""
+    muon: MuonConfig = field(default_factory=MuonConfig)
+    """Settings of `muon`."""
+    power: float = 0.9
+    """Power of the polynomial decay to zero over the run (0 = constant)."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up."""
+    grad_clip: float = 0.0
+    """Largest gradient norm (0 = no clipping)."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if (
+            self.lr <= 0
+            or self.weight_decay < 0
+            or self.power < 0
+            or self.warmup_steps < 0
+            or self.grad_clip < 0
+        ):
+            raise DataError(
+                "optim: lr must be above 0; weight_decay, power, warmup_steps, grad_clip not below 0"
+            )
+        if self.pretrained_lr_scale < 0:
+            raise DataError(f"optim.pretrained_lr_scale is {self.pretrained_lr_scale}, below 0")
+        if self.name == "muon" and self.pretrained_lr_scale != 1.0:
+            raise DataError("optim.pretrained_lr_scale needs optim.name=adamw")
+
+
+def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
+    """Factor on every initial learning rate at a step.
+
+    Args:
+        step: 0-based optimiser step.
+        total_steps: Steps of the whole run.
+        config: Warm-up and power.
+
+    Returns:
+        `min(1, (step+1)/warmup) * (1 - step/total)^power`, in [0,1].
+    """
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return warm * max(0.0, 1.0 - step / total_steps) ** config.power
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its initial one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The configured optimiser over the trainable parameters; every group carries `initial_lr`."""
+    if config.name == "muon":
+        return Muon(*split_parameters(model), config=config.muon)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            pretrained = name.startswith(config.pretrained_prefixes)
+            lr = config.lr * (config.pretrained_lr_scale if pretrained else 1.0)
+            decay = config.weight_decay if config.decay_vectors or parameter.ndim > 1 else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "lr": lr, "initial_lr": lr, "weight_decay": decay}
+            for (lr, decay), parameters in groups.items()
+        ],
+        lr=config.lr,
+    )
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Average gradients over all processes, in place; nothing happens in a single process.
+
+    Done here once per optimiser step instead of wrapping the model in DistributedDataParallel: whether the prior-field
+    parameters take part is drawn per sample, so they may have a gradient in one micro-batch or process and none in
+    another, which DDP's reducer does not count correctly under accumulation. A parameter without a gradient on one
+    process counts as zero there; one without a gradient on all keeps none, as in a single process.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    device = parameters[0].device
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=device)
+    dist.all_reduce(used, op=dist.ReduceOp.MAX)
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for parameter, is_used in zip(parameters, used.tolist(), strict=True):
+        if not is_used:
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        bucket.append(parameter.grad)
+        size += parameter.grad.numel()
+        if size >= _BUCKET_NUMEL:
+            _average(bucket)
+            bucket, size = [], 0
+    if bucket:
+        _average(bucket)
+
+
+def _average(tensors: list[torch.Tensor]) -> None:
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every process the running statistics of the first; nothing happens in a single process."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    for buffer in model.buffers():
+        dist.broadcast(buffer, src=0)

@@ -1,0 +1,45 @@
+"""Parameter counts by part, on the meta device: no weights are allocated or read."""
+
+import dataclasses
+
+import torch
+from torch import nn
+
+from stage2_train.rple.policy import Actor, Critic
+from stage2_train.segmentor import ReferringSegmentor
+from stage2_train.segmentor_config import SegmentorConfig
+
+
+def num_parameters(module: nn.Module | None) -> int:
+    """Trainable parameters of a module (0 for None)."""
+    return 0 if module is None else sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def count_parameters(config: SegmentorConfig) -> dict[str, int]:
+    """Count trainable parameters.
+
+    Args:
+        config: The segmentor; its weight paths are ignored.
+
+    Returns:
+        Counts under `vision`, `text`, `fusion`, `decoder`, `sesm`, their sum `segmentor`, and the labelling policy's
+        `actor` and `critic`, which are gone at inference.
+    """
+    bare = dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, weights=None),
+        text=dataclasses.replace(config.text, weights=None),
+        weights=None,
+    )
+    with torch.device("meta"):
+        model = ReferringSegmentor(bare)
+        actor, critic = Actor(), Critic()
+    parts = {
+        name: num_parameters(getattr(model, name)) for name in ("vision", "text", "fusion", "decoder", "sesm")
+    }
+    return {
+        **parts,
+        "segmentor": num_parameters(model),
+        "actor": num_parameters(actor),
+        "critic": num_parameters(critic),
+    }

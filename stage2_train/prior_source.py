@@ -1,0 +1,113 @@
+"""Opens the prior store a run reads, and refuses one made for other data.
+
+Legend: B samples, G side of the stored grid.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shared.errors import DataError
+from shared.refer import ReferringDataset
+from shared.store.find import find_stores
+from shared.store.reader import PriorStore
+from shared.types import STATUS_CODES, Sample
+from stage2_train.config import TrainConfig
+
+_HAS_BOX = np.array([code for status, code in STATUS_CODES.items() if status.has_box], dtype=np.uint8)
+
+
+class StorePriors:
+    """Soft masks by sample id; picklable by path."""
+
+    def __init__(self, store: PriorStore) -> None:
+        """Wrap a complete store."""
+        self.store = store
+
+    def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Proposals u8 [B,G,G] and bool [B]: whether the row's answer gave a usable box.
+
+        Raises:
+            DataError: A sample the store does not hold, or damaged data.
+        """
+        rows = self.store.rows_of(sample_ids)
+        proposal_BGG = torch.from_numpy(self.store.batch("proposal", rows))
+        return proposal_BGG, torch.from_numpy(np.isin(self.store.batch("status", rows), _HAS_BOX))
+
+    def holds(self, samples: Sequence[Sample]) -> bool:
+        """Whether every sample has a row."""
+        known = set(self.store.sample_ids)
+        return all(sample.sample_id in known for sample in samples)
+
+
+def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
+    """The store a run reads.
+
+    Raises:
+        DataError: No complete store for this data, or several and none named.
+    """
+    if config.store:
+        return Path(config.store)
+    data = config.data
+    found = find_stores(
+        config.cache_root,
+        dataset=data.dataset,
+        split_by=data.split_by,
+        data_fingerprint=dataset.fingerprint(),
+    )
+    complete = [path for path in found if PriorStore(path).is_complete]
+    if len(complete) == 1:
+        return complete[0]
+    if complete:
+        names = ", ".join(map(str, complete))
+        raise DataError(
+            f"{len(complete)} prior stores fit {data.dataset}({data.split_by}): {names}; set store=PATH"
+        )
+    unfinished = (
+        f" (unfinished: {', '.join(map(str, found))}; run the same `priors` command again)" if found else ""
+    )
+    raise DataError(
+        f"{config.cache_root}: no complete prior store for {data.dataset}({data.split_by}){unfinished}; "
+        "run the `priors` command for this data first, or set store=PATH"
+    )
+
+
+def open_priors(
+    path: Path, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample]
+) -> StorePriors:
+    """Open a store and check that it was made for these samples.
+
+    Args:
+        path: The store.
+        config: The run.
+        dataset: Its data.
+        samples: Samples whose priors will be read.
+
+    Raises:
+        DataError: An incomplete store, one made for other annotations, or for images of other sizes.
+    """
+    store = PriorStore(path)
+    store.require_complete()
+    made_for = store.attrs.get("data", {})
+    wanted = {
+        "dataset": config.data.dataset,
+        "split_by": config.data.split_by,
+        "fingerprint": dataset.fingerprint(),
+    }
+    for name, value in wanted.items():
+        if made_for.get(name) != value:
+            raise DataError(
+                f"{path}: made for data with {name} {made_for.get(name)!r}, this run has {value!r}"
+            )
+    rows = store.rows_of([sample.sample_id for sample in samples])
+    stored_hw = store.batch("image_hw", rows)
+    own_hw = np.array([(sample.height, sample.width) for sample in samples])
+    if len(rows) and (wrong := np.flatnonzero((stored_hw != own_hw).any(1))).size:
+        first = int(wrong[0])
+        raise DataError(
+            f"{path}: row {rows[first]} ({samples[first].sample_id}) was made for an image of "
+            f"{stored_hw[first].tolist()} pixels, {samples[first].file_name} has {own_hw[first].tolist()}"
+        )
+    return StorePriors(store)

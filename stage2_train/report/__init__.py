@@ -1,0 +1,25 @@
+"""The report: run directories in, one self-contained HTML file and a short text table out.
+
+`collect` reads what the runs left on disk, `figures`, `tables`, `notices` and `gallery` turn it into plain data and
+SVG, `page` fills the template. No step trains, loads a model or uses the network.
+"""
+
+from pathlib import Path
+
+
+def write_report(runs: list[Path], out: Path | None = None) -> tuple[Path, str]:
+    """Write the report of `runs`.
+
+    Args:
+        runs: Run directories; the first is the main one.
+        out: The HTML file; default `report.html` in the first run.
+
+    Returns:
+        The file written, and a short table to print (with warnings below it, if there are any).
+
+    Raises:
+        DataError: No run given, or a directory that holds no run.
+    """
+    from stage2_train.report.page import write_page
+
+    return write_page([Path(run) for run in runs], out)

@@ -1,0 +1,256 @@
+"""Read what runs left on disk: configuration, curves, scores, sentences. Missing parts are named, never invented.
+
+The layout read here is the run directory: `config.json` (required), `split.json`, `metrics.jsonl`,
+`eval/<split>.json`, `eval/<split>.jsonl` and `done.json` (each optional).
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared.errors import DataError
+
+SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
+"""Splits in the order the report shows them; others follow by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalData:
+    """The scores of one run on one split."""
+
+    split: str
+    """Name of the split."""
+    summary: dict[str, Any]
+    """`eval/<split>.json` as written."""
+    rows: list[dict[str, Any]]
+    """`eval/<split>.jsonl`, one per sentence; empty if the file is missing."""
+
+    @property
+    def num(self) -> int:
+        """Sentences scored."""
+        return int(self.summary.get("num") or len(self.rows))
+
+    @property
+    def resolution_hw(self) -> tuple[int, int] | None:
+        """The model's own resolution, pixels."""
+        size = self.summary.get("resolution")
+        return (int(size[0]), int(size[1])) if isinstance(size, list) and len(size) == 2 else None
+
+    def score(self, frame: str, metric: str, *, source: str = "") -> float | None:
+        """One number in [0, 1].
+
+        Args:
+            frame: `original` (the image's own size) or `model` (the model's resolution).
+            metric: `oiou`, `miou`, `pr@0.5`, ...
+            source: "" for the model, `prior` for the frozen prior alone, `self_guided` for a second pass.
+        """
+        table = self.summary.get(source) if source else self.summary
+        frame_scores = table.get(frame) if isinstance(table, dict) else None
+        return finite(frame_scores.get(metric)) if isinstance(frame_scores, dict) else None
+
+    def column(self, name: str) -> np.ndarray:
+        """f64 [num rows]: one field of every sentence, NaN where it is absent."""
+        values = (finite(row.get(name)) for row in self.rows)
+        return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """Everything the report knows about one run."""
+
+    path: Path
+    """The run directory."""
+    name: str
+    """Its label in the report, unique among the runs given."""
+    config: dict[str, Any]
+    """`config.json` as written."""
+    split: dict[str, Any]
+    """`split.json`, or empty."""
+    metrics: list[dict[str, Any]]
+    """`metrics.jsonl` in file order."""
+    evals: dict[str, EvalData]
+    """Scores by split, in report order."""
+    done: dict[str, Any]
+    """`done.json`, or empty: the run did not finish."""
+    missing: list[str] = field(default_factory=list)
+    """One line for each part that could not be read."""
+
+    @property
+    def method(self) -> str:
+        """Name of the training method."""
+        return str(self.config.get("method") or "unknown")
+
+    @property
+    def seed(self) -> Any:
+        """Seed of the run and of the labelled subset."""
+        return self.config.get("seed", self.split.get("seed"))
+
+    @property
+    def fraction(self) -> float | None:
+        """Share of the training images that carry masks, in [0, 1]."""
+        value = self.config.get("fraction")
+        return finite(self.split.get("fraction") if value is None else value)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The data set's configuration: `root`, `dataset`, `split_by`; empty if the run did not say."""
+        found = _find(self.config.get("config"), "data", _is_data)
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def store(self) -> dict[str, Any]:
+        """`path` and `fingerprint` of the prior store; empty for a run without one."""
+        store = self.config.get("store")
+        if isinstance(store, str):
+            return {"path": store}
+        return store if isinstance(store, dict) else {}
+
+    @property
+    def labelled(self) -> tuple[int | None, int | None]:
+        """Labelled images and labelled references."""
+        ids = self.split.get("image_ids")
+        num_refs = self.split.get("num_refs")
+        return (len(ids) if isinstance(ids, list) else None, int(num_refs) if num_refs is not None else None)
+
+
+def collect_runs(paths: list[Path]) -> list[RunData]:
+    """Read each run directory, in the order given.
+
+    Raises:
+        DataError: No path, a path that is no directory, or one without a readable `config.json`.
+    """
+    if not paths:
+        raise DataError("report: no run directory was given")
+    names = _labels(paths)
+    return [_collect_run(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def _collect_run(path: Path, name: str) -> RunData:
+    if not path.is_dir():
+        raise DataError(f"{path}: no such run directory")
+    if not (path / "config.json").is_file():
+        raise DataError(f"{path}: not a run directory (it has no config.json)")
+    missing: list[str] = []
+    config = _read_json(path / "config.json", missing)
+    if not config:
+        raise DataError(f"{path / 'config.json'}: {missing[0] if missing else 'holds no settings'}")
+    evals = {}
+    for file in sorted((path / "eval").glob("*.json")):
+        summary = _read_json(file, missing)
+        if summary:
+            rows = _read_jsonl(file.with_suffix(".jsonl"), missing)
+            evals[file.stem] = EvalData(
+                split=file.stem, summary=summary, rows=_once_each(rows, file, missing)
+            )
+    if not evals:
+        missing.append("eval/: no scores (run the evaluation first)")
+    return RunData(
+        path=path,
+        name=name,
+        config=config,
+        split=_read_json(path / "split.json", missing),
+        metrics=_read_jsonl(path / "metrics.jsonl", missing),
+        evals={split: evals[split] for split in order_splits(list(evals))},
+        done=_read_json(path / "done.json", missing),
+        missing=missing,
+    )
+
+
+def order_splits(splits: list[str]) -> list[str]:
+    """Known splits first, in `SPLIT_ORDER`, then the others by name."""
+    known = [split for split in SPLIT_ORDER if split in splits]
+    return known + sorted(set(splits) - set(known))
+
+
+def finite(value: Any) -> float | None:
+    """`value` as a float if it is a finite number, else None (booleans are no numbers here)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def _labels(paths: list[Path]) -> list[str]:
+    """Folder names, made unique with the parent folder and, if that is not enough, a number."""
+    names = [path.resolve().name for path in paths]
+    names = [
+        f"{p.resolve().parent.name}/{n}" if names.count(n) > 1 else n
+        for p, n in zip(paths, names, strict=True)
+    ]
+    return [f"{n} ({i + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]
+
+
+def _read_json(path: Path, missing: list[str]) -> dict[str, Any]:
+    """The object in `path`, or an empty one and a line in `missing`."""
+    relative = _relative(path)
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        missing.append(f"{relative}: missing")
+        return {}
+    except (OSError, ValueError) as error:
+        missing.append(f"{relative}: unreadable ({error})")
+        return {}
+    if not isinstance(value, dict):
+        missing.append(f"{relative}: not a JSON object")
+        return {}
+    return value
+
+
+def _read_jsonl(path: Path, missing: list[str]) -> list[dict[str, Any]]:
+    """The objects in `path`; lines that are no JSON object are counted in `missing`, not raised."""
+    relative = _relative(path)
+    try:
+        lines = path.read_text("utf-8", errors="replace").split("\n")
+    except OSError:
+        missing.append(f"{relative}: missing")
+        return []
+    rows, bad = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
+            bad.append(number)
+    if bad:
+        missing.append(f"{relative}: {len(bad)} unreadable line(s), first at line {bad[0]}")
+    return rows
+
+
+def _once_each(rows: list[dict[str, Any]], file: Path, missing: list[str]) -> list[dict[str, Any]]:
+    """One row per sample id; a doubled one is dropped and named."""
+    unique = {str(row.get("sample_id")): row for row in rows}
+    if len(unique) != len(rows):
+        missing.append(
+            f"eval/{file.stem}.jsonl: {len(rows) - len(unique)} sentence(s) appear twice; counted once"
+        )
+    return list(unique.values())
+
+
+def _relative(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}" if path.parent.name == "eval" else path.name
+
+
+def _is_data(value: Any) -> bool:
+    return isinstance(value, dict) and {"root", "dataset"} <= set(value)
+
+
+def _find(tree: Any, name: str, accept: Any) -> Any:
+    """The first value of `tree` that `accept` takes: under `name` if there is one, else anywhere below."""
+    if not isinstance(tree, dict):
+        return None
+    if accept(tree.get(name)):
+        return tree[name]
+    for value in tree.values():
+        found = value if accept(value) else _find(value, name, accept)
+        if found is not None:
+            return found
+    return None

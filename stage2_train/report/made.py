@@ -1,0 +1,115 @@
+"""“How this was made”: facts of each run side by side, settings that differ, versions, commands."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from stage2_train.report.collect import RunData, finite
+from stage2_train.report.tables import labels_text
+
+PROGRAM = "l2l"
+"""Name of the command-line program."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactRow:
+    """One fact of every run."""
+
+    name: str
+    """What it is."""
+    values: tuple[str, ...]
+    """One value per run."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the runs do not share it."""
+        return len(set(self.values)) > 1
+
+
+def fact_rows(runs: list[RunData]) -> list[FactRow]:
+    """Facts that make a run comparable with another; unknown ones are a dash."""
+    columns = [_facts(run) for run in runs]
+    return [FactRow(name=name, values=tuple(column[name] for column in columns)) for name in columns[0]]
+
+
+def version_rows(runs: list[RunData]) -> list[FactRow]:
+    """Versions of the software each run was made with."""
+    tables = [run.config.get("versions") for run in runs]
+    columns = [table if isinstance(table, dict) else {} for table in tables]
+    names = dict.fromkeys(name for column in columns for name in column)
+    return [FactRow(name=str(n), values=tuple(_text(column.get(n)) for column in columns)) for n in names]
+
+
+def differing_settings(runs: list[RunData]) -> list[FactRow]:
+    """Leaves of the configurations that the runs do not share."""
+    columns = [dict(_leaves(run.config.get("config"), "")) for run in runs]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [FactRow(name=name, values=tuple(column.get(name, "–") for column in columns)) for name in names]
+    return [row for row in rows if row.differs]
+
+
+def commands(runs: list[RunData]) -> list[str]:
+    """Shell commands that repeat the runs, their scores and the report."""
+    lines = []
+    for run in runs:
+        recipe, overrides = run.config.get("recipe") or "RECIPE", run.config.get("overrides")
+        parts = [PROGRAM, "train", str(recipe), "--out", str(run.path)]
+        for override in overrides if isinstance(overrides, list) else []:
+            parts += ["--set", str(override)]
+        lines.append(shlex.join(parts))
+        if run.evals:
+            splits = [part for split in run.evals for part in ("--split", split)]
+            lines.append(shlex.join([PROGRAM, "eval", str(run.path), *splits]))
+    return [*lines, shlex.join([PROGRAM, "report", *(str(run.path) for run in runs)])]
+
+
+def pretty_config(run: RunData) -> str:
+    """`config.json`, indented."""
+    return json.dumps(run.config, indent=2, ensure_ascii=False, default=str)
+
+
+def _facts(run: RunData) -> dict[str, str]:
+    data = run.data
+    step = finite(run.done.get("step"))
+    return {
+        "method": run.method,
+        "recipe": _text(run.config.get("recipe")),
+        "data set": " ".join(str(data[key]) for key in ("dataset", "split_by") if data.get(key)) or "–",
+        "seed": _text(run.seed),
+        "labels": labels_text(run),
+        "labelled images, hash": _text(run.split.get("hash")),
+        "prior store, fingerprint": _text(run.store.get("fingerprint")) if run.store else "none",
+        "global batch": _batch_text(run.config.get("global_batch")),
+        "optimiser steps": "–" if step is None else f"{step:,.0f}",
+        "wall time": _wall_text(run),
+        "finished": "yes" if run.done else "no",
+    }
+
+
+def _batch_text(batch: Any) -> str:
+    """`{"labelled": 16, "unlabelled": 16}` -> `16 labelled + 16 unlabelled`."""
+    if isinstance(batch, dict):
+        return " + ".join(f"{_text(count)} {name}" for name, count in batch.items())
+    return _text(batch)
+
+
+def _wall_text(run: RunData) -> str:
+    seconds = finite(run.done.get("seconds"))
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _leaves(tree: Any, prefix: str) -> list[tuple[str, str]]:
+    if isinstance(tree, dict):
+        return [leaf for key, value in tree.items() for leaf in _leaves(value, f"{prefix}{key}.")]
+    return [(prefix.rstrip("."), _text(tree))]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

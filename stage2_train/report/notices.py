@@ -1,0 +1,278 @@
+"""What a reader must know before believing the figures: a junk prior, an unequal comparison, a single seed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import DataError
+from shared.types import AnswerStatus
+from stage2_train.report.collect import RunData, finite
+from stage2_train.report.stats import spreads, summary_disagrees
+
+JUNK_OIOU = 0.10
+"""A frozen prior below this oIoU carries next to nothing."""
+FEW_BOXES = 0.50
+"""A store in which fewer answers than this hold a box is suspect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorHealth:
+    """What a store says about itself."""
+
+    path: str
+    """Where it lies."""
+    fingerprint: str
+    """Its fingerprint as the run saw it."""
+    canary: str
+    """`passed`, `failed`, `skipped` or `unknown`."""
+    canary_detail: str
+    """The canary's own figures, one line, or empty."""
+    statuses: tuple[tuple[str, int], ...]
+    """(answer status, rows), most frequent first."""
+    problem: str
+    """Why the store could not be read, or empty."""
+
+    @property
+    def num_rows(self) -> int:
+        """Answers counted."""
+        return sum(count for _, count in self.statuses)
+
+    @property
+    def box_share(self) -> float | None:
+        """Share of answers with a usable box; None without counts."""
+        known = {status.value for status in AnswerStatus if status.has_box}
+        with_box = sum(count for name, count in self.statuses if name in known)
+        return with_box / self.num_rows if self.num_rows else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """One warning or remark."""
+
+    level: str
+    """`alarm` (do not trust the figures), `warn` (read with care) or `note`."""
+    title: str
+    """The point in a few words."""
+    text: str
+    """What was seen and what it means."""
+
+
+def prior_health(run: RunData) -> PriorHealth | None:
+    """Ask the store of `run` for its canary and its status counts; None for a run without a store."""
+    if not run.store.get("path"):
+        return None
+    path = Path(str(run.store["path"]))
+    status, problem = _read_status(path)
+    canary, counts = status.get("canary"), status.get("status_counts", {})
+    by_shard = status.get("canary_by_shard", set())
+    return PriorHealth(
+        path=str(path),
+        fingerprint=str(run.store.get("fingerprint") or status.get("fingerprint") or ""),
+        canary=_canary_word(canary, by_shard),
+        canary_detail=_canary_detail(canary),
+        statuses=tuple(sorted(counts.items(), key=lambda pair: -pair[1])),
+        problem=problem,
+    )
+
+
+def _read_status(path: Path) -> tuple[dict[str, Any], str]:
+    """Counts and canary of a store, and why they could not be read, if so."""
+    from shared.store.layout import read_header
+    from shared.store.marks import read_mark
+    from shared.store.verify import store_status
+
+    if not path.exists():
+        return {}, "the store is not there any more"
+    try:
+        status, header = store_status(path), read_header(path)
+        infos = [read_mark(header, shard).get("info", {}) for shard in status["done_shards"]]
+    except (DataError, OSError) as error:
+        return {}, f"the store could not be read: {error}"
+    by_shard = {info["canary_passed"] for info in infos if "canary_passed" in info}
+    return {**status, "canary": header.attrs.get("canary"), "canary_by_shard": by_shard}, ""
+
+
+def _canary_word(canary: Any, by_shard: set[bool | None]) -> str:
+    """The worst of what the store and its shards say: a store may be continued by a run that checked nothing."""
+    verdicts = set(by_shard)
+    if isinstance(canary, dict) and "passed" in canary:
+        verdicts.add(canary["passed"])
+    if not verdicts:
+        return "unknown"
+    return "failed" if False in verdicts else "skipped" if None in verdicts else "passed"
+
+
+def _canary_detail(canary: Any) -> str:
+    """One line: what was measured."""
+    if not isinstance(canary, dict) or not canary.get("scenes"):
+        return ""
+    text = f"{canary.get('with_box')} boxes on {canary['scenes']} drawn scenes"
+    if (mean := finite(canary.get("mean_iou"))) is not None:
+        text = f"mean IoU {mean:.2f}, {text}"
+    if canary.get("other_frame"):
+        text += f"; the boxes would fit in another frame: {canary['other_frame']}"
+    return text
+
+
+def notices(runs: list[RunData], healths: dict[str, PriorHealth]) -> list[Notice]:
+    """All warnings, gravest first.
+
+    Args:
+        runs: The runs of the report.
+        healths: Store health by run name.
+    """
+    found = (
+        _prior_notices(runs, healths)
+        + _no_prior_score(runs)
+        + _prior_beats_model(runs)
+        + _partial(runs)
+        + _unequal(runs)
+        + _files(runs)
+    )
+    if not spreads(runs):
+        found.append(
+            Notice(
+                level="note",
+                title="One seed",
+                text="No method was run with several seeds, so the spread between seeds is unknown. "
+                "A small difference here can be chance; the intervals only cover the choice of test images.",
+            )
+        )
+    order = ("alarm", "warn", "note")
+    return sorted(found, key=lambda notice: order.index(notice.level))
+
+
+def _prior_notices(runs: list[RunData], healths: dict[str, PriorHealth]) -> list[Notice]:
+    reasons: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        found = _junk_reasons(run, healths.get(run.name))
+        if found:
+            reasons.setdefault(tuple(found), []).append(run.name)
+    return [
+        Notice(
+            level="alarm",
+            title="The prior behind " + _names(names) + " is not to be trusted",
+            text=" ".join(found)
+            + " Whatever a method gained or lost with it says nothing about the method. Check stage 1 first.",
+        )
+        for found, names in reasons.items()
+    ]
+
+
+def _junk_reasons(run: RunData, health: PriorHealth | None) -> list[str]:
+    found: list[str] = []
+    if not run.store:
+        return found
+    if health is not None and health.canary == "failed":
+        found.append(f"Its grounding canary failed ({health.canary_detail or 'no detail kept'}).")
+    if health is not None and health.canary == "skipped":
+        found.append(
+            "Its grounding canary was skipped, so nobody checked that the model points at things at all."
+        )
+    scores = {s: d.score("original", "oiou", source="prior") for s, d in run.evals.items()}
+    low = {split: score for split, score in scores.items() if score is not None and score < JUNK_OIOU}
+    if low:
+        listed = ", ".join(f"{score:.3f} on {split}" for split, score in low.items())
+        found.append(
+            f"By itself it scores an oIoU of {listed}; below {JUNK_OIOU:.2f} it carries next to nothing."
+        )
+    share = health.box_share if health is not None else None
+    if health is not None and share is not None and share < FEW_BOXES:
+        listed = ", ".join(f"{name} {count:,}" for name, count in health.statuses[:4])
+        found.append(f"Only {share:.0%} of its {health.num_rows:,} answers hold a usable box ({listed}).")
+    return found
+
+
+def _partial(runs: list[RunData]) -> list[Notice]:
+    """Scores that do not cover the whole split."""
+    cut = [
+        f"{run.name} on {s}: {d.num:,}"
+        for run in runs
+        for s, d in run.evals.items()
+        if d.summary.get("limit")
+    ]
+    if not cut:
+        return []
+    text = f"Sentences scored: {'; '.join(cut)}. They are evenly spaced over the split, not the whole of it."
+    return [Notice(level="warn", title="Scored on a part of the sentences", text=text)]
+
+
+def _no_prior_score(runs: list[RunData]) -> list[Notice]:
+    """Splits on which nobody knows what the prior alone scores."""
+    splits = dict.fromkeys(split for run in runs for split in run.evals)
+    lacking = []
+    for split in splits:
+        evals = [run.evals[split] for run in runs if split in run.evals]
+        if all(data.score("original", "oiou", source="prior") is None for data in evals):
+            reason = next((note for data in evals if (note := data.summary.get("prior_note"))), "not scored")
+            lacking.append(f"{split} ({reason})")
+    if not lacking:
+        return []
+    text = f"Missing on {'; '.join(lacking)}. Without it no gain can be credited to the training method."
+    return [Notice(level="warn", title="The frozen prior's own score is missing", text=text)]
+
+
+def _prior_beats_model(runs: list[RunData]) -> list[Notice]:
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for split, data in run.evals.items():
+            model, prior = data.score("original", "oiou"), data.score("original", "oiou", source="prior")
+            if model is not None and prior is not None and prior > model:
+                found.setdefault(run.name, []).append(f"{split} {prior:.3f} against {model:.3f}")
+    if not found:
+        return []
+    listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in found.items())
+    return [
+        Notice(
+            level="note",
+            title="The frozen prior alone scores higher than a trained model",
+            text=f"oIoU at the original size, prior against model. {listed}. "
+            "The model does not see the prior when it is tested; the prior is slower and needs the large model.",
+        )
+    ]
+
+
+def _unequal(runs: list[RunData]) -> list[Notice]:
+    """Differences between runs, other than the method, that a reader would not guess."""
+    checks = {
+        "data set": [_text(run.data.get("dataset"), run.data.get("split_by")) for run in runs],
+        "share of labels": [_text(run.fraction) for run in runs],
+        "labelled images (split hash)": [_text(run.split.get("hash")) for run in runs],
+        "prior store": [_text(run.store.get("fingerprint")) for run in runs if run.store],
+        "global batch": [_text(run.config.get("global_batch")) for run in runs],
+        "optimiser steps": [_text(run.done.get("step")) for run in runs if run.done],
+    }
+    differ = [name for name, values in checks.items() if len({v for v in values if v}) > 1]
+    seeds_differ = len({str(run.seed) for run in runs}) > 1
+    if seeds_differ and "labelled images (split hash)" in differ:
+        differ.remove("labelled images (split hash)")
+    if not differ:
+        return []
+    return [
+        Notice(
+            level="warn",
+            title="The runs differ in more than the method",
+            text=f"They do not share: {', '.join(differ)}. See “How this was made” for the values.",
+        )
+    ]
+
+
+def _files(runs: list[RunData]) -> list[Notice]:
+    lines = [f"{run.name}: {item}" for run in runs for item in run.missing]
+    lines += [
+        f"{run.name}: {text}"
+        for run in runs
+        for data in run.evals.values()
+        if (text := summary_disagrees(data))
+    ]
+    if not lines:
+        return []
+    return [Notice(level="warn", title="Parts are missing", text="; ".join(lines) + ".")]
+
+
+def _text(*parts: Any) -> str:
+    return " ".join(str(part) for part in parts if part is not None)
+
+
+def _names(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]

@@ -1,0 +1,189 @@
+"""Put the page together: data from the other modules into `assets/page.html.j2`, one file out.
+
+The file stands alone: style, script, charts and pictures are inside, and its content-security policy forbids every
+request. Text from data is escaped by the template engine; the only script
+that may run is the one whose hash the policy names.
+"""
+
+import base64
+import hashlib
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from shared.errors import DataError
+from stage2_train.report import made, stats
+from stage2_train.report.charts import Line, LineChart, line_chart
+from stage2_train.report.choice import TAGS
+from stage2_train.report.collect import RunData, collect_runs
+from stage2_train.report.curves import MAX_LINES, curve_charts
+from stage2_train.report.gallery import BUDGET_BYTES, MAX_RUNS, Card, build_gallery, taught_cards
+from stage2_train.report.notices import PriorHealth, notices, prior_health
+from stage2_train.report.reference import SOURCE
+from stage2_train.report.sources import Sources, sources_of
+from stage2_train.report.tables import number, percent_text, split_tables, text_table
+
+
+def write_page(paths: list[Path], out: Path | None) -> tuple[Path, str]:
+    """Collect, draw, write; see `stage2_train.report.write_report`."""
+    runs = collect_runs(paths)
+    target = out if out is not None else runs[0].path / "report.html"
+    runs.sort(key=lambda run: run.method != "supervised")  # baselines first: differences are taken from them
+    healths = {run.name: health for run in runs if (health := prior_health(run)) is not None}
+    tables = split_tables(runs)
+    html = render(runs, healths, sources_of(runs))
+    _publish(target, html)
+    alarms = [notice for notice in notices(runs, healths) if notice.level == "alarm"]
+    lines = [
+        text_table(tables),
+        *(f"WARNING: {notice.title}. {notice.text}" for notice in alarms),
+    ]
+    return target, "\n".join(lines)
+
+
+def render(runs: list[RunData], healths: dict[str, PriorHealth], sources: Sources) -> str:
+    """The whole page as text.
+
+    Args:
+        runs: The runs, baselines first.
+        healths: Store health by run name.
+        sources: Images, masks and priors for the gallery.
+    """
+    cards, left_out = build_gallery(runs, sources)
+    budget = BUDGET_BYTES - sum(card.num_bytes for card in cards)
+    taught: list[tuple[str, list[Card]]] = []
+    for index, run in enumerate(runs[:MAX_RUNS]):
+        found = taught_cards(run, sources, key=f"p{index}", budget_bytes=budget)
+        budget -= sum(card.num_bytes for card in found)
+        taught += [(run.name, found)] if found else []
+    main_charts, other_charts = curve_charts(runs)
+    script, style = _asset("page.js"), _asset("style.css")
+    context = {
+        "runs": runs,
+        "style": style,
+        "script": script,
+        "style_hash": _sha256(style),
+        "script_hash": _sha256(script),
+        "notices": notices(runs, healths),
+        "healths": _unique_healths(runs, healths),
+        "tables": split_tables(runs),
+        "source": SOURCE,
+        "differences": _differences(runs),
+        "agreements": _agreements(runs),
+        "spreads": stats.spreads(runs),
+        "charts": main_charts,
+        "other_charts": other_charts,
+        "max_lines": MAX_LINES,
+        "length_charts": _length_charts(runs),
+        "cards": cards,
+        "left_out": left_out,
+        "tags": TAGS,
+        "shown_runs": runs[:MAX_RUNS],
+        "gallery_splits": list(dict.fromkeys(card.split for card in cards)),
+        "taught": taught,
+        "gallery_missing": list(sources.missing),
+        "facts": made.fact_rows(runs),
+        "versions": made.version_rows(runs),
+        "settings": made.differing_settings(runs) if len(runs) > 1 else [],
+        "commands": made.commands(runs),
+        "configs": [(run.name, made.pretty_config(run)) for run in runs],
+    }
+    return _environment().get_template("page.html.j2").render(context)
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["percent"] = percent_text
+    environment.filters["signed"] = lambda value: f"{value:+.3f}".replace("-", "−")
+    return environment
+
+
+def _asset(name: str) -> str:
+    return resources.files("stage2_train.report").joinpath("assets", name).read_text("utf-8")
+
+
+def _sha256(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+
+
+def _publish(target: Path, html: str) -> None:
+    """Write beside the target, then rename, so that a reader never sees half a page."""
+    partial = target.with_name(target.name + ".partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(html, "utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        raise DataError(f"{target}: the report could not be written ({error.strerror})") from error
+
+
+def _differences(runs: list[RunData]) -> list[dict[str, Any]]:
+    """Score of every later run minus the first, on each split both were scored on."""
+    rows = []
+    for other in runs[1:]:
+        for split in runs[0].evals:
+            if split in other.evals:
+                interval = stats.paired_difference(runs[0].evals[split], other.evals[split])
+                if interval is not None:
+                    rows.append(
+                        {"first": runs[0].name, "other": other.name, "split": split, "interval": interval}
+                    )
+    return rows
+
+
+def _agreements(runs: list[RunData]) -> list[dict[str, Any]]:
+    found = ((run.name, split, stats.agreement(data)) for run in runs for split, data in run.evals.items())
+    return [
+        {"run": name, "split": split, "agreement": item} for name, split, item in found if item is not None
+    ]
+
+
+def _length_charts(runs: list[RunData]) -> list[LineChart]:
+    """Both IoU figures by number of words, on the first split that has sentences."""
+    shown = runs[:MAX_LINES]
+    split = next((split for split, data in shown[0].evals.items() if data.rows), None)
+    if split is None:
+        return []
+    bins = [(run, stats.by_length(run.evals[split]) if split in run.evals else []) for run in shown]
+    counts = {item.label: item.num for _, items in bins for item in items}
+    labels = [item.label for item in max((items for _, items in bins), key=len)]
+    categories = [f"{label} (n={counts[label]:,})" if len(labels) < 4 else label for label in labels]
+    note = "Sentences: " + ", ".join(f"{label} words {counts[label]:,}" for label in labels) + "."
+
+    def line(name: str, values: dict[str, float | None], style: int) -> Line:
+        points = (
+            (labels.index(key), value) for key, value in values.items() if value is not None and key in labels
+        )
+        return Line(label=name, points=tuple(points), style=style)
+
+    overall = [line(run.name, {i.label: i.oiou for i in items}, n) for n, (run, items) in enumerate(bins)]
+    mean = [line(run.name, {i.label: i.miou for i in items}, n) for n, (run, items) in enumerate(bins)]
+    with_prior = next((items for _, items in bins if any(i.prior_miou is not None for i in items)), [])
+    overall.append(line("frozen prior alone", {i.label: i.prior_oiou for i in with_prior}, MAX_LINES))
+    mean.append(line("frozen prior alone", {i.label: i.prior_miou for i in with_prior}, MAX_LINES))
+    charts = (
+        line_chart(overall, title=f"oIoU by sentence length, {split}", x_label="words in the sentence",
+                   y_label="oIoU (share of 1)", note=note, unit_interval=True, categories=categories),
+        line_chart(mean, title=f"Mean IoU by sentence length, {split}", x_label="words in the sentence",
+                   y_label="mean IoU (share of 1)", note=note, unit_interval=True, categories=categories),
+    )  # fmt: skip
+    return [chart for chart in charts if chart is not None]
+
+
+def _unique_healths(runs: list[RunData], healths: dict[str, PriorHealth]) -> list[tuple[str, PriorHealth]]:
+    """One entry per store, with the names of the runs that used it."""
+    users: dict[PriorHealth, list[str]] = {}
+    for run in runs:
+        if run.name in healths:
+            users.setdefault(healths[run.name], []).append(run.name)
+    return [(", ".join(names), health) for health, names in users.items()]

@@ -1,0 +1,152 @@
+"""Where the gallery gets images, true masks and priors: the data set and the stores the runs name.
+
+Each part may be gone when a report is written. It is then named once in `missing` and left out of the page.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from shared.errors import DataError
+from shared.types import STATUS_BY_CODE, Sample
+from stage2_train.report.collect import RunData
+
+if TYPE_CHECKING:
+    from stage2_train.report.taught import Taught
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """What the large model said about one sample."""
+
+    soft_GG: np.ndarray | None
+    """Probability x 255, u8 [G, G] over the whole image; None where the answer held no usable box."""
+    status: str
+    """What became of the answer."""
+    answer: str
+    """Its raw text."""
+    confidence: float | None
+    """Mean log-probability of the coordinate tokens."""
+
+
+@dataclass(kw_only=True)
+class Sources:
+    """Opens the data set and the stores on first use."""
+
+    data: dict[str, Any]
+    """`root`, `dataset` and `split_by` of the data set."""
+    stores: dict[str, Path] = field(default_factory=dict)
+    """Store path by run name."""
+    missing: dict[str, None] = field(default_factory=dict)
+    """One line for each part that could not be read, in order of discovery."""
+
+    def __post_init__(self) -> None:
+        """Nothing is open yet."""
+        self._dataset: Any = None
+        self._samples: dict[str, Sample] | None = None
+        self._readers: dict[Path, Callable[[str], Proposal | None] | None] = {}
+
+    def sample(self, sample_id: str) -> Sample | None:
+        """The sample, or None if the data set is gone or does not know it."""
+        if self._samples is None:
+            self._open_dataset()
+        assert self._samples is not None
+        return self._samples.get(sample_id)
+
+    def image(self, sample: Sample) -> Image.Image | None:
+        """RGB image at its original size, or None."""
+        try:
+            return self._dataset.image(sample)
+        except (DataError, OSError) as error:
+            self.missing[f"images: {error}"] = None
+            return None
+
+    def truth(self, sample: Sample) -> np.ndarray | None:
+        """True mask, bool [H, W] at the original size, or None."""
+        try:
+            return np.asarray(self._dataset.mask(sample), dtype=bool)
+        except (DataError, OSError) as error:
+            self.missing[f"true masks: {error}"] = None
+            return None
+
+    def prior(self, run_name: str, sample_id: str) -> Proposal | None:
+        """What the store of a run holds for a sample, or None if the store or the row is gone."""
+        path = self.stores.get(run_name)
+        if path is None:
+            return None
+        if path not in self._readers:
+            self._readers[path] = self._open_store(path)
+        reader = self._readers[path]
+        return None if reader is None else reader(sample_id)
+
+    def taught(self, run: RunData, most: int) -> list["Taught"]:
+        """The pseudo-labels of a run's last micro-batch, or none if they cannot be made again."""
+        if run.method == "supervised" or not run.done:
+            return []
+        from stage2_train.report.taught import taught_by
+
+        try:
+            return taught_by(run.path, most)
+        except (DataError, OSError) as error:
+            self.missing[f"what {run.name} was taught from: {error}"] = None
+            return []
+
+    def _open_dataset(self) -> None:
+        from shared.refer import load_refer
+
+        self._samples = {}
+        root, dataset = self.data.get("root"), self.data.get("dataset")
+        if not root or not dataset:
+            self.missing["data set: the runs do not say which one they used"] = None
+            return
+        try:
+            self._dataset = load_refer(Path(str(root)), str(dataset), str(self.data.get("split_by", "unc")))
+            self._samples = {sample.sample_id: sample for sample in self._dataset.samples()}
+        except (DataError, OSError) as error:
+            self.missing[f"data set: {error}"] = None
+
+    def _open_store(self, path: Path) -> Callable[[str], Proposal | None] | None:
+        """A function from sample id to proposal, or None if the store cannot be read."""
+        from shared.store.reader import PriorStore
+
+        try:
+            store = PriorStore(path)
+            known = set(store.sample_ids)
+        except (DataError, OSError) as error:
+            self.missing[f"prior store: {error}"] = None
+            return None
+
+        def read(sample_id: str) -> Proposal | None:
+            if sample_id not in known:
+                return None
+            try:
+                return _read_proposal(store, store.row_of(sample_id))
+            except (DataError, OSError) as error:
+                self.missing[f"prior store: {error}"] = None
+                return None
+
+        return read
+
+
+def _read_proposal(store: Any, row: int) -> Proposal:
+    status = STATUS_BY_CODE.get(int(store.batch("status", [row])[0]))
+    confidence = float(store.batch("confidence", [row])[0])
+    return Proposal(
+        soft_GG=np.asarray(store.batch("proposal", [row])[0])
+        if status is not None and status.has_box
+        else None,
+        status="unknown" if status is None else status.value,
+        answer=store.texts("raw_text", [row])[0],
+        confidence=confidence if np.isfinite(confidence) else None,
+    )
+
+
+def sources_of(runs: list[RunData]) -> Sources:
+    """The data set of the first run that names one, and each run's store."""
+    data = next((run.data for run in runs if run.data), {})
+    stores = {run.name: Path(str(run.store["path"])) for run in runs if run.store.get("path")}
+    return Sources(data=data, stores=stores)

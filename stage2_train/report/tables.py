@@ -1,0 +1,197 @@
+"""The headline: every run, the frozen prior alone and the published figures, with both resolutions named."""
+
+from dataclasses import dataclass
+
+from stage2_train.report.charts import Dot, DotPlot, dot_plot
+from stage2_train.report.collect import EvalData, RunData, order_splits
+from stage2_train.report.reference import SOURCE, published
+from stage2_train.report.stats import overall_interval
+
+METRICS = ("oiou", "miou", "pr@0.5")
+"""Metrics of the headline table, at each of the two resolutions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the headline table."""
+
+    label: str
+    """Run name, `frozen prior alone`, or a published method."""
+    kind: str
+    """`run`, `prior` or `published`."""
+    method: str
+    """Training method; empty for the others."""
+    seed: str
+    """Seed, or empty."""
+    labels: str
+    """Share and number of labelled images, references."""
+    num: int | None
+    """Sentences scored."""
+    original: tuple[float | None, ...]
+    """`METRICS` at the image's own size."""
+    model: tuple[float | None, ...]
+    """`METRICS` at the model's resolution."""
+    published: float | None = None
+    """A printed oIoU, whose source does not say at which resolution it was measured."""
+
+    @property
+    def oiou(self) -> float | None:
+        """What the plot shows: the original size, or the printed figure."""
+        return self.original[0] if self.published is None else self.published
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitTable:
+    """The headline of one split."""
+
+    split: str
+    """Name of the split."""
+    resolution: str
+    """The model's resolution, for example `128×128`; several are joined by `or`."""
+    rows: list[Row]
+    """Supervised runs, the frozen prior, other runs, published figures."""
+    plot: DotPlot | None
+    """oIoU of every row."""
+
+
+def split_tables(runs: list[RunData]) -> list[SplitTable]:
+    """One table for each split any run was scored on."""
+    splits = order_splits([split for run in runs for split in run.evals])
+    return [_split_table(split, runs) for split in dict.fromkeys(splits)]
+
+
+def _split_table(split: str, runs: list[RunData]) -> SplitTable:
+    scored = [run for run in runs if split in run.evals]
+    supervised = [run for run in scored if run.method == "supervised"]
+    others = [run for run in scored if run.method != "supervised"]
+    rows = [row for run in supervised for row in _run_rows(run, run.evals[split])]
+    rows += _prior_rows(scored, split)
+    rows += [row for run in others for row in _run_rows(run, run.evals[split])]
+    rows += _published_rows(scored, split)
+    sizes = [run.evals[split].resolution_hw for run in scored]
+    texts = dict.fromkeys(f"{size[0]}×{size[1]}" for size in sizes if size)
+    intervals = {run.name: overall_interval(run.evals[split]) for run in scored}
+    dots = []
+    for row in rows:
+        if row.oiou is not None:
+            interval = intervals.get(row.label) if row.kind == "run" else None
+            ends = (interval.low, interval.high) if interval else (None, None)
+            dots.append(Dot(label=row.label, value=row.oiou, kind=row.kind, low=ends[0], high=ends[1]))
+    return SplitTable(
+        split=split,
+        resolution=" or ".join(texts) or "model input",
+        rows=rows,
+        plot=dot_plot(dots, title=split, x_label="oIoU (share of 1)"),
+    )
+
+
+def _run_rows(run: RunData, data: EvalData) -> list[Row]:
+    """The run, and its self-guided second pass where that was scored too."""
+    rows = []
+    for source, suffix in (("", ""), ("self_guided", ", self-guided")):
+        if source and data.score("original", "oiou", source=source) is None:
+            continue
+        row = Row(
+            label=run.name + suffix,
+            kind="run",
+            method=run.method + suffix,
+            seed="" if run.seed is None else str(run.seed),
+            labels=labels_text(run),
+            num=data.num,
+            original=tuple(data.score("original", metric, source=source) for metric in METRICS),
+            model=tuple(data.score("model", metric, source=source) for metric in METRICS),
+        )
+        rows.append(row)
+    return rows
+
+
+def _prior_rows(scored: list[RunData], split: str) -> list[Row]:
+    """The frozen prior's own score: one row, or one for each different score if the runs used different stores."""
+    rows: dict[tuple, Row] = {}
+    for run in scored:
+        data = run.evals[split]
+        original = tuple(data.score("original", metric, source="prior") for metric in METRICS)
+        model = tuple(data.score("model", metric, source="prior") for metric in METRICS)
+        if original[0] is None or (original, model) in rows:
+            continue
+        rows[original, model] = Row(
+            label="frozen prior alone" if not rows else f"frozen prior alone ({run.name})",
+            kind="prior",
+            method="",
+            seed="",
+            labels="none",
+            num=data.num,
+            original=original,
+            model=model,
+        )
+    return list(rows.values())
+
+
+def _published_rows(scored: list[RunData], split: str) -> list[Row]:
+    """Printed figures for the data set and share of labels of the first run, if there are any."""
+    run = scored[0]
+    figures = published(str(run.data.get("dataset")), str(run.data.get("split_by")), run.fraction)
+    return [
+        Row(
+            label=f"{figure.method}, published",
+            kind="published",
+            method="",
+            seed="",
+            labels=percent_text(run.fraction),
+            num=None,
+            original=(None,) * len(METRICS),
+            model=(None,) * len(METRICS),
+            published=figure.oiou,
+        )
+        for figure in figures
+        if figure.split == split
+    ]
+
+
+def percent_text(fraction: float | None) -> str:
+    """`0.05` -> `5%`."""
+    return "unknown" if fraction is None else f"{fraction * 100:g}%"
+
+
+def labels_text(run: RunData) -> str:
+    """`5%: 849 images, 2104 refs`, with what is known."""
+    images, refs = run.labelled
+    counts = [f"{images:,} images"] if images is not None else []
+    counts += [f"{refs:,} refs"] if refs is not None else []
+    return percent_text(run.fraction) + (": " + ", ".join(counts) if counts else "")
+
+
+def text_table(tables: list[SplitTable]) -> str:
+    """The headline for a terminal: plain text, one line for each row and split."""
+    if not tables:
+        return "no scores yet: run the evaluation first"
+    names = [row.label for table in tables for row in table.rows if row.kind != "published"]
+    width = max(len(name) for name in names)
+    lines = []
+    for table in tables:
+        head = f"{table.split:<{width}}  {'original size':^23}   {table.resolution:^23}"
+        lines += [
+            head,
+            f"{'':<{width}}  {'oIoU':>7}{'mIoU':>8}{'Pr@0.5':>8}   {'oIoU':>7}{'mIoU':>8}{'Pr@0.5':>8}",
+        ]
+        for row in table.rows:
+            if row.kind != "published":
+                cells = ["".join(f"{number(v):>8}" for v in side)[1:] for side in (row.original, row.model)]
+                about = f"   n={row.num}" + (
+                    f"  labels {row.labels}  seed {row.seed}" if row.kind == "run" else ""
+                )
+                lines.append(f"{row.label:<{width}}  {cells[0]}   {cells[1]}{about}")
+        figures = ", ".join(
+            f"{row.label.removesuffix(', published')} {number(row.published)}"
+            for row in table.rows
+            if row.kind == "published"
+        )
+        if figures:
+            lines.append(f"published oIoU ({SOURCE}): {figures}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a dash."""
+    return "–" if value is None else f"{value:.3f}"

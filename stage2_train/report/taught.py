@@ -1,0 +1,114 @@
+"""What a run was taught from at its end: the pseudo-labels of its last unlabelled micro-batch, made again.
+
+The finished network reads that batch's weak views and the method's own code cuts the pseudo-labels, as in the last
+step but with the weights after it. Needs the run's model and data, and the store and checkpoint of methods that use
+them.
+
+Legend: B samples, H W model input.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shared.errors import DataError
+from shared.types import Sample
+from stage2_train.batch import Batch
+from stage2_train.checkpoint import list_checkpoints, load_object
+from stage2_train.config import TrainConfig
+from stage2_train.data import BatchPlan, BatchSource
+from stage2_train.inputs import open_inputs
+from stage2_train.losses import IGNORE
+from stage2_train.methods import METHODS
+from stage2_train.methods.base import Method, Networks, Pseudo
+from stage2_train.run_files import load_model, read_run_config
+from stage2_train.text import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught:
+    """One unlabelled sample and what it was taught, in the frame of the unmirrored image at the model's size."""
+
+    sample: Sample
+    """The sample."""
+    weak_HW: np.ndarray
+    """bool: the weak view's prediction Pw, cut at 0.5."""
+    target_HW: np.ndarray
+    """bool: the map the labels are cut from (the fused prior, where the method has one), cut at 0.5."""
+    foreground_HW: np.ndarray
+    """bool: pixels taught as foreground."""
+    background_HW: np.ndarray
+    """bool: pixels taught as background; the rest is ignored."""
+
+
+def taught_by(folder: Path, most: int) -> list[Taught]:
+    """The first `most` samples of the run's last unlabelled micro-batch; none for a method without one.
+
+    Args:
+        folder: The run.
+        most: Samples wanted.
+
+    Raises:
+        DataError: An unfinished run, or data, store or checkpoint that is gone.
+    """
+    config = read_run_config(folder)
+    if not config.uses_unlabelled:
+        return []
+    networks = Networks(load_model(folder), weak_eval=config.weak_eval)
+    method = METHODS[config.method](config)
+    _restore(method, folder, config)
+    with torch.no_grad():
+        pseudo = method.loss(networks, _last_batch(config)).pseudo
+    assert pseudo is not None, config.method
+    return [_taught(pseudo, index) for index in range(min(most, len(pseudo.samples)))]
+
+
+def _restore(method: Method, folder: Path, config: TrainConfig) -> None:
+    """What the method learnt on its own, from the last checkpoint."""
+    if not method.state_dict():
+        return
+    found = list_checkpoints(folder / "checkpoints")
+    if not found:
+        raise DataError(
+            f"{folder / 'checkpoints'}: no checkpoint, so the state of method {config.method} is not known"
+        )
+    method.load_state_dict(load_object(found[-1], "method"))
+
+
+def _last_batch(config: TrainConfig) -> Batch:
+    inputs = open_inputs(config)
+    plan = BatchPlan(
+        seed=config.seed,
+        height=config.size_hw[0],
+        width=config.size_hw[1],
+        batch_labelled=config.batch_labelled,
+        batch_unlabelled=config.batch_unlabelled,
+        accumulation=config.accumulation,
+        rank=0,
+        num_processes=1,
+        cache_mib=0,
+        weak=config.weak,
+        strong=config.strong,
+        text=config.text,
+    )
+    source = BatchSource(inputs.dataset, inputs.split, plan, Tokenizer(config.segmentor), inputs.priors)
+    return source(config.steps * config.accumulation - 1)
+
+
+def _taught(pseudo: Pseudo, index: int) -> Taught:
+    mirrored = bool(pseudo.flip_B[index])
+
+    def plain(mask_HW: torch.Tensor) -> np.ndarray:
+        return (mask_HW.flip(-1) if mirrored else mask_HW).cpu().numpy()
+
+    label_HW = pseudo.label_BHW[index]
+    assert set(label_HW.unique().tolist()) <= {0, 1, IGNORE}
+    return Taught(
+        sample=pseudo.samples[index],
+        weak_HW=plain(pseudo.weak_B1HW[index, 0] >= 0.5),
+        target_HW=plain(pseudo.target_B1HW[index, 0] >= 0.5),
+        foreground_HW=plain(label_HW == 1),
+        background_HW=plain(label_HW == 0),
+    )

@@ -1,0 +1,180 @@
+"""The referring segmentor: composition root of the two towers, word attention, structural enhancement and decoder.
+
+Axes: B image-expression pairs, T tokens, H x W input pixels, N tokens and C channels of a stage.
+
+Stage j, with V_j the output of its Swin blocks:
+
+    F_j = PixelWordAttention(V_j, S)            what the decoder reads (after a norm)
+    E_j = V_j + gate(F_j) * F_j                 what goes on to stage j + 1
+    R_j = Sesm(E_j, S, field)                   added to both, only where a sample sees a field
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shared.errors import DataError
+from stage2_train.backbone import SwinStages
+from stage2_train.decoder import TopDownDecoder
+from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, NUM_STAGES, PARTS, SegmentorConfig
+from stage2_train.sesm import Sesm
+from stage2_train.text import TextEncoder, mean_pool
+from stage2_train.word_attention import WordFusion
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMaps:
+    """Maps [B, C_j, H_j, W_j] of the four stages, stage 1 first."""
+
+    visual: list[Tensor]
+    """V_j, before language enters at this stage."""
+    read: list[Tensor]
+    """What the decoder reads."""
+
+
+class ReferringSegmentor(nn.Module):
+    """Image and expression to a two-class logit map."""
+
+    def __init__(self, config: SegmentorConfig) -> None:
+        """Build the modules; `build_segmentor` also loads `config.weights`."""
+        super().__init__()
+        self.config = config
+        dims, text_dim = config.vision.dims, config.text.hidden
+        self.vision = SwinStages(config.vision)
+        self.text = TextEncoder(config.text)
+        self.fusion = nn.ModuleList(WordFusion(dim, text_dim, config.fusion_dropout, config.fusion_norm) for dim in dims)
+        self.sesm: nn.ModuleList | None = None
+        if config.sesm is not None:
+            self.sesm = nn.ModuleList(
+                Sesm(dim, text_dim, operator, config.sesm)
+                for dim, operator in zip(dims, config.sesm.operators, strict=True)
+            )
+        self.decoder = TopDownDecoder(dims, config.decoder_width, config.decoder_norm)
+
+    def forward(
+        self,
+        image_B3HW: Tensor,
+        token_ids_BT: Tensor,
+        token_mask_BT: Tensor,
+        field_B1HW: Tensor | None = None,
+        field_on_B: Tensor | None = None,
+    ) -> Tensor:
+        """Segment.
+
+        Args:
+            image_B3HW: Normalised images. There may be fewer images than sentences: with B / r images, rows
+                i r .. i r + r - 1 of the text belong to image i, and what precedes the first word is computed once.
+            token_ids_BT: int64.
+            token_mask_BT: bool, True at tokens of the sentence.
+            field_B1HW: Prior probability map in [0, 1], any resolution, or None.
+            field_on_B: bool, samples that see the field; None means all. A sample that sees none gets exactly the
+                pass without a field.
+
+        Returns:
+            Logits [B, 2, H, W]; class 1 is the object referred to.
+
+        Raises:
+            ValueError: A field for a network without structural enhancement.
+        """
+        maps = self.features(image_B3HW, token_ids_BT, token_mask_BT, field_B1HW, field_on_B)
+        logit_B2hw = self.decoder(maps.read)
+        return F.interpolate(logit_B2hw, size=image_B3HW.shape[-2:], mode="bilinear", align_corners=True)
+
+    def features(
+        self,
+        image_B3HW: Tensor,
+        token_ids_BT: Tensor,
+        token_mask_BT: Tensor,
+        field_B1HW: Tensor | None = None,
+        field_on_B: Tensor | None = None,
+    ) -> StageMaps:
+        """The maps of the four stages; arguments as `forward`."""
+        if field_B1HW is not None:
+            if self.sesm is None:
+                raise ValueError("a field was given to a segmentor built without sesm")
+            if field_on_B is None:
+                field_on_B = torch.ones(len(field_B1HW), dtype=torch.bool, device=field_B1HW.device)
+            field_B1HW = torch.where(
+                field_on_B[:, None, None, None], field_B1HW, torch.zeros_like(field_B1HW)
+            )
+        text_BTL = self.text(token_ids_BT, token_mask_BT)
+        tokens_BNC, grid_hw = self.vision.embed(image_B3HW)
+        maps = StageMaps(visual=[], read=[])
+        for stage in range(NUM_STAGES):
+            visual_BNC = self.vision.blocks(stage, tokens_BNC, grid_hw)
+            if len(visual_BNC) != len(text_BTL):
+                visual_BNC = visual_BNC.repeat_interleave(len(text_BTL) // len(visual_BNC), dim=0)
+            maps.visual.append(visual_BNC.transpose(1, 2).unflatten(2, grid_hw))
+            fused_BNC, visual_BNC = self.fusion[stage](visual_BNC, text_BTL, token_mask_BT)
+            if self.sesm is not None and field_B1HW is not None:
+                residual_BNC = self.sesm[stage](
+                    visual_BNC, text_BTL, token_mask_BT, field_B1HW, field_on_B, grid_hw
+                )
+                visual_BNC = visual_BNC + residual_BNC
+                fused_BNC = fused_BNC + residual_BNC
+            read_BNC = self.vision.norms[stage](fused_BNC)
+            maps.read.append(read_BNC.transpose(1, 2).unflatten(2, grid_hw))
+            tokens_BNC, grid_hw = self.vision.merge(stage, visual_BNC, grid_hw)
+        return maps
+
+    @torch.no_grad()
+    def text_embedding(self, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Tensor:
+        """Mean word feature of each sentence [B, L], detached: for comparing sentences, not for training."""
+        return mean_pool(self.text(token_ids_BT, token_mask_BT), token_mask_BT)
+
+
+def build_segmentor(config: SegmentorConfig) -> ReferringSegmentor:
+    """Build a segmentor and load `config.weights` if there are any.
+
+    Raises:
+        DataError: Weights that are missing or do not fit.
+    """
+    model = ReferringSegmentor(config)
+    if config.weights is not None:
+        path = EMBEDDED_FOLDER / WEIGHTS_NAME if config.weights == EMBEDDED else Path(config.weights)
+        load_pretrained(model, path, config.weight_parts)
+    return model
+
+
+def load_pretrained(model: ReferringSegmentor, path: Path, parts: tuple[str, ...] = PARTS[:3]) -> None:
+    """Load the named parts of a file written by `save_segmentor`; other parts keep their values.
+
+    Args:
+        model: Changed in place.
+        path: A `.safetensors` file; any floating type.
+        parts: Names out of `segmentor_config.PARTS`.
+
+    Raises:
+        DataError: No such file, or a part of it that lacks a tensor or has one of another shape.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such weights file")
+    prefixes = tuple(f"{part}." for part in parts)
+    found = {name: value for name, value in load_file(path).items() if name.startswith(prefixes)}
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(prefixes)}
+    for name, value in own.items():
+        if name not in found:
+            raise DataError(f"{path}: tensor {name} is missing")
+        if found[name].shape != value.shape:
+            raise DataError(
+                f"{path}: {name} has shape {tuple(found[name].shape)}, the model has {tuple(value.shape)}"
+            )
+    model.load_state_dict({name: found[name].to(own[name].dtype) for name in own}, strict=False)
+
+
+def save_segmentor(model: ReferringSegmentor, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write every tensor of the state dict as safetensors, floating ones in `dtype` if given."""
+    state = {
+        name: value.detach()
+        .to(dtype if dtype is not None and value.is_floating_point() else value.dtype)
+        .contiguous()
+        .cpu()
+        for name, value in model.state_dict().items()
+    }
+    save_file(state, path)

@@ -1,0 +1,231 @@
+"""What a segmentor is made of, at two sizes of one class: `tiny_config` (embedded) and `paper_config` (LAVT, Swin-B).
+
+A config is enough to rebuild the module without weights (`segmentor.build_segmentor`) and to count its parameters on
+the meta device (`params.count_parameters`).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from shared.errors import DataError
+
+EMBEDDED = "embedded"
+"""Value of a path field that stands for the files shipped in `stage2_train/tiny/weights`."""
+
+EMBEDDED_FOLDER = Path(__file__).parent / "tiny" / "weights"
+
+NUM_STAGES = 4
+
+PARTS: tuple[str, ...] = ("vision", "text", "fusion", "decoder", "sesm")
+"""Sub-modules of a segmentor, as named in its state dict and in `weight_parts`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A Swin transformer."""
+
+    image_size: int
+    """Height and width of the input, pixels; absolute positions are interpolated for any other."""
+    patch: int = 4
+    """Side of a patch, pixels."""
+    embed_dim: int
+    """Channels of stage 1; each later stage doubles them."""
+    depths: tuple[int, ...]
+    """Blocks of each of the four stages."""
+    heads: tuple[int, ...]
+    """Attention heads of each stage."""
+    window: int
+    """Side of an attention window, tokens."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP over its channels."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block, rising linearly from 0."""
+    absolute_positions: bool = False
+    """Learn one embedding per patch. Words of place need it in a network too shallow to infer borders."""
+    weights: str | None = None
+    """Local folder of a pretrained Hugging Face Swin; None starts from random weights."""
+
+    def __post_init__(self) -> None:
+        """Check that the stages fit together."""
+        for name in ("depths", "heads"):
+            if len(getattr(self, name)) != NUM_STAGES:
+                raise DataError(f"vision.{name} is {getattr(self, name)}; {NUM_STAGES} stages are needed")
+        if self.image_size % self.patch:
+            raise DataError(
+                f"vision.image_size {self.image_size} is not a multiple of vision.patch {self.patch}"
+            )
+        for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=True)):
+            if dim % heads:
+                raise DataError(
+                    f"vision.heads: {heads} heads do not divide the {dim} channels of stage {stage + 1}"
+                )
+        if not 0 <= self.drop_path < 1:
+            raise DataError(f"vision.drop_path is {self.drop_path}; it must be in [0, 1)")
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Channels C_j of each stage."""
+        return tuple(self.embed_dim * 2**stage for stage in range(NUM_STAGES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A BERT without pooler and its tokenizer."""
+
+    tokenizer: str
+    """Local folder holding `vocab.txt` (BERT WordPiece), or `embedded`."""
+    vocab_size: int
+    """Rows of the word embedding; at least the tokenizer's."""
+    hidden: int
+    """Channels of a token."""
+    layers: int
+    """Transformer layers."""
+    heads: int
+    """Attention heads."""
+    mlp: int
+    """Hidden width of a layer's MLP."""
+    max_tokens: int = 20
+    """Longest sentence, [CLS] and [SEP] included; the rest is cut."""
+    positions: int = 512
+    """Rows of the position embedding."""
+    dropout: float = 0.1
+    """Dropout of states and attention."""
+    weights: str | None = None
+    """Local folder of a pretrained Hugging Face BERT; None starts from random weights."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 3 <= self.max_tokens <= self.positions:
+            raise DataError(f"text.max_tokens is {self.max_tokens}; it must be in [3, {self.positions}]")
+        if self.hidden % self.heads:
+            raise DataError(f"text.heads: {self.heads} heads do not divide {self.hidden} channels")
+        if not 0 <= self.dropout < 1:
+            raise DataError(f"text.dropout is {self.dropout}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SesmConfig:
+    """Structural enhancement with a prior field, eq. 1-3."""
+
+    operators: str = "PPAA"
+    """Geometric operator of each stage: P a pixel-aligned linear map, A attention over the field's tokens."""
+    alpha_init: float = 1.0
+    """Start of alpha_j, the weight of the semantic term."""
+    beta_init: float = 1.0
+    """Start of beta_j, the weight of the geometric term."""
+
+    def __post_init__(self) -> None:
+        """Check the operators."""
+        if len(self.operators) != NUM_STAGES or set(self.operators) - set("PA"):
+            raise DataError(
+                f"sesm.operators is {self.operators!r}; it must be {NUM_STAGES} letters out of P and A"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentorConfig:
+    """The whole network."""
+
+    vision: VisionConfig
+    """Image tower."""
+    text: TextConfig
+    """Language tower."""
+    decoder_width: int
+    """Channels of the decoder's convolutions."""
+    decoder_norm: Literal["batch", "group"] = "batch"
+    """`group` makes every sample independent of its batch (accumulation and mixed batches are then exact)."""
+    fusion_dropout: float = 0.0
+    """Dropout inside the word attention."""
+    fusion_norm: Literal["instance", "channel"] = "instance"
+    """What queries and attended words are normalised over: positions (LAVT) or channels. Over positions, whatever a
+    sentence says to all pixels alike is lost."""
+    sesm: SesmConfig | None = None
+    """None leaves the module out altogether."""
+    weights: str | None = None
+    """A `.safetensors` file of this class, or `embedded`; None keeps what the towers' own `weights` gave."""
+    weight_parts: tuple[str, ...] = field(default=("vision", "text", "fusion"))
+    """Which parts of `weights` to load."""
+
+    def __post_init__(self) -> None:
+        """Check parts and ranges."""
+        unknown = set(self.weight_parts) - set(PARTS)
+        if unknown:
+            raise DataError(
+                f"segmentor.weight_parts has {sorted(unknown)}; known parts are {', '.join(PARTS)}"
+            )
+        if self.decoder_norm not in ("batch", "group"):
+            raise DataError(f"segmentor.decoder_norm is {self.decoder_norm!r}; it must be batch or group")
+        if self.fusion_norm not in ("instance", "channel"):
+            raise DataError(f"segmentor.fusion_norm is {self.fusion_norm!r}; it must be instance or channel")
+        if self.decoder_width < 8 or self.decoder_width % 8:
+            raise DataError(
+                f"segmentor.decoder_width is {self.decoder_width}; it must be a positive multiple of 8"
+            )
+
+
+def tiny_config(*, sesm: bool = False, weights: str | None = EMBEDDED) -> SegmentorConfig:
+    """The embedded size: trains on a CPU in minutes from the shipped weights.
+
+    Args:
+        sesm: Build the structural enhancement.
+        weights: As `SegmentorConfig.weights`; None starts from random weights.
+    """
+    return SegmentorConfig(
+        vision=VisionConfig(
+            image_size=96,
+            embed_dim=32,
+            depths=(1, 1, 4, 1),
+            heads=(1, 2, 4, 8),
+            window=6,
+            absolute_positions=True,
+        ),
+        text=TextConfig(
+            tokenizer=EMBEDDED,
+            vocab_size=256,
+            hidden=128,
+            layers=2,
+            heads=4,
+            mlp=256,
+            positions=32,
+            dropout=0.0,
+        ),
+        decoder_width=48,
+        decoder_norm="group",
+        sesm=SesmConfig() if sesm else None,
+        weights=weights,
+    )
+
+
+def paper_config(
+    *, sesm: bool = False, vision_weights: str | None = None, text_weights: str | None = None
+) -> SegmentorConfig:
+    """LAVT: Swin-B (patch 4, window 12) at 480 x 480 with BERT-base.
+
+    Args:
+        sesm: Build the structural enhancement.
+        vision_weights: Local folder of the pretrained Swin-B.
+        text_weights: Local folder of BERT-base uncased, tokenizer included.
+    """
+    return SegmentorConfig(
+        vision=VisionConfig(
+            image_size=480,
+            embed_dim=128,
+            depths=(2, 2, 18, 2),
+            heads=(4, 8, 16, 32),
+            window=12,
+            drop_path=0.3,
+            weights=vision_weights,
+        ),
+        text=TextConfig(
+            tokenizer=text_weights or "bert-base-uncased",
+            vocab_size=30522,
+            hidden=768,
+            layers=12,
+            heads=12,
+            mlp=3072,
+            weights=text_weights,
+        ),
+        decoder_width=512,
+        sesm=SesmConfig() if sesm else None,
+    )

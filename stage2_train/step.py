@@ -1,0 +1,112 @@
+"""One optimiser step: micro-batches, averaged gradients, clipping, update, policy update.
+
+Global quantities (loss, shares, the stop flag) travel in one small reduction per step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from shared.seeding import seed_of
+from stage2_train.batch import Batch
+from stage2_train.config import TrainConfig
+from stage2_train.ema import Ema
+from stage2_train.methods.base import Method, Networks, Pseudo
+from stage2_train.optim import average_gradients, broadcast_buffers, lr_factor, set_learning_rate
+
+_SHARES = ("coverage", "foreground")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one optimiser step did, on this process unless said otherwise."""
+
+    loss: float
+    """Mean loss over all processes and micro-batches."""
+    shares: dict[str, float]
+    """`coverage` and `foreground` over all processes; empty without pseudo-labels."""
+    stop: bool
+    """Whether any process was asked to stop."""
+    metrics: dict[str, Tensor]
+    """Means over this process's micro-batches."""
+    global_metrics: dict[str, float]
+    """Figures that are equal on all processes already."""
+    pseudo: tuple[Pseudo, ...]
+    """What was taught, one per micro-batch."""
+
+
+def train_step(
+    accelerator: Accelerator,
+    networks: Networks,
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    config: TrainConfig,
+    *,
+    ema: Ema | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> StepResult:
+    """Run one step on this process's micro-batches, in order."""
+    step = batches[0].step
+    assert len(batches) == config.accumulation and all(batch.step == step for batch in batches)
+    factor = lr_factor(step, config.steps, config.optim)
+    set_learning_rate(optimizer, factor)
+    networks.student.train()
+    losses: list[Tensor] = []
+    collected: list[dict[str, Tensor]] = []
+    pseudo: list[Pseudo] = []
+    for batch in batches:
+        # Dropout and stochastic depth draw from torch's global state: set it so that a resumed run draws the same.
+        torch.manual_seed(seed_of(config.seed, "dropout", step, batch.micro, accelerator.process_index))
+        # Not Accelerate's autocast: its type is fixed for the life of a process. bfloat16 needs no loss scaling.
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            output = method.loss(networks, batch.to(accelerator.device))
+        accelerator.backward(output.loss / config.accumulation)
+        losses.append(output.loss.detach())
+        collected.append(output.metrics)
+        if output.pseudo is not None:
+            pseudo.append(output.pseudo)
+    average_gradients(networks.student)
+    broadcast_buffers(networks.student)
+    global_metrics = {"lr_factor": factor}
+    if config.optim.grad_clip:
+        norm = accelerator.clip_grad_norm_(networks.student.parameters(), config.optim.grad_clip)
+        global_metrics["grad_norm"] = float(norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if ema is not None:
+        ema.update(networks.student)
+    global_metrics |= method.finish_step(accelerator.gather)
+    metrics = {name: torch.stack([m[name].float() for m in collected]).mean() for name in collected[0]}
+    loss, shares, stop = _reduce(accelerator, torch.stack(losses).mean(), metrics, stop_requested())
+    return StepResult(
+        loss=loss,
+        shares=shares,
+        stop=stop,
+        metrics=metrics,
+        global_metrics=global_metrics,
+        pseudo=tuple(pseudo),
+    )
+
+
+def _reduce(
+    accelerator: Accelerator, loss: Tensor, metrics: dict[str, Tensor], stop: bool
+) -> tuple[float, dict[str, float], bool]:
+    """Loss, shares and stop flag over all processes: one reduction, one synchronisation."""
+    names = [name for name in _SHARES if name in metrics]
+    parts = [loss.float(), *(metrics[name].float() for name in names), loss.new_tensor(float(stop))]
+    values = torch.stack([part.to(accelerator.device) for part in parts])
+    values = accelerator.reduce(values, reduction="mean").tolist()
+    return values[0], dict(zip(names, values[1:-1], strict=True)), values[-1] > 0
+
+
+def mean_over_processes(accelerator: Accelerator, metrics: dict[str, Tensor]) -> dict[str, float]:
+    """Means of scalars over all processes, in one reduction; every process must hold the same names."""
+    names = sorted(metrics)
+    if not names:
+        return {}
+    values = torch.stack([metrics[name].float().to(accelerator.device) for name in names])
+    return dict(zip(names, accelerator.reduce(values, reduction="mean").tolist(), strict=True))

@@ -1,0 +1,305 @@
+"""Trains one run: a thin shell around `step.train_step`.
+
+One process, or several started by `torchrun`; batch sizes in the config are global, so the number of processes changes
+speed alone. A run folder belongs to one configuration; an interrupted run goes on from its newest checkpoint and, on a
+CPU, ends with the same bits as one that was never interrupted. SIGTERM and SIGUSR1 write a checkpoint at the
+current step and end the process with `RESUBMIT_EXIT_CODE`.
+
+Accelerate gives processes, device, clipping and collectives. Gradients are averaged by
+`optim.average_gradients`, which says why not by DistributedDataParallel.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from shared.errors import DataError
+from shared.runlog import RunLog, progress
+from shared.seeding import seed_of
+from stage2_train.checkpoint import (
+    list_checkpoints,
+    load_object,
+    load_state,
+    load_weights,
+    save_checkpoint,
+    write_json,
+)
+from stage2_train.config import TrainConfig
+from stage2_train.data import BatchPlan, BatchSource
+from stage2_train.ema import Ema
+from stage2_train.evaluate import score_samples, spaced, summarise
+from stage2_train.inputs import Inputs, open_inputs
+from stage2_train.loader import iterate
+from stage2_train.methods import METHODS
+from stage2_train.methods.base import Networks
+from stage2_train.monitor import CollapseAlarm, HiddenMasks
+from stage2_train.optim import build_optimizer
+from stage2_train.run_files import export_model, read_json, require_same_run, run_record
+from stage2_train.segmentor import ReferringSegmentor, build_segmentor
+from stage2_train.step import StepResult, mean_over_processes, train_step
+from stage2_train.text import Tokenizer
+
+RESUBMIT_EXIT_CODE = 75
+"""Exit status of an interrupted run that wants to be started again (Slurm: `RequeueExit=75`)."""
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    recipe: str = "",
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train a run to its end, or go on with it.
+
+    Args:
+        config: The run.
+        out: Its folder.
+        resume: Go on with an unfinished run; False refuses a folder that holds one. A finished run returns at once.
+        recipe: Name of the recipe, for the record.
+        overrides: The `--set` texts, for the record.
+        quiet: No progress bar.
+
+    Returns:
+        The content of `done.json`, with `already_finished` set if nothing was left to do.
+
+    Raises:
+        DataError: Unusable inputs, a folder of another run, or a collapsed run.
+        SystemExit: Status `RESUBMIT_EXIT_CODE` after a signal; a checkpoint has been written.
+    """
+    out = Path(out)
+    found = (out / "config.json").is_file()
+    if found and (out / "done.json").is_file():
+        recorded = read_json(out / "config.json")
+        require_same_run(out, run_record(config, recipe, overrides, recorded.get("store"), 1))
+        return {**read_json(out / "done.json"), "already_finished": True}
+    if found and not resume:
+        raise DataError(f"{out}: holds an unfinished run; resume it, or choose another folder")
+    accelerator = _accelerator(config)
+    inputs = open_inputs(config)
+    record = run_record(config, recipe, overrides, inputs.store, accelerator.num_processes)
+    if found:
+        require_same_run(out, record)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process and not found:
+        out.mkdir(parents=True, exist_ok=True)
+        split = {"fraction": config.fraction, "seed": config.split_seed, **inputs.split.summary()}
+        write_json(out / "split.json", split)
+        write_json(out / "config.json", record)
+    run = _Run(config, out, accelerator, inputs, quiet)
+    return run.to_the_end()
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    """Processes and device; refuses a launcher that started fewer processes than it was asked for."""
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != wanted:
+        raise DataError(
+            f"{accelerator.num_processes} process(es) run, WORLD_SIZE is {wanted}: start with torchrun"
+        )
+    parts = config.accumulation * accelerator.num_processes
+    for name in ("batch_labelled", "batch_unlabelled"):
+        if getattr(config, name) % parts:
+            raise DataError(
+                f"{name} {getattr(config, name)} cannot be shared out over {accelerator.num_processes} process(es) "
+                f"and {config.accumulation} micro-batch(es)"
+            )
+    return accelerator
+
+
+class _Run:
+    """Everything alive during a run."""
+
+    def __init__(
+        self, config: TrainConfig, out: Path, accelerator: Accelerator, inputs: Inputs, quiet: bool
+    ) -> None:
+        self.config, self.out, self.accelerator, self.inputs = config, out, accelerator, inputs
+        self.quiet = quiet or not accelerator.is_main_process
+        torch.manual_seed(seed_of(config.seed, "weights"))
+        model = build_segmentor(config.segmentor)
+        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model: ReferringSegmentor = model.to(accelerator.device)
+        self.tokenise = Tokenizer(config.segmentor)
+        self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
+        student = torch.compile(self.model) if config.compile else self.model
+        teacher = self.ema.module if self.ema is not None and config.ema.teacher else None
+        self.networks = Networks(student, teacher, config.weak_eval)
+        self.method = METHODS[config.method](config)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.alarm = CollapseAlarm(config.alarm)
+        self.hidden: HiddenMasks | None = None
+        if config.runtime.log_with_hidden_masks and config.uses_unlabelled:
+            self.hidden = HiddenMasks(inputs.dataset, *config.size_hw)
+        self.step, self.seconds = 0, 0.0
+        self._load_newest()
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Run the remaining steps, export the network and write `done.json`."""
+        config, accelerator = self.config, self.accelerator
+        first, started, before = self.step, time.monotonic(), self.seconds
+        last_scores: dict[str, float] = {}
+        with self._log(first) as log, _stop_flag() as stop_requested:
+            keys = range(first * config.accumulation, config.steps * config.accumulation)
+            batches = iterate(
+                self._source(), keys, workers=config.runtime.workers, prefetch=config.runtime.prefetch
+            )
+            for step in progress(
+                range(first, config.steps), config.steps, "train", self.quiet, initial=first
+            ):
+                result = train_step(
+                    accelerator,
+                    self.networks,
+                    self.method,
+                    self.optimizer,
+                    [next(batches) for _ in range(config.accumulation)],
+                    config,
+                    ema=self.ema,
+                    stop_requested=stop_requested,
+                )
+                self.alarm.check(step, result.loss, result.shares)
+                self.step, self.seconds = step + 1, before + time.monotonic() - started
+                last = self.step == config.steps
+                if self.step % config.runtime.log_every == 0 or last:
+                    log("train", self.step, self._figures(result))
+                if config.eval_every and (self.step % config.eval_every == 0 or last):
+                    last_scores = self._validate()
+                    log("val", self.step, last_scores)
+                every = config.runtime.checkpoint_every
+                if last or result.stop or (every and self.step % every == 0):
+                    self._save()
+                if result.stop and not last:
+                    raise SystemExit(RESUBMIT_EXIT_CODE)
+        if config.eval_every and not last_scores:  # resumed after the last step
+            last_scores = self._validate()
+        return self._finish(last_scores)
+
+    def _source(self) -> BatchSource:
+        config = self.config
+        plan = BatchPlan(
+            seed=config.seed,
+            height=config.size_hw[0],
+            width=config.size_hw[1],
+            batch_labelled=config.batch_labelled,
+            batch_unlabelled=config.batch_unlabelled if config.uses_unlabelled else 0,
+            accumulation=config.accumulation,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            cache_mib=config.runtime.cache_mib,
+            weak=config.weak,
+            strong=config.strong,
+            text=config.text,
+        )
+        return BatchSource(self.inputs.dataset, self.inputs.split, plan, self.tokenise, self.inputs.priors)
+
+    def _figures(self, result: StepResult) -> dict[str, float]:
+        """One line of the log: this step's figures over all processes."""
+        local = dict(result.metrics)
+        if self.hidden is not None and result.pseudo:
+            compared = [self.hidden.quality(pseudo) for pseudo in result.pseudo]
+            local |= {name: torch.stack([c[name] for c in compared]).mean() for name in compared[0]}
+        figures = mean_over_processes(self.accelerator, local)
+        return {"loss": result.loss, **result.global_metrics, **figures, "seconds": round(self.seconds, 3)}
+
+    def _validate(self) -> dict[str, float]:
+        """Scores on the validation sentences, both frames named."""
+        samples = spaced(self.inputs.dataset.samples(self.config.val_split), self.config.val_limit)
+        model = self.ema.module if self.ema is not None and self.config.ema.export else self.model
+        scores = summarise(
+            score_samples(
+                self.accelerator,
+                model,
+                self.tokenise,
+                self.inputs.dataset,
+                samples,
+                self.config.size_hw,
+                workers=self.config.runtime.workers,
+            )
+        )
+        return {
+            f"{name}_{frame}": scores[frame][name]
+            for frame in ("model", "original")
+            for name in ("oiou", "miou")
+        } | {"num": len(samples)}
+
+    def _save(self) -> None:
+        """Checkpoint by the first process; the others wait for it."""
+        if self.accelerator.is_main_process:
+            weights = {"model": self.model.state_dict()}
+            if self.ema is not None:
+                weights["ema"] = self.ema.module.state_dict()
+            save_checkpoint(
+                self.out / "checkpoints",
+                self.step,
+                weights,
+                {"optimizer": self.optimizer.state_dict(), "method": self.method.state_dict()},
+                {
+                    "seconds": self.seconds,
+                    "strikes": self.alarm.strikes,
+                    "ema_updates": self.ema.num_updates if self.ema is not None else 0,
+                },
+                keep=self.config.runtime.keep_checkpoints,
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _load_newest(self) -> None:
+        """Take up the newest whole checkpoint, if there is one."""
+        found = list_checkpoints(self.out / "checkpoints")
+        if not found:
+            return
+        state = load_state(found[-1])
+        self.model.load_state_dict(load_weights(found[-1], "model"))
+        self.optimizer.load_state_dict(load_object(found[-1], "optimizer"))
+        self.method.load_state_dict(load_object(found[-1], "method"))
+        if self.ema is not None:
+            self.ema.module.load_state_dict(load_weights(found[-1], "ema"))
+            self.ema.num_updates = state["ema_updates"]
+        self.alarm.strikes = dict(state["strikes"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _finish(self, last_scores: dict[str, float]) -> dict[str, Any]:
+        """Export, then `done.json` last."""
+        done = {"step": self.step, "seconds": round(self.seconds, 3), "metrics": last_scores}
+        if self.accelerator.is_main_process:
+            averaged = self.ema is not None and self.config.ema.export
+            export_model(self.ema.module if averaged and self.ema is not None else self.model, self.out)
+            write_json(self.out / "done.json", done)
+        self.accelerator.wait_for_everyone()
+        return done
+
+    @contextmanager
+    def _log(self, first: int) -> Iterator[Callable[[str, int, dict[str, float]], None]]:
+        """A function that writes one line; only the first process writes."""
+        if not self.accelerator.is_main_process:
+            yield lambda kind, step, figures: None
+            return
+        with RunLog(self.out, tensorboard=self.config.runtime.tensorboard, resume_step=first) as log:
+            yield lambda kind, step, figures: log.log(step, kind, **figures)
+
+
+@contextmanager
+def _stop_flag() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGUSR1 has arrived; earlier handlers are put back afterwards."""
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,76 @@
+"""Two processes do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.refer import load_refer
+from shared.runlog import read_records
+from stage2_train.checkpoint import list_checkpoints, load_object, load_weights
+from stage2_train.config import RuntimeConfig, TrainConfig
+from stage2_train.evaluate import evaluate_run
+from stage2_train.train import train
+from tests.stage2_train.miniature import mini_config, segmentor_config
+
+TOLERANCE = 2e-3
+"""Float32 sums in another order, carried through four steps of AdamW at a rate of 2e-3."""
+
+
+def config_of(root: Path) -> TrainConfig:
+    return mini_config(
+        root,
+        steps=4,
+        segmentor=segmentor_config(root / "tokenizer", dropout=0.0),
+        runtime=RuntimeConfig(log_every=1, checkpoint_every=2, tensorboard=False),
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_one(mini_root: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(config_of(mini_root), one, quiet=True)
+    script = Path(__file__).with_name("two_processes.py")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0", str(script), str(mini_root), str(two),
+    ]  # fmt: skip
+    here = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here), "PYTHONWARNINGS": "ignore"}
+    finished = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+    logs = [read_records(run / "metrics.jsonl") for run in (one, two)]
+    for a, b in zip(*logs, strict=True):
+        assert a["step"] == b["step"]
+        for name in (
+            "loss",
+            "labelled_loss",
+            "unlabelled_loss",
+            "coverage",
+            "prior_iou",
+            "fused_iou",
+            "tau_fg",
+            "reward",
+        ):
+            assert a[name] == pytest.approx(b[name], abs=TOLERANCE), (a["step"], name)
+    weights = [load_weights(list_checkpoints(run / "checkpoints")[-1], "model") for run in (one, two)]
+    # Biases in front of an instance norm have no gradient but rounding, which AdamW scales up to a full step.
+    for name in weights[0]:
+        if not name.endswith("bias"):
+            assert torch.allclose(weights[0][name], weights[1][name], atol=TOLERANCE), name
+    policies = [load_object(list_checkpoints(run / "checkpoints")[-1], "method") for run in (one, two)]
+    assert policies[0]["replay_seen"] == policies[1]["replay_seen"] == 16
+    assert torch.allclose(policies[0]["replay_rows"], policies[1]["replay_rows"], atol=TOLERANCE)
+
+    samples = load_refer(mini_root / "data", "refshapes", "unc").samples("val")
+    rows = [json.loads(line) for line in (two / "eval" / "val.jsonl").read_text().splitlines()]
+    assert [row["sample_id"] for row in rows] == [sample.sample_id for sample in samples]
+    ranks = [json.loads(Path(f"{two}.rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert ranks[0] == ranks[1] and ranks[0]["world"] == 2 and ranks[0]["num"] == len(samples)
+    alone = evaluate_run(two, "val", batch=3, write=False)
+    assert alone["original"] == pytest.approx(ranks[0]["original"], abs=1e-6)

@@ -1,0 +1,188 @@
+"""Configurations that must give the same gradients, and information that must not reach them."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from shared.refer import MaskAccessError, ReferDataset, load_refer
+from stage2_train.batch import Batch, UnlabelledPart
+from stage2_train.checkpoint import list_checkpoints, load_weights
+from stage2_train.config import RuntimeConfig, SampleLossConfig, TrainConfig
+from stage2_train.data import BatchSource
+from stage2_train.methods import METHODS
+from stage2_train.methods.base import Networks
+from stage2_train.train import train
+from stage2_train.transforms import WeakConfig, mirror_words
+from tests.stage2_train.miniature import batch_of, mini_config, model_of, plain_config, segmentor_config
+
+
+def without_dropout(config: TrainConfig, root: Path) -> TrainConfig:
+    has_sesm = config.segmentor.sesm is not None
+    return dataclasses.replace(
+        config, segmentor=segmentor_config(root / "tokenizer", sesm=has_sesm, dropout=0.0)
+    )
+
+
+def gradients(config: TrainConfig, batches: list[Batch]) -> dict[str, torch.Tensor]:
+    model, method = model_of(config), METHODS[config.method](config)
+    for batch in batches:
+        (method.loss(Networks(model), batch).loss / len(batches)).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def configs(root: Path) -> list[TrainConfig]:
+    plain = [plain_config(root, name) for name in ("supervised", "fixmatch", "mllm_blend")]
+    return [without_dropout(config, root) for config in (*plain, mini_config(root))]
+
+
+@pytest.mark.parametrize("index", range(4), ids=["supervised", "fixmatch", "mllm_blend", "l2l"])
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_accumulating_micro_batches_equals_one_batch(mini_root: Path, index: int, accumulation: int) -> None:
+    """k micro-batches of b have the gradient of one batch of k*b, up to the order of float32 additions."""
+    whole = configs(mini_root)[index]
+    parts = dataclasses.replace(whole, accumulation=accumulation)
+    one = gradients(whole, [batch_of(whole, 1)])
+    many = gradients(parts, [batch_of(parts, accumulation + micro) for micro in range(accumulation)])
+    assert one.keys() == many.keys()
+    largest = max(float(gradient.abs().max()) for gradient in one.values())
+    for name in one:
+        scale = float(one[name].abs().max()) + 0.01 * largest  # some gradients are zero but for rounding
+        assert float((one[name] - many[name]).abs().max()) <= 2e-4 * scale, name
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "mllm_blend", "l2l"])
+def test_zero_unlabelled_weight_gives_no_gradient_from_unlabelled(mini_root: Path, method: str) -> None:
+    """With lambda_u = 0 the unlabelled images and priors can be anything."""
+    base = mini_config(mini_root) if method == "l2l" else plain_config(mini_root, method)
+    config = without_dropout(
+        dataclasses.replace(base, loss=SampleLossConfig(lambda_unlabelled=0.0)), mini_root
+    )
+    batch = batch_of(config)
+    assert batch.unlabelled is not None
+    noise = dataclasses.replace(
+        batch.unlabelled,
+        weak_BHW3=255 - batch.unlabelled.weak_BHW3,
+        strong_BHW3=255 - batch.unlabelled.strong_BHW3,
+        prior_B1HW=None if batch.unlabelled.prior_B1HW is None else 1 - batch.unlabelled.prior_B1HW,
+    )
+    one, other = gradients(config, [batch]), gradients(config, [dataclasses.replace(batch, unlabelled=noise)])
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+    weighted = dataclasses.replace(config, loss=SampleLossConfig(lambda_unlabelled=1.0))
+    changed = gradients(weighted, [dataclasses.replace(batch, unlabelled=noise)])
+    same = gradients(weighted, [batch])
+    assert any(not torch.allclose(same[name], changed[name], atol=1e-6) for name in same)
+
+
+def test_image_mask_prior_and_words_flip_together(mini_root: Path) -> None:
+    """A source that always flips is the mirror image of one that never does, and so are its texts."""
+    base = mini_config(mini_root)
+    texts: dict[float, list[str]] = {}
+    batches = {}
+    for probability in (0.0, 1.0):
+        config = dataclasses.replace(base, weak=WeakConfig(flip_probability=probability))
+        with pytest.MonkeyPatch.context() as patch:
+            texts[probability] = _recorded_texts(patch)
+            batches[probability] = batch_of(config)
+    never, always = batches[0.0], batches[1.0]
+    for name, columns in (("image_BHW3", 2), ("target_BHW", 2), ("prior_B1HW", 3)):
+        assert torch.equal(getattr(never.labelled, name).flip(columns), getattr(always.labelled, name)), name
+    for name, columns in (("weak_BHW3", 2), ("prior_B1HW", 3)):
+        assert torch.equal(getattr(never.unlabelled, name).flip(columns), getattr(always.unlabelled, name)), (
+            name
+        )
+    assert [mirror_words(text) for text in texts[0.0]] == texts[1.0] and texts[0.0]
+    assert always.labelled.flip_B.all() and not never.labelled.flip_B.any()
+
+
+def _recorded_texts(patch: pytest.MonkeyPatch) -> list[str]:
+    """Weak texts handed to the text augmentation."""
+    from stage2_train import data
+
+    seen: list[str] = []
+    real = data.draw_candidates
+
+    def spy(text: str, *rest: Any) -> Any:
+        seen.append(text)
+        return real(text, *rest)
+
+    patch.setattr(data, "draw_candidates", spy)
+    return seen
+
+
+class LyingMasks:
+    """A data set whose masks of unlabelled images are turned inside out."""
+
+    def __init__(self, dataset: ReferDataset, honest: set[int]) -> None:
+        self._dataset, self._honest = dataset, honest
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
+
+    def mask(self, sample: Any) -> np.ndarray:
+        mask = self._dataset.mask(sample)
+        return mask if sample.image_id in self._honest or sample.split != "train" else ~mask
+
+    def without_masks(self, keep: Any) -> Any:
+        return LyingMasks(self._dataset.without_masks(keep), self._honest)
+
+
+def test_masks_of_unlabelled_samples_change_no_parameter(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shared.runlog import read_records
+    from stage2_train import inputs
+
+    config = mini_config(
+        mini_root, steps=3, runtime=RuntimeConfig(log_every=1, tensorboard=False, log_with_hidden_masks=True)
+    )
+    train(config, tmp_path / "honest", quiet=True)
+    honest = set(inputs.open_inputs(config).split.image_ids)
+    real: Callable[..., ReferDataset] = inputs.load_data
+    monkeypatch.setattr(inputs, "load_data", lambda data: LyingMasks(real(data), honest))
+    train(config, tmp_path / "lying", quiet=True)
+    one, two = (
+        load_weights(list_checkpoints(tmp_path / n / "checkpoints")[-1], "model") for n in ("honest", "lying")
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    logs = [read_records(tmp_path / n / "metrics.jsonl") for n in ("honest", "lying")]
+    assert [r["loss"] for r in logs[0]] == [r["loss"] for r in logs[1]]
+    assert all(a["prior_iou"] != b["prior_iou"] for a, b in zip(*logs, strict=True))  # the masks did differ
+
+
+def test_a_batch_of_unlabelled_samples_has_no_place_for_a_mask(mini_root: Path) -> None:
+    source = _source_of(mini_config(mini_root))
+    names = {field.name for field in dataclasses.fields(UnlabelledPart)}
+    assert not any("target" in name or name.startswith("mask") for name in names)
+    with pytest.raises(MaskAccessError):
+        source.reader.dataset.mask(source.split.unlabelled[0][0])
+    with pytest.raises(MaskAccessError):
+        source.reader.dataset.box_xyxy_px(source.split.unlabelled[0][0])
+
+
+def _source_of(config: TrainConfig) -> BatchSource:
+    found: list[BatchSource] = []
+    real = BatchSource.__call__
+
+    def spy(self: BatchSource, key: int) -> Batch:
+        found.append(self)
+        return real(self, key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchSource, "__call__", spy)
+        batch_of(config)
+    return found[0]
+
+
+def test_the_data_may_be_read_again_without_change(mini_root: Path) -> None:
+    """Loading the data set twice gives equal batches: nothing depends on object identity or dict order."""
+    config = mini_config(mini_root)
+    assert load_refer(mini_root / "data", "refshapes", "unc").fingerprint()
+    a, b = batch_of(config, 3), batch_of(config, 3)
+    assert (
+        torch.equal(a.labelled.image_BHW3, b.labelled.image_BHW3) and a.labelled.samples == b.labelled.samples
+    )

@@ -1,0 +1,106 @@
+"""Overrides are converted to the declared types and refused by name; a config survives its JSON form."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from shared.config import (
+    DataConfig,
+    apply_overrides,
+    config_fingerprint,
+    config_from_dict,
+    config_to_dict,
+)
+from shared.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    rate: float = 0.5
+    sides: tuple[int, int] = (1, 2)
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rate < 0:
+            raise DataError(f"rate is {self.rate}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    maybe: int | None = None
+    flag: bool = False
+    mode: Literal["a", "b"] = "a"
+    path: Path = Path(".")
+    text: str = ""
+
+
+@pytest.mark.parametrize(
+    ("override", "get", "value"),
+    [
+        ("inner.rate=2", lambda c: c.inner.rate, 2.0),
+        ("inner.sides=3, 4", lambda c: c.inner.sides, (3, 4)),
+        ("inner.names=x,y,z", lambda c: c.inner.names, ("x", "y", "z")),
+        ("inner.names=", lambda c: c.inner.names, ()),
+        ("maybe=7", lambda c: c.maybe, 7),
+        ("flag=True", lambda c: c.flag, True),
+        ("mode=b", lambda c: c.mode, "b"),
+        ("path=a/b", lambda c: c.path, Path("a/b")),
+        ("text=k=v", lambda c: c.text, "k=v"),
+    ],
+)
+def test_an_override_takes_the_declared_type(override, get, value):
+    changed = get(apply_overrides(Outer(), [override]))
+    assert changed == value and type(changed) is type(value)
+
+
+def test_none_and_the_last_one_wins():
+    config = apply_overrides(Outer(), ["maybe=1", "maybe=2", "inner.rate=1", "inner.sides=5,6"])
+    assert config.maybe == 2 and config.inner == Inner(rate=1.0, sides=(5, 6))
+    assert apply_overrides(config, ["maybe=none"]).maybe is None
+    assert Outer() == Outer(), "the original is untouched"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("flag", "not of the form"),
+        ("=1", "not of the form"),
+        ("nothing=1", "no field 'nothing'.*inner, maybe"),
+        ("inner.nothing=1", "Inner has no field 'nothing'"),
+        ("inner=1", "is a group"),
+        ("maybe.deeper=1", "no fields of its own"),
+        ("inner.rate=fast", "'fast' is not of type float"),
+        ("inner.sides=1", "expected 2 comma-separated"),
+        ("maybe=1.5", "not of type int"),
+        ("flag=1", "expected true or false"),
+        ("mode=c", "expected one of a, b"),
+        ("inner.rate=-1", "rate is -1"),
+    ],
+)
+def test_a_wrong_override_is_named(override, message):
+    with pytest.raises(DataError, match=message):
+        apply_overrides(Outer(), [override])
+
+
+def test_a_config_survives_json():
+    config = Outer(inner=Inner(sides=(7, 8), names=("q",)), maybe=3, path=Path("x"))
+    assert config_from_dict(Outer, config_to_dict(config), "file") == config
+    with pytest.raises(DataError, match="file.*'nope'"):
+        config_from_dict(Outer, {"nope": 1}, "file")
+
+
+def test_a_fingerprint_follows_the_values_not_their_order():
+    first = config_fingerprint({"a": 1, "b": [1, 2]})
+    assert first == config_fingerprint({"b": [1, 2], "a": 1})
+    assert first != config_fingerprint({"a": 1, "b": [2, 1]})
+    assert first != config_fingerprint({"a": 1.5, "b": [1, 2]})
+
+
+@pytest.mark.parametrize("name", ["root", "dataset", "split_by"])
+def test_empty_names_are_refused(name):
+    values = {"root": "r", "dataset": "d", "split_by": "unc"} | {name: ""}
+    with pytest.raises(DataError, match=f"data.{name}"):
+        DataConfig(**values)

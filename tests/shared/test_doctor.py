@@ -1,0 +1,132 @@
+"""The doctor's judgement on hand-made findings, and that looking at this machine does not fail."""
+
+import copy
+import json
+import subprocess
+
+import pytest
+
+from shared import doctor
+
+HEALTHY = {
+    "python": "3.11.0",
+    "platform": "Linux",
+    "versions": dict.fromkeys(doctor.NEEDED, "1.0")
+    | {"torchvision": "0.20", "vllm-cpu": "0.32.0", "vllm": None},
+    "cpu": {"count": 2, "memory_gb": 8.0},
+    "gpu": {"visible": [], "usable": []},
+    "torch_cuda": None,
+    "vllm": {"kind": "vllm-cpu", "version": "0.32.0"},
+    "torchvision": {"state": "shim", "detail": ""},
+    "weights": {"embedded segmentor": {"present": True, "folder": "w", "megabytes": 4.0}},
+    "disk": {"path": ".", "free_gb": 50.0},
+}
+
+
+def _with(**changes):
+    report = copy.deepcopy(HEALTHY)
+    for path, value in changes.items():
+        *groups, last = path.split("__")
+        inner = report
+        for group in groups:
+            inner = inner[group]
+        inner[last] = value
+    return report
+
+
+def _one(report):
+    found = doctor.problems(report)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_healthy_machine_has_no_problems():
+    assert doctor.problems(HEALTHY) == []
+    text = doctor.format_report(HEALTHY | {"problems": []})
+    assert "everything the embedded pipeline needs is here" in text and "shim 0.20" in text
+
+
+def test_a_missing_package_is_named_with_its_install_line():
+    problem = _one(_with(versions__zarr=None))
+    assert "zarr" in problem["why"] and problem["fix"] == "pip install -e ."
+
+
+@pytest.mark.parametrize(("gpus", "extra"), [([], "vllm-cpu"), (["A GPU"], "vllm")])
+def test_without_vllm_the_extra_for_this_machine_is_named(gpus, extra):
+    report = _with(
+        vllm={"kind": "absent", "version": None},
+        gpu={"visible": gpus, "usable": [{"name": name, "memory_gb": 1} for name in gpus]},
+    )
+    assert _one(report)["fix"] == f"pip install -e '.[{extra}]'"
+
+
+def test_the_wrong_vllm_for_the_machine():
+    assert "no GPU" in _one(_with(vllm={"kind": "vllm", "version": "0.32"}))["why"]
+    on_gpu = _with(gpu={"visible": ["G"], "usable": [{"name": "G", "memory_gb": 1}]})
+    assert "CPU build" in _one(on_gpu)["why"]
+
+
+def test_a_gpu_that_torch_cannot_use():
+    report = _with(gpu={"visible": ["G"], "usable": []}, vllm={"kind": "vllm", "version": "0.32"})
+    assert "torch is a CPU build" in _one(report)["why"]
+    report["torch_cuda"] = "13.0"
+    assert "driver" in _one(report)["why"]
+
+
+def test_torchvision_broken_or_absent():
+    broken = _one(_with(torchvision={"state": "broken", "detail": "RuntimeError: nms"}))
+    assert "nms" in broken["why"] and broken["fix"] == "make setup"
+    assert "not installed" in _one(_with(torchvision={"state": "absent", "detail": ""}))["why"]
+
+
+def test_missing_weights_and_a_full_disk():
+    missing = {"embedded segmentor": {"present": False, "folder": "w", "megabytes": 0.0}}
+    assert _one(_with(weights=missing))["fix"] == "make embedded-models"
+    assert "0.5 GB" in _one(_with(disk__free_gb=0.5))["why"]
+
+
+def test_every_problem_is_printed_with_its_fix():
+    report = _with(versions__zarr=None, disk__free_gb=0.5)
+    found = doctor.problems(report)
+    text = doctor.format_report(report | {"problems": found})
+    assert len(found) == 2 and all(one["why"] in text and one["fix"] in text for one in found)
+
+
+def test_a_pointer_file_is_not_weights(tmp_path):
+    assert not doctor.weights_state(tmp_path / "nowhere")["present"]
+    (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs")
+    assert not doctor.weights_state(tmp_path)["present"]
+    (tmp_path / "model.safetensors").write_bytes(bytes(2_000_000))
+    assert doctor.weights_state(tmp_path) == {"present": True, "folder": str(tmp_path), "megabytes": 2.0}
+
+
+def test_an_absent_package_has_no_version():
+    assert doctor.installed_version("no-such-package-at-all") is None
+    assert doctor.installed_version("numpy")
+
+
+def test_a_probe_that_dies_is_told_not_raised(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "PROBE", "import os; os._exit(3)")
+    report = doctor.examine(tmp_path)
+    assert report["torchvision"]["state"] == "broken" and "died" in report["torchvision"]["detail"]
+
+
+def test_a_probe_that_hangs_is_stopped(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "PROBE", "import time; time.sleep(60)")
+    report = doctor.examine(tmp_path, probe_timeout_s=0.5)
+    assert "more than" in report["torchvision"]["detail"]
+
+
+def test_no_driver_no_gpus(monkeypatch):
+    def absent(*arguments, **rest):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    assert doctor.visible_gpus() == []
+
+
+def test_this_machine_can_be_examined():
+    report = json.loads(json.dumps(doctor.examine()))
+    assert report["versions"]["torch"] and report["cpu"]["count"] >= 1
+    assert report["torchvision"]["state"] in ("native", "shim", "absent"), report["torchvision"]
+    assert doctor.format_report(report)

@@ -1,0 +1,271 @@
+"""The REFER reader: order, layouts, masks, leaks, and one line for every broken row."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.errors import DataError
+from shared.refer import MaskAccessError, ReferringDataset, load_refer, read_image
+from shared.types import Sample
+from tests.shared.refer_fixture import BROKEN, REF_ORDER, TRAIN_IMAGE_IDS, write_refer_fixture
+
+
+@pytest.fixture
+def written(tmp_path):
+    return write_refer_fixture(tmp_path)
+
+
+@pytest.fixture
+def dataset(written):
+    return load_refer(*written.args)
+
+
+def test_samples_are_sorted_by_ref_then_sentence(dataset):
+    samples = dataset.samples()
+    assert [s.sent_id for s in samples] == [10 * ref_id + k for ref_id in REF_ORDER for k in (0, 1)]
+    assert len({s.sample_id for s in samples}) == len(samples) == 18
+    assert samples[0] == Sample(
+        sample_id="tiny.unc.10",
+        image_id=103,
+        file_name="tiny_000103.jpg",
+        height=16,
+        width=10,
+        ref_id=1,
+        ann_id=1001,
+        sent_id=10,
+        expression="the thing",
+        split="train",
+    )
+
+
+def test_splits(dataset):
+    assert dataset.splits == ("train", "val", "testA", "testB")
+    counts = {split: len(dataset.samples(split)) for split in dataset.splits}
+    assert counts == {"train": 10, "val": 4, "testA": 2, "testB": 2}
+    with pytest.raises(
+        DataError, match=r"tiny \(unc\) has no split 'test' \(it has train, val, testA, testB\)"
+    ):
+        dataset.samples("test")
+
+
+def test_train_images_in_order_of_first_appearance(dataset):
+    assert dataset.train_image_ids() == TRAIN_IMAGE_IDS
+
+
+def test_callers_cannot_change_the_reader(dataset):
+    dataset.samples().clear()
+    dataset.train_image_ids().clear()
+    assert len(dataset.samples()) == 18 and dataset.train_image_ids() == TRAIN_IMAGE_IDS
+
+
+def test_blank_normalised_text_falls_back_to_the_raw_text(dataset):
+    assert [s.expression for s in dataset.samples() if s.ref_id == 5] == ["the thing", "thing number 5"]
+
+
+def test_masks_and_boxes_of_every_form(written, dataset):
+    for sample in dataset.samples():
+        mask = dataset.mask(sample)
+        assert mask.dtype == bool and mask.shape == (sample.height, sample.width)
+        np.testing.assert_array_equal(mask, written.masks[sample.ann_id])
+        rows, columns = np.nonzero(mask)
+        expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_array_equal(dataset.box_xyxy_px(sample), expected)
+
+
+@pytest.mark.parametrize("folder", ["images", "images/train2014", "images/mscoco/images/train2014"])
+def test_image_folders(tmp_path, folder):
+    dataset = load_refer(*write_refer_fixture(tmp_path, image_folder=folder).args)
+    for sample in dataset.samples():
+        image = dataset.image(sample)
+        assert image.mode == "RGB" and image.size == (sample.width, sample.height)
+        assert dataset.image_path(sample) == dataset.image_path(sample.file_name)
+        assert dataset.image_path(sample) == tmp_path / folder / sample.file_name
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_pickle_protocol_reads_alike(tmp_path, protocol):
+    plain = load_refer(*write_refer_fixture(tmp_path / "a").args).samples()
+    assert load_refer(*write_refer_fixture(tmp_path / "b", protocol=protocol).args).samples() == plain
+
+
+def test_a_pickle_of_python_2_reads_alike(tmp_path):
+    plain = load_refer(*write_refer_fixture(tmp_path / "a").args).samples()
+    assert load_refer(*write_refer_fixture(tmp_path / "b", python2=True).args).samples() == plain
+
+
+def test_other_split_bys_stand_side_by_side(tmp_path):
+    write_refer_fixture(tmp_path, dataset="refcocog", split_by="umd")
+    write_refer_fixture(tmp_path, dataset="refcocog", split_by="google", edit=lambda refs, _: refs.pop())
+    umd, google = (load_refer(tmp_path, "refcocog", by) for by in ("umd", "google"))
+    assert (len(umd.samples()), len(google.samples())) == (18, 16)
+    assert google.samples()[0].sample_id == "refcocog.google.10"
+    with pytest.raises(
+        DataError, match=r"refs\(unc\)\.p: not found; split_by 'unc' is not among google, umd"
+    ):
+        load_refer(tmp_path, "refcocog", "unc")
+
+
+def test_loading_reads_no_image(written):
+    for path in (written.root / "images").iterdir():
+        path.unlink()
+    dataset = load_refer(*written.args)
+    assert dataset.mask(dataset.samples()[0]).any()
+    with pytest.raises(DataError, match=r"image tiny_000103.jpg is in none of images, "):
+        dataset.image(dataset.samples()[0])
+
+
+def test_fingerprint_covers_both_files(tmp_path):
+    first = load_refer(*write_refer_fixture(tmp_path / "a").args).fingerprint()
+    assert load_refer(*write_refer_fixture(tmp_path / "b").args).fingerprint() == first
+
+    def reword(refs, instances):
+        refs[0]["sentences"][0]["sent"] = "another thing"
+
+    def move(refs, instances):
+        instances["annotations"][0]["segmentation"][0][0] += 1
+
+    edited = [load_refer(*write_refer_fixture(tmp_path / e.__name__, edit=e).args) for e in (reword, move)]
+    assert len({first, *(dataset.fingerprint() for dataset in edited)}) == 3
+
+
+def test_without_masks_holds_no_other_mask(written, dataset):
+    reader = dataset.without_masks([101])
+    for sample in reader.samples():
+        if sample.image_id == 101:
+            np.testing.assert_array_equal(reader.mask(sample), dataset.mask(sample))
+        else:
+            for read in (reader.mask, reader.box_xyxy_px):
+                with pytest.raises(
+                    MaskAccessError, match=f"mask of {sample.sample_id} .image {sample.image_id}"
+                ):
+                    read(sample)
+    # Dropped, not hidden: nothing of them travels to a worker process.
+    other = next(s for s in dataset.samples() if s.image_id == 104)
+    counts = dataset._segmentations[other.ann_id]["counts"].encode()
+    assert counts in pickle.dumps(dataset) and counts not in pickle.dumps(reader)
+    assert reader.samples() == dataset.samples() and reader.fingerprint() == dataset.fingerprint()
+    assert dataset.mask(other).any()
+
+
+def test_without_masks_cannot_be_widened_again(dataset):
+    reader = dataset.without_masks([101]).without_masks([101, 102])
+    samples = {sample.image_id: sample for sample in reader.samples()}
+    assert reader.mask(samples[101]).any()
+    with pytest.raises(MaskAccessError):
+        reader.mask(samples[102])
+
+
+def test_reader_travels_to_worker_processes(dataset):
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert copy.samples() == dataset.samples()
+
+
+def test_reader_satisfies_the_protocol(dataset):
+    assert isinstance(dataset, ReferringDataset)
+    assert not isinstance(object(), ReferringDataset)
+
+
+def test_exif_orientation_is_honoured(tmp_path):
+    pixels = np.zeros((4, 6, 3), dtype=np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    image = read_image(tmp_path / "turned.png")
+    assert image.size == (4, 6)
+    assert np.argwhere(np.asarray(image)[..., 0] == 255).tolist() == [[0, 3]]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
+def test_other_colour_modes_become_rgb(tmp_path, mode):
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
+    Image.new(mode, (5, 3)).save(path)
+    assert read_image(path).mode == "RGB"
+
+
+def test_image_of_another_size(written, dataset):
+    sample = dataset.samples()[0]
+    Image.new("RGB", (sample.height, sample.width)).save(dataset.image_path(sample))
+    with pytest.raises(DataError, match="103.jpg: image 103: width x height 16 x 10, but .* says 10 x 16"):
+        dataset.image(sample)
+
+
+def test_truncated_and_corrupt_images(written, dataset):
+    sample = dataset.samples()[0]
+    path = dataset.image_path(sample)
+    data = path.read_bytes()
+    for broken in (data[:-40], data[:100], b"no image", b""):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match="tiny_000103.jpg: image cannot be read") as caught:
+            dataset.image(sample)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.jpg", "/etc/passwd", "a/../../b.jpg", "a\\..\\b.jpg", "a\0.jpg", ""]
+)
+def test_file_names_cannot_leave_the_image_folder(tmp_path, name):
+    (tmp_path / "secret.jpg").write_bytes(b"secret")
+    dataset = load_refer(*write_refer_fixture(tmp_path).args)
+    with pytest.raises(DataError, match="leads out of the image folder"):
+        dataset.image_path(name)
+
+    def rename(refs, instances):
+        instances["images"][1]["file_name"] = name
+
+    with pytest.raises(DataError, match=r"instances.json: images\[1\] \(id 102\): file_name .* leads out"):
+        load_refer(*write_refer_fixture(tmp_path, edit=rename).args)
+
+
+def test_malformed_segmentation_names_file_and_annotation(tmp_path):
+    def edit(refs, instances):
+        instances["annotations"][0]["segmentation"] = [[1, 2, 3]]
+
+    dataset = load_refer(*write_refer_fixture(tmp_path, edit=edit).args)
+    sample = next(s for s in dataset.samples() if s.ann_id == 1007)
+    for read in (dataset.mask, dataset.box_xyxy_px):
+        with pytest.raises(DataError, match="instances.json: annotation 1007: polygon of 3 numbers"):
+            read(sample)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_rows_are_named_on_one_line(tmp_path, name):
+    edit, message = BROKEN[name]
+    written = write_refer_fixture(tmp_path, edit=edit)
+    with pytest.raises(DataError, match=message) as caught:
+        load_refer(*written.args)
+    assert str(caught.value).startswith(str(tmp_path)) and "\n" not in str(caught.value)
+
+
+def test_what_no_ref_needs_does_not_block(tmp_path):
+    def edit(refs, instances):
+        instances["annotations"].append({"id": 3000, "image_id": 999, "segmentation": []})
+        instances["annotations"].append(dict(instances["annotations"][0]))  # the same row twice
+        refs.append({**refs[0], "ref_id": 99, "sentences": []})
+
+    assert len(load_refer(*write_refer_fixture(tmp_path, edit=edit).args).samples()) == 18
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000])
+def test_instances_that_are_not_the_json_expected(written, text):
+    (written.root / "tiny" / "instances.json").write_text(text)
+    with pytest.raises(DataError, match="instances.json: ") as caught:
+        load_refer(*written.args)
+    assert "\n" not in str(caught.value)
+
+
+def test_refs_that_are_no_list(written):
+    (written.root / "tiny" / "refs(unc).p").write_bytes(pickle.dumps({"a": 1}))
+    with pytest.raises(DataError, match=r"refs\(unc\).p: expected a list of refs, found dict"):
+        load_refer(*written.args)
+
+
+def test_missing_folder_and_file(tmp_path):
+    with pytest.raises(DataError, match=r"refs\(unc\).p: not found; there is no folder"):
+        load_refer(tmp_path, "absent", "unc")
+    written = write_refer_fixture(tmp_path)
+    (tmp_path / "tiny" / "instances.json").unlink()
+    with pytest.raises(DataError, match="instances.json: not found"):
+        load_refer(*written.args)

@@ -1,0 +1,155 @@
+"""The check: a sound set passes, each fault is found once under its kind, and the loader agrees about what blocks."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from shared import refer_check
+from shared.errors import DataError
+from shared.refer import load_refer
+from shared.refer_check import CheckReport, SplitCounts, check_refer
+from tests.shared.refer_fixture import BROKEN, set_field, write_refer_fixture
+
+
+def kinds(report: CheckReport) -> dict[str, int]:
+    return {problem.kind: problem.count for problem in report.problems}
+
+
+def test_a_sound_set(tmp_path):
+    report = check_refer(*write_refer_fixture(tmp_path).args)
+    assert report.ok and report.problems == () and report.shared_images == {}
+    assert report.splits == {
+        "train": SplitCounts(images=3, refs=5, sentences=10),
+        "val": SplitCounts(images=1, refs=2, sentences=4),
+        "testA": SplitCounts(images=1, refs=1, sentences=2),
+        "testB": SplitCounts(images=1, refs=1, sentences=2),
+    }
+    assert report.fingerprint == load_refer(tmp_path, "tiny", "unc").fingerprint()
+    assert "train          3       5         10  -" in report.format_table()
+    assert report.format_table().endswith("no problems")
+    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
+    assert report.to_dict()["ok"] is True
+
+
+def annotation(segmentation):
+    """An edit of annotation 1007, a polygon on image 101 of 12 x 17."""
+    return set_field(1, "annotations", 0, "segmentation", segmentation)
+
+
+CONTENT = {
+    "mask of no area": annotation([[3, 3, 3, 3, 3, 3]]),
+    "mask larger than its image": annotation([[1, 1, 19, 1, 19, 5]]),
+    "mask not of its image's size": annotation({"size": [17, 12], "counts": [204]}),
+    "malformed segmentation": annotation({"size": [12, 17], "counts": [203]}),
+    "annotation of unknown image": set_field(1, "annotations", 9, "image_id", 999),
+    "image of another size": set_field(1, "images", 5, "height", 11),
+    "ref without sentences": set_field(0, 2, "sentences", []),
+    "missing image file": set_field(1, "images", 0, "file_name", "absent.jpg"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTENT)
+def test_faults_of_contents_are_found_but_do_not_block(tmp_path, kind):
+    written = write_refer_fixture(tmp_path, edit=CONTENT[kind])
+    report = check_refer(*written.args)
+    assert not report.ok
+    expected = {kind: 1}
+    if kind == "image of another size":  # the RLE of its only ref is then of another size too
+        expected["mask not of its image's size"] = 1
+    assert kinds(report) == expected
+    assert not any(problem.blocks for problem in report.problems)
+    assert str(tmp_path) in report.problems[0].first[0] and f"1 x {kind}" in report.format_table()
+    load_refer(*written.args)
+
+
+def test_a_polygon_may_touch_the_border(tmp_path):
+    written = write_refer_fixture(tmp_path, edit=annotation([[0, 0, 17.6, 0, 17.6, 12.5, -0.5, 12]]))
+    assert check_refer(*written.args).ok
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_whatever_the_loader_refuses_the_check_reports(tmp_path, name):
+    edit, _ = BROKEN[name]
+    written = write_refer_fixture(tmp_path, edit=edit)
+    with pytest.raises(DataError) as caught:
+        load_refer(*written.args)
+    try:
+        report = check_refer(*written.args)
+    except DataError as error:  # nothing could be read at all: the same line
+        assert str(error) == str(caught.value)
+        return
+    assert not report.ok
+    blocking = [problem for problem in report.problems if problem.blocks]
+    if blocking:
+        assert str(caught.value).startswith(blocking[0].first[0])
+        assert "the loader refuses this" in report.format_table()
+
+
+@pytest.mark.parametrize(("cut", "readable"), [(40, False), (0, True)])
+def test_truncated_image(tmp_path, cut, readable):
+    written = write_refer_fixture(tmp_path)
+    path = tmp_path / "images" / "tiny_000101.jpg"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) - cut])
+    report = check_refer(*written.args)
+    assert report.ok is readable
+    if not readable:
+        assert kinds(report) == {"unreadable image file": 1}
+        assert report.problems[0].first[0].startswith(f"{path}: image 101: ")
+
+
+def test_images_can_be_left_unopened(tmp_path):
+    written = write_refer_fixture(tmp_path)
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"no image")
+    report = check_refer(*written.args, read_images=False)
+    assert report.ok and "image files were not opened" in report.format_table()
+    assert kinds(check_refer(*written.args)) == {"unreadable image file": 6}
+
+
+def test_many_faults_at_once_and_only_the_first_rows(tmp_path):
+    def edit(refs, instances):
+        for ref in refs[:7]:
+            ref["sentences"][0].update(sent="", raw="")
+        refs[8]["ann_id"] = 4242
+
+    report = check_refer(*write_refer_fixture(tmp_path, edit=edit).args)
+    assert kinds(report) == {"empty expression": 7, "ref of unknown annotation": 1}
+    assert len(report.problems[0].first) == 5 and "    ... 2 more" in report.format_table()
+    assert report.splits["train"].sentences == 5 and "testA" not in report.splits
+
+
+def test_shared_images_are_a_note(tmp_path):
+    report = check_refer(*write_refer_fixture(tmp_path, edit=set_field(0, 1, "split", "val")).args)
+    assert report.ok and report.shared_images == {"train/val": 1}
+    assert "note: train/val share 1 images" in report.format_table()
+
+
+def test_published_sizes(tmp_path, monkeypatch):
+    written = write_refer_fixture(tmp_path, dataset="refcoco")
+    report = check_refer(*written.args)
+    assert kinds(report) == {"not the published size": 5}
+    assert "split train: 3 images where 16994 were published" in report.problems[0].first[0]
+    sizes = {"train": {"images": 3, "refs": 5}, "val": {"sentences": 4}}
+    monkeypatch.setitem(refer_check.PUBLISHED_SIZES, ("refcoco", "unc"), sizes)
+    report = check_refer(*written.args)
+    assert report.ok and "3 images, 5 refs" in report.format_table()
+
+
+def test_progress_is_silent_without_a_terminal(tmp_path, capfd):
+    check_refer(*write_refer_fixture(tmp_path).args)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_set_that_cannot_be_read_is_one_line(tmp_path):
+    with pytest.raises(DataError, match="not found"):
+        check_refer(tmp_path, "absent", "unc")
+
+
+def test_turned_image_is_of_another_size(tmp_path):
+    written = write_refer_fixture(tmp_path)
+    Image.new("RGB", (12, 17)).save(tmp_path / "images" / "tiny_000101.jpg")
+    report = check_refer(*written.args)
+    assert kinds(report) == {"image of another size": 1}
+    assert "height x width 17 x 12, but" in report.problems[0].first[0]

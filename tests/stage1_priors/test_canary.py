@@ -1,0 +1,96 @@
+"""The grounding check: right engines pass, shifted frames are refused and named."""
+
+import numpy as np
+import pytest
+
+from shared.config import apply_overrides
+from shared.errors import DataError
+from shared.store.reader import PriorStore
+from stage1_priors.canary import draw_canary, run_canary
+from stage1_priors.config import CanaryConfig
+from stage1_priors.engine import Answer
+from stage1_priors.families import QWEN2_5_VL, SizeRules
+from stage1_priors.job import describe_plan
+from stage1_priors.run import run_priors
+from tests.stage1_priors.fake_engine import FakeEngine, box_answer, random_box_answer, seen_box_answer
+
+RULES = SizeRules(
+    factor=28, min_pixels=12544, max_pixels=12544, processor_min_pixels=12544, processor_max_pixels=12544
+)
+SEEN = CanaryConfig(mode="warn")
+
+
+def rescaled(convert):
+    def answer(request):
+        text = seen_box_answer(request).text
+        numbers = [int(part) for part in text[text.index(": [") + 3 : text.index("]")].split(",")]
+        return box_answer(tuple(int(round(value)) for value in convert(np.array(numbers, float))))
+
+    return answer
+
+
+def check(answer_of, config=SEEN):
+    return run_canary(FakeEngine(answer_of), QWEN2_5_VL, RULES, config)
+
+
+def test_scenes_hold_one_object_and_its_box():
+    images, phrases, boxes = draw_canary(CanaryConfig(scenes=6, scale=2))
+    assert len(images) == len(phrases) == len(boxes) == 6 and images[0].size == (256, 256)
+    assert ((boxes >= 0) & (boxes <= 1)).all() and (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_a_model_that_sees_passes():
+    result = check(seen_box_answer)
+    assert result.passed and result.mean_iou > 0.8 and result.with_box == 16 and result.hit_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("frame", "convert"),
+    [
+        ("0 to 1000", lambda box: box / 112 * 1000),
+        ("pixels of the resized image, y before x", lambda box: box[[1, 0, 3, 2]]),
+        (
+            "pixels of the resized image, corner and size",
+            lambda box: np.concatenate([box[:2], box[2:] - box[:2]]),
+        ),
+    ],
+)
+def test_another_frame_is_refused_and_named(frame, convert):
+    result = check(rescaled(convert))
+    assert not result.passed and result.other_frame == frame
+    with pytest.raises(DataError, match=f"another frame: {frame}"):
+        check(rescaled(convert), CanaryConfig(mode="refuse"))
+
+
+def test_boxes_by_chance_are_refused():
+    result = check(random_box_answer)
+    assert not result.passed and result.other_frame is None
+    with pytest.raises(DataError, match="nothing is written"):
+        check(random_box_answer, CanaryConfig(mode="refuse"))
+
+
+def test_always_the_same_large_box_is_chance():
+    result = check(lambda request: box_answer((5, 5, 107, 107)), CanaryConfig(mode="warn", min_mean_iou=0.05))
+    assert not result.passed and result.mean_iou == pytest.approx(result.chance_iou)
+
+
+def test_no_boxes_at_all():
+    result = check(lambda request: Answer(text="no", num_tokens=1))
+    assert (result.passed, result.mean_iou, result.with_box) == (False, 0.0, 0)
+
+
+def test_refused_runs_write_nothing_and_warned_runs_keep_the_result(config, capsys):
+    strict = apply_overrides(config, ["canary.mode=refuse"])
+    with pytest.raises(DataError, match="canary"):
+        run_priors(strict, engine_factory=FakeEngine().factory, quiet=True)
+    assert not describe_plan(strict)["exists"]
+    lenient = apply_overrides(config, ["canary.mode=warn"])
+    path = run_priors(lenient, engine_factory=FakeEngine().factory)
+    assert "going on" in capsys.readouterr().err
+    kept = PriorStore(path).attrs["canary"]
+    assert (kept["mode"], kept["passed"], kept["scenes"]) == ("warn", False, 16)
+
+
+def test_skipped_checks_say_so(config):
+    path = run_priors(config, engine_factory=FakeEngine().factory, quiet=True)
+    assert PriorStore(path).attrs["canary"]["passed"] is None

@@ -1,0 +1,180 @@
+"""Isolation of failures with fakes; then vLLM itself, and vLLM against Transformers, in a process of their own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.store.reader import PriorStore
+from stage1_priors.engine import Request, engine_versions, generate_isolated
+from stage1_priors.quality import score_store
+from stage1_priors.recipes import TINY_WEIGHTS
+from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
+from tests.stage1_priors.vllm_session import NUM_REQUESTS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+IMAGE = Image.new("RGB", (112, 112))
+
+
+def requests(num):
+    return [Request(image=IMAGE, expression=f"thing {n}", num_image_tokens=16) for n in range(num)]
+
+
+@pytest.mark.parametrize("bad", [set(), {0}, {6}, {2, 3}, {0, 3, 6}, set(range(7))])
+def test_only_the_guilty_fail(bad):
+    def answer_of(request):
+        if int(request.expression.split()[1]) in bad:
+            raise ValueError(f"cannot do {request.expression}")
+        return random_box_answer(request)
+
+    answers = generate_isolated(FakeEngine(answer_of), requests(7))
+    for n, (answer, request) in enumerate(zip(answers, requests(7), strict=True)):
+        if n in bad:
+            assert answer.error == f"ValueError: cannot do thing {n}"
+        else:
+            assert answer == random_box_answer(request)
+
+
+def test_no_requests_no_call():
+    engine = FakeEngine()
+    assert generate_isolated(engine, []) == [] and engine.num_requests == 0
+
+
+def test_an_interrupt_is_not_swallowed():
+    def answer_of(request):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate_isolated(FakeEngine(answer_of), requests(2))
+
+
+def test_versions_come_without_imports():
+    code = (
+        "import sys; from stage1_priors.engine import engine_versions; print(engine_versions('vllm'));"
+        "assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert "transformers" in done.stdout
+    assert set(engine_versions("transformers")) == {"transformers", "torch", "tokenizers", "pillow"}
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory, refshapes_root):
+    """Results of `vllm_session` with the embedded model, or with a random one where it is not there."""
+    out = tmp_path_factory.mktemp("session")
+    model = TINY_WEIGHTS
+    if not (model / "model.safetensors").exists():
+        model = out / "model"
+        code = "import sys, pathlib; from tests.stage1_priors.tiny_model import save_random_model as save;"
+        subprocess.run(
+            [sys.executable, "-c", code + "save(pathlib.Path(sys.argv[1]))", str(model)],
+            cwd=REPOSITORY,
+            check=True,
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "tests.stage1_priors.vllm_session",
+        str(model),
+        str(refshapes_root),
+        str(out),
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads((out / "result.json").read_text())
+
+
+@pytest.fixture
+def served(session):
+    """vLLM's answers to the good requests of the mixed batch."""
+    return [answer for n, answer in enumerate(session["vllm"]) if n not in (3, 7)]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_answers_every_request_with_log_probabilities(served):
+    assert len(served) == NUM_REQUESTS
+    for answer in served:
+        assert answer["error"] is None and answer["num_tokens"] == len(answer["tokens"]) > 0
+        assert answer["finish_reason"] in ("stop", "length")
+        for token in answer["tokens"]:
+            best = max(logprob for _, logprob in token["alternatives"])
+            assert len(token["alternatives"]) >= 10 and token["logprob"] == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_reports_an_image_it_would_resize_again(session):
+    assert "the engine resized it again" in session["vllm"][3]["error"]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_too_long_a_prompt_fails_alone(session):
+    assert session["vllm"][7]["error"] and not session["vllm"][7]["text"]
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_caches_change_nothing(session, served):
+    bare = session["vllm, no caches"]
+    assert [answer["text"] for answer in bare] == [answer["text"] for answer in served]
+    for one, other in zip(bare, served, strict=True):
+        np.testing.assert_allclose(
+            [token["logprob"] for token in one["tokens"]],
+            [token["logprob"] for token in other["tokens"]],
+            atol=1e-3,
+        )
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_equals_transformers_in_float32(session, served):
+    """Greedy texts are equal; log-probabilities agree to float32 rounding through a few layers (1e-3)."""
+    reference = session["transformers"]
+    assert [answer["text"] for answer in reference] == [answer["text"] for answer in served]
+    assert [answer["num_tokens"] for answer in reference] == [answer["num_tokens"] for answer in served]
+    for one, other in zip(reference, served, strict=True):
+        for left, right in zip(one["tokens"], other["tokens"], strict=True):
+            assert left["logprob"] == pytest.approx(right["logprob"], abs=1e-3)
+            theirs = dict(right["alternatives"])
+            shared = [(value, theirs[text]) for text, value in left["alternatives"] if text in theirs]
+            assert len(shared) >= 8
+            np.testing.assert_allclose(*np.transpose(shared), atol=1e-3)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_writes_a_store(session):
+    """Texts and boxes equal those of the reference engine; maps to one level."""
+    store, reference = PriorStore(session["store"]), PriorStore(session["store of transformers"])
+    store.require_complete()
+    assert store.fingerprint != reference.fingerprint
+    rows = range(store.num_rows)
+    assert store.sample_ids == reference.sample_ids
+    assert store.texts("raw_text", rows) == reference.texts("raw_text", rows)
+    for name in ("status", "num_tokens", "processed_hw", "box_xyxy_norm"):
+        np.testing.assert_array_equal(store.column(name), reference.column(name), err_msg=name)
+    np.testing.assert_allclose(store.column("confidence"), reference.column("confidence"), atol=1e-3)
+    difference = store.column("proposal").astype(int) - reference.column("proposal")
+    assert np.abs(difference).max() <= 2
+    assert store.attrs["canary"]["mode"] == "warn"
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (TINY_WEIGHTS / "model.safetensors").exists(), reason="the embedded weights are not there"
+)
+def test_the_embedded_model_grounds(session):
+    """The embedded prior passes its canary, parses, and beats chance by far on scenes it was not trained on."""
+    store = PriorStore(session["store"])
+    assert store.attrs["canary"]["passed"]
+    scores = score_store(session["store"])["val"]
+    assert scores["status"]["ok"] > 0.95 and scores["box_acc@0.5"] > 0.5

@@ -1,0 +1,190 @@
+"""What changes a fingerprint, and what must not."""
+
+import dataclasses
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from shared.config import apply_overrides
+from shared.errors import DataError
+from stage1_priors import engine as engine_module
+from stage1_priors.config import MllmConfig, PriorsConfig
+from stage1_priors.identity import (
+    ImageHasher,
+    differences,
+    hash_model_files,
+    images_fingerprint,
+    locate_model,
+)
+from stage1_priors.job import make_job
+from stage1_priors.recipes import RECIPES
+from tests.stage1_priors.fake_engine import write_model_folder
+
+ROWS_CHANGE = [
+    "splits=train,val",
+    "splits=val,train,testA,testB",
+    "model.dtype=bfloat16",
+    "model.max_tokens=32",
+    "model.max_model_len=512",
+    "model.top_logprobs=0",
+    "engine.kind=transformers",
+    "proposer.kind=box",
+    "proposer.grid=32",
+    "proposer.smoothing=0.02",
+    "clip_tolerance=0.1",
+    "image_hash=size",
+]
+ROWS_STAY = [
+    "engine.chunk_rows=7",
+    "engine.batch_size=3",
+    "engine.caching=false",
+    "engine.eager=true",
+    "engine.kv_cache_gb=9",
+    "canary.mode=warn",
+    "error_ceiling=0.9",
+    "answer_failure_ceiling=0.9",
+]
+
+
+@pytest.mark.parametrize("override", ROWS_CHANGE)
+def test_a_setting_that_changes_rows_changes_the_store(config, override):
+    assert make_job(apply_overrides(config, [override])).fingerprint != make_job(config).fingerprint
+
+
+@pytest.mark.parametrize("override", ROWS_STAY)
+def test_a_setting_of_speed_or_policy_does_not(config, override):
+    assert make_job(apply_overrides(config, [override])).fingerprint == make_job(config).fingerprint
+
+
+def test_moving_the_model_or_the_data_changes_nothing(config, tmp_path, refshapes_root):
+    moved = tmp_path / "elsewhere"
+    os.symlink(refshapes_root, moved)
+    other = write_model_folder(tmp_path / "another name")
+    same = apply_overrides(config, [f"data.root={moved}", f"model.path={other}"])
+    assert make_job(same).fingerprint == make_job(config).fingerprint
+
+
+def test_other_weights_change_the_store(config, tmp_path):
+    before = make_job(config)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"Weights")
+    after = make_job(config)
+    assert differences(before.identity, after.identity)[0].startswith("model.files:")
+
+
+def test_another_engine_version_changes_the_store(config, monkeypatch):
+    before = make_job(config)
+    versions = engine_module.engine_versions("vllm") | {"vllm": "vllm 99"}
+    monkeypatch.setattr("stage1_priors.identity.engine_versions", lambda kind: versions)
+    after = make_job(config)
+    assert len(differences(before.identity, after.identity)) == 1
+    assert after.fingerprint != before.fingerprint
+
+
+def test_every_field_of_the_configuration_is_decided_upon():
+    """A new field must be put in one of the two lists above, or is about places."""
+    names = set()
+    for field in dataclasses.fields(PriorsConfig):
+        default = getattr(RECIPES["embedded"](), field.name)
+        if dataclasses.is_dataclass(default):
+            names |= {f"{field.name}.{inner.name}" for inner in dataclasses.fields(default)}
+        else:
+            names.add(field.name)
+    tested = {override.partition("=")[0] for override in ROWS_CHANGE + ROWS_STAY}
+    places = {"data.root", "data.dataset", "data.split_by", "model.path", "model.revision", "cache_root"}
+    alike = {"model.min_pixels", "model.max_pixels", "proposer.softness", "proposer.max_share"}
+    policy = {name for name in names if name.startswith("canary.")} | {"ceiling_min_rows"}
+    policy |= {"engine.one_process", "engine.gpu_memory", "engine.quiet"}
+    assert names == tested | places | alike | policy
+
+
+def test_image_bytes_are_remembered_by_size_and_time(tmp_path):
+    image, memory = tmp_path / "a.jpg", tmp_path / "hashes.json"
+    image.write_bytes(b"one")
+    first = images_fingerprint([("a.jpg", image)], "content", memory)
+    assert images_fingerprint([("a.jpg", image)], "content", memory) == first
+    stamp = image.stat().st_mtime_ns
+    image.write_bytes(b"two")
+    os.utime(image, ns=(stamp + 5_000, stamp + 5_000))
+    assert images_fingerprint([("a.jpg", image)], "content", memory) != first
+    memory.write_text("{damaged")
+    image.write_bytes(b"one")
+    assert images_fingerprint([("a.jpg", image)], "content", memory) == first
+
+
+def test_remembered_hashes_save_the_reading(tmp_path, monkeypatch):
+    image, memory = tmp_path / "a.jpg", tmp_path / "hashes.json"
+    image.write_bytes(b"one")
+    hasher = ImageHasher(memory)
+    value = hasher.hash_of(image)
+    hasher.save()
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda self: pytest.fail("read again"))
+    assert ImageHasher(memory).hash_of(image) == value
+
+
+def test_missing_and_renamed_images_count(tmp_path):
+    image = tmp_path / "a.jpg"
+    image.write_bytes(b"one")
+    memory = tmp_path / "hashes.json"
+    prints = {
+        images_fingerprint([("a.jpg", image)], "content", memory),
+        images_fingerprint([("b.jpg", image)], "content", memory),
+        images_fingerprint([("a.jpg", None)], "content", memory),
+        images_fingerprint([("a.jpg", image)], "size", memory),
+    }
+    assert len(prints) == 4
+
+
+def test_model_folders(tmp_path):
+    folder = write_model_folder(tmp_path / "model")
+    first = hash_model_files(folder)
+    (folder / "README.md").write_text("about")
+    assert hash_model_files(folder) == first
+    (folder / "tokenizer.json").write_text("{}")
+    assert hash_model_files(folder) != first
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(DataError, match="not a model folder"):
+        hash_model_files(folder)
+
+
+def test_large_files_are_hashed_at_both_ends(tmp_path, monkeypatch):
+    folder = write_model_folder(tmp_path / "model")
+    monkeypatch.setattr("stage1_priors.identity.WHOLE_FILE_BYTES", 2 * 2**20)
+    weights = folder / "model.safetensors"
+    prints = set()
+    for edit in (0, -1, None):
+        data = bytearray(3 * 2**20)
+        if edit is not None:
+            data[edit] = 1
+        weights.write_bytes(data)
+        prints.add(hash_model_files(folder))
+    weights.write_bytes(bytes(3 * 2**20 + 1))
+    assert len(prints | {hash_model_files(folder)}) == 4
+
+
+def test_a_repository_that_is_not_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(DataError, match="hf download nobody/nothing --revision main"):
+        locate_model(MllmConfig(path="nobody/nothing"))
+
+
+def test_a_repository_in_the_cache_is_named_by_its_commit(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    asked = SimpleNamespace(arguments=None)
+
+    def snapshot(repository, *, revision, local_files_only):
+        asked.arguments = (repository, revision, local_files_only)
+        return str(tmp_path / "snapshots" / "abc123")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    found = locate_model(MllmConfig(path="some/model", revision="v1"))
+    assert asked.arguments == ("some/model", "v1", True)
+    assert found.identity == {"repository": "some/model", "commit": "abc123"}
+
+
+def test_differences_name_leaves():
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
+        "a.c: 2 -> 3",
+        "d: None -> 4",
+    ]

@@ -1,0 +1,67 @@
+"""The plan: every sample once, in an order that depends on nothing but the data."""
+
+import random
+
+import pytest
+
+from shared.errors import DataError
+from shared.types import Sample
+from stage1_priors.plan import make_plan, shards_of_worker
+
+
+def sample(sent_id, image_id, split):
+    return Sample(
+        sample_id=f"d.s.{sent_id}",
+        image_id=image_id,
+        file_name=f"{image_id}.jpg",
+        height=10,
+        width=10,
+        ref_id=sent_id,
+        ann_id=sent_id,
+        sent_id=sent_id,
+        expression="same words",
+        split=split,
+    )
+
+
+SAMPLES = [sample(n, (n * 7) % 40, ("train", "val", "testA")[(n * 7) % 40 % 3]) for n in range(333)]
+
+
+@pytest.mark.parametrize("shard_rows", [1, 10, 333, 512])
+def test_no_drop_no_double(shard_rows):
+    plan = make_plan(SAMPLES, ("val", "train", "testA"), shard_rows, "d")
+    rows = [s.sample_id for shard in range(plan.num_shards) for s in plan.shard(shard)]
+    assert rows == [s.sample_id for s in plan.samples]
+    assert sorted(rows) == sorted(s.sample_id for s in SAMPLES)
+
+
+def test_order_does_not_depend_on_the_order_given():
+    shuffled = SAMPLES.copy()
+    random.Random(0).shuffle(shuffled)
+    assert make_plan(shuffled, ("train", "val"), 64, "d") == make_plan(SAMPLES, ("train", "val"), 64, "d")
+
+
+def test_splits_come_in_the_order_asked_and_images_are_together():
+    plan = make_plan(SAMPLES, ("val", "train"), 64, "d")
+    splits = [s.split for s in plan.samples]
+    assert splits == sorted(splits, reverse=True) and "testA" not in splits
+    images = [s.image_id for s in plan.samples]
+    assert len([1 for a, b in zip(images, images[1:], strict=False) if a != b]) == len(set(images)) - 1
+
+
+def test_refusals():
+    with pytest.raises(DataError, match="split 'testB' has no sentences"):
+        make_plan(SAMPLES, ("train", "testB"), 64, "d")
+    with pytest.raises(DataError, match=r"'d\.s\.0' occurs twice"):
+        make_plan([SAMPLES[0], SAMPLES[0]], (SAMPLES[0].split,), 64, "d")
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
+def test_workers_share_the_shards_whatever_is_pending(num_workers):
+    pending = [0, 1, 4, 5, 6, 9]
+    parts = [shards_of_worker(pending, worker, num_workers) for worker in range(num_workers)]
+    assert sorted(sum(parts, [])) == pending
+    for worker, part in enumerate(parts):
+        assert all(shard % num_workers == worker for shard in part)
+    with pytest.raises(DataError):
+        shards_of_worker(pending, num_workers, num_workers)

@@ -1,0 +1,291 @@
+"""The run: complete, resumable, isolated failures, ceilings, and no model call when nothing changed."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.config import apply_overrides
+from shared.errors import DataError
+from shared.refer import load_refer
+from shared.store.reader import PriorStore
+from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
+from stage1_priors.engine import Answer
+from stage1_priors.job import describe_plan
+from stage1_priors.proposals import NO_PRIOR
+from stage1_priors.run import run_priors
+from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def run(config, engine, **options):
+    return run_priors(config, engine_factory=engine.factory, quiet=True, **options)
+
+
+def columns(path):
+    store = PriorStore(path)
+    store.require_complete()
+    return {name: store.column(name).copy() for name in store.fields}
+
+
+def assert_same_rows(a, b):
+    left, right = columns(a), columns(b)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_every_sample_has_its_row(config):
+    engine = FakeEngine()
+    store = PriorStore(run(config, engine))
+    dataset = load_refer(config.data.root, config.data.dataset, config.data.split_by)
+    samples = dataset.samples()
+    assert store.is_complete and store.num_rows == len(samples) > 512
+    assert sorted(store.sample_ids) == sorted(sample.sample_id for sample in samples)
+    rows = store.rows_of([sample.sample_id for sample in samples])
+    assert store.texts("expression", rows) == [sample.expression for sample in samples]
+    splits = store.attrs["splits"]
+    assert [splits[code] for code in store.batch("split", rows)] == [sample.split for sample in samples]
+    assert (store.batch("image_id", rows) == [sample.image_id for sample in samples]).all()
+    assert engine.num_requests == len(samples) and engine.closed
+
+
+def test_columns_of_one_row(config):
+    store = PriorStore(run(config, FakeEngine()))
+    row = 7
+    raw, norm = store.batch("box_raw_xyxy", [row])[0], store.batch("box_xyxy_norm", [row])[0]
+    np.testing.assert_allclose(norm, raw / 112, rtol=1e-6)
+    assert store.batch("processed_hw", [row]).tolist() == [[112, 112]]
+    assert store.batch("image_hw", [row]).tolist() == [[128, 128]]
+    numbers = ", ".join(str(int(value)) for value in raw)
+    assert store.texts("raw_text", [row]) == [f'[{{"bbox_2d": [{numbers}], "label": "x"}}]']
+    assert STATUS_BY_CODE[int(store.batch("status", [row])[0])] is AnswerStatus.OK
+    edge = store.batch("edge_logprob", [row])[0]
+    assert (edge < 0).all() and store.batch("confidence", [row])[0] == pytest.approx(edge.mean())
+    map_GG = store.batch("proposal", [row])[0]
+    centre_xy = ((norm[:2] + norm[2:]) / 2 * 16).astype(int)
+    assert map_GG[centre_xy[1], centre_xy[0]] > 128 > map_GG.min()
+
+
+def test_rows_do_not_depend_on_chunks_workers_or_threads(config, tmp_path):
+    whole = run(config, FakeEngine())
+    parts = dataclasses.replace(
+        config,
+        cache_root=str(tmp_path / "other"),
+        engine=dataclasses.replace(config.engine, chunk_rows=37),
+    )
+    engines = [FakeEngine(), FakeEngine()]
+    paths = {run(parts, engine, worker=worker, num_workers=2) for worker, engine in enumerate(engines)}
+    assert len(paths) == 1 and all(engine.num_requests > 0 for engine in engines)
+    path = paths.pop()
+    assert path.name == whole.name
+    assert_same_rows(whole, path)
+
+
+def test_an_unchanged_run_asks_nothing(config):
+    run(config, FakeEngine())
+    again = FakeEngine()
+    path = run(config, again)
+    assert (again.num_started, again.num_requests) == (0, 0)
+    assert describe_plan(config)["pending_shards"] == 0 and Path(describe_plan(config)["store"]) == path
+
+
+def test_an_unchanged_run_imports_neither_torch_nor_vllm_and_is_quick(config):
+    run(config, FakeEngine())
+    code = (
+        "import sys, time, pickle\n"
+        "started = time.process_time()\n"
+        "from stage1_priors.run import run_priors\n"
+        f"config = pickle.loads({_pickled(config)!r})\n"
+        "run_priors(config, quiet=True)\n"
+        "heavy = [name for name in ('torch', 'vllm', 'transformers', 'zarr') if name in sys.modules]\n"
+        "print(heavy, time.process_time() - started)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    heavy, seconds = done.stdout.strip().rsplit(" ", 1)
+    assert heavy == "[]"
+    assert float(seconds) < 2.0
+
+
+def _pickled(config):
+    import pickle
+
+    return pickle.dumps(config)
+
+
+def test_resume_after_a_failure_in_the_second_shard(config, tmp_path):
+    calm = run(config, FakeEngine())
+    broken = dataclasses.replace(config, cache_root=str(tmp_path / "other"))
+    engine = FakeEngine()
+
+    def fails_late(request):
+        if engine.num_requests > 600:
+            raise KeyboardInterrupt
+        return random_box_answer(request)
+
+    engine.answer_of = fails_late
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, engine)
+    assert engine.closed
+    store = PriorStore(Path(broken.cache_root) / calm.name)
+    assert store.done_shards == [0]
+    rest = FakeEngine()
+    path = run(broken, rest)
+    assert rest.num_requests == store.num_rows - 512
+    assert_same_rows(calm, path)
+
+
+@pytest.mark.slow
+def test_resume_after_sigkill(config, tmp_path):
+    calm = run(config, FakeEngine())
+    killed = dataclasses.replace(config, cache_root=str(tmp_path / "other"))
+    code = (
+        "import pickle\n"
+        "from stage1_priors.run import run_priors\n"
+        "from tests.stage1_priors.fake_engine import FakeEngine\n"
+        f"config = pickle.loads({_pickled(killed)!r})\n"
+        "run_priors(config, engine_factory=FakeEngine(delay_s=0.5).factory)\n"
+    )
+    path = Path(killed.cache_root) / calm.name
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (path / "done" / "0.json").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert PriorStore(path).done_shards == [0]
+    assert run(killed, FakeEngine()) == path
+    assert_same_rows(calm, path)
+    assert not list(path.rglob("*.partial"))
+
+
+def test_failed_requests_fail_alone(config):
+    def fails_on_stars(request):
+        if "star" in request.expression:
+            raise ValueError("the prompt is too long")
+        return random_box_answer(request)
+
+    generous = apply_overrides(config, ["error_ceiling=1"])
+    store = PriorStore(run(generous, FakeEngine(fails_on_stars)))
+    expressions = store.texts("expression", range(store.num_rows))
+    status = store.column("status")
+    texts = store.texts("raw_text", range(store.num_rows))
+    failed = np.array(["star" in expression for expression in expressions])
+    assert 0 < failed.sum() < store.num_rows
+    assert (status[failed] == STATUS_CODES[AnswerStatus.ENGINE_ERROR]).all()
+    assert (status[~failed] == STATUS_CODES[AnswerStatus.OK]).all()
+    assert {texts[row] for row in np.flatnonzero(failed)} == {"ValueError: the prompt is too long"}
+    proposal = store.column("proposal")
+    assert (proposal[failed] == NO_PRIOR).all() and np.isnan(store.column("box_xyxy_norm")[failed]).all()
+
+
+def test_a_request_that_fails_once_is_asked_again(config):
+    seen = Counter()
+
+    def fails_first(request):
+        seen[request.expression] += 1
+        if "star" in request.expression and seen[request.expression] == 1:
+            raise ValueError("hiccup")
+        return random_box_answer(request)
+
+    counts = PriorStore(run(config, FakeEngine(fails_first))).status_counts()
+    assert set(counts) == {"ok"}
+
+
+def test_a_dead_engine_stops_the_run_and_writes_no_rows(config):
+    def dead(request):
+        raise RuntimeError("engine core died")
+
+    generous = apply_overrides(config, ["error_ceiling=1"])
+    with pytest.raises(DataError, match="failed on all 100 requests.*engine core died"):
+        run(generous, FakeEngine(dead))
+    assert PriorStore(describe_plan(generous)["store"]).done_shards == []
+
+
+def test_unreadable_images_are_rows_of_their_own(config, refshapes_root, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(refshapes_root, root)
+    images = sorted((root / "images").glob("*.jpg"))
+    images[0].unlink()
+    images[1].write_bytes(images[1].read_bytes()[:300])
+    broken = apply_overrides(config, [f"data.root={root}"])
+    engine = FakeEngine()
+    store = PriorStore(run(broken, engine))
+    bad = store.column("status") == STATUS_CODES[AnswerStatus.IMAGE_ERROR]
+    dataset = load_refer(root, "refshapes", "unc")
+    names = {sample.sample_id: sample.file_name for sample in dataset.samples()}
+    assert {names[store.sample_ids[row]] for row in np.flatnonzero(bad)} == {images[0].name, images[1].name}
+    assert engine.num_requests == store.num_rows - bad.sum()
+    texts = store.texts("raw_text", np.flatnonzero(bad))
+    assert all(images[0].name in text or images[1].name in text for text in texts)
+    assert (store.column("processed_hw")[bad] == 0).all() and (
+        store.column("proposal")[bad] == NO_PRIOR
+    ).all()
+
+
+def test_ceilings(config):
+    def prose(request):
+        return Answer(text="It is over there.", num_tokens=5, finish_reason="stop")
+
+    with pytest.raises(DataError, match=r"300 of 300 answers held no box \(no_box 100\.0%\).*over there"):
+        run(config, FakeEngine(prose))
+    assert PriorStore(describe_plan(config)["store"]).done_shards == []
+    generous = apply_overrides(config, ["answer_failure_ceiling=1"])
+    store = PriorStore(run(generous, FakeEngine(prose)))
+    assert store.status_counts() == {"no_box": store.num_rows}
+
+    def fails_often(request):
+        if len(request.expression) % 3 == 0:
+            raise ValueError("no")
+        return random_box_answer(request)
+
+    fresh = apply_overrides(config, ["proposer.grid=8"])
+    with pytest.raises(DataError, match="rows had an error.*error_ceiling is 0.05"):
+        run(fresh, FakeEngine(fails_often))
+
+
+def test_a_small_run_is_judged_at_its_end(config):
+    small = apply_overrides(config, ["splits=val"])
+
+    def prose(request):
+        return Answer(text="Over there.", num_tokens=5, finish_reason="stop")
+
+    with pytest.raises(DataError, match="answers held no box"):
+        run(small, FakeEngine(prose))
+
+
+def test_changes_are_named(config, capsys):
+    run(config, FakeEngine())
+    changed = apply_overrides(config, ["proposer.grid=8", "model.max_tokens=32"])
+    plan = describe_plan(changed)
+    assert not plan["exists"] and "proposer.grid: 16 -> 8" in plan["changed"]
+    run_priors(changed, engine_factory=FakeEngine().factory)
+    said = capsys.readouterr().err
+    assert "asked.max_tokens: 96 -> 32" in said and "proposer.grid: 16 -> 8" in said
+
+
+def test_plan_without_a_model_says_so(config):
+    plan = describe_plan(apply_overrides(config, ["model.path=/no/such/folder"]))
+    assert plan["pairs"] > 512 and "no folder '/no/such/folder'" in plan["problem"]
+    with pytest.raises(DataError, match="no folder"):
+        run(apply_overrides(config, ["model.path=/no/such/folder"]), FakeEngine())
+
+
+def test_missing_data_is_named(config):
+    with pytest.raises(DataError, match="nowhere"):
+        describe_plan(apply_overrides(config, ["data.root=nowhere"]))

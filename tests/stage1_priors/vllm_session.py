@@ -1,0 +1,66 @@
+"""One process with real engines: `python -m tests.stage1_priors.vllm_session MODEL DATA OUT` writes OUT/result.json.
+
+vLLM first, so that its environment variables are set before torch is imported.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from shared.config import DataConfig, apply_overrides
+from shared.refer import load_refer
+from stage1_priors.answers import make_request
+from stage1_priors.config import CanaryConfig, EngineConfig, MllmConfig, PriorsConfig, ProposerConfig
+from stage1_priors.engine import ENGINES, Request, generate_isolated
+from stage1_priors.families import family_of, size_rules_of
+from stage1_priors.run import run_priors
+
+NUM_REQUESTS = 24
+
+
+def main(model_folder: Path, data_root: Path, out: Path) -> None:
+    """Ask the same questions in three ways, provoke one failure, and write a store."""
+    model = MllmConfig(path=str(model_folder), dtype="float32", max_model_len=256, max_tokens=24)
+    base = EngineConfig(kind="vllm", eager=True, kv_cache_gb=1, chunk_rows=50, batch_size=5)
+    family = family_of(model_folder)
+    rules = size_rules_of(family, model_folder)
+    dataset = load_refer(data_root, "refshapes", "unc")
+    samples = dataset.samples("val")[:NUM_REQUESTS]
+    requests = [make_request(dataset.image(sample), sample.expression, family, rules) for sample in samples]
+    resized_again = dataclasses.replace(requests[0], image=Image.new("RGB", (84, 112)), num_image_tokens=12)
+    too_long = dataclasses.replace(requests[0], expression="red " * 400)
+    result: dict = {}
+
+    def answers(kind: str, engine_config: EngineConfig, asked: list[Request]) -> list[dict]:
+        engine = ENGINES[kind](model_folder, family, model, engine_config)
+        try:
+            return [dataclasses.asdict(answer) for answer in generate_isolated(engine, asked)]
+        finally:
+            engine.close()
+
+    mixed = [*requests[:3], resized_again, *requests[3:6], too_long, *requests[6:]]
+    result["vllm"] = answers("vllm", base, mixed)
+    result["vllm, no caches"] = answers("vllm", dataclasses.replace(base, caching=False), requests)
+    result["transformers"] = answers("transformers", base, requests)
+    config = PriorsConfig(
+        data=DataConfig(root=str(data_root), dataset="refshapes"),
+        model=model,
+        splits=("val", "testA"),
+        engine=base,
+        proposer=ProposerConfig(grid=32),
+        canary=CanaryConfig(mode="warn"),
+        cache_root=str(out / "cache"),
+        answer_failure_ceiling=1.0,
+    )
+    result["store"] = str(run_priors(config, quiet=True))
+    result["store of transformers"] = str(
+        run_priors(apply_overrides(config, ["engine.kind=transformers"]), quiet=True)
+    )
+    (out / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

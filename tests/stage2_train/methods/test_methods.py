@@ -1,0 +1,277 @@
+"""Every method on a real batch: what it asks of the network, and what it teaches."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stage2_train.batch import Batch
+from stage2_train.config import L2lConfig, SampleLossConfig, TrainConfig
+from stage2_train.losses import IGNORE
+from stage2_train.methods import METHODS
+from stage2_train.methods.base import Networks
+from stage2_train.spm import fuse
+from stage2_train.text_augment import StrongTextConfig
+from tests.stage2_train.miniature import mini_config, plain_config
+
+ReadBatch = Callable[..., Batch]
+MakeModel = Callable[[TrainConfig], Any]
+
+
+class Recorder(torch.nn.Module):
+    """Passes everything on and keeps what the network was asked."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.calls: list[dict[str, Any]] = []
+
+    def forward(self, image, ids, mask, field=None, field_on=None):  # type: ignore[no-untyped-def]
+        self.calls.append(
+            {
+                "image": image,
+                "ids": ids,
+                "field": field,
+                "on": field_on,
+                "grad": torch.is_grad_enabled(),
+                "training": self.training,
+            }
+        )
+        return (
+            self.model(image, ids, mask) if field is None else self.model(image, ids, mask, field, field_on)
+        )
+
+    def text_embedding(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.model.text_embedding(ids, mask)
+
+
+def configs(root: Path) -> dict[str, TrainConfig]:
+    return {
+        "supervised": plain_config(root, "supervised"),
+        "fixmatch": plain_config(root, "fixmatch"),
+        "mllm_blend": plain_config(root, "mllm_blend"),
+        "l2l": mini_config(root),
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_teaches(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel, name: str
+) -> None:
+    config = configs(mini_root)[name]
+    model = make_model(config)
+    method = METHODS[name](config)
+    output = method.loss(Networks(model), read_batch(config))
+    output.loss.backward()
+    assert torch.isfinite(output.loss) and output.loss.grad_fn is not None
+    grads = [p.grad for p in model.decoder.parameters()]
+    assert all(g is not None and torch.isfinite(g).all() for g in grads) and any(
+        g.abs().sum() > 0 for g in grads
+    )
+    assert all(not value.requires_grad and value.ndim == 0 for value in output.metrics.values())
+    assert (output.pseudo is None) == (name == "supervised")
+    again = METHODS[name](config)
+    assert again.loss(Networks(model), read_batch(config, 1)).metrics.keys() == output.metrics.keys()
+
+
+@pytest.mark.parametrize("name", ["fixmatch", "mllm_blend", "l2l"])
+def test_the_weak_view_is_predicted_without_gradient_or_field(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel, name: str
+) -> None:
+    config = configs(mini_root)[name]
+    recorder = Recorder(make_model(config)).train()
+    METHODS[name](config).loss(Networks(recorder), read_batch(config))
+    weak, strong = recorder.calls
+    assert not weak["grad"] and not weak["training"] and weak["field"] is None
+    assert strong["grad"] and strong["training"] and recorder.training
+    assert len(strong["image"]) == 8
+    assert len(weak["image"]) == (8 if name == "l2l" else 4)
+
+
+def test_weak_view_in_training_mode_by_option(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = configs(mini_root)["fixmatch"]
+    recorder = Recorder(make_model(config)).train()
+    METHODS["fixmatch"](config).loss(Networks(recorder, weak_eval=False), read_batch(config))
+    assert recorder.calls[0]["training"]
+
+
+def test_a_teacher_predicts_the_weak_view(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = configs(mini_root)["fixmatch"]
+    student, teacher = Recorder(make_model(config)).train(), Recorder(make_model(config)).eval()
+    METHODS["fixmatch"](config).loss(Networks(student, teacher), read_batch(config))
+    assert [call["grad"] for call in student.calls] == [True]
+    assert [call["grad"] for call in teacher.calls] == [False]
+
+
+# --- l2l ---------------------------------------------------------------------------------------------------------
+
+
+def run_l2l(config: TrainConfig, batch: Batch, model: Any) -> tuple[Any, Recorder]:
+    recorder = Recorder(model).train()
+    return METHODS["l2l"](config).loss(Networks(recorder), batch), recorder
+
+
+def with_missing(batch: Batch, rows: list[bool]) -> Batch:
+    """The batch with some unlabelled rows lacking a proposal; what they hold instead must not matter."""
+    part = batch.unlabelled
+    assert part is not None and part.prior_B1HW is not None
+    has = ~torch.tensor(rows)
+    prior = torch.where(has[:, None, None, None], part.prior_B1HW, torch.full_like(part.prior_B1HW, 0.77))
+    return dataclasses.replace(batch, unlabelled=dataclasses.replace(part, prior_B1HW=prior, has_prior_B=has))
+
+
+def test_target_is_the_fused_prior(mini_root: Path, read_batch: ReadBatch, make_model: MakeModel) -> None:
+    config = mini_config(mini_root)
+    batch = with_missing(read_batch(config), [False, True, False, False])
+    output, _ = run_l2l(config, batch, make_model(config))
+    part, pseudo = batch.unlabelled, output.pseudo
+    fused, _ = fuse(part.prior_B1HW, pseudo.weak_B1HW, config.spm)
+    assert torch.allclose(pseudo.target_B1HW[[0, 2, 3]], fused[[0, 2, 3]])
+    assert torch.equal(pseudo.target_B1HW[1], pseudo.weak_B1HW[1])
+    assert not torch.allclose(fused[1], pseudo.weak_B1HW[1])
+    assert output.metrics["prior_rows"] == 0.75
+
+
+def test_field_is_the_own_detached_target(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = mini_config(mini_root, l2l=L2lConfig(field_probability=1.0, band_px=0))
+    batch = with_missing(read_batch(config), [False, True, False, False])
+    output, recorder = run_l2l(config, batch, make_model(config))
+    call = recorder.calls[1]
+    assert call["field"].shape == (8, 1, 32, 32) and not call["field"].requires_grad
+    assert torch.equal(call["field"][4:], output.pseudo.target_B1HW)
+    assert call["on"].tolist() == [*batch.labelled.has_prior_B.tolist(), True, False, True, True]
+
+
+@pytest.mark.parametrize(("probability", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_field_probability(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel, probability: float, share: float
+) -> None:
+    config = mini_config(mini_root, l2l=L2lConfig(field_probability=probability, band_px=0))
+    on, allowed = 0, 0
+    model = make_model(config)
+    for key in range(6):
+        batch = read_batch(config, key)
+        _, recorder = run_l2l(config, batch, model)
+        on += int(recorder.calls[1]["on"].sum())
+        allowed += int(batch.labelled.has_prior_B.sum() + batch.unlabelled.has_prior_B.sum())
+    assert abs(on / allowed - share) < 0.25 and (share == 0.5 or on / allowed == share)
+
+
+def test_static_thresholds_without_the_policy(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = mini_config(mini_root, l2l=L2lConfig(use_rple=False, band_px=0))
+    output, _ = run_l2l(config, read_batch(config), make_model(config))
+    target, label = output.pseudo.target_B1HW[:, 0], output.pseudo.label_BHW
+    assert torch.equal(label == 1, target >= 0.70) and torch.equal(label == 0, target <= 0.20)
+    assert set(label.unique().tolist()) <= {0, 1, IGNORE} and "tau_fg" not in output.metrics
+
+
+def test_without_spm_the_target_is_the_weak_view(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = mini_config(mini_root, l2l=L2lConfig(use_spm=False, field_probability=1.0, band_px=0))
+    batch = read_batch(config)
+    output, recorder = run_l2l(config, batch, make_model(config))
+    assert torch.equal(output.pseudo.target_B1HW, output.pseudo.weak_B1HW)
+    has = batch.unlabelled.has_prior_B
+    assert torch.equal(recorder.calls[1]["field"][4:][has], batch.unlabelled.prior_B1HW[has])
+
+
+def test_without_sesm_no_field_is_given(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = plain_config(mini_root, "l2l")
+    config = dataclasses.replace(config, l2l=L2lConfig(use_sesm=False, band_px=0))
+    _, recorder = run_l2l(config, read_batch(config), make_model(config))
+    assert [call["field"] for call in recorder.calls] == [None, None]
+    assert len(recorder.calls[0]["image"]) == 4  # the labelled weak views are not needed
+
+
+def test_policy_learns_once_per_step_from_the_whole_batch(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = mini_config(mini_root)
+    method, networks = METHODS["l2l"](config), Networks(make_model(config))
+    before = {k: v.clone() for k, v in method.agent.actor.state_dict().items()}
+    outputs = [method.loss(networks, read_batch(config, key)) for key in range(2)]
+    assert all(torch.equal(before[k], v) for k, v in method.agent.actor.state_dict().items())
+    metrics = method.finish_step(lambda rows: rows)
+    assert len(method.agent.buffer) == 8 and set(metrics) == {"policy_critic_loss", "policy_q"}
+    assert any(not torch.equal(before[k], v) for k, v in method.agent.actor.state_dict().items())
+    mean = torch.stack([torch.stack((o.metrics["tau_fg"], o.metrics["tau_bg"])) for o in outputs]).mean(0)
+    assert torch.allclose(method.agent.thresholds_A, mean, atol=1e-6)
+    method.loss(networks, read_batch(config, 2))
+    method.finish_step(lambda rows: rows)
+    assert len(method.agent.buffer) == 12
+
+
+def test_policy_state_travels(mini_root: Path, read_batch: ReadBatch, make_model: MakeModel) -> None:
+    config = mini_config(mini_root)
+    networks = Networks(make_model(config).eval())
+    one, two = METHODS["l2l"](config), METHODS["l2l"](config)
+    one.loss(networks, read_batch(config, 0))
+    one.finish_step(lambda rows: rows)
+    two.load_state_dict(copy.deepcopy(one.state_dict()))
+    for method in (one, two):
+        torch.manual_seed(5)
+        method.loss(networks, read_batch(config, 1))
+        method.finish_step(lambda rows: rows)
+    a, b = one.state_dict(), two.state_dict()
+    assert torch.equal(a["replay_rows"], b["replay_rows"]) and torch.equal(a["thresholds"], b["thresholds"])
+    assert all(torch.equal(a["actor"][k], b["actor"][k]) for k in a["actor"])
+
+
+def test_exploration_noise_comes_with_the_sample(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = mini_config(mini_root)
+    model, batch = make_model(config), read_batch(config)
+    silent = dataclasses.replace(
+        batch, unlabelled=dataclasses.replace(batch.unlabelled, noise_B2=torch.zeros(4, 2))
+    )
+    first, _ = run_l2l(config, batch, model)
+    second, _ = run_l2l(config, batch, model)
+    third, _ = run_l2l(config, silent, model)
+    assert first.metrics["tau_fg"] == second.metrics["tau_fg"] != third.metrics["tau_fg"]
+
+
+# --- pieces ------------------------------------------------------------------------------------------------------
+
+
+def test_lambda_u_ramps_up(mini_root: Path) -> None:
+    config = mini_config(mini_root, loss=SampleLossConfig(lambda_unlabelled=2.0, rampup_steps=4))
+    method = METHODS["l2l"](config)
+    assert [method.unlabelled_weight(step) for step in (0, 1, 3, 9)] == [0.5, 1.0, 2.0, 2.0]
+
+
+def test_strong_text_without_candidates_is_the_weak_text(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = mini_config(mini_root, text=StrongTextConfig(table="shapes", candidates=0))
+    part = read_batch(config).unlabelled
+    ids, _, share = Networks(make_model(config)).strong_text(part, 0.8)
+    assert torch.equal(ids, part.candidate_ids_BKT[:, 0]) and share == 1
+
+
+def test_strong_text_is_one_of_the_candidates(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = mini_config(mini_root)
+    part = read_batch(config).unlabelled
+    ids, _, share = Networks(make_model(config)).strong_text(part, -1.0)
+    assert share == 1
+    for row, candidates in zip(ids, part.candidate_ids_BKT, strict=True):
+        assert any(torch.equal(row, candidate) for candidate in candidates)
+    ids, _, share = Networks(make_model(config)).strong_text(part, 1.0)
+    assert share <= 1

@@ -1,0 +1,188 @@
+"""The page as a file: stands alone, escapes everything, survives missing parts, stays small."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from shared.errors import DataError
+from stage2_train.report import write_report
+from tests.stage2_train.report.fake_runs import HOSTILE
+
+VOID = {"meta", "br", "input", "img", "hr", "link"}
+
+
+class Outline(HTMLParser):
+    """Tags with their attributes, and whether every tag is closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == [], f"not closed: {self._open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def report(*runs, out=None):
+    path, text = write_report(list(runs), out)
+    return path.read_text("utf-8"), text
+
+
+def test_report_goes_to_the_first_run_and_says_what_it_holds(make_run):
+    ours, base = make_run("ours"), make_run("base", method="supervised", quality=0.4)
+    path, text = write_report([ours, base])
+    assert path == ours / "report.html"
+    assert "base" in text and "frozen prior alone" in text and "ours" in text
+    Outline(path.read_text("utf-8"))
+
+
+def test_the_page_asks_for_nothing(make_run):
+    html, _ = report(make_run("ours"), make_run("base", method="supervised"))
+    for tag, attrs in Outline(html).tags:
+        for name in ("src", "href", "action", "srcset", "poster", "xlink:href"):
+            value = attrs.get(name, "#")
+            assert value.startswith(("#", "data:image/")), f"<{tag} {name}={value[:60]!r}>"
+        assert "style" not in attrs and not [name for name in attrs if name.startswith("on")], (tag, attrs)
+    assert "@import" not in html and "url(" not in html
+
+
+def test_the_policy_allows_this_script_alone(make_run):
+    html, _ = report(make_run("ours"))
+    scripts = re.findall(r"<script[^>]*>(.*?)</script>", html, flags=re.DOTALL)
+    assert len(scripts) == 1
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    policy = next(
+        attrs["content"] for tag, attrs in Outline(html).tags if "Content-Security-Policy" in attrs.values()
+    )
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy and "unsafe-inline" not in policy
+
+
+def test_hostile_text_stays_text(make_run):
+    path = make_run(f"run {HOSTILE.replace('/', '')}"[:80], expression=HOSTILE)
+    config = json.loads((path / "config.json").read_text())
+    config |= {"method": HOSTILE, "recipe": HOSTILE, "versions": {HOSTILE: HOSTILE}}
+    (path / "config.json").write_text(json.dumps(config))
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1, "kind": "train", HOSTILE: 1.0}) + "\n")
+    (path / "eval" / f"{'<b>'}.json").write_text(json.dumps({"split": HOSTILE, "num": 0}))
+    html, _ = report(path)
+    page = Outline(html)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert not any(tag == "b" and "x" in attrs for tag, attrs in page.tags)
+    assert "img" not in [tag for tag, _ in page.tags]
+    assert HOSTILE in page.text, "the expression is shown as it is"
+
+
+def test_every_picture_and_chart_has_words(make_run):
+    html, _ = report(make_run("ours"))
+    drawings = [attrs for tag, attrs in Outline(html).tags if tag == "svg"]
+    assert len(drawings) > 50
+    for attrs in drawings:
+        assert attrs.get("aria-hidden") == "true" or (
+            attrs["role"] == "img" and len(attrs["aria-label"]) > 10
+        ), attrs
+    focusable = [attrs for attrs in drawings if attrs.get("tabindex") == "0"]
+    assert len(focusable) > 8
+
+
+def test_gallery_shows_prior_prediction_and_truth_of_known_sentences(make_run):
+    html, _ = report(make_run("ours"), make_run("other", seed=3))
+    cards = [attrs for tag, attrs in Outline(html).tags if tag == "article"]
+    assert {tag for attrs in cards for tag in attrs["data-tags"].split("|")} == {
+        "best",
+        "worst",
+        "random",
+        "most changed",
+    }
+    for title in ("frozen prior", "ground truth", "ours", "other"):
+        assert len(re.findall(f"<figcaption><b>{title}</b>", html)) == len(cards)
+    assert html.count("data:image/jpeg") == len(cards)
+
+
+@pytest.mark.parametrize(
+    "gone", ["store", "data", "eval", "metrics.jsonl", "split.json", "done.json", "rows"]
+)
+def test_missing_parts_are_named_and_the_page_is_still_written(make_run, world, tmp_path, gone):
+    path = make_run("ours", store=tmp_path / "gone" if gone == "store" else None)
+    if gone == "data":
+        config = json.loads((path / "config.json").read_text())
+        config["config"]["data"]["root"] = str(tmp_path / "nowhere")
+        (path / "config.json").write_text(json.dumps(config))
+    elif gone == "eval":
+        shutil.rmtree(path / "eval")
+    elif gone == "rows":
+        (path / "eval" / "val.jsonl").unlink()
+    elif gone != "store":
+        (path / gone).unlink()
+    html, text = report(path)
+    Outline(html)
+    words = {
+        "store": "not there any more",
+        "data": "data set: ",
+        "eval": "no scores",
+        "rows": "val.jsonl: missing",
+    }
+    assert words.get(gone, f"{gone}: missing") in html
+    assert text
+
+
+def test_broken_masks_do_not_break_the_page(make_run):
+    path = make_run("ours")
+    file = path / "eval" / "val.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    broken = [
+        None,
+        "x",
+        {"size": [10**9, 10**9], "counts": "0"},
+        {"size": [128, 128], "counts": "zzz"},
+        {"size": ["a", 1]},
+    ]
+    for row, rle in zip(rows, broken * len(rows), strict=False):
+        row["pred_rle"] = rle
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html, _ = report(path)
+    assert "not available" in html
+
+
+def test_the_same_runs_give_the_same_page(make_run):
+    path = make_run("ours")
+    assert report(path)[0] == report(path)[0]
+
+
+def test_many_runs_stay_small(make_run):
+    runs = [make_run(f"run{seed}", seed=seed, splits=("val", "testA", "testB")) for seed in range(8)]
+    html, _ = report(*runs)
+    assert len(html.encode()) < 8e6
+    assert "Spread over seeds" in html
+
+
+def test_an_unwritable_target_is_a_plain_error(make_run, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="could not be written"):
+        write_report([make_run("ours")], tmp_path / "file" / "report.html")
+
+
+def test_commands_are_quoted_for_the_shell(make_run):
+    html, _ = report(make_run("ours"))
+    assert "--set &#39;data.root=a folder; rm -rf $HOME&#39;" in html

@@ -1,0 +1,104 @@
+"""The report's arithmetic on cases small enough to do by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from stage2_train.report import stats
+from stage2_train.report.collect import EvalData, RunData
+
+
+def sentence(number, *, inter, union, image=None, words=2, prior=None):
+    row = {"sample_id": f"s{number}", "image_id": number if image is None else image}
+    row |= {"expression": " ".join(["word"] * words), "inter_original": inter, "union_original": union}
+    row["iou_original"] = inter / union if union else 0.0
+    return row if prior is None else row | {"prior_iou_original": prior}
+
+
+def scored(rows, **summary):
+    return EvalData(split="val", summary={"num": len(rows), **summary}, rows=rows)
+
+
+def run(method, seed, oiou, fraction=0.05):
+    data = EvalData(split="val", summary={"original": {"oiou": oiou}}, rows=[])
+    config = {"method": method, "seed": seed, "fraction": fraction}
+    return RunData(
+        path=Path("x"),
+        name=f"{method}{seed}",
+        config=config,
+        split={},
+        metrics=[],
+        evals={"val": data},
+        done={},
+    )
+
+
+def test_length_bins_hold_every_sentence_once():
+    rows = [sentence(n, inter=1, union=2, words=n) for n in range(1, 20)]
+    bins = stats.by_length(scored(rows))
+    assert [item.label for item in bins] == ["1–2", "3–4", "5–7", "8–11", "12+"]
+    assert [item.num for item in bins] == [2, 2, 3, 4, 8]
+
+
+def test_length_bin_scores_are_sums_and_means():
+    rows = [sentence(1, inter=1, union=10), sentence(2, inter=30, union=30)]
+    (only,) = stats.by_length(scored(rows))
+    assert only.oiou == pytest.approx(31 / 40)
+    assert only.miou == pytest.approx((0.1 + 1) / 2)
+    assert only.prior_oiou is None and only.prior_miou is None
+
+
+def test_interval_holds_the_estimate_and_is_the_same_every_time():
+    rows = [sentence(n, inter=n, union=12) for n in range(1, 12)]
+    interval = stats.overall_interval(scored(rows))
+    assert interval.value == pytest.approx(66 / 132)
+    assert interval.low < interval.value < interval.high
+    assert stats.overall_interval(scored(rows)) == interval
+
+
+def test_interval_is_wider_when_sentences_share_images():
+    alone = [sentence(n, inter=10 * (n % 2), union=10) for n in range(40)]
+    shared = [sentence(n, inter=10 * (n // 10 % 2), union=10, image=n // 10) for n in range(40)]
+    wide, narrow = stats.overall_interval(scored(shared)), stats.overall_interval(scored(alone))
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_a_constant_gain_has_an_interval_of_no_width():
+    first = [sentence(n, inter=4, union=10) for n in range(9)]
+    second = [sentence(n, inter=5, union=10) for n in range(9)]
+    difference = stats.paired_difference(scored(first), scored(second))
+    assert (difference.value, difference.low, difference.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_runs_scored_on_other_sentences_are_not_compared():
+    first = [sentence(n, inter=4, union=10) for n in range(9)]
+    assert stats.paired_difference(scored(first), scored(first[:-1])) is None
+
+
+def test_agreement_counts_the_four_cases():
+    cases = [(8, 0.9), (8, 0.1), (1, 0.5), (1, 0.2), (1, 0.49)]
+    rows = [sentence(n, inter=inter, union=10, prior=prior) for n, (inter, prior) in enumerate(cases)]
+    found = stats.agreement(scored([*rows, sentence(9, inter=1, union=2)]))
+    assert (found.both, found.model_only, found.prior_only, found.neither) == pytest.approx(
+        (0.2, 0.2, 0.2, 0.4)
+    )
+    assert found.num == 5
+
+
+def test_spread_needs_two_seeds_of_one_method_and_share_of_labels():
+    assert (
+        stats.spreads([run("l2l", 1, 0.5), run("supervised", 2, 0.4), run("l2l", 2, 0.5, fraction=0.1)]) == []
+    )
+    (only,) = stats.spreads([run("l2l", 1, 0.5), run("l2l", 2, 0.6), run("supervised", 1, 0.4)])
+    assert (only.mean, only.sd) == pytest.approx((0.55, 0.1 / 2**0.5))
+
+
+def test_a_score_file_that_contradicts_its_sentences_is_named():
+    rows = [sentence(n, inter=4, union=10) for n in range(9)]
+    assert stats.summary_disagrees(scored(rows, original={"oiou": 0.4})) is None
+    assert "0.9000 in the score file but 0.4000" in stats.summary_disagrees(
+        scored(rows, original={"oiou": 0.9})
+    )
+    assert "counts 9 sentences" in stats.summary_disagrees(
+        EvalData(split="val", summary={"num": 9}, rows=rows[:8])
+    )

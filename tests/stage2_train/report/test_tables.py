@@ -1,0 +1,156 @@
+"""The headline: rows, both resolutions, published figures, and what is said about them."""
+
+import json
+
+import pytest
+
+from shared.types import AnswerStatus
+from stage2_train.report.collect import collect_runs
+from stage2_train.report.notices import PriorHealth, notices, prior_health
+from stage2_train.report.reference import published
+from stage2_train.report.tables import split_tables, text_table
+from tests.stage2_train.report.fake_runs import FAILED, PASSED, write_store
+
+
+def alarms(runs, **healths):
+    return [notice for notice in notices(runs, healths) if notice.level == "alarm"]
+
+
+def edit(path, **changes):
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps(values | changes))
+
+
+def test_rows_are_baseline_prior_and_the_others(make_run):
+    runs = collect_runs([make_run("ours"), make_run("base", method="supervised", quality=0.4)])
+    (table,) = split_tables(runs)
+    assert [(row.label, row.kind) for row in table.rows] == [
+        ("base", "run"),
+        ("frozen prior alone", "prior"),
+        ("ours", "run"),
+    ]
+    written = runs[0].evals["val"].summary
+    assert table.rows[2].original == tuple(written["original"][name] for name in ("oiou", "miou", "pr@0.5"))
+    assert table.rows[2].model == tuple(written["model"][name] for name in ("oiou", "miou", "pr@0.5"))
+    assert table.resolution == "64×64"
+
+
+def test_the_printed_table_names_both_resolutions_and_every_row(make_run):
+    text = text_table(split_tables(collect_runs([make_run("ours", splits=("val", "testA"))])))
+    assert text.count("original size") == text.count("64×64") == text.count("frozen prior alone") == 2
+    assert "seed 22" in text and "labels 5%: 3 images, 7 refs" in text
+
+
+def test_two_runs_scored_against_one_prior_give_one_prior_row(make_run):
+    runs = collect_runs([make_run("a"), make_run("b", seed=23)])
+    assert [row.kind for row in split_tables(runs)[0].rows].count("prior") == 1
+
+
+def test_a_self_guided_pass_is_a_row_of_its_own(make_run):
+    path = make_run("a")
+    scores = {"oiou": 0.9, "miou": 0.8, "pr@0.5": 0.7}
+    edit(path / "eval" / "val.json", self_guided={"model": scores, "original": scores})
+    rows = split_tables(collect_runs([path]))[0].rows
+    assert [row.label for row in rows] == ["frozen prior alone", "a", "a, self-guided"]
+    assert rows[2].original == (0.9, 0.8, 0.7)
+
+
+def test_published_figures_are_those_of_the_table():
+    figures = {(item.method, item.split): item.oiou for item in published("refcoco", "unc", 0.05)}
+    assert figures["Supervised", "val"] == pytest.approx(0.4358)
+    assert figures["L2L", "val"] == pytest.approx(0.6730)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split_by", "fraction"),
+    [
+        ("refshapes", "unc", 0.05),
+        ("refcoco", "google", 0.05),
+        ("refcoco", "unc", 0.07),
+        ("refcoco", "unc", None),
+    ],
+)
+def test_published_figures_are_never_carried_over(dataset, split_by, fraction):
+    assert published(dataset, split_by, fraction) == []
+
+
+def test_published_rows_stand_in_the_table_without_invented_cells(make_run):
+    path = make_run("a")
+    config = json.loads((path / "config.json").read_text())
+    config["config"]["data"]["dataset"] = "refcoco"
+    (path / "config.json").write_text(json.dumps(config))
+    rows = [row for row in split_tables(collect_runs([path]))[0].rows if row.kind == "published"]
+    assert {row.label for row in rows} >= {"Supervised, published", "L2L, published"}
+    assert all(set(row.original + row.model) == {None} and 0 < row.published < 1 for row in rows)
+
+
+def test_a_sound_prior_raises_no_alarm(make_run):
+    (run,) = collect_runs([make_run("a")])
+    health = prior_health(run)
+    assert (health.canary, health.problem) == ("passed", "")
+    assert health.box_share > 0.9 and health.num_rows == sum(count for _, count in health.statuses)
+    assert alarms([run], a=health) == []
+
+
+@pytest.mark.parametrize(
+    ("canary", "refuse_share", "words"),
+    [
+        (FAILED, 0.05, "grounding canary failed (mean IoU 0.03, 5 boxes on 16 drawn scenes"),
+        ({"mode": "skip", "passed": None}, 0.05, "canary was skipped"),
+        (PASSED, 0.8, "answers hold a usable box"),
+    ],
+)
+def test_a_junk_store_raises_an_alarm_in_plain_words(make_run, world, tmp_path, canary, refuse_share, words):
+    store = write_store(world, path=tmp_path / "junk", canary=canary, refuse_share=refuse_share)
+    (run,) = collect_runs([make_run("a", store=store)])
+    (alarm,) = alarms([run], a=prior_health(run))
+    assert words in alarm.text and "says nothing about the method" in alarm.text
+
+
+def test_a_shard_written_without_the_canary_counts(make_run, world, tmp_path):
+    store = write_store(world, path=tmp_path / "mixed", canary=PASSED, shard_info={"canary_passed": None})
+    (run,) = collect_runs([make_run("a", store=store)])
+    assert prior_health(run).canary == "skipped"
+
+
+def test_a_prior_that_scores_next_to_nothing_raises_an_alarm(make_run):
+    path = make_run("a")
+    low = {"oiou": 0.04, "miou": 0.03, "pr@0.5": 0.0}
+    edit(path / "eval" / "val.json", prior={"model": low, "original": low})
+    (alarm,) = alarms(collect_runs([path]))
+    assert "0.040 on val" in alarm.text
+
+
+def test_a_missing_prior_score_is_said(make_run):
+    path = make_run("a")
+    edit(path / "eval" / "val.json", prior=None, prior_note="no prior score: the store is gone")
+    (notice,) = [item for item in notices(collect_runs([path]), {}) if "own score is missing" in item.title]
+    assert "val (no prior score: the store is gone)" in notice.text
+
+
+def test_a_run_without_a_prior_has_no_prior_to_mistrust(make_run):
+    (run,) = collect_runs([make_run("a", method="supervised")])
+    assert prior_health(run) is None and alarms([run]) == []
+
+
+def test_a_store_that_is_gone_is_a_problem_not_an_error(make_run, tmp_path):
+    (run,) = collect_runs([make_run("a", store=tmp_path / "gone")])
+    assert "not there any more" in prior_health(run).problem
+
+
+def test_unequal_runs_part_scores_and_single_seeds_are_said(make_run):
+    first, second = make_run("a"), make_run("b", seed=23)
+    edit(second / "split.json", hash="other")
+    edit(second / "config.json", global_batch={"labelled": 8, "unlabelled": 8})
+    edit(second / "eval" / "val.json", limit=10)
+    titles = {notice.title: notice.text for notice in notices(collect_runs([first, second]), {})}
+    assert "global batch" in titles["The runs differ in more than the method"]
+    assert "b on val" in titles["Scored on a part of the sentences"]
+    assert "One seed" not in titles
+    assert "One seed" in [notice.title for notice in notices(collect_runs([first]), {})]
+
+
+def test_every_status_with_a_box_counts_as_one():
+    statuses = tuple((status.value, 1) for status in AnswerStatus)
+    health = PriorHealth(path="", fingerprint="", canary="", canary_detail="", statuses=statuses, problem="")
+    assert health.box_share == pytest.approx(3 / len(AnswerStatus))

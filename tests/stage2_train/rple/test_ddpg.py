@@ -1,0 +1,124 @@
+"""The learner: its target by hand, a toy problem with a known optimum, and bit-exact resumption."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.errors import DataError
+from stage2_train.rple.ddpg import Agent, DdpgConfig, ReplayBuffer
+
+BEST = torch.tensor([0.55, 0.35])
+
+
+def transitions(agent: Agent, generator: torch.Generator, num: int = 8) -> None:
+    """One bandit step: the reward depends on the action alone."""
+    state_BS, next_BS = torch.rand(num, 6, generator=generator), torch.rand(num, 6, generator=generator)
+    action_BA = agent.act(state_BS)
+    agent.observe(state_BS, action_BA, -10.0 * (action_BA - BEST).square().sum(dim=1), next_BS)
+
+
+def test_policy_finds_the_best_thresholds_of_a_toy_problem() -> None:
+    config = DdpgConfig(actor_lr=1e-3, critic_lr=1e-2, noise_std=0.1, gamma=0.0, capacity=2000)
+    agent, generator = Agent(config, 0, "toy"), torch.Generator().manual_seed(0)
+    state_BS = torch.rand(32, 6, generator=generator)
+    start = agent.act(state_BS, explore=False)
+    for _ in range(600):
+        transitions(agent, generator)
+        agent.update()
+    end = agent.act(state_BS, explore=False)
+    assert (start - BEST).abs().max() > 0.1
+    assert (end - BEST).abs().mean() < 0.05
+
+
+def test_target_is_reward_plus_discounted_value() -> None:
+    config = DdpgConfig(gamma=0.9, noise_std=0.0, batch=1, capacity=1)
+    agent = Agent(config, 0)
+    with torch.no_grad():
+        for parameter in agent.target.parameters():
+            parameter.zero_()
+        agent.target.net[-1].bias.fill_(2.0)
+    state_BS = torch.full((1, 6), 0.5)
+    action_BA = torch.tensor([[0.7, 0.2]])
+    agent.observe(state_BS, action_BA, torch.tensor([0.25]), state_BS)
+    value = agent.critic(state_BS, action_BA).item()
+    assert agent.update()["critic_loss"] == pytest.approx((value - (0.25 + 0.9 * 2.0)) ** 2, rel=1e-4)
+
+
+def test_target_follows_softly() -> None:
+    agent = Agent(DdpgConfig(target_rate=0.005), 0)
+    transitions(agent, torch.Generator().manual_seed(0))
+    before = [p.clone() for p in agent.target.parameters()]
+    agent.update()
+    for old, now, critic in zip(before, agent.target.parameters(), agent.critic.parameters(), strict=True):
+        assert torch.allclose(now, 0.995 * old + 0.005 * critic, atol=1e-6)
+
+
+def test_update_without_experience_does_nothing() -> None:
+    assert Agent(DdpgConfig(), 0).update() == {}
+
+
+def test_buffer_keeps_the_last_transitions() -> None:
+    buffer = ReplayBuffer(5)
+    for value in range(4):
+        ones = torch.full((2, 6), float(value))
+        buffer.add(ones, ones[:, :2], ones[:, 0], ones)
+    assert len(buffer) == 5 and buffer.num_seen == 8
+    assert sorted(buffer.rows[:, 0].tolist()) == [1.0, 2.0, 2.0, 3.0, 3.0]
+
+
+def test_resumed_agent_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    config = DdpgConfig(capacity=64, batch=16)
+    agent, world = Agent(config, 3), torch.Generator().manual_seed(0)
+    for _ in range(12):
+        transitions(agent, world)
+        agent.update()
+    path = tmp_path / "agent.pt"
+    torch.save(agent.state_dict(), path)
+    world_state = world.get_state()
+    resumed = Agent(config, 99)
+    resumed.load_state_dict(torch.load(path, weights_only=True))
+    ends = []
+    for one in (agent, resumed):
+        world.set_state(world_state)
+        for _ in range(5):
+            transitions(one, world)
+            one.update()
+        ends.append([*one.actor.state_dict().values(), *one.target.state_dict().values(), one.thresholds_A])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_an_agent_is_a_function_of_its_key_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second, third = (
+        Agent(DdpgConfig(), 0, "a"),
+        Agent(DdpgConfig(), 0, "a"),
+        Agent(DdpgConfig(), 0, "b"),
+    )
+    assert torch.equal(torch.rand(3), expected)
+    state_BS = torch.rand(2, 6)
+    assert torch.equal(first.act(state_BS), second.act(state_BS))
+    assert not torch.equal(first.act(state_BS), third.act(state_BS))
+
+
+def test_ranks_share_networks_but_not_noise() -> None:
+    first, second = (Agent(DdpgConfig(), 0, noise_key=rank) for rank in range(2))
+    state_BS = torch.rand(2, 6)
+    assert torch.equal(first.act(state_BS, explore=False), second.act(state_BS, explore=False))
+    assert not torch.equal(first.act(state_BS), second.act(state_BS))
+
+
+def test_a_buffer_that_does_not_fit_is_refused() -> None:
+    agent = Agent(DdpgConfig(capacity=64, batch=8), 0)
+    transitions(agent, torch.Generator().manual_seed(0), num=40)
+    with pytest.raises(DataError, match="does not fit ddpg.capacity 32"):
+        Agent(DdpgConfig(capacity=32, batch=8), 0).load_state_dict(agent.state_dict())
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(DataError, match="gamma"):
+        DdpgConfig(gamma=1.0)
+    with pytest.raises(DataError, match="capacity"):
+        DdpgConfig(capacity=8, batch=64)

@@ -1,0 +1,86 @@
+"""States, thresholds and pseudo-labels by hand."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stage2_train.rple.policy import (
+    MARGIN,
+    START_THRESHOLDS,
+    Actor,
+    Critic,
+    band_px,
+    project_action,
+    pseudo_label,
+    shares,
+    state,
+)
+
+X = 255
+
+
+def test_actor_starts_at_the_papers_thresholds() -> None:
+    torch.manual_seed(0)
+    action_BA = Actor()(torch.rand(50, 6))
+    assert torch.allclose(action_BA, torch.tensor(START_THRESHOLDS).expand(50, 2), atol=0.02)
+
+
+def test_actor_is_ordered_even_when_saturated() -> None:
+    actor = Actor()
+    for scale in (-1e3, 1e3):
+        with torch.no_grad():
+            actor.net[-1].bias.copy_(torch.tensor([scale, 1e3]))
+        tau_fg, tau_bg = actor(torch.rand(4, 6)).unbind(dim=1)
+        assert (tau_fg <= 1).all() and (tau_bg >= 0).all() and (tau_bg < tau_fg).all()
+
+
+def test_networks_have_the_published_shapes() -> None:
+    shapes = [[tuple(p.shape) for p in net.parameters() if p.ndim == 2] for net in (Actor(), Critic())]
+    assert shapes == [[(64, 6), (64, 64), (2, 64)], [(64, 8), (64, 64), (1, 64)]]
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3))
+def test_projection_orders_any_action(tau_fg: float, tau_bg: float) -> None:
+    found_fg, found_bg = project_action(torch.tensor([[tau_fg, tau_bg]]))[0].tolist()
+    assert 0 <= found_bg < found_fg <= 1
+    assert found_fg - found_bg >= MARGIN - 1e-6
+
+
+def test_projection_keeps_ordered_actions() -> None:
+    action_BA = torch.tensor([[0.7, 0.2], [1.0, 0.0], [0.5, 0.45]])
+    assert torch.equal(project_action(action_BA), action_BA)
+
+
+def test_thresholds_are_inclusive_and_per_sample() -> None:
+    fused_B1HW = torch.tensor([[[[0.2, 0.3, 0.7, 0.9]]], [[[0.2, 0.3, 0.7, 0.9]]]])
+    label_BHW = pseudo_label(fused_B1HW, torch.tensor([0.7, 0.8]), torch.tensor([0.2, 0.3]), 0)
+    assert label_BHW.tolist() == [[[0, X, 1, 1]], [[0, 0, X, 1]]]
+
+
+def test_band_ignores_both_sides_of_a_boundary() -> None:
+    fused_B1HW = torch.tensor([[[[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]]]]).expand(1, 1, 6, 6)
+    tau_fg_B, tau_bg_B = torch.tensor([0.7]), torch.tensor([0.2])
+    assert pseudo_label(fused_B1HW, tau_fg_B, tau_bg_B, 1)[0, 3].tolist() == [0, 0, X, X, 1, 1]
+    assert pseudo_label(fused_B1HW, tau_fg_B, tau_bg_B, 2)[0, 3].tolist() == [0, X, X, X, X, 1]
+
+
+def test_image_border_is_no_boundary() -> None:
+    label_BHW = pseudo_label(torch.ones(1, 1, 4, 4), torch.tensor([0.7]), torch.tensor([0.2]), 2)
+    assert (label_BHW == 1).all()
+
+
+@pytest.mark.parametrize(("size", "band"), [(480, 3), (320, 2), (160, 1), (96, 0)])
+def test_band_scales_with_resolution(size: int, band: int) -> None:
+    assert band_px(size) == band
+
+
+def test_state_by_hand() -> None:
+    fused_B1HW = torch.tensor([[[[0.0, 0.5], [0.5, 1.0]]]])
+    weak_B1HW = torch.tensor([[[[0.0, 0.5], [0.1, 0.8]]]])
+    state_BS = state(fused_B1HW, weak_B1HW, torch.tensor([[0.7, 0.2]]))
+    assert state_BS[0].tolist() == pytest.approx([0.5, 0.125**0.5, 0.25, 0.25, 0.5, 1 - 0.6 / 4])
+
+
+def test_shares_add_up() -> None:
+    assert shares(torch.tensor([[[0, 1, X, 1]]])).tolist() == [[0.5, 0.25, 0.25]]

@@ -1,0 +1,70 @@
+"""Margin, consistency, coverage and the clipped gain by hand."""
+
+import math
+
+import pytest
+import torch
+
+from shared.errors import DataError
+from stage2_train.rple.reward import RewardConfig, quality, reward
+
+X = 255
+
+
+def test_quality_by_hand() -> None:
+    """Two selected pixels, one of each class: every class centre is its own pixel's direction."""
+    weak = [0.9, 0.2, 0.5]
+    label_BHW = torch.tensor([[[1, 0, X]]])
+    fused_B1HW = torch.tensor([[[[1.0, 0.1, 0.5]]]])
+    margin, consistency, coverage = quality(torch.tensor([[[weak]]]), fused_B1HW, label_BHW, beta=5.0)[
+        0
+    ].tolist()
+    v1, v0 = ((1 - p, p) for p in weak[:2])
+    cosine = (v1[0] * v0[0] + v1[1] * v0[1]) / math.hypot(*v1) / math.hypot(*v0)
+    assert margin == pytest.approx(1 / (1 + math.exp(-5 * (1 - cosine))), rel=1e-5)
+    assert consistency == pytest.approx(0.9)
+    assert coverage == pytest.approx(2 / 3)
+
+
+def test_centres_are_normalised_sums() -> None:
+    """Two foreground pixels of different direction share one centre."""
+    weak_B1HW = torch.tensor([[[[1.0, 0.5, 0.0]]]])
+    found = quality(weak_B1HW, weak_B1HW, torch.tensor([[[1, 1, 0]]]), beta=5.0)[0, 0].item()
+    a, b, c = (0.0, 1.0), (math.sqrt(0.5), math.sqrt(0.5)), (1.0, 0.0)
+    total = (a[0] + b[0], a[1] + b[1])
+    length = math.hypot(*total)
+    own = [(total[0] * v[0] + total[1] * v[1]) / length for v in (a, b, c)]
+    lead = [own[0] - 0.0, own[1] - b[0], 1.0 - own[2]]
+    assert found == pytest.approx(sum(1 / (1 + math.exp(-5 * x)) for x in lead) / 3, rel=1e-5)
+
+
+def test_a_missing_class_has_a_zero_centre() -> None:
+    weak_B1HW = torch.full((1, 1, 2, 2), 1.0)
+    margin = quality(weak_B1HW, weak_B1HW, torch.ones(1, 2, 2, dtype=torch.int64), beta=5.0)[0, 0]
+    assert margin.item() == pytest.approx(1 / (1 + math.exp(-5)))
+
+
+def test_nothing_selected_is_zero() -> None:
+    weak_B1HW = torch.full((1, 1, 2, 2), 0.5)
+    assert quality(weak_B1HW, weak_B1HW, torch.full((1, 2, 2), X), beta=5.0).tolist() == [[0.0, 0.0, 0.0]]
+
+
+def test_reward_is_the_weighted_gain() -> None:
+    before_B3, after_B3 = torch.tensor([[0.5, 0.6, 0.7]]), torch.tensor([[0.6, 0.5, 0.9]])
+    previous_BA, action_BA = torch.tensor([[0.7, 0.2]]), torch.tensor([[0.6, 0.3]])
+    expected = 1.0 * 0.1 + 0.3 * -0.1 + 0.2 * 0.2 - 0.05 * 0.2
+    assert reward(before_B3, after_B3, previous_BA, action_BA, RewardConfig()).item() == pytest.approx(
+        expected
+    )
+
+
+def test_reward_is_clipped_and_standing_still_is_zero() -> None:
+    low_B3, high_B3, action_BA = torch.zeros(1, 3), torch.ones(1, 3), torch.tensor([[0.7, 0.2]])
+    assert reward(low_B3, high_B3, action_BA, action_BA, RewardConfig()).item() == 0.5
+    assert reward(high_B3, low_B3, action_BA, action_BA, RewardConfig()).item() == -0.5
+    assert reward(low_B3, low_B3, action_BA, action_BA, RewardConfig()).item() == 0.0
+
+
+def test_bad_clip_is_refused() -> None:
+    with pytest.raises(DataError, match="reward.clip"):
+        RewardConfig(clip=0.0)

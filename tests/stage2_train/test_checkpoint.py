@@ -1,0 +1,104 @@
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.errors import DataError
+from stage2_train import checkpoint
+from stage2_train.checkpoint import (
+    list_checkpoints,
+    load_object,
+    load_state,
+    load_weights,
+    save_checkpoint,
+    write_json,
+)
+
+
+def save(folder: Path, step: int, keep: int = 1) -> Path:
+    tied = torch.full((2, 3), float(step))
+    return save_checkpoint(
+        folder,
+        step,
+        {"model": {"a": tied, "tied": tied, "b": torch.arange(4)}},
+        {"optimizer": {"state": {0: {"m": torch.ones(2), "n": 3}}}},
+        {"seconds": 1.5},
+        keep=keep,
+    )
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = save(tmp_path, 7)
+    assert path.name == "step_00000007" and list_checkpoints(tmp_path) == [path]
+    weights = load_weights(path, "model")
+    assert torch.equal(weights["a"], torch.full((2, 3), 7.0)) and torch.equal(weights["b"], torch.arange(4))
+    assert torch.equal(load_object(path, "optimizer")["state"][0]["m"], torch.ones(2))
+    assert (load_state(path)["step"], load_state(path)["seconds"]) == (7, 1.5)
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 10):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000010"]
+
+
+def test_the_old_one_stays_until_the_new_one_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = save(tmp_path, 1)
+
+    def fail(*args: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(tmp_path, 2)
+    assert list_checkpoints(tmp_path) == [old]
+    monkeypatch.undo()
+    assert list_checkpoints(tmp_path) == [old]
+    new = save(tmp_path, 2)
+    assert [p.name for p in tmp_path.iterdir()] == [new.name]
+
+
+@pytest.mark.parametrize("harm", ["no state", "short file", "missing file", "torn state"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, harm: str) -> None:
+    good, bad = save(tmp_path, 1, keep=2), save(tmp_path, 2, keep=2)
+    if harm == "no state":
+        (bad / "state.json").unlink()
+    elif harm == "torn state":
+        (bad / "state.json").write_text('{"step": 2, "fi')
+    elif harm == "missing file":
+        (bad / "optimizer.pt").unlink()
+    else:
+        os.truncate(bad / "model.safetensors", 40)
+    assert list_checkpoints(tmp_path) == [good]
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.system, ("true",)
+
+    (path / "evil.pt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(pickle.UnpicklingError):
+        load_object(path, "evil")
+
+
+def test_missing_parts_are_named(tmp_path: Path) -> None:
+    path = save(tmp_path, 1)
+    with pytest.raises(DataError, match="no 'ema'"):
+        load_weights(path, "ema")
+    with pytest.raises(DataError, match="no 'method'"):
+        load_object(path, "method")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {(1, 2): "key that JSON has not"})
+    assert path.read_text() == '{\n "x": 1\n}\n'

@@ -1,0 +1,109 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from shared.config import apply_overrides, config_from_dict, config_to_dict
+from shared.errors import DataError
+from stage2_train.config import METHOD_NAMES, BlendConfig, L2lConfig, TrainConfig
+from stage2_train.methods import METHODS
+from stage2_train.recipes import RECIPES, embedded, paper, paper_baseline
+from tests.stage2_train.miniature import mini_config, plain_config
+
+
+def test_every_method_name_has_code_and_the_other_way_round() -> None:
+    assert set(METHOD_NAMES) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name: str) -> None:
+    config = RECIPES[name]()
+    assert config_from_dict(TrainConfig, config_to_dict(config), "test") == config
+    assert RECIPES[name].__doc__
+
+
+def test_embedded_recipes_see_the_same_samples() -> None:
+    reference = embedded()
+    for name, recipe in RECIPES.items():
+        if "paper" not in name:
+            config = recipe()
+            for field in (
+                "data",
+                "fraction",
+                "split_seed",
+                "seed",
+                "steps",
+                "batch_labelled",
+                "optim",
+                "strong",
+                "text",
+            ):
+                assert getattr(config, field) == getattr(reference, field), (name, field)
+
+
+def test_paper_numbers() -> None:
+    config = paper()
+    assert (config.optim.lr, config.optim.weight_decay, config.optim.power) == (5e-5, 1e-2, 0.9)
+    assert (config.loss.unlabelled.ce_weight, config.loss.unlabelled.dice_weight) == (0.7, 0.3)
+    assert config.loss.class_weights == (0.5, 1.5) and config.size_hw == (480, 480) and config.seed == 22
+    assert (config.l2l.tau_fg, config.l2l.tau_bg, config.l2l.band_px) == (0.70, 0.20, -1)
+    assert config.text.candidates == 9 and config.ema.decay == 0.0
+    assert paper_baseline().steps == config.steps and paper_baseline().segmentor.sesm is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("method=magic", "not one of supervised"),
+        ("fraction=0", "not in"),
+        ("steps=0", "at least 1"),
+        ("accumulation=3", "not a multiple of accumulation 3"),
+        ("batch_unlabelled=0", "needs batch_unlabelled"),
+        ("precision=fp8", "fp8"),
+        ("l2l.tau_bg=0.8", "must be below"),
+        ("l2l.field_probability=1.5", "not in"),
+        ("ema.teacher=true", "needs ema.decay"),
+        ("fixmatch.threshold=0.2", "not in"),
+        ("alarm.min_foreground=0.9", "min_foreground"),
+        ("runtime.log_every=0", "at least 1"),
+        ("optim.lr=0", "above 0"),
+        ("text.similarity=2", "not in"),
+        ("strong.operations=20", "not in 0.."),
+        ("weak.flip_probability=-1", "not in"),
+        ("l2l.nosuch=1", "no field"),
+    ],
+)
+def test_rejections_name_the_field(override: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        apply_overrides(embedded(), [override])
+
+
+def test_a_field_needs_a_network_that_takes_one(tmp_path: Path) -> None:
+    config = mini_config(tmp_path)
+    with pytest.raises(DataError, match="use_sesm"):
+        dataclasses.replace(config, segmentor=dataclasses.replace(config.segmentor, sesm=None))
+
+
+@pytest.mark.parametrize(
+    ("parts", "prior", "field"),
+    [
+        ({"use_spm": True, "use_sesm": True}, True, True),
+        ({"use_spm": True, "use_sesm": False}, True, False),
+        ({"use_spm": False, "use_sesm": False}, False, False),
+        ({"use_spm": False, "use_sesm": True}, True, True),
+    ],
+)
+def test_what_a_method_reads(tmp_path: Path, parts: dict, prior: bool, field: bool) -> None:
+    config = mini_config(tmp_path, l2l=L2lConfig(**parts))
+    assert (config.uses_prior, config.uses_field, config.uses_unlabelled) == (prior, field, True)
+
+
+def test_supervised_reads_neither_prior_nor_unlabelled(tmp_path: Path) -> None:
+    config = plain_config(tmp_path, "supervised")
+    assert not (config.uses_prior or config.uses_field or config.uses_unlabelled)
+    assert plain_config(tmp_path, "mllm_blend").uses_prior
+
+
+def test_blend_rejects_an_unknown_target() -> None:
+    with pytest.raises(DataError, match="hard"):
+        BlendConfig(target="hard")  # type: ignore[arg-type]

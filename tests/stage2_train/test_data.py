@@ -1,0 +1,283 @@
+import dataclasses
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shared.errors import DataError
+from shared.refer import MaskAccessError, load_refer
+from stage2_train.batch import Batch
+from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
+from stage2_train.loader import iterate
+from stage2_train.order import draw, group_by_ref, micro_positions
+from stage2_train.prior_source import StorePriors, choose_store, open_priors
+from stage2_train.text import Tokenizer
+from stage2_train.text_augment import StrongTextConfig
+from stage2_train.transforms import StrongConfig, WeakConfig
+from tests.stage2_train.miniature import NO_BOX_EVERY, mini_config, segmentor_config, write_priors
+
+PLAN = BatchPlan(
+    seed=1,
+    height=24,
+    width=32,
+    batch_labelled=4,
+    batch_unlabelled=4,
+    accumulation=1,
+    rank=0,
+    num_processes=1,
+    cache_mib=64,
+    weak=WeakConfig(),
+    strong=StrongConfig(),
+    text=StrongTextConfig(table="shapes", candidates=3),
+)
+
+
+@pytest.fixture(scope="module")
+def make_source(mini_root: Path) -> Callable[..., BatchSource]:
+    config = mini_config(mini_root)
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    tokenise = Tokenizer(segmentor_config(mini_root / "tokenizer"))
+    priors = open_priors(choose_store(config, dataset), config, dataset, dataset.samples("train"))
+
+    def make(fraction: float = 0.25, prior: bool = True, **changes: object) -> BatchSource:
+        plan = dataclasses.replace(PLAN, **changes)  # type: ignore[arg-type]
+        return BatchSource(
+            dataset, make_split(dataset, fraction, 0), plan, tokenise, priors if prior else None
+        )
+
+    return make
+
+
+def same(a: Batch, b: Batch) -> bool:
+    for part in ("labelled", "unlabelled"):
+        for field in dataclasses.fields(getattr(a, part)):
+            one, two = getattr(getattr(a, part), field.name), getattr(getattr(b, part), field.name)
+            if not (torch.equal(one, two) if isinstance(one, torch.Tensor) else one == two):
+                return False
+    return (a.step, a.micro) == (b.step, b.micro)
+
+
+# --- split -------------------------------------------------------------------------------------------------------
+
+
+def test_split_is_by_image(mini_root: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    split = make_split(dataset, 0.25, 0)
+    own, other = ({s.image_id for ref in refs for s in ref} for refs in (split.labelled, split.unlabelled))
+    assert own == set(split.image_ids) and not own & other
+    assert own | other == set(dataset.train_image_ids()) and len(own) == 4
+    summary = split.summary()
+    assert summary["num_refs"] + summary["num_unlabelled_refs"] == len(group_by_ref(dataset.samples("train")))
+    assert summary["num_sentences"] + summary["num_unlabelled_sentences"] == len(dataset.samples("train"))
+
+
+def test_split_from_a_file(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    chosen = dataset.train_image_ids()[3:5]
+    path = tmp_path / "ids.json"
+    path.write_text(json.dumps(chosen))
+    assert list(make_split(dataset, 0.9, 7, str(path)).image_ids) == chosen
+    path.write_text(json.dumps([*chosen, 999_999]))
+    with pytest.raises(DataError, match="999999"):
+        make_split(dataset, 0.9, 7, str(path))
+
+
+# --- order -------------------------------------------------------------------------------------------------------
+
+
+def test_every_cycle_holds_every_reference_once(mini_root: Path) -> None:
+    refs = group_by_ref(load_refer(mini_root / "data", "refshapes", "unc").samples("train"))
+    for cycle in range(3):
+        drawn = [draw(5, "unlabelled", cycle * len(refs) + i, refs) for i in range(len(refs))]
+        assert sorted(d.sample.ref_id for d in drawn) == sorted(ref[0].ref_id for ref in refs)
+        assert {d.cycle for d in drawn} == {cycle}
+    orders = {tuple(draw(s, "unlabelled", i, refs).sample.ref_id for i in range(len(refs))) for s in range(3)}
+    assert len(orders) == 3
+
+
+def test_sentences_are_drawn_from_the_reference(mini_root: Path) -> None:
+    refs = group_by_ref(load_refer(mini_root / "data", "refshapes", "unc").samples("train"))
+    longest = max(range(len(refs)), key=lambda i: len(refs[i]))
+    only = [refs[longest]]
+    seen = {draw(0, "unlabelled", position, only).sample.sent_id for position in range(60)}
+    assert seen == {sample.sent_id for sample in refs[longest]}
+
+
+@pytest.mark.parametrize(("accumulation", "num_processes"), [(1, 1), (2, 1), (1, 4), (3, 2), (2, 6)])
+def test_shares_join_to_the_global_batch(accumulation: int, num_processes: int) -> None:
+    joined = [
+        position
+        for micro in range(accumulation)
+        for rank in range(num_processes)
+        for position in micro_positions(
+            5, micro, rank, batch=24, accumulation=accumulation, num_processes=num_processes
+        )
+    ]
+    assert joined == list(range(120, 144))
+
+
+# --- batches -----------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_a_function_of_the_key(make_source: Callable[..., BatchSource]) -> None:
+    forwards, backwards = make_source(), make_source()
+    late_first = [backwards(key) for key in (3, 2, 1, 0)][::-1]
+    assert all(same(forwards(key), late_first[key]) for key in range(4))
+    assert not same(forwards(0), make_source(seed=2)(0))
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(0, 0), (0, 2), (0, 9)])
+def test_reading_ahead_changes_nothing(
+    make_source: Callable[..., BatchSource], workers: int, prefetch: int
+) -> None:
+    source = make_source()
+    read = list(iterate(source, range(2, 6), workers=workers, prefetch=prefetch))
+    assert all(same(batch, source(key)) for batch, key in zip(read, range(2, 6), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_worker_processes_change_nothing(make_source: Callable[..., BatchSource]) -> None:
+    source = make_source()
+    read = list(iterate(source, range(3), workers=2, prefetch=1))
+    assert all(same(batch, source(key)) for batch, key in zip(read, range(3), strict=True))
+
+
+def test_cache_changes_nothing(make_source: Callable[..., BatchSource]) -> None:
+    kept, decoded = make_source(), make_source(cache_mib=0)
+    assert kept.reader.keeps and not decoded.reader.keeps
+    assert all(same(kept(key), decoded(key)) for key in range(3))
+    assert all(same(kept(key), decoded(key)) for key in range(3))
+
+
+def test_a_source_can_be_pickled(make_source: Callable[..., BatchSource]) -> None:
+    source = make_source()
+    assert same(pickle.loads(pickle.dumps(source))(1), source(1))
+
+
+@pytest.mark.parametrize(("accumulation", "num_processes"), [(2, 1), (1, 2), (2, 2)])
+def test_micro_batches_and_ranks_join_to_the_batch(
+    make_source: Callable[..., BatchSource], accumulation: int, num_processes: int
+) -> None:
+    whole = make_source()(1)
+    parts = [
+        make_source(accumulation=accumulation, num_processes=num_processes, rank=rank)(accumulation + micro)
+        for micro in range(accumulation)
+        for rank in range(num_processes)
+    ]
+    assert all(part.step == 1 for part in parts)
+    for name in ("image_BHW3", "target_BHW", "prior_B1HW", "flip_B", "field_uniform_B"):
+        joined = torch.cat([getattr(part.labelled, name) for part in parts])
+        assert torch.equal(joined, getattr(whole.labelled, name)), name
+    for name in ("weak_BHW3", "strong_BHW3", "prior_B1HW", "choice_uniform_B", "noise_B2"):
+        joined = torch.cat([getattr(part.unlabelled, name) for part in parts])
+        assert torch.equal(joined, getattr(whole.unlabelled, name)), name
+
+
+def test_labelled_and_unlabelled_images_are_disjoint(make_source: Callable[..., BatchSource]) -> None:
+    source = make_source()
+    for key in range(6):
+        batch = source(key)
+        assert batch.unlabelled is not None
+        assert {s.image_id for s in batch.labelled.samples} <= set(source.split.image_ids)
+        assert not {s.image_id for s in batch.unlabelled.samples} & set(source.split.image_ids)
+
+
+def test_supervised_source_reads_no_unlabelled(make_source: Callable[..., BatchSource]) -> None:
+    batch = make_source(batch_unlabelled=0, prior=False)(0)
+    assert batch.unlabelled is None and batch.labelled.prior_B1HW is None
+
+
+def test_all_labelled_is_refused_where_unlabelled_are_needed(make_source: Callable[..., BatchSource]) -> None:
+    with pytest.raises(DataError, match="every train image is labelled"):
+        make_source(fraction=1.0)
+
+
+def test_resized_reader_matches_the_data(mini_root: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    sample = dataset.samples("train")[0]
+    reader = ResizedReader(dataset, 128, 128, num_images=1, cache_mib=1)
+    assert np.array_equal(reader.mask(sample), dataset.mask(sample))
+    assert np.array_equal(reader.image(sample), np.asarray(dataset.image(sample)))
+    assert reader.image(sample) is reader.image(sample)
+
+
+def test_unlabelled_masks_cannot_be_reached_from_the_source(make_source: Callable[..., BatchSource]) -> None:
+    source = make_source()
+    for ref in source.split.unlabelled:
+        with pytest.raises(MaskAccessError):
+            source.reader.mask(ref[0])
+    assert source.reader.mask(source.split.labelled[0][0]).any()
+
+
+# --- store -------------------------------------------------------------------------------------------------------
+
+
+def test_rows_without_a_box_are_flagged(mini_root: Path) -> None:
+    config = mini_config(mini_root)
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    samples = dataset.samples("train")
+    priors = open_priors(choose_store(config, dataset), config, dataset, samples)
+    _, has = priors.read([sample.sample_id for sample in samples])
+    assert has.tolist() == [row % NO_BOX_EVERY != NO_BOX_EVERY - 1 for row in range(len(samples))]
+    assert priors.holds(samples) and not priors.holds(dataset.samples("val"))
+
+
+def test_no_store_says_what_to_run(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    with pytest.raises(DataError, match="no complete prior store.*`priors`"):
+        choose_store(mini_config(mini_root, cache_root=str(tmp_path)), dataset)
+
+
+def test_several_stores_are_listed(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    for name in ("one", "two"):
+        write_priors(tmp_path / f"{name}.zarr", dataset, fingerprint=name * 4)
+    config = mini_config(mini_root, cache_root=str(tmp_path))
+    with pytest.raises(DataError, match=r"2 prior stores.*one\.zarr.*two\.zarr.*store=PATH"):
+        choose_store(config, dataset)
+    assert choose_store(dataclasses.replace(config, store="x.zarr"), dataset) == Path("x.zarr")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [({"fingerprint": "0" * 32}, "fingerprint '000"), ({"dataset": "refcoco"}, "dataset 'refcoco'")],
+)
+def test_a_store_of_other_data_is_refused(mini_root: Path, tmp_path: Path, data: dict, message: str) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    path = write_priors(tmp_path / "other.zarr", dataset, data=data)
+    with pytest.raises(DataError, match=message):
+        open_priors(path, mini_config(mini_root), dataset, dataset.samples("train"))
+
+
+def test_a_store_of_other_images_is_refused(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    path = write_priors(tmp_path / "other.zarr", dataset)
+    samples = dataset.samples("train")
+    samples[3] = dataclasses.replace(samples[3], height=64)
+    with pytest.raises(DataError, match=r"row 3 .*\[128, 128\].*\[64, 128\]"):
+        open_priors(path, mini_config(mini_root), dataset, samples)
+
+
+def test_a_store_without_the_samples_is_refused(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    path = write_priors(tmp_path / "val.zarr", dataset, splits=("val",))
+    with pytest.raises(DataError, match="no row for sample"):
+        open_priors(path, mini_config(mini_root), dataset, dataset.samples("train"))
+
+
+def test_prior_reader_is_picklable(mini_root: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    priors = pickle.loads(pickle.dumps(StorePriors(_store(mini_root))))
+    proposal, _ = priors.read([dataset.samples("train")[0].sample_id])
+    assert proposal.dtype == torch.uint8 and proposal.shape == (1, 16, 16)
+
+
+def _store(mini_root: Path):
+    from shared.store.reader import PriorStore
+
+    return PriorStore(mini_root / "stores" / "refshapes.test.zarr")

@@ -1,0 +1,200 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from shared.errors import DataError
+from shared.masks import resize_mask_nearest
+from shared.refer import ReferDataset, load_refer
+from stage2_train.config import RuntimeConfig
+from stage2_train.evaluate import evaluate_run, score_samples, spaced, summarise, upsample
+from stage2_train.prior_source import open_priors
+from stage2_train.text import Tokenizer
+from stage2_train.train import train
+from tests.stage2_train.miniature import mini_config, plain_config, segmentor_config, write_priors
+
+SIZE_HW = (32, 32)
+
+
+class Oracle(torch.nn.Module):
+    """Answers with the true mask at the model's size, in the order the samples are asked."""
+
+    def __init__(self, dataset: ReferDataset, samples: list, wrong: int = 0) -> None:
+        super().__init__()
+        self.answers = [
+            torch.from_numpy(resize_mask_nearest(dataset.mask(s), SIZE_HW)).float() for s in samples
+        ]
+        for i in range(wrong):
+            self.answers[i] = torch.zeros(SIZE_HW)
+        self.asked, self.fields = 0, []
+
+    def forward(self, image, ids, mask, field=None, field_on=None):  # type: ignore[no-untyped-def]
+        assert not self.training and not torch.is_grad_enabled() and field is None
+        assert image.dtype == torch.float32 and image.shape[1:] == (3, *SIZE_HW)
+        own = torch.stack(self.answers[self.asked : self.asked + len(image)])
+        self.asked += len(image)
+        return torch.stack((0.5 - own, own - 0.5), dim=1)
+
+
+@pytest.fixture(scope="module")
+def dataset(mini_root: Path) -> ReferDataset:
+    return load_refer(mini_root / "data", "refshapes", "unc")
+
+
+@pytest.fixture
+def score(mini_root: Path, dataset: ReferDataset) -> Callable[..., list]:
+    def run(model: torch.nn.Module, samples: list, **changes: Any) -> list[dict[str, Any]]:
+        tokenise = Tokenizer(segmentor_config(mini_root / "tokenizer"))
+        return score_samples(Accelerator(cpu=True), model, tokenise, dataset, samples, SIZE_HW, **changes)
+
+    return run
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_a_perfect_answer_is_perfect_at_the_models_size(
+    score: Callable[..., list], dataset: ReferDataset, batch: int
+) -> None:
+    samples = dataset.samples("val")
+    rows = score(Oracle(dataset, samples).train(), samples, batch=batch)
+    result = summarise(rows)
+    assert result["model"]["oiou"] == result["model"]["miou"] == result["model"]["pr@0.9"] == 1.0
+    assert 0.5 < result["original"]["miou"] < 1.0  # 32 x 32 cannot say everything about 128 x 128
+    assert [row["sample_id"] for row in rows] == [sample.sample_id for sample in samples]
+
+
+def test_oiou_and_miou_by_hand(score: Callable[..., list], dataset: ReferDataset) -> None:
+    samples = dataset.samples("val")[:4]
+    rows = score(Oracle(dataset, samples, wrong=2), samples)
+    areas = [int(resize_mask_nearest(dataset.mask(s), SIZE_HW).sum()) for s in samples]
+    result = summarise(rows)["model"]
+    assert result["miou"] == 0.5 and result["pr@0.5"] == 0.5
+    assert result["oiou"] == pytest.approx(sum(areas[2:]) / sum(areas))
+
+
+def test_the_original_frame_upsamples_the_margin() -> None:
+    margin = torch.tensor([[[-1.0, 3.0]]])
+    assert torch.allclose(upsample(margin, (1, 4)), torch.tensor([[-1.0, 0.0, 2.0, 3.0]]))
+    assert torch.equal(upsample(margin, (1, 2)), margin[0])
+
+
+def test_a_sentence_twice_is_refused(score: Callable[..., list], dataset: ReferDataset) -> None:
+    samples = dataset.samples("val")[:2] * 2
+    with pytest.raises(AssertionError):
+        score(Oracle(dataset, samples), samples)
+
+
+def test_the_priors_own_score_stands_beside(
+    mini_root: Path, tmp_path: Path, dataset: ReferDataset, score: Callable[..., list]
+) -> None:
+    samples = dataset.samples("val")
+    path = write_priors(tmp_path / "val.zarr", dataset, splits=("val",))
+    prior = open_priors(path, mini_config(mini_root), dataset, samples)
+    model = Oracle(dataset, samples)
+    rows = score(model, samples, prior=prior)
+    result = summarise(rows)
+    assert 0.3 < result["prior"]["original"]["miou"] < 1.0
+    proposal, has = prior.read([samples[0].sample_id])
+    prob = torch.nn.functional.interpolate(proposal[None].float() / 255, size=(128, 128), mode="bilinear")[
+        0, 0
+    ]
+    pred = (prob >= 0.5).numpy() & bool(has)
+    true = dataset.mask(samples[0])
+    assert rows[0]["prior_inter_original"] == int((pred & true).sum())
+    assert rows[0]["prior_union_original"] == int((pred | true).sum())
+    missing = [
+        row for row, sample in zip(rows, samples, strict=True) if not prior.read([sample.sample_id])[1]
+    ]
+    assert missing and all(row["prior_inter_original"] == 0 for row in missing)
+    assert summarise(score(Oracle(dataset, samples), samples))["prior"] is None
+
+
+def test_lengths_are_counted_once(score: Callable[..., list], dataset: ReferDataset) -> None:
+    samples = dataset.samples("val")
+    by_length = summarise(score(Oracle(dataset, samples), samples))["by_length"]
+    assert sum(bucket["num"] for bucket in by_length.values()) == len(samples)
+    short = sum(len(sample.expression.split()) <= 2 for sample in samples)
+    assert by_length.get("1-2", {"num": 0})["num"] == short
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(0, 10), (10, 10), (99, 10), (5, 5), (3, 3), (1, 1)])
+def test_spaced(limit: int, kept: int) -> None:
+    chosen = spaced(list(range(10)), limit)  # type: ignore[arg-type]
+    assert len(chosen) == len(set(chosen)) == kept
+
+
+@pytest.fixture(scope="module")
+def finished(mini_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    runtime = RuntimeConfig(log_every=1, tensorboard=False)
+    train(mini_config(mini_root, steps=1, runtime=runtime), out, quiet=True)
+    return out
+
+
+def test_evaluate_run_writes_both_files(finished: Path, dataset: ReferDataset) -> None:
+    result = evaluate_run(finished, "val")
+    assert json.loads((finished / "eval" / "val.json").read_text()) == result
+    rows = [json.loads(line) for line in (finished / "eval" / "val.jsonl").read_text().splitlines()]
+    samples = dataset.samples("val")
+    assert [row["sample_id"] for row in rows] == [s.sample_id for s in samples] and result["num"] == len(
+        samples
+    )
+    assert result["resolution"] == [32, 32] and result["prior"] is None and "no row" in result["prior_note"]
+    from pycocotools import mask as coco_mask
+
+    for row, sample in zip(rows, samples, strict=True):
+        pred = coco_mask.decode({**row["pred_rle"], "counts": row["pred_rle"]["counts"].encode()}).astype(
+            bool
+        )
+        true = dataset.mask(sample)
+        assert (int((pred & true).sum()), int((pred | true).sum())) == (
+            row["inter_original"],
+            row["union_original"],
+        )
+
+
+def test_evaluation_is_repeatable_and_does_not_depend_on_the_batch(finished: Path) -> None:
+    one = evaluate_run(finished, "testA", batch=3, write=False)
+    two = evaluate_run(finished, "testA", batch=64, write=False)
+    assert one["model"]["miou"] == pytest.approx(two["model"]["miou"], abs=2e-3)
+    assert not (finished / "eval" / "testA.json").exists()
+
+
+def test_self_guided_is_reported_beside(finished: Path) -> None:
+    plain = evaluate_run(finished, "val", write=False)
+    both = evaluate_run(finished, "val", write=False, self_guided=True)
+    assert "self_guided" not in plain and both["original"] == plain["original"]
+    assert both["self_guided"]["original"]["num"] == plain["num"]
+
+
+def test_the_store_changes_nothing_but_the_priors_score(
+    finished: Path, tmp_path: Path, dataset: ReferDataset
+) -> None:
+    path = write_priors(tmp_path / "all.zarr", dataset, splits=("train", "val"), fingerprint="d" * 16)
+    with_store = evaluate_run(finished, "val", store=str(path), write=False)
+    without = evaluate_run(finished, "val", write=False)
+    assert with_store["prior"]["original"]["miou"] > 0.3 and without["prior"] is None
+    assert with_store["original"] == without["original"] and with_store["model"] == without["model"]
+    with pytest.raises(DataError, match="no row for sample"):
+        evaluate_run(finished, "testA", store=str(path), write=False)
+
+
+def test_refusals(finished: Path, mini_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no split 'nope'"):
+        evaluate_run(finished, "nope")
+    with pytest.raises(DataError, match="config.json"):
+        evaluate_run(tmp_path / "nowhere", "val")
+    runtime = RuntimeConfig(tensorboard=False)
+    train(plain_config(mini_root, "supervised", steps=1, runtime=runtime), tmp_path / "plain", quiet=True)
+    with pytest.raises(DataError, match="without sesm"):
+        evaluate_run(tmp_path / "plain", "val", self_guided=True)
+    (tmp_path / "plain" / "model" / "config.json").unlink()
+    with pytest.raises(DataError, match="no finished model"):
+        evaluate_run(tmp_path / "plain", "val")
+
+
+def test_limit_scores_a_part(finished: Path) -> None:
+    assert evaluate_run(finished, "val", limit=3, write=False)["num"] == 3

@@ -1,0 +1,79 @@
+"""Losses by hand on a few pixels."""
+
+import math
+
+import pytest
+import torch
+
+from shared.errors import DataError
+from stage2_train.losses import IGNORE, UnsupervisedLossConfig, supervised_loss, unsupervised_loss
+
+
+def two_class_logit(foreground_logit: list[float]) -> torch.Tensor:
+    """Logits [1, 2, 1, W] whose foreground probability is sigmoid of the values."""
+    values = torch.tensor(foreground_logit)
+    return torch.stack((torch.zeros_like(values), values))[None, :, None, :].clone().requires_grad_()
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def test_supervised_loss_is_the_weighted_mean_of_counted_pixels() -> None:
+    logit = two_class_logit([1.0, -2.0, 9.0])
+    loss, metrics = supervised_loss(logit, torch.tensor([[[1, 0, IGNORE]]]))
+    expected = (1.5 * -math.log(sigmoid(1.0)) + 0.5 * -math.log(1 - sigmoid(-2.0))) / (1.5 + 0.5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert metrics["accuracy"].item() == 1.0
+    loss.backward()
+    assert logit.grad is not None and logit.grad[..., 2].abs().max() == 0
+
+
+def test_nothing_labelled_is_zero_with_zero_gradient() -> None:
+    for loss_of in (supervised_loss, lambda a, b: unsupervised_loss(a, b, UnsupervisedLossConfig())):
+        logit = two_class_logit([1.0, -2.0])
+        loss, _ = loss_of(logit, torch.full((1, 1, 2), IGNORE))
+        loss.backward()
+        assert loss.item() == 0.0 and logit.grad is not None and logit.grad.abs().max() == 0
+
+
+def test_unsupervised_loss_by_hand() -> None:
+    logit = two_class_logit([1.0, -2.0, 3.0])
+    config = UnsupervisedLossConfig()
+    loss, metrics = unsupervised_loss(logit, torch.tensor([[[1, 0, IGNORE]]]), config)
+    p, q = sigmoid(1.0), sigmoid(-2.0)
+    ce = (-math.log(p) - math.log(1 - q)) / 2
+    dice = 1 - (2 * p + 1) / (p + q + 1 + 1)
+    assert metrics["ce"].item() == pytest.approx(ce, rel=1e-5)
+    assert metrics["dice"].item() == pytest.approx(dice, rel=1e-5)
+    assert loss.item() == pytest.approx(0.7 * ce + 0.3 * dice, rel=1e-5)
+    assert metrics["coverage"].item() == pytest.approx(2 / 3)
+    assert metrics["foreground"].item() == pytest.approx(1 / 3)
+    loss.backward()
+    assert logit.grad is not None and logit.grad[..., 2].abs().max() == 0
+
+
+def test_dice_counts_only_samples_with_foreground() -> None:
+    with_fg = two_class_logit([1.0, -2.0])
+    both = torch.cat((with_fg, two_class_logit([4.0, 4.0])))
+    label = torch.tensor([[[1, 0]], [[0, 0]]])
+    alone = unsupervised_loss(with_fg, label[:1], UnsupervisedLossConfig())[1]["dice"]
+    assert unsupervised_loss(both, label, UnsupervisedLossConfig())[1]["dice"].item() == pytest.approx(
+        alone.item()
+    )
+
+
+def test_pixel_weights_scale_and_zero_weight_has_zero_gradient() -> None:
+    logit = two_class_logit([1.0, -2.0])
+    label = torch.tensor([[[1, 0]]])
+    full, _ = unsupervised_loss(logit, label, UnsupervisedLossConfig())
+    half, _ = unsupervised_loss(logit, label, UnsupervisedLossConfig(), torch.full((1, 1, 2), 0.5))
+    assert half.item() == pytest.approx(0.5 * full.item(), rel=1e-5)
+    none, _ = unsupervised_loss(logit, label, UnsupervisedLossConfig(), torch.zeros(1, 1, 2))
+    none.backward()
+    assert logit.grad is not None and logit.grad.abs().max() == 0
+
+
+def test_bad_weights_are_refused() -> None:
+    with pytest.raises(DataError, match="must not be negative"):
+        UnsupervisedLossConfig(ce_weight=-1.0)

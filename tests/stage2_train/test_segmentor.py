@@ -1,0 +1,213 @@
+"""The segmentor as a whole, on a very small network with random weights."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.errors import DataError
+from stage2_train.segmentor import build_segmentor, load_pretrained, save_segmentor
+from stage2_train.segmentor_config import (
+    EMBEDDED,
+    SegmentorConfig,
+    SesmConfig,
+    TextConfig,
+    VisionConfig,
+    paper_config,
+)
+from stage2_train.text import Tokenizer, mean_pool
+from stage2_train.word_attention import LanguageGate, PixelWordAttention, instance_norm
+
+
+def small_config(sesm: bool = False, norm: str = "group") -> SegmentorConfig:
+    return SegmentorConfig(
+        vision=VisionConfig(
+            image_size=32,
+            embed_dim=8,
+            depths=(2, 1, 1, 1),
+            heads=(1, 1, 1, 1),
+            window=2,
+            absolute_positions=True,
+        ),
+        text=TextConfig(
+            tokenizer=EMBEDDED,
+            vocab_size=256,
+            hidden=16,
+            layers=1,
+            heads=2,
+            mlp=16,
+            positions=32,
+            dropout=0.0,
+        ),
+        decoder_width=8,
+        decoder_norm=norm,  # type: ignore[arg-type]
+        sesm=SesmConfig() if sesm else None,
+    )
+
+
+def small_model(sesm: bool = False, norm: str = "group") -> torch.nn.Module:
+    torch.manual_seed(0)
+    return build_segmentor(small_config(sesm, norm))
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    ids, mask = Tokenizer(small_config())(["red star", "the small blue circle on the left"])
+    return torch.randn(2, 3, 32, 32, generator=generator), ids, mask
+
+
+def test_output_is_two_logits_at_input_resolution() -> None:
+    logit = small_model()(*batch())
+    assert logit.shape == (2, 2, 32, 32) and torch.isfinite(logit).all()
+
+
+def test_every_parameter_learns_but_the_last_gate() -> None:
+    """The last stage's gate feeds nothing without structural enhancement (as in LAVT); with it, everything learns."""
+    for sesm in (False, True):
+        model = small_model(sesm)
+        field = {"field_B1HW": torch.rand(2, 1, 16, 16)} if sesm else {}
+        model(*batch(), **field).square().mean().backward()
+        idle = {name for name, p in model.named_parameters() if p.grad is None}
+        expected = set() if sesm else {"fusion.3.gate.reduce.weight", "fusion.3.gate.expand.weight"}
+        assert idle == expected
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_without_field_is_exactly_the_plain_pass(mode: str) -> None:
+    model = small_model(sesm=True)
+    model.train(mode == "train")
+    image, ids, mask = batch()
+    field = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(5))
+    plain = model(image, ids, mask)
+    mixed = model(image, ids, mask, field, torch.tensor([False, True]))
+    assert torch.equal(mixed[0], plain[0])
+    assert not torch.equal(mixed[1], plain[1])
+    field[0] = float("nan")
+    assert torch.equal(model(image, ids, mask, field, torch.tensor([False, False])), plain)
+
+
+def test_the_plain_pass_is_the_network_without_the_module() -> None:
+    with_module, without = small_model(sesm=True).eval(), small_model().eval()
+    without.load_state_dict(
+        {name: value for name, value in with_module.state_dict().items() if not name.startswith("sesm.")}
+    )
+    assert torch.equal(with_module(*batch()), without(*batch()))
+
+
+def test_a_field_for_a_network_without_the_module_is_refused() -> None:
+    with pytest.raises(ValueError, match="without sesm"):
+        small_model()(*batch(), torch.rand(2, 1, 8, 8))
+
+
+def test_samples_do_not_see_each_other_and_padding_changes_nothing() -> None:
+    model = small_model().eval()
+    image, ids, mask = batch()
+    together = model(image, ids, mask)
+    length = int(mask[0].sum())
+    alone = model(image[:1], ids[:1, :length], mask[:1, :length])
+    assert torch.allclose(together[:1], alone, atol=1e-5)
+
+
+def test_the_expression_matters() -> None:
+    model = small_model().eval()
+    image, ids, mask = batch()
+    swapped = model(image, ids.flip(0), mask.flip(0))
+    assert (swapped - model(image, ids, mask)).abs().max() > 1e-4
+
+
+def test_several_expressions_share_an_image() -> None:
+    model = small_model().eval()
+    image, ids, mask = batch()
+    shared = model(image[:1], ids, mask)
+    assert torch.allclose(shared, model(image[:1].repeat(2, 1, 1, 1), ids, mask), atol=1e-5)
+
+
+def test_word_attention_ignores_padding_and_gate_is_equation() -> None:
+    torch.manual_seed(0)
+    attention, gate = PixelWordAttention(8, 5), LanguageGate(8)
+    visual, text = torch.randn(1, 6, 8), torch.randn(1, 4, 5)
+    mask = torch.tensor([[True, True, True, False]])
+    fused = attention(visual, text, mask)
+    text[0, 3] = 100.0
+    assert torch.allclose(fused, attention(visual, text, mask))
+    expected = visual + torch.tanh(gate.expand(gate.reduce(fused).relu())) * fused
+    assert torch.equal(gate(visual, fused), expected)
+
+
+def test_instance_norm_is_torchs() -> None:
+    x_BNC = torch.randn(2, 7, 3) * 4 + 1
+    expected = torch.nn.functional.instance_norm(x_BNC.transpose(1, 2)).transpose(1, 2)
+    assert torch.allclose(instance_norm(x_BNC), expected, atol=1e-5)
+
+
+def test_text_embedding_is_the_detached_mean_of_words() -> None:
+    model = small_model().eval()
+    _, ids, mask = batch()
+    embedding = model.text_embedding(ids, mask)
+    words = model.text(ids, mask)[0][mask[0]]
+    assert embedding.shape == (2, 16) and not embedding.requires_grad
+    assert torch.allclose(embedding[0], words.mean(dim=0), atol=1e-5)
+    assert mean_pool(torch.ones(1, 2, 3), torch.tensor([[False, False]])).abs().max() == 0
+
+
+def test_weights_round_trip_by_part(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    written, fresh = small_model(), small_model()
+    with torch.no_grad():
+        for parameter in written.parameters():
+            parameter.add_(1.0)
+    save_segmentor(written, path)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    load_pretrained(fresh, path, ("vision", "text"))
+    for name, value in fresh.state_dict().items():
+        source = written.state_dict() if name.startswith(("vision.", "text.")) else before
+        assert torch.equal(value, source[name]), name
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(DataError, match="no such weights file"):
+        load_pretrained(small_model(), path)
+    save_segmentor(small_model(), path)
+    with pytest.raises(DataError, match=r"tensor sesm\.0\.\S+ is missing"):
+        load_pretrained(small_model(sesm=True), path, ("sesm",))
+    wide = build_segmentor(dataclasses.replace(small_config(), decoder_width=16))
+    with pytest.raises(DataError, match=r"decoder\.\S+ has shape"):
+        load_pretrained(wide, path, ("decoder",))
+
+
+def test_tokenizer_spells_unknown_words_and_cuts_long_ones() -> None:
+    tokenizer = Tokenizer(small_config())
+    ids, mask = tokenizer(["Red STAR", "red star", "zebra", " ".join(["star"] * 40)])
+    assert torch.equal(ids[0], ids[1])
+    assert ids.shape == mask.shape == (4, 20)
+    assert int(mask[2].sum()) == 2 + len("zebra")
+    assert bool(mask[3].all())
+
+
+def test_a_missing_tokenizer_is_named() -> None:
+    with pytest.raises(DataError, match="no vocab.txt or tokenizer.json"):
+        Tokenizer(paper_config())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decoder_width": 12}, "decoder_width"),
+        ({"weight_parts": ("vision", "head")}, "weight_parts"),
+        ({"decoder_norm": "layer"}, "decoder_norm"),
+    ],
+)
+def test_bad_configs_are_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        dataclasses.replace(small_config(), **change)  # type: ignore[arg-type]
+
+
+def test_bad_towers_are_refused() -> None:
+    with pytest.raises(DataError, match="do not divide"):
+        dataclasses.replace(small_config().vision, heads=(3, 1, 1, 1))
+    with pytest.raises(DataError, match="not a multiple"):
+        dataclasses.replace(small_config().vision, image_size=30)
+    with pytest.raises(DataError, match="max_tokens"):
+        dataclasses.replace(small_config().text, max_tokens=64)

@@ -1,0 +1,73 @@
+"""SPM against values worked out by hand from eq. 4-6."""
+
+import math
+
+import pytest
+import torch
+
+from shared.errors import DataError
+from stage2_train.spm import SpmConfig, agreement, certainty, fuse
+
+
+def logit(p: float) -> float:
+    return math.log(p / (1.0 - p))
+
+
+def test_certainty_is_zero_at_one_half_and_one_at_the_ends() -> None:
+    assert certainty(torch.tensor([0.0, 0.5, 0.75, 1.0])).tolist() == pytest.approx([1.0, 0.0, 0.25, 1.0])
+
+
+def test_agreement_is_per_sample() -> None:
+    a_B1HW = torch.tensor([[[[0.0, 1.0]]], [[[0.2, 0.4]]]])
+    b_B1HW = torch.tensor([[[[1.0, 0.0]]], [[[0.2, 0.0]]]])
+    assert agreement(a_B1HW, b_B1HW).tolist() == pytest.approx([0.0, 0.8])
+
+
+def test_fuse_two_pixels_by_hand() -> None:
+    prior_B1HW = torch.tensor([[[[0.9, 0.5]]]])
+    weak_B1HW = torch.tensor([[[[0.6, 0.1]]]])
+    fused_B1HW, lam_B1HW = fuse(prior_B1HW, weak_B1HW, SpmConfig())
+    agree = 1.0 - (0.3 + 0.4) / 2
+    first = 0.25 + 0.40 * 0.64 - 0.25 * 0.04 + 0.20 * (agree - 0.5)
+    second = 0.25 + 0.40 * 0.0 - 0.25 * 0.64 + 0.20 * (agree - 0.5)
+    assert lam_B1HW.flatten().tolist() == pytest.approx([first, second], abs=1e-6)
+    expected = [
+        1 / (1 + math.exp(-(first * logit(0.9) + (1 - first) * logit(0.6)))),
+        1 / (1 + math.exp(-(second * logit(0.5) + (1 - second) * logit(0.1)))),
+    ]
+    assert fused_B1HW.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_lam_is_clamped() -> None:
+    config = SpmConfig(base=2.0)
+    assert fuse(torch.full((1, 1, 2, 2), 0.9), torch.full((1, 1, 2, 2), 0.5), config)[1].max() == 1.0
+    config = SpmConfig(base=-2.0)
+    fused_B1HW, lam_B1HW = fuse(torch.full((1, 1, 2, 2), 0.9), torch.full((1, 1, 2, 2), 0.3), config)
+    assert lam_B1HW.max() == 0.0
+    assert torch.allclose(fused_B1HW, torch.full((1, 1, 2, 2), 0.3), atol=1e-6)
+
+
+def test_certain_maps_stay_finite() -> None:
+    prior_B1HW = torch.tensor([[[[0.0, 1.0]]]])
+    fused_B1HW, _ = fuse(prior_B1HW, 1.0 - prior_B1HW, SpmConfig())
+    assert torch.isfinite(fused_B1HW).all()
+
+
+def test_a_confidently_wrong_weak_prediction_is_not_overruled() -> None:
+    """The documented limit of eq. 6."""
+    fused_B1HW, _ = fuse(torch.full((1, 1, 4, 4), 0.98), torch.full((1, 1, 4, 4), 0.02), SpmConfig())
+    assert fused_B1HW.max() < 0.5
+
+
+def test_symmetry_of_foreground_and_background() -> None:
+    generator = torch.Generator().manual_seed(0)
+    prior_B1HW, weak_B1HW = (torch.rand(3, 1, 5, 5, generator=generator) for _ in range(2))
+    fused_B1HW, lam_B1HW = fuse(prior_B1HW, weak_B1HW, SpmConfig())
+    mirrored_B1HW, mirrored_lam_B1HW = fuse(1 - prior_B1HW, 1 - weak_B1HW, SpmConfig())
+    assert torch.allclose(1 - fused_B1HW, mirrored_B1HW, atol=1e-6)
+    assert torch.allclose(lam_B1HW, mirrored_lam_B1HW, atol=1e-6)
+
+
+def test_bad_clamp_is_refused() -> None:
+    with pytest.raises(DataError, match="spm.eps is 0.5"):
+        SpmConfig(eps=0.5)

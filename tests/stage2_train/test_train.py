@@ -1,0 +1,355 @@
+"""Runs as a user starts them; the killed one in a process of its own."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shared.config import apply_overrides
+from shared.errors import DataError
+from shared.runlog import read_records
+from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
+from stage2_train.config import AlarmConfig, EmaConfig, L2lConfig, RuntimeConfig, TrainConfig
+from stage2_train.inputs import describe
+from stage2_train.monitor import CollapseAlarm, CollapseError
+from stage2_train.run_files import load_model, read_run_config
+from stage2_train.train import RESUBMIT_EXIT_CODE, train
+from tests.stage2_train.miniature import mini_config, plain_config, write_priors
+
+RUNTIME = RuntimeConfig(checkpoint_every=2, log_every=1, prefetch=1, tensorboard=False)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Bit for bit, through nested containers."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """The log without clocks and resume marks."""
+    records = read_records(run / "metrics.jsonl")
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in records if r["kind"] != "resume"]
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Parameters, optimiser, policy with replay buffer, average, strikes and every logged figure."""
+    a, b = (list_checkpoints(run / "checkpoints")[-1] for run in (one, two))
+    assert a.name == b.name
+    names = ["model"] + (["ema"] if (a / "ema.safetensors").exists() else [])
+    for name in names:
+        assert equal(load_weights(a, name), load_weights(b, name)), name
+    for name in ("optimizer", "method"):
+        assert equal(load_object(a, name), load_object(b, name)), name
+    for name in ("strikes", "ema_updates", "step"):
+        assert load_state(a)[name] == load_state(b)[name]
+    assert figures(one) == figures(two)
+    assert equal(
+        load_file(one / "model" / "model.safetensors"), load_file(two / "model" / "model.safetensors")
+    )
+
+
+def config_of(root: Path, **changes: Any) -> TrainConfig:
+    return mini_config(root, **{"runtime": RUNTIME, "eval_every": 3, **changes})
+
+
+def stopped_after(config: TrainConfig, out: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until SIGTERM arrives during step number `steps`."""
+    from stage2_train import train as module
+
+    real, seen = module.train_step, 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "train_step", counted)
+        with pytest.raises(SystemExit) as stopped:
+            train(config, out, quiet=True)
+    assert stopped.value.code == RESUBMIT_EXIT_CODE == 75
+
+
+@pytest.fixture(scope="module")
+def whole_run(mini_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run with everything switched on."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    config = config_of(mini_root, ema=EmaConfig(decay=0.9))
+    done = train(config, out, quiet=True, recipe="mini", overrides=["a=b"])
+    assert done["step"] == 6 and "already_finished" not in done
+    return out
+
+
+def test_run_folder(whole_run: Path, mini_root: Path) -> None:
+    record = json.loads((whole_run / "config.json").read_text())
+    assert record["recipe"] == "mini" and record["overrides"] == ["a=b"] and record["method"] == "l2l"
+    assert record["store"]["fingerprint"] == "f" * 16 and record["store"]["path"].endswith(".zarr")
+    assert record["global_batch"] == {"labelled": 4, "unlabelled": 4} and record["versions"]["torch"]
+    split = json.loads((whole_run / "split.json").read_text())
+    assert (
+        len(split["image_ids"]) == 4 and split["hash"] and split["fraction"] == 0.25 and split["num_refs"] > 0
+    )
+    assert read_run_config(whole_run) == config_of(mini_root, ema=EmaConfig(decay=0.9))
+    assert [path.name for path in (whole_run / "checkpoints").iterdir()] == ["step_00000006"]
+    done = json.loads((whole_run / "done.json").read_text())
+    assert done["step"] == 6 and 0 <= done["metrics"]["oiou_original"] <= 1
+    kinds = [(r["step"], r["kind"]) for r in read_records(whole_run / "metrics.jsonl")]
+    assert kinds == [
+        (1, "train"),
+        (2, "train"),
+        (3, "train"),
+        (3, "val"),
+        (4, "train"),
+        (5, "train"),
+        (6, "train"),
+        (6, "val"),
+    ]
+
+
+def test_log_tells_what_was_taught(whole_run: Path) -> None:
+    for record in read_records(whole_run / "metrics.jsonl"):
+        if record["kind"] == "train":
+            shares = {
+                "coverage",
+                "foreground",
+                "prior_iou",
+                "weak_iou",
+                "fused_iou",
+                "selected_accuracy",
+                "tau_fg",
+            }
+            shares |= {"foreground_recall", "tau_bg", "lam", "lr_factor", "prior_rows", "text_survivors"}
+            assert shares | {"loss", "labelled_loss", "unlabelled_loss", "reward"} <= record.keys()
+            assert all(0 <= record[name] <= 1 for name in shares)
+
+
+def test_exported_model_is_the_average(whole_run: Path) -> None:
+    model = load_model(whole_run)
+    average = load_weights(list_checkpoints(whole_run / "checkpoints")[-1], "ema")
+    assert equal(dict(model.state_dict()), average) and not model.training
+
+
+def test_a_finished_run_returns_at_once(whole_run: Path, mini_root: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole_run.rglob("*") if p.is_file()}
+    done = train(config_of(mini_root, ema=EmaConfig(decay=0.9)), whole_run, quiet=True)
+    assert done["already_finished"] and done["step"] == 6
+    assert {p: p.stat().st_mtime_ns for p in whole_run.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_interrupted_run_ends_with_the_same_bits(
+    whole_run: Path, mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    config, out = config_of(mini_root, ema=EmaConfig(decay=0.9)), tmp_path / "run"
+    stopped_after(config, out, steps, monkeypatch)
+    assert list_checkpoints(out / "checkpoints")[-1].name == f"step_{steps:08d}"
+    assert not (out / "done.json").exists()
+    with pytest.raises(DataError, match="holds an unfinished run"):
+        train(config, out, resume=False, quiet=True)
+    train(config, out, quiet=True)
+    assert_same_run(whole_run, out)
+
+
+def test_runtime_settings_change_nothing(whole_run: Path, mini_root: Path, tmp_path: Path) -> None:
+    runtime = dataclasses.replace(
+        RUNTIME, prefetch=0, cache_mib=0, checkpoint_every=0, log_with_hidden_masks=False
+    )
+    config, out = config_of(mini_root, ema=EmaConfig(decay=0.9), runtime=runtime), tmp_path / "run"
+    train(config, out, quiet=True)
+    a, b = (list_checkpoints(run / "checkpoints")[-1] for run in (whole_run, out))
+    assert equal(load_weights(a, "model"), load_weights(b, "model"))
+    assert equal(load_object(a, "method"), load_object(b, "method"))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from stage2_train.train import train
+from tests.stage2_train.test_train import config_of
+from stage2_train.config import EmaConfig
+train(config_of(Path(sys.argv[1]), ema=EmaConfig(decay=0.9)), sys.argv[2], quiet=True)
+"""
+
+
+@pytest.mark.slow
+def test_killed_run_ends_with_the_same_bits(whole_run: Path, mini_root: Path, tmp_path: Path) -> None:
+    """SIGKILL at some step, at whatever point of it; then on to the end."""
+    out = tmp_path / "run"
+    last = 1 + int.from_bytes(os.urandom(1), "little") % 4
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(mini_root), str(out)], env=_one_thread_as_here()
+    )
+    try:
+        _wait_for(lambda: _logged(out) >= last, process)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL and not (out / "done.json").exists()
+    train(config_of(mini_root, ema=EmaConfig(decay=0.9)), out, quiet=True)
+    assert_same_run(whole_run, out)
+
+
+def _one_thread_as_here() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def _logged(out: Path) -> int:
+    path = out / "metrics.jsonl"
+    return path.read_bytes().count(b'"train"') if path.exists() else 0
+
+
+def _wait_for(condition: Any, process: subprocess.Popen, seconds: float = 300.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < limit, "the run did not start"
+        time.sleep(0.01)
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+def test_another_configuration_is_refused(whole_run: Path, mini_root: Path) -> None:
+    config = config_of(mini_root, ema=EmaConfig(decay=0.9))
+    with pytest.raises(DataError, match="optim.lr is 0.002 there, 0.5 now"):
+        train(apply_overrides(config, ["optim.lr=0.5"]), whole_run, quiet=True)
+
+
+def test_another_store_is_refused_on_resume(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shared.refer import load_refer
+
+    config, out = config_of(mini_root), tmp_path / "run"
+    stopped_after(config, out, 1, monkeypatch)
+    other = write_priors(
+        tmp_path / "o.zarr", load_refer(mini_root / "data", "refshapes", "unc"), fingerprint="e" * 16
+    )
+    with pytest.raises(DataError, match="store is 'ffff.*', now|store is 'f{16}' there"):
+        train(dataclasses.replace(config, store=str(other)), out, quiet=True)
+
+
+def test_wrong_inputs_leave_no_folder(mini_root: Path, tmp_path: Path) -> None:
+    for config, message in (
+        (config_of(mini_root, cache_root=str(tmp_path)), "no complete prior store"),
+        (config_of(mini_root, fraction=1.0), "every train image is labelled"),
+        (config_of(mini_root, val_split="dev"), "val_split 'dev'"),
+        (config_of(mini_root, store=str(tmp_path / "no.zarr")), "no.zarr"),
+        (config_of(mini_root, fraction=0.001), "no image at all"),
+    ):
+        with pytest.raises(DataError, match=message):
+            train(config, tmp_path / "run", quiet=True)
+        assert not (tmp_path / "run").exists()
+
+
+def test_fewer_processes_than_asked_for_are_refused(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises((DataError, ValueError), match="WORLD_SIZE is 4|MASTER_ADDR|RANK"):
+        train(config_of(mini_root), tmp_path / "run", quiet=True)
+
+
+def test_dry_run_describes_and_writes_nothing(mini_root: Path, tmp_path: Path) -> None:
+    text = describe(config_of(mini_root))
+    assert '"steps": 6' in text and "refshapes.test.zarr" in text and "4 ids" in text
+    assert "epochs" in text and '"sesm"' in text
+    assert not list(tmp_path.iterdir())
+    assert "store: null" in describe(plain_config(mini_root, "supervised"))
+
+
+# --- collapse ----------------------------------------------------------------------------------------------------
+
+
+def test_alarm_counts_steps_in_a_row() -> None:
+    alarm = CollapseAlarm(AlarmConfig(patience=3, grace_steps=2, min_coverage=0.1))
+    fine, empty = {"coverage": 0.9, "foreground": 0.1}, {"coverage": 0.05, "foreground": 0.1}
+    for step, shares in enumerate([empty, empty, empty, empty, fine, empty, empty]):
+        alarm.check(step, 1.0, shares)
+    with pytest.raises(
+        CollapseError, match=r"step 7: pseudo-label coverage was outside 0\.1\.\.1\.0 for 3 steps"
+    ):
+        alarm.check(7, 1.0, empty)
+
+
+@pytest.mark.parametrize("foreground", [0.0, 0.99])
+def test_alarm_watches_the_foreground(foreground: float) -> None:
+    alarm = CollapseAlarm(AlarmConfig(patience=1, grace_steps=0))
+    with pytest.raises(CollapseError, match="foreground"):
+        alarm.check(0, 1.0, {"coverage": 0.9, "foreground": foreground})
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
+    with pytest.raises(CollapseError, match="step 0: the loss is"):
+        CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, loss, {})
+
+
+def test_a_collapsed_run_stops_with_its_reason(mini_root: Path, tmp_path: Path) -> None:
+    alarm = AlarmConfig(patience=2, grace_steps=0, min_foreground=0.98, max_foreground=1.0)
+    with pytest.raises(CollapseError, match="foreground"):
+        train(config_of(mini_root, alarm=alarm), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "done.json").exists()
+
+
+def test_a_diverged_run_stops(mini_root: Path, tmp_path: Path) -> None:
+    config = apply_overrides(config_of(mini_root), ["optim.lr=1e30"])
+    with pytest.raises(CollapseError, match="the loss is nan|the loss is inf"):
+        train(config, tmp_path / "run", quiet=True)
+
+
+# --- other methods -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["supervised", "fixmatch", "mllm_blend"])
+def test_other_methods_run_and_resume(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    config = plain_config(mini_root, method, runtime=RUNTIME, steps=3)
+    train(config, tmp_path / "whole", quiet=True)
+    stopped_after(config, tmp_path / "parts", 2, monkeypatch)
+    train(config, tmp_path / "parts", quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_supervised_needs_no_store(mini_root: Path, tmp_path: Path) -> None:
+    config = plain_config(
+        mini_root, "supervised", cache_root=str(tmp_path / "none"), steps=1, runtime=RUNTIME
+    )
+    assert train(config, tmp_path / "run", quiet=True)["step"] == 1
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["store"] is None
+
+
+def test_everything_labelled_is_the_upper_bound(mini_root: Path, tmp_path: Path) -> None:
+    config = plain_config(mini_root, "supervised", fraction=1.0, steps=1, runtime=RUNTIME)
+    assert train(config, tmp_path / "run", quiet=True)["step"] == 1
+
+
+def test_teacher_and_compile_free_options_run(mini_root: Path, tmp_path: Path) -> None:
+    config = config_of(
+        mini_root,
+        steps=2,
+        eval_every=0,
+        ema=EmaConfig(decay=0.5, teacher=True),
+        precision="bf16",
+        l2l=L2lConfig(use_rple=False),
+    )
+    config = apply_overrides(config, ["optim.name=muon", "optim.grad_clip=1.0", "optim.warmup_steps=1"])
+    train(config, tmp_path / "run", quiet=True)
+    assert all("grad_norm" in r for r in read_records(tmp_path / "run" / "metrics.jsonl"))

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from shared.seeding import rng
+from stage2_train.transforms import (
+    MIRROR_WORDS,
+    STRONG_OPERATIONS,
+    StrongConfig,
+    WeakConfig,
+    draw_flip,
+    flip_columns,
+    mirror_words,
+    resize_image,
+    resize_prior,
+    strong_image,
+)
+from tests.stage2_train.miniature import random_image
+
+
+@pytest.mark.parametrize(
+    ("text", "mirrored"),
+    [
+        ("left man", "right man"),
+        ("Leftmost cup on the RIGHT", "Rightmost cup on the LEFT"),
+        ("bright leftover copyright", "bright leftover copyright"),
+        ("left-hand side, right.", "right-hand side, left."),
+        ("top of the left", "top of the right"),
+        ("", ""),
+    ],
+)
+def test_mirror_words(text: str, mirrored: str) -> None:
+    assert mirror_words(text) == mirrored
+
+
+_words = st.sampled_from(
+    sorted(MIRROR_WORDS) + [w.upper() for w in MIRROR_WORDS] + ["the", "bright", "Man,", "top"]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(_words).map(" ".join))
+def test_mirroring_twice_gives_the_text_back(text: str) -> None:
+    assert mirror_words(mirror_words(text)) == text
+
+
+@settings(deadline=None)
+@given(st.lists(_words, min_size=1).map(" ".join))
+def test_mirroring_changes_only_words_of_side(text: str) -> None:
+    for before, after in zip(text.split(), mirror_words(text).split(), strict=True):
+        assert (before != after) == (before.lower() in MIRROR_WORDS)
+
+
+def test_resize_ignores_the_aspect_ratio() -> None:
+    assert resize_image(random_image(20, 24), 8, 16).shape == (8, 16, 3)
+
+
+@pytest.mark.parametrize("name", STRONG_OPERATIONS)
+def test_no_operation_moves_a_pixel(name: str) -> None:
+    """An operation on appearance alone commutes with mirroring the columns and the rows."""
+    config = StrongConfig(blur_reference_px=0)
+    array = np.asarray(random_image(24, 24, seed=3))
+    results = []
+    for flip in (lambda a: a, lambda a: a[:, ::-1], lambda a: a[::-1]):
+        flipped = np.ascontiguousarray(flip(array))
+        done = np.asarray(STRONG_OPERATIONS[name](Image.fromarray(flipped), rng(1), config))
+        results.append(flip(done).astype(int))
+    for other in results[1:]:
+        assert np.abs(results[0] - other).max() <= 1  # box blurs round differently from the other side
+
+
+def test_strong_view_is_a_function_of_its_key() -> None:
+    array, config = np.asarray(random_image()), StrongConfig()
+    first = [strong_image(array, rng(seed), config) for seed in range(12)]
+    again = [strong_image(array, rng(seed), config) for seed in reversed(range(12))][::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({a.tobytes() for a in first}) > 6
+    assert all(a.shape == array.shape and a.dtype == np.uint8 for a in first)
+
+
+def test_no_operations_change_nothing() -> None:
+    array = np.asarray(random_image())
+    assert np.array_equal(strong_image(array, rng(0), StrongConfig(operations=0)), array)
+
+
+def test_flip_probability() -> None:
+    flips = [draw_flip(rng(seed), WeakConfig(flip_probability=0.5)) for seed in range(400)]
+    assert 150 < sum(flips) < 250
+    assert not any(draw_flip(rng(seed), WeakConfig(flip_probability=0.0)) for seed in range(50))
+
+
+def test_flip_columns_leaves_rows() -> None:
+    array = np.arange(6).reshape(2, 3)
+    assert flip_columns(array).tolist() == [[2, 1, 0], [5, 4, 3]]
+
+
+def test_prior_is_resized_in_the_normalised_frame() -> None:
+    proposal = torch.tensor([[[0, 255], [0, 255]]], dtype=torch.uint8)
+    prob = resize_prior(proposal, 4, 4)
+    assert prob.shape == (1, 1, 4, 4)
+    assert torch.allclose(prob[0, 0, 0], torch.tensor([0.0, 0.25, 0.75, 1.0]))
+    assert torch.equal(resize_prior(proposal, 2, 2)[0, 0], torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+
+
+def test_prior_resize_commutes_with_mirroring() -> None:
+    proposal = torch.randint(0, 256, (2, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(
+        resize_prior(proposal.flip(-1), 7, 9), resize_prior(proposal, 7, 9).flip(-1), atol=1e-6
+    )

@@ -1,0 +1,259 @@
+"""The command line: exit statuses, messages, and that `--json` prints one object and nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cli
+from shared.errors import DataError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Ran:
+    """What one call left behind."""
+
+    def __init__(self, status, out, err):
+        self.status, self.out, self.err = status, out, err
+
+    @property
+    def json(self):
+        lines = self.out.splitlines()
+        assert len(lines) == 1, f"expected one line on standard output, got {self.out!r}"
+        answer = json.loads(lines[0])
+        assert isinstance(answer, dict)
+        return answer
+
+
+@pytest.fixture
+def l2l(monkeypatch, capfd):
+    """Call the command line in this process."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["l2l", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_info:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Ran(exit_info.value.code or 0, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def refshapes(tmp_path_factory):
+    """A small embedded data set."""
+    from shared.synth.refshapes import write_refshapes
+
+    root = tmp_path_factory.mktemp("refshapes")
+    write_refshapes(root, "refshapes", 12, 0, progress=False)
+    return root
+
+
+def test_help_loads_no_torch_and_names_the_commands():
+    lines = (
+        "import sys, cli",
+        "sys.argv = ['l2l', '--help']",
+        "try: cli.main()",
+        "finally: print('torch' in sys.modules)",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+    for name in ("doctor", "data", "priors", "train", "eval", "params", "report"):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize("command", [("priors", "run"), ("train",), ("params",)])
+def test_an_unknown_recipe_is_one_line_that_names_the_known_ones(l2l, command):
+    ran = l2l(*command, "no-such-recipe")
+    assert ran.status == 2 and ran.out == ""
+    assert ran.err.startswith("error: no recipe 'no-such-recipe'") and "embedded" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_a_wrong_override_is_one_line(l2l):
+    ran = l2l("train", "embedded", "--set", "no_such_field=1", "--dry-run")
+    assert ran.status == 2 and ran.out == "" and ran.err.count("\n") == 1
+    assert "no_such_field" in ran.err
+
+
+def test_overrides_may_be_repeated_and_the_last_wins(l2l, monkeypatch):
+    monkeypatch.setattr("stage2_train.train.train", lambda config, out, **rest: {"step": config.steps})
+    ran = l2l("train", "embedded", "--set", "steps=3", "--set", "seed=1", "--set", "steps=4", "--json")
+    assert ran.json["step"] == 4
+
+
+def test_params_counts_the_parts_of_a_recipe(l2l):
+    full, plain = (
+        l2l("params", "embedded", "--json").json,
+        l2l("params", "supervised-embedded", "--json").json,
+    )
+    assert full["sesm"] > 0 and plain["sesm"] == 0
+    assert full["segmentor"] - plain["segmentor"] == full["sesm"]
+    assert f"{full['segmentor']:,}" in l2l("params", "embedded").out
+
+
+def test_missing_data_is_status_2(l2l, tmp_path):
+    ran = l2l("data", "check", tmp_path, "--dataset", "refcoco", "--split-by", "unc")
+    assert ran.status == 2 and ran.out == ""
+    assert ran.err.startswith("error: ") and ran.err.count("\n") == 1 and "refcoco" in ran.err
+
+
+def test_an_unknown_command_is_status_2(l2l):
+    assert l2l("no-such-command").status == 2
+
+
+def test_a_message_of_several_lines_becomes_one(l2l, monkeypatch):
+    def fail():
+        raise DataError("first\n  second")
+
+    monkeypatch.setattr("shared.doctor.examine", fail)
+    ran = l2l("doctor")
+    assert (ran.status, ran.err) == (2, "error: first second\n")
+
+
+def test_an_interrupt_is_status_130(l2l, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shared.doctor.examine", interrupt)
+    assert l2l("doctor").status == 130
+
+
+def test_a_bug_is_not_dressed_as_a_user_error(monkeypatch):
+    def fail():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("shared.doctor.examine", fail)
+    monkeypatch.setattr(sys, "argv", ["l2l", "doctor"])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+def test_json_is_clean_whatever_libraries_print(l2l, monkeypatch, tmp_path):
+    def noisy(out, flavour, images, seed, progress):
+        print("from Python")
+        os.write(1, b"from C\n")
+        return {"root": str(out), "share": float("nan"), "args": [flavour, images, seed, progress]}
+
+    monkeypatch.setattr("shared.synth.refshapes.write_refshapes", noisy)
+    ran = l2l("data", "synth", tmp_path, "--images", "7", "--seed", "3", "--json")
+    assert ran.json == {"root": str(tmp_path), "share": None, "args": ["refshapes", 7, 3, False]}
+    assert "from Python" in ran.err and "from C" in ran.err
+
+
+def test_synth_then_check_then_split(l2l, tmp_path):
+    made = l2l("data", "synth", tmp_path, "--images", "10", "--json")
+    assert made.status == 0 and made.json["splits"]["train"]["images"] == 10
+    again = l2l("data", "synth", tmp_path, "--images", "10")
+    assert again.status == 2 and again.err.startswith("error: ")
+    where = (tmp_path, "--dataset", "refshapes", "--split-by", made.json["split_by"])
+    checked = l2l("data", "check", *where, "--json")
+    assert checked.status == 0 and checked.json["ok"] is True
+    table = l2l("data", "check", *where)
+    assert table.status == 0 and "train" in table.out
+
+
+def test_a_faulty_data_set_is_status_1(l2l, tmp_path):
+    made = l2l("data", "synth", tmp_path, "--images", "4", "--json").json
+    next(path for path in (tmp_path / "images").rglob("*") if path.is_file()).write_bytes(b"torn")
+    checked = l2l(
+        "data", "check", tmp_path, "--dataset", "refshapes", "--split-by", made["split_by"], "--json"
+    )
+    assert checked.status == 1 and checked.json["ok"] is False
+
+
+def test_split_prints_the_published_draw(l2l, refshapes):
+    import random
+
+    from shared.refer import load_refer
+
+    where = (refshapes, "--dataset", "refshapes", "--split-by", "unc", "--fraction", "0.25", "--seed", "5")
+    split = l2l("data", "split", *where, "--json").json
+    data = load_refer(refshapes, "refshapes", "unc")
+    assert split["image_ids"] == random.Random(5).sample(data.train_image_ids(), 3)
+    labelled = [sample for sample in data.samples("train") if sample.image_id in split["image_ids"]]
+    assert split["num_sentences"] == len(labelled) and split["num_images"] == 3
+    text = l2l("data", "split", *where).out.splitlines()
+    assert [int(line) for line in text[1:]] == split["image_ids"]
+
+
+def test_a_fraction_of_no_image_is_refused(l2l, refshapes):
+    ran = l2l("data", "split", refshapes, "--dataset", "refshapes", "--split-by", "unc", "--fraction", "0.01")
+    assert ran.status == 2 and "0.01" in ran.err
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "score"])
+def test_a_missing_store_is_named(l2l, tmp_path, command):
+    ran = l2l("priors", command, tmp_path / "none.zarr")
+    assert ran.status == 2 and "none.zarr" in ran.err and ran.err.count("\n") == 1
+
+
+def test_priors_run_plans_without_an_engine(l2l, refshapes):
+    ran = l2l("priors", "run", "embedded", "--set", f"data.root={refshapes}", "--dry-run", "--json")
+    assert ran.status == 0
+    assert ran.json["pairs"] > 0 and sum(ran.json["splits"].values()) == ran.json["pairs"]
+
+
+def test_training_without_a_store_is_refused(l2l, refshapes, tmp_path):
+    sets = ("--set", f"data.root={refshapes}", "--set", f"cache_root={tmp_path}")
+    ran = l2l("train", "embedded", *sets, "--set", "fraction=0.5", "--dry-run")
+    assert ran.status == 2 and ran.out == "" and ran.err.count("\n") == 1
+    assert str(tmp_path) in ran.err
+
+
+def test_train_dry_run_prints_the_resolved_config(l2l, refshapes, tmp_path):
+    arguments = ("--set", f"data.root={refshapes}", "--set", "fraction=0.5", "--set", "steps=7")
+    ran = l2l("train", "supervised-embedded", *arguments, "--out", tmp_path / "run", "--dry-run", "--json")
+    assert ran.status == 0, ran.err
+    assert ran.json["config"]["steps"] == 7 and ran.json["config"]["fraction"] == 0.5
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["eval", "report"])
+def test_a_missing_run_is_named(l2l, tmp_path, command):
+    ran = l2l(command, tmp_path / "no-run")
+    assert ran.status == 2 and "no-run" in ran.err and ran.err.count("\n") == 1
+
+
+def test_the_order_of_splits_is_kept(l2l, monkeypatch, tmp_path):
+    asked = []
+
+    def score(run, split):
+        asked.append(split)
+        scores = {"oiou": 0.5, "miou": 0.25, "pr@0.5": 0.125}
+        return {"split": split, "model": scores, "original": scores, "prior": None}
+
+    monkeypatch.setattr("stage2_train.evaluate.evaluate_run", score)
+    ran = l2l("eval", tmp_path, "--split", "val", "--split", "testB")
+    assert asked == ["val", "testB"]
+    assert ran.out.splitlines()[2].split() == ["val", "0.5000", "0.2500", "0.1250", "-"]
+    assert list(l2l("eval", tmp_path, "--json").json) == ["val"]
+
+
+def test_train_hands_everything_on(l2l, monkeypatch, tmp_path):
+    seen = {}
+
+    def fake(config, out, **rest):
+        seen.update(rest, steps=config.steps, out=out)
+        return {"step": config.steps, "seconds": 1.25, "metrics": {}}
+
+    monkeypatch.setattr("stage2_train.train.train", fake)
+    ran = l2l("train", "embedded", "--set", "steps=9", "--out", tmp_path / "r", "--resume", "--json")
+    assert ran.json == {"run": str(tmp_path / "r"), "step": 9, "seconds": 1.25, "metrics": {}}
+    assert seen == {
+        "steps": 9,
+        "out": tmp_path / "r",
+        "resume": True,
+        "recipe": "embedded",
+        "overrides": ["steps=9"],
+        "quiet": True,
+    }
+    assert l2l("train", "embedded", "--set", "steps=9").out == "runs/embedded: 9 steps in 1 s\n"
+    assert seen["resume"] is False
