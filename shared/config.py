@@ -64,7 +64,9 @@ def _replace(config: Any, path: list[str], text: str, override: str) -> Any:
     name = path[0]
     if name not in {field.name for field in dataclasses.fields(config)}:
         known = ", ".join(field.name for field in dataclasses.fields(config))
-        raise DataError(f"override {override!r}: {type(config).__name__} has no field {name!r} (it has {known})")
+        raise DataError(
+            f"override {override!r}: {type(config).__name__} has no field {name!r} (it has {known})"
+        )
     current = getattr(config, name)
     if len(path) > 1:
         if not dataclasses.is_dataclass(current):
@@ -94,7 +96,9 @@ def _parse(text: str, hint: Any, override: str) -> Any:
         items = [item.strip() for item in text.split(",") if item.strip()]
         kinds = [args[0]] * len(items) if len(args) == 2 and args[1] is Ellipsis else list(args)
         if len(kinds) != len(items):
-            raise DataError(f"override {override!r}: expected {len(kinds)} comma-separated values, got {len(items)}")
+            raise DataError(
+                f"override {override!r}: expected {len(kinds)} comma-separated values, got {len(items)}"
+            )
         return tuple(_parse(item, kind, override) for item, kind in zip(items, kinds, strict=True))
     if origin is typing.Literal:
         if text not in args:

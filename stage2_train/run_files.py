@@ -97,9 +97,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_run_config(folder: Path) -> TrainConfig:
-    """The configuration of a run folder."""
+    """The configuration of a run folder.
+
+    Raises:
+        DataError: No `config.json`, or one that no training wrote.
+    """
     path = folder / "config.json"
-    return config_from_dict(TrainConfig, read_json(path)["config"], str(path))
+    values = read_json(path).get("config")
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: has no 'config' object; not a run's folder")
+    return config_from_dict(TrainConfig, values, str(path))
 
 
 def export_model(model: ReferringSegmentor, folder: Path) -> None:

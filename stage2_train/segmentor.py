@@ -48,7 +48,9 @@ class ReferringSegmentor(nn.Module):
         dims, text_dim = config.vision.dims, config.text.hidden
         self.vision = SwinStages(config.vision)
         self.text = TextEncoder(config.text)
-        self.fusion = nn.ModuleList(WordFusion(dim, text_dim, config.fusion_dropout, config.fusion_norm) for dim in dims)
+        self.fusion = nn.ModuleList(
+            WordFusion(dim, text_dim, config.fusion_dropout, config.fusion_norm) for dim in dims
+        )
         self.sesm: nn.ModuleList | None = None
         if config.sesm is not None:
             self.sesm = nn.ModuleList(

@@ -8,7 +8,14 @@ import re
 
 from shared.synth.scenes import Scene
 
-SIZE = {"small": "small", "little": "small", "tiny": "small", "large": "large", "big": "large", "huge": "large"}
+SIZE = {
+    "small": "small",
+    "little": "small",
+    "tiny": "small",
+    "large": "large",
+    "big": "large",
+    "huge": "large",
+}
 PATTERN = {
     "plain": "plain", "solid": "plain", "striped": "striped", "stripy": "striped", "dotted": "dotted",
     "spotted": "dotted",

@@ -61,7 +61,11 @@ def test_annotations_are_the_drawn_pixels_as_polygon_and_as_rle(written):
     kinds = {type(annotation["segmentation"]) for annotation in document["annotations"]}
     assert kinds == {list, dict}
     scene = draw_scene(rng("refshapes", 3, "train", 0))  # the first image, if its objects could be described
-    drawn = [decode_segmentation(a["segmentation"], 128, 128) for a in document["annotations"] if a["image_id"] == 1]
+    drawn = [
+        decode_segmentation(a["segmentation"], 128, 128)
+        for a in document["annotations"]
+        if a["image_id"] == 1
+    ]
     image = np.asarray(Image.open(root / "images" / "refshapes_000000000001.jpg"), dtype=np.int16)
     assert np.abs(image - scene.image_HW3).mean() < 6
     assert np.array_equal(np.stack(drawn), scene.masks_KHW)
@@ -73,7 +77,9 @@ def test_test_splits_hold_one_family_each(written):
         refs = pickle.load(file)
     categories = json.loads((root / "refshapes" / "instances.json").read_text())["categories"]
     names = {category["id"]: category["name"] for category in categories}
-    shapes = {split: {names[r["category_id"]] for r in refs if r["split"] == split} for split in ("testA", "testB")}
+    shapes = {
+        split: {names[r["category_id"]] for r in refs if r["split"] == split} for split in ("testA", "testB")
+    }
     assert shapes["testA"] and shapes["testA"] <= set(ROUND_SHAPES)
     assert shapes["testB"] and shapes["testB"] <= set(ANGULAR_SHAPES)
 

@@ -60,7 +60,8 @@ def test_plain_objects_have_their_colour():
         for item, mask in zip(scene.objects, scene.masks_KHW, strict=True):
             if item.pattern == "plain":
                 distances = {
-                    name: np.abs(scene.image_HW3[mask].mean(axis=0) - centre).sum() for name, centre in COLOURS.items()
+                    name: np.abs(scene.image_HW3[mask].mean(axis=0) - centre).sum()
+                    for name, centre in COLOURS.items()
                 }
                 assert min(distances, key=distances.__getitem__) == item.colour
 
@@ -68,7 +69,13 @@ def test_plain_objects_have_their_colour():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_has_a_mask_inside_its_circle(shape):
     item = SceneObject(
-        shape=shape, colour="red", pattern="plain", size="large", radius_px=20.0, angle_deg=10.0, centre_xy_px=(64, 64)
+        shape=shape,
+        colour="red",
+        pattern="plain",
+        size="large",
+        radius_px=20.0,
+        angle_deg=10.0,
+        centre_xy_px=(64, 64),
     )
     mask = rasterise(item)
     rows, columns = np.nonzero(mask)

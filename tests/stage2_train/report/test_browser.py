@@ -83,6 +83,8 @@ def page(make_run, tmp_path) -> Path:
         make_run("ours", expression=HOSTILE),
         make_run("base", method="supervised", quality=0.4, expression=HOSTILE),
     ]
+    # A notice names its path: one long word that must not widen the page.
+    runs.append(make_run("-".join(["a-name-without-a-space"] * 6), expression=HOSTILE))
     return write_report(runs, tmp_path / "report.html")[0]
 
 
