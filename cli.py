@@ -232,13 +232,35 @@ def evaluate(
     split: Annotated[
         list[str] | None, typer.Option("--split", help="Split to score; may be repeated. Default val.")
     ] = None,
+    store: Annotated[
+        str, typer.Option(help="Store for the prior's own score; default the run's, or the one that fits.")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=0, help="Evenly spaced sentences to score; 0 is all.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    self_guided: Annotated[
+        bool, typer.Option("--self-guided", help="Also score a second pass that sees the first one's mask.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Score a run's network, without any prior, and write `eval/<split>.json` and `.jsonl`."""
+    """Score a run's network, without any prior, and write `eval/<split>.json` and `.jsonl`.
+
+    With --limit nothing is written: a part of a split is not its score.
+    """
     from stage2_train.evaluate import evaluate_run
 
     with _only_answers_on_stdout():
-        scores = {name: evaluate_run(run, name) for name in split or ["val"]}
+        scores = {
+            name: evaluate_run(
+                run,
+                name,
+                store=store,
+                limit=limit,
+                workers=workers,
+                self_guided=self_guided,
+                write=not limit,
+            )
+            for name in split or ["val"]
+        }
     _show(scores, as_json, lambda result: _text_of_scores(run, result))
 
 
@@ -349,13 +371,25 @@ def _text_of_run(folder: Path, done: Mapping[str, Any]) -> str:
 
 
 def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """One line per split, at the images' original resolution, with the frozen prior's own score beside it."""
-    lines = [f"{run}, at original resolution", f"{'split':<8}{'oiou':>8}{'miou':>8}{'pr@0.5':>8}  prior oiou"]
+    """A line per split, resolution and scorer: the network, its self-guided pass, the frozen prior alone."""
+    names = ("oiou", "miou", "pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9")
+    lines = [str(run), f"{'split':<7}{'size':<10}{'scored':<13}" + "".join(f"{name:>8}" for name in names)]
     for split, result in scores.items():
-        own = result["original"]
-        prior = (result.get("prior") or {}).get("original")
-        cells = "".join(f"{own[name]:>8.4f}" for name in ("oiou", "miou", "pr@0.5"))
-        lines.append(f"{split:<8}{cells}  " + (f"{prior['oiou']:>10.4f}" if prior else f"{'-':>10}"))
+        size = "x".join(map(str, result["resolution"]))
+        scorers = {
+            "network": result,
+            "self-guided": result.get("self_guided"),
+            "frozen prior": result.get("prior"),
+        }
+        for scorer, found in scorers.items():
+            for frame, shown in (("original", "original"), ("model", size)):
+                if found:
+                    cells = "".join(f"{found[frame][name]:>8.4f}" for name in names)
+                    lines.append(f"{split:<7}{shown:<10}{scorer:<13}{cells}")
+        if not result.get("prior"):
+            lines.append(f"{split:<7}{result['prior_note']}")
+        if result["limit"]:
+            lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
     return "\n".join(lines)
 
 

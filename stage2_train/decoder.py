@@ -29,11 +29,15 @@ def _conv_pair(channels_in: int, width: int, norm: str) -> nn.Sequential:
 
 
 class TopDownDecoder(nn.Module):
-    """Stage maps to two class logits at the resolution of stage 1."""
+    """Stage maps to two class logits at the resolution of stage 1, or `upscale` times finer.
 
-    def __init__(self, dims: Sequence[int], width: int, norm: str) -> None:
+    A finer map is read off the same features by sub-pixel convolution (Shi et al. 2016, arXiv 1609.05158).
+    """
+
+    def __init__(self, dims: Sequence[int], width: int, norm: str, upscale: int = 1) -> None:
         """Build for stage channels `dims` (C_1..C_4)."""
         super().__init__()
+        self.upscale = upscale
         first, second, third, fourth = dims
         self.joins = nn.ModuleList(
             (
@@ -42,7 +46,7 @@ class TopDownDecoder(nn.Module):
                 _conv_pair(width + first, width, norm),
             )
         )
-        self.classify = nn.Conv2d(width, NUM_CLASSES, 1)
+        self.classify = nn.Conv2d(width, NUM_CLASSES * upscale**2, 1)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Decode.
@@ -51,11 +55,11 @@ class TopDownDecoder(nn.Module):
             maps: Four maps [B, C_j, H_j, W_j], stage 1 first.
 
         Returns:
-            Logits [B, 2, H_1, W_1].
+            Logits [B, 2, u H_1, u W_1], u = `upscale`.
         """
         x_BCHW = maps[-1]
         for join, skip_BCHW in zip(self.joins, reversed(maps[:-1]), strict=True):
             if x_BCHW.shape[-2:] != skip_BCHW.shape[-2:]:
                 x_BCHW = F.interpolate(x_BCHW, size=skip_BCHW.shape[-2:], mode="bilinear", align_corners=True)
             x_BCHW = join(torch.cat((x_BCHW, skip_BCHW), dim=1))
-        return self.classify(x_BCHW)
+        return F.pixel_shuffle(self.classify(x_BCHW), self.upscale)

@@ -57,7 +57,7 @@ class ReferringSegmentor(nn.Module):
                 Sesm(dim, text_dim, operator, config.sesm)
                 for dim, operator in zip(dims, config.sesm.operators, strict=True)
             )
-        self.decoder = TopDownDecoder(dims, config.decoder_width, config.decoder_norm)
+        self.decoder = TopDownDecoder(dims, config.decoder_width, config.decoder_norm, config.decoder_upscale)
 
     def forward(
         self,

@@ -135,6 +135,8 @@ class SegmentorConfig:
     """Channels of the decoder's convolutions."""
     decoder_norm: Literal["batch", "group"] = "batch"
     """`group` makes every sample independent of its batch (accumulation and mixed batches are then exact)."""
+    decoder_upscale: int = 1
+    """Logits are predicted this many times finer than the patches. 1 is LAVT; small inputs lose small objects there."""
     fusion_dropout: float = 0.0
     """Dropout inside the word attention."""
     fusion_norm: Literal["instance", "channel"] = "instance"
@@ -158,6 +160,8 @@ class SegmentorConfig:
             raise DataError(f"segmentor.decoder_norm is {self.decoder_norm!r}; it must be batch or group")
         if self.fusion_norm not in ("instance", "channel"):
             raise DataError(f"segmentor.fusion_norm is {self.fusion_norm!r}; it must be instance or channel")
+        if self.decoder_upscale < 1:
+            raise DataError(f"segmentor.decoder_upscale is {self.decoder_upscale}; it must be at least 1")
         if self.decoder_width < 8 or self.decoder_width % 8:
             raise DataError(
                 f"segmentor.decoder_width is {self.decoder_width}; it must be a positive multiple of 8"
@@ -174,10 +178,11 @@ def tiny_config(*, sesm: bool = False, weights: str | None = EMBEDDED) -> Segmen
     return SegmentorConfig(
         vision=VisionConfig(
             image_size=96,
-            embed_dim=32,
-            depths=(1, 1, 4, 1),
+            patch=3,
+            embed_dim=24,
+            depths=(1, 2, 4, 1),
             heads=(1, 2, 4, 8),
-            window=6,
+            window=8,
             absolute_positions=True,
         ),
         text=TextConfig(
@@ -190,8 +195,10 @@ def tiny_config(*, sesm: bool = False, weights: str | None = EMBEDDED) -> Segmen
             positions=32,
             dropout=0.0,
         ),
-        decoder_width=48,
+        decoder_width=32,
         decoder_norm="group",
+        decoder_upscale=2,
+        fusion_norm="channel",
         sesm=SesmConfig() if sesm else None,
         weights=weights,
     )

@@ -222,19 +222,38 @@ def test_a_missing_run_is_named(l2l, tmp_path, command):
     assert ran.status == 2 and "no-run" in ran.err and ran.err.count("\n") == 1
 
 
-def test_the_order_of_splits_is_kept(l2l, monkeypatch, tmp_path):
+def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkeypatch, tmp_path):
     asked = []
 
-    def score(run, split):
-        asked.append(split)
-        scores = {"oiou": 0.5, "miou": 0.25, "pr@0.5": 0.125}
-        return {"split": split, "model": scores, "original": scores, "prior": None}
+    def score(run, split, **options):
+        asked.append((split, options))
+        scores = {"oiou": 0.5, "miou": 0.25} | {f"pr@0.{tenth}": tenth / 100 for tenth in range(5, 10)}
+        prior = {"original": scores | {"oiou": 0.75}, "model": scores} if split == "val" else None
+        result = {
+            "split": split,
+            "model": scores,
+            "original": scores,
+            "prior": prior,
+            "prior_note": "no prior: why",
+        }
+        return result | {"resolution": [96, 96], "limit": options["limit"], "num": 7}
 
     monkeypatch.setattr("stage2_train.evaluate.evaluate_run", score)
     ran = l2l("eval", tmp_path, "--split", "val", "--split", "testB")
-    assert asked == ["val", "testB"]
-    assert ran.out.splitlines()[2].split() == ["val", "0.5000", "0.2500", "0.1250", "-"]
+    assert [split for split, _ in asked] == ["val", "testB"] and asked[0][1]["write"]
+    cells = [line.split() for line in ran.out.splitlines()[2:]]
+    assert cells[0] == "val original network 0.5000 0.2500 0.0500 0.0600 0.0700 0.0800 0.0900".split()
+    assert [row[:2] for row in cells] == [
+        *([["val", "original"], ["val", "96x96"]] * 2),
+        ["testB", "original"],
+        ["testB", "96x96"],
+        ["testB", "no"],
+    ]
+    assert "frozen prior   0.7500" in ran.out
     assert list(l2l("eval", tmp_path, "--json").json) == ["val"]
+    more = ["--limit", "7", "--workers", "2", "--store", "x", "--self-guided"]
+    assert "7 evenly spaced" in l2l("eval", tmp_path, *more).out
+    assert asked[-1][1] == {"store": "x", "limit": 7, "workers": 2, "self_guided": True, "write": False}
 
 
 def test_train_hands_everything_on(l2l, monkeypatch, tmp_path):

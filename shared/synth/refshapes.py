@@ -1,7 +1,7 @@
 """RefShapes on disk: drawn scenes in the official REFER layout.
 
     OUT/images/refshapes_000000000001.jpg
-    OUT/<flavour>/instances.json        COCO annotations of every object (polygons, or RLE where a polygon cannot say it)
+    OUT/<flavour>/instances.json        COCO annotations of every object (polygons, or RLE where needed)
     OUT/<flavour>/refs(unc).p           REFER pickle, protocol 2, plain containers only
 
 Splits `train`, `val`, `testA` (targets from the round family) and `testB` (targets from the angular family). The same

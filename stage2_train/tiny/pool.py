@@ -59,6 +59,8 @@ class Batch:
     """uint8, as in the pool."""
     texts: list[str]
     """P = B R texts."""
+    wanted_P: np.ndarray
+    """int64, index k of the object each text means."""
     mask_PSS: np.ndarray
     """bool, the object each text means."""
     kinds: list[str]
@@ -137,6 +139,7 @@ def draw_batch(pool: Pool, num_images: int, num_phrases: int, generator: np.rand
         object_BSS=object_BSS,
         attributes_BK4=pool.attributes_NK4[chosen_B],
         texts=texts,
+        wanted_P=np.array(wanted, dtype=np.int64) - 1,
         mask_PSS=mask_PSS,
         kinds=kinds,
     )

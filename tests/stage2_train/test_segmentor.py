@@ -62,6 +62,16 @@ def test_output_is_two_logits_at_input_resolution() -> None:
     assert logit.shape == (2, 2, 32, 32) and torch.isfinite(logit).all()
 
 
+def test_a_finer_decoder_output_is_not_an_interpolation_of_the_coarse_one() -> None:
+    fine = build_segmentor(dataclasses.replace(small_config(), decoder_upscale=2)).eval()
+    image, ids, mask = batch()
+    coarse_hw = fine.features(image, ids, mask).read[0].shape[-2:]
+    logit = fine.decoder(fine.features(image, ids, mask).read)
+    assert logit.shape == (2, 2, 2 * coarse_hw[0], 2 * coarse_hw[1])
+    assert (logit[..., ::2, ::2] - logit[..., 1::2, ::2]).abs().max() > 1e-3, "the four sub-pixels differ"
+    assert fine(image, ids, mask).shape == (2, 2, 32, 32)
+
+
 def test_every_parameter_learns_but_the_last_gate() -> None:
     """The last stage's gate feeds nothing without structural enhancement (as in LAVT); with it, everything learns."""
     for sesm in (False, True):
@@ -195,6 +205,7 @@ def test_a_missing_tokenizer_is_named() -> None:
     ("change", "message"),
     [
         ({"decoder_width": 12}, "decoder_width"),
+        ({"decoder_upscale": 0}, "decoder_upscale"),
         ({"weight_parts": ("vision", "head")}, "weight_parts"),
         ({"decoder_norm": "layer"}, "decoder_norm"),
     ],

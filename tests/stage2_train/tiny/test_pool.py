@@ -17,6 +17,8 @@ def test_masks_are_the_object_meant_and_mirroring_moves_both() -> None:
     batch = draw_batch(pool, 3, 4, rng("test"))
     assert batch.mask_PSS.shape == (12, 48, 48) and len(batch.texts) == len(batch.kinds) == 12
     assert batch.mask_PSS.any(axis=(1, 2)).all()
+    shown_PSS = np.repeat(batch.object_BSS, 4, axis=0)
+    assert np.array_equal(shown_PSS == 1 + batch.wanted_P[:, None, None], batch.mask_PSS)
     originals = [pool.image_NSS3[i] for i in range(len(pool))]
     for row, image_SS3 in enumerate(batch.image_BSS3):
         plain = [i for i, one in enumerate(originals) if np.array_equal(one, image_SS3)]
