@@ -85,14 +85,14 @@ def read_answers(
             status[row], text[row] = STATUS_CODES[AnswerStatus.ENGINE_ERROR], answer.error
             continue
         frame_hw = (int(frame_hw_B2[row, 0]), int(frame_hw_B2[row, 1]))
-        parsed = parse_answer(answer.text, frame_hw, answer.finish_reason, clip_tolerance)
+        parsed = parse_answer(answer.text, frame_hw, answer.finish_reason, clip_tolerance, family.unit)
         status[row], text[row] = STATUS_CODES[parsed.status], answer.text
         if parsed.box_raw_xyxy is not None:
             raw[row] = parsed.box_raw_xyxy
         if parsed.box_xyxy is None or parsed.spans is None:
             continue
         box[row] = parsed.box_xyxy
-        knowledge = edge_knowledge(answer.text, answer.tokens, parsed.spans, frame_hw)
+        knowledge = edge_knowledge(answer.text, answer.tokens, parsed.spans, frame_hw, family.unit)
         if knowledge is not None:
             edge_logprob[row], confidence[row] = knowledge.logprob_4, knowledge.confidence
             edges[row] = knowledge.prob_4

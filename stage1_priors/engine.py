@@ -17,7 +17,7 @@ from PIL import Image
 
 from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.edges import Token
-from stage1_priors.families import Family, read_json
+from stage1_priors.families import Family, image_token_id_of, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class VllmEngine:
         from vllm import LLM, SamplingParams
 
         self._family = family
-        self._image_token_id = read_json(folder / "config.json")["image_token_id"]
+        self._image_token_id = image_token_id_of(folder)
         self._params = SamplingParams(
             temperature=0.0, max_tokens=model.max_tokens, logprobs=model.top_logprobs or None, seed=0
         )
@@ -231,6 +231,7 @@ class TransformersEngine:
             logging.disable_progress_bar()
         self._family, self._batch_size, self._top = family, engine.batch_size, model.top_logprobs
         self._max_tokens = model.max_tokens
+        self._image_token_id = image_token_id_of(folder)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         self._processor.tokenizer.padding_side = "left"
@@ -270,10 +271,8 @@ class TransformersEngine:
         inputs = self._processor(
             text=prompts, images=[request.image for request in requests], padding=True, return_tensors="pt"
         ).to(self._device)
-        image_token_id = self._model.config.image_token_id
-        for request, seen in zip(
-            requests, (inputs["input_ids"] == image_token_id).sum(1).tolist(), strict=True
-        ):
+        seen_B = (inputs["input_ids"] == self._image_token_id).sum(1).tolist()
+        for request, seen in zip(requests, seen_B, strict=True):
             _check_image_tokens(seen, request)
         with torch.inference_mode():
             output = self._model.generate(
