@@ -1,6 +1,6 @@
 """A random model of each further family, of its real configuration class, saved as a Hugging Face folder.
 
-`python -m tests.stage1_priors.tiny_families FAMILY FOLDER` writes one. The vocabulary is the 256 bytes and the family's
+`python -m tests.stage1_priors.families.random_models FAMILY FOLDER` writes one. The vocabulary is the 256 bytes and the family's
 special tokens. Only printable ASCII and the end token have output weights, so that answers are plain text and the
 logits of the rest stay at zero; large weights keep the first choice apart from the second.
 """

@@ -1,4 +1,4 @@
-"""One process with real engines for every family: `python -m tests.stage1_priors.families_session OUT MODEL...`.
+"""One process with real engines for every family: `python -m tests.stage1_priors.families.engines_session OUT MODEL...`.
 
 OUT gets JSON by name of the model folder. vLLM first, so that its environment variables are set before torch is
 imported; one engine after the other.
