@@ -65,7 +65,9 @@ class CanaryResult:
             f"{self.hit_rate:.0%} at IoU 0.5, chance {self.chance_iou:.2f})"
         )
         if self.other_frame:
-            text += f"; they were read as {self.frame}, the boxes would fit in another frame: {self.other_frame}"
+            text += (
+                f"; they were read as {self.frame}, the boxes would fit in another frame: {self.other_frame}"
+            )
         return text
 
 

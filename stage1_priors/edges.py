@@ -18,12 +18,13 @@ Families by their notation, with the tokenizers their models ship with (a token 
     Qwen2.5-VL       [10, 200, ...   integers of pixels; extent = side of the resized image, unit 1
     Qwen3-VL         [10, 200, ...   integers; extent 1000, unit 1
     InternVL3        [[10, 200, ...  the same; `<box>` is a special token that the text leaves out
-    LLaVA-OneVision  [0.01, 0.2, ... decimals; extent 1, unit 0.001. "0", "." and each decimal are tokens; an alternative
-                     decimal fixes the leading ones, and the rest is uniform over the decimals of the greedy answer
+    LLaVA-OneVision  [0.01, 0.2, ... decimals; extent 1, unit 0.001. "0", "." and each decimal are tokens; an
+                     alternative decimal fixes the leading ones, and the rest is uniform over those of the answer
 
-No distribution, but a point at the answer, where the number is negative or a decimal in a frame of whole units, or where
-no alternatives were asked for. `edge_knowledge` gives None, and the proposer takes a logistic edge, where the tokens do
-not line up with the text. The confidence is the mean log-probability of all tokens that hold a part of a number.
+No distribution can be formed where a number is negative, or a decimal in a frame of whole units, or where its tokens
+come without alternatives. The proposer then takes logistic edges for that box. The confidence, the mean log-probability
+of all tokens that hold a part of a number, is known all the same. Where tokens do not line up with the text, nothing
+is known.
 """
 
 import math
@@ -61,8 +62,11 @@ class EdgeKnowledge:
     """float32 [4]: log-probability of each number's text."""
     confidence: float
     """Mean log-probability over the tokens of the four numbers."""
-    prob_4: tuple[np.ndarray, ...]
-    """Four float64 [V] distributions over 0..extent in steps of the unit, each summing to 1 (x1, x2 over the width)."""
+    prob_4: tuple[np.ndarray, ...] | None
+    """Four float64 [V] distributions over 0..extent in steps of the unit, each summing to 1 (x1, x2 over the width).
+
+    None if one of the numbers has none.
+    """
 
 
 def token_spans(text: str, tokens: Sequence[Token]) -> list[tuple[int, int]]:
@@ -117,7 +121,9 @@ def edge_knowledge(
     """
     spans = token_spans(text, tokens)
     height, width = frame_hw
-    logprob, prob, used = [], [], []
+    logprob: list[float] = []
+    prob: list[np.ndarray] = []
+    used: list[int] = []
     for number_span, extent in zip(spans_4, (width, height, width, height), strict=True):
         indices = [
             i for i, (start, end) in enumerate(spans) if start < number_span[1] and end > number_span[0]
@@ -126,11 +132,14 @@ def edge_knowledge(
             return None
         used += indices
         logprob.append(sum(tokens[i].logprob for i in indices))
-        prob.append(number_distribution(text, tokens, spans, indices, number_span, extent, unit))
+        prob_V = number_distribution(text, tokens, spans, indices, number_span, extent, unit)
+        prob += [] if prob_V is None else [prob_V]
     coordinate_tokens = sorted(set(used))
     confidence = sum(tokens[i].logprob for i in coordinate_tokens) / len(coordinate_tokens)
     return EdgeKnowledge(
-        logprob_4=np.asarray(logprob, np.float32), confidence=float(confidence), prob_4=tuple(prob)
+        logprob_4=np.asarray(logprob, np.float32),
+        confidence=float(confidence),
+        prob_4=tuple(prob) if len(prob) == 4 else None,
     )
 
 
@@ -142,7 +151,7 @@ def number_distribution(
     number_span: tuple[int, int],
     extent: int,
     unit: float = 1.0,
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Distribution of one number over 0..extent.
 
     Args:
@@ -155,16 +164,17 @@ def number_distribution(
         unit: Step between positions; below 1 the numbers may have decimals.
 
     Returns:
-        float64 [extent / unit + 1], sums to 1. A number that is not a plain non-negative integer (or decimal, where
-        the unit is below 1), or tokens without alternatives, give a point mass at the (rounded, clipped) answer.
+        float64 [extent / unit + 1], sums to 1. None if the number is not a plain non-negative integer (or decimal,
+        where the unit is below 1), or its tokens come without alternatives.
     """
     written = text[number_span[0] : number_span[1]]
+    if not (_DECIMAL if unit < 1 else _INTEGER).fullmatch(written):
+        return None
+    if not any(tokens[i].alternatives for i in indices):
+        return None
     last_position = round(extent / unit)
     prob_V = np.zeros(last_position + 1)
-    answered = min(max(round(float(written) / unit), 0), last_position)
-    if not (_DECIMAL if unit < 1 else _INTEGER).fullmatch(written):
-        prob_V[answered] = 1.0
-        return prob_V
+    answered = min(round(float(written) / unit), last_position)
     single = len(indices) == 1
     whole, _, decimals = written.partition(".")
     places = None if single else (len(whole), len(decimals))
@@ -173,9 +183,7 @@ def number_distribution(
         start = max(spans[i][0], number_span[0])
         lead, known = text[spans[i][0] : start], text[number_span[0] : start]
         for alternative, logprob in _others(tokens[i]):
-            _add_alternative(
-                prob_V, alternative, lead, known, places, prefix_prob * math.exp(logprob), unit
-            )
+            _add_alternative(prob_V, alternative, lead, known, places, prefix_prob * math.exp(logprob), unit)
         prefix_prob *= math.exp(tokens[i].logprob)
     last, longer = indices[-1], 0.0
     digit_tokens = not single or len(written) == 1

@@ -15,7 +15,6 @@ import numpy as np
 
 from shared.errors import DataError
 
-
 PIXELS = "pixels of the resized image"
 THOUSANDTHS = "0 to 1000"
 SHARES = "0 to 1"

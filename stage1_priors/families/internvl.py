@@ -15,9 +15,7 @@ from typing import Any
 from shared.errors import DataError
 from stage1_priors.families.family import THOUSANDTHS, Family, SizeRules, positive_integers
 
-QUESTION = (
-    "Please provide the bounding box coordinate of the region this sentence describes: <ref>{expression}</ref>"
-)
+QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{expression}</ref>"
 
 
 def size_rules(config: dict, preprocessor: dict, where: str) -> SizeRules:

@@ -1,4 +1,4 @@
-"""One process with real engines for every family: `python -m tests.stage1_priors.families.engines_session OUT MODEL...`.
+"""One process with real engines for every family: `python -m ...families.engines_session OUT MODEL...`.
 
 OUT gets JSON by name of the model folder. vLLM first, so that its environment variables are set before torch is
 imported; one engine after the other.
@@ -29,7 +29,9 @@ def requests_of(folder: Path) -> list[Request]:
     images, phrases, _ = draw_canary(CanaryConfig(scenes=NUM_REQUESTS))
     shapes = [SHAPES_HW[index % len(SHAPES_HW)] for index in range(NUM_REQUESTS)]
     stretched = [image.resize(shape[::-1]) for image, shape in zip(images, shapes, strict=True)]
-    return [make_request(image, phrase, family, rules) for image, phrase in zip(stretched, phrases, strict=True)]
+    return [
+        make_request(image, phrase, family, rules) for image, phrase in zip(stretched, phrases, strict=True)
+    ]
 
 
 def main(out: Path, folders: list[Path]) -> None:

@@ -1,18 +1,28 @@
 """A random model of each further family, of its real configuration class, saved as a Hugging Face folder.
 
-`python -m tests.stage1_priors.families.random_models FAMILY FOLDER` writes one. The vocabulary is the 256 bytes and the family's
-special tokens. Only printable ASCII and the end token have output weights, so that answers are plain text and the
+The vocabulary is the 256 bytes and the family's special tokens. Only printable ASCII and the end token have output weights, so that answers are plain text and the
 logits of the rest stay at zero; large weights keep the first choice apart from the second.
 """
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 END, PAD = "<|im_end|>", "<|endoftext|>"
 QWEN = (PAD, "<|im_start|>", END, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-INTERN = (PAD, "<|im_start|>", END, "<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<ref>", "</ref>", "<box>", "</box>")
+INTERN = (
+    PAD,
+    "<|im_start|>",
+    END,
+    "<img>",
+    "</img>",
+    "<IMG_CONTEXT>",
+    "<video>",
+    "<ref>",
+    "</ref>",
+    "<box>",
+    "</box>",
+)
 LLAVA = (PAD, "<|im_start|>", END, "<image>", "<video>")
 HIDDEN, HEAD = 64, 32
 TILE_PX = 56
@@ -73,7 +83,12 @@ def text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
 
 def qwen3_vl() -> tuple[Any, Any]:
     """(model, processor): patches of 16 merged by 2, images of 64 x 64 to 160 x 160 pixels."""
-    from transformers import Qwen2VLImageProcessor, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+    )
     from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
     tokenizer = build_tokenizer(
@@ -109,7 +124,9 @@ def qwen3_vl() -> tuple[Any, Any]:
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
-    processor = Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=tokenizer.chat_template)
+    processor = Qwen3VLProcessor(
+        images, tokenizer, Qwen3VLVideoProcessor(), chat_template=tokenizer.chat_template
+    )
     return Qwen3VLForConditionalGeneration(config), processor
 
 
@@ -238,7 +255,3 @@ def _name_as_published(weights: Path) -> None:
         for name, tensor in load_file(weights).items()
     }
     save_file(tensors, weights, metadata={"format": "pt"})
-
-
-if __name__ == "__main__":
-    save_random_family(sys.argv[1], Path(sys.argv[2]))

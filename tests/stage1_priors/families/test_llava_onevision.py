@@ -87,7 +87,11 @@ def test_rules_from_a_folder(folder):
     [
         ("config.json", {"vision_feature_select_strategy": "default"}, "'default' .* is not supported"),
         ("config.json", {"vision_aspect_ratio": "pad"}, "vision_aspect_ratio 'pad' is not supported"),
-        ("config.json", {"vision_config": {"image_size": 336, "patch_size": 14}}, "tiles are 336 pixels wide"),
+        (
+            "config.json",
+            {"vision_config": {"image_size": 336, "patch_size": 14}},
+            "tiles are 336 pixels wide",
+        ),
         ("preprocessor_config.json", {"image_grid_pinpoints": [[384, 768]]}, r"squares \[\] of"),
         ("preprocessor_config.json", {"image_grid_pinpoints": [[384, 384], [1152, 1152]]}, "not consecutive"),
         ("preprocessor_config.json", {"image_grid_pinpoints": None}, "is None, expected a list"),

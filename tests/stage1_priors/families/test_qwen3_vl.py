@@ -23,7 +23,8 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "want", "tokens"), [((480, 640), (480, 640), 300), ((333, 500), (320, 512), 160), ((8, 8), (256, 256), 64)]
+    ("size", "want", "tokens"),
+    [((480, 640), (480, 640), 300), ((333, 500), (320, 512), 160), ((8, 8), (256, 256), 64)],
 )
 def test_sizes_are_multiples_of_32(folder, size, want, tokens):
     assert family_of(folder) is QWEN3_VL
@@ -52,5 +53,8 @@ def test_frame_and_messages():
     (user,) = messages("{odd} one", "IMAGE")
     assert user["content"] == [
         {"type": "image", "image": "IMAGE"},
-        {"type": "text", "text": "Locate the {odd} one in the image and output its bbox coordinates in JSON format."},
+        {
+            "type": "text",
+            "text": "Locate the {odd} one in the image and output its bbox coordinates in JSON format.",
+        },
     ]
