@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from shared.seeding import seed_of
 from shared.types import STATUS_CODES, AnswerStatus
 from stage1_priors.edges import edge_knowledge
 from stage1_priors.engine import Answer, Request
@@ -39,14 +40,17 @@ class AnswerRows:
     """Edge distributions for the proposer."""
 
 
-def make_request(image: Image.Image, expression: str, family: Family, rules: SizeRules) -> Request:
+def make_request(
+    image: Image.Image, expression: str, family: Family, rules: SizeRules, sample_id: str = ""
+) -> Request:
     """A request about an original image: resized here (bicubic), so that the frame of the answer is known."""
     height, width = family.processed_size(image.height, image.width, rules)
     resized = (
         image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
     )
     tokens = family.num_image_tokens((height, width), rules)
-    return Request(image=resized, expression=expression, num_image_tokens=tokens)
+    seed = seed_of("sampled boxes", sample_id) % 2**31
+    return Request(image=resized, expression=expression, num_image_tokens=tokens, seed=seed)
 
 
 def read_answers(

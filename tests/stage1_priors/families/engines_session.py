@@ -20,6 +20,7 @@ from stage1_priors.families import family_of, size_rules_of
 SHAPES_HW = ((128, 128), (96, 160), (150, 60), (40, 40), (300, 200))
 """Sizes of the original images."""
 NUM_REQUESTS = 10
+NUM_SAMPLES = 3
 
 
 def requests_of(folder: Path) -> list[Request]:
@@ -30,13 +31,19 @@ def requests_of(folder: Path) -> list[Request]:
     shapes = [SHAPES_HW[index % len(SHAPES_HW)] for index in range(NUM_REQUESTS)]
     stretched = [image.resize(shape[::-1]) for image, shape in zip(images, shapes, strict=True)]
     return [
-        make_request(image, phrase, family, rules) for image, phrase in zip(stretched, phrases, strict=True)
+        make_request(image, phrase, family, rules, phrase)
+        for image, phrase in zip(stretched, phrases, strict=True)
     ]
 
 
 def main(out: Path, folders: list[Path]) -> None:
-    """Ask both engines the same; one request more has an image that is no fixed point of the processor."""
-    model = MllmConfig(path="unused", dtype="float32", max_model_len=512, max_tokens=24)
+    """Ask both engines the same.
+
+    One request more has an image that is no fixed point of the processor, and the last one is asked again alone.
+    """
+    model = MllmConfig(
+        path="unused", dtype="float32", max_model_len=512, max_tokens=24, num_samples=NUM_SAMPLES
+    )
     engine_config = EngineConfig(eager=True, kv_cache_gb=1, batch_size=4)
     result: dict = {}
     for kind in ("vllm", "transformers"):
@@ -46,6 +53,7 @@ def main(out: Path, folders: list[Path]) -> None:
             engine = ENGINES[kind](folder, family_of(folder), model, engine_config)
             try:
                 answers = generate_isolated(engine, [*asked, resized_again])
+                answers += generate_isolated(engine, asked[-1:])
             finally:
                 engine.close()
             result.setdefault(folder.name, {"sizes": [request.image.size for request in asked]})[kind] = [

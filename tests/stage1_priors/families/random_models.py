@@ -1,7 +1,8 @@
 """A random model of each further family, of its real configuration class, saved as a Hugging Face folder.
 
-The vocabulary is the 256 bytes and the family's special tokens. Only printable ASCII and the end token have output weights, so that answers are plain text and the
-logits of the rest stay at zero; large weights keep the first choice apart from the second.
+The vocabulary is the 256 bytes and the family's special tokens. Only printable ASCII and the end token have output
+weights, so that answers are plain text and the logits of the rest stay at zero; large weights keep the first choice
+apart from the second.
 """
 
 from collections.abc import Callable

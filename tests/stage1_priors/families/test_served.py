@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stage1_priors.families import family_of, image_token_id_of, size_rules_of
-from tests.stage1_priors.families.engines_session import NUM_REQUESTS
+from tests.stage1_priors.families.engines_session import NUM_REQUESTS, NUM_SAMPLES
 from tests.stage1_priors.families.random_models import FAMILIES, save_random_family
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -76,3 +76,13 @@ def test_vllm_equals_transformers_in_float32(name, session):
 @pytest.mark.parametrize("engine", ["vllm", "transformers"])
 def test_an_image_that_would_be_resized_again_fails_alone(name, engine, session):
     assert "the engine resized it again" in session[name][engine][NUM_REQUESTS]["error"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+def test_samples_differ_and_do_not_depend_on_the_batch(name, engine, session):
+    answers = session[name][engine]
+    asked, alone = answers[:NUM_REQUESTS], answers[NUM_REQUESTS + 1]
+    assert {len(answer["samples"]) for answer in asked} == {NUM_SAMPLES}
+    assert sum(len({text for text, _ in answer["samples"]}) > 1 for answer in asked) > NUM_REQUESTS // 2
+    assert alone["samples"] == asked[-1]["samples"]
