@@ -10,6 +10,7 @@ the answer with and without them.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
@@ -31,10 +32,11 @@ def size_rules(config: dict, preprocessor: dict, where: str) -> SizeRules:
             "size.width": size.get("width"),
             "min_patches": preprocessor.get("min_patches"),
             "max_patches": preprocessor.get("max_patches"),
-            "image_seq_length": config.get("image_seq_length"),
         },
         where,
     )
+    config_path = str(Path(where).with_name("config.json"))
+    tokens = positive_integers({"image_seq_length": config.get("image_seq_length")}, config_path)
     side = known["size.height"]
     if side != known["size.width"]:
         raise DataError(f"{where}: tiles of {side}x{known['size.width']} are not square")
@@ -45,7 +47,7 @@ def size_rules(config: dict, preprocessor: dict, where: str) -> SizeRules:
         max_pixels=high,
         processor_min_pixels=low,
         processor_max_pixels=high,
-        cell_tokens=known["image_seq_length"],
+        cell_tokens=tokens["image_seq_length"],
     )
 
 

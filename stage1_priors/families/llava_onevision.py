@@ -9,6 +9,7 @@ squares the smallest one is taken that is not smaller in area than the image, or
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
@@ -28,26 +29,22 @@ def size_rules(config: dict, preprocessor: dict, where: str) -> SizeRules:
         DataError: A number is missing or not a positive integer, the list holds no squares or squares with gaps
             between them, or the model's options are not those whose tokens can be counted.
     """
+    config_path = str(Path(where).with_name("config.json"))
     vision = config.get("vision_config") or {}
     size = preprocessor.get("size") or {}
     aspect = str(config.get("vision_aspect_ratio", "anyres_max_9"))
-    known = positive_integers(
-        {
-            "size.height": size.get("height"),
-            "size.width": size.get("width"),
-            "vision_config.image_size": vision.get("image_size"),
-            "vision_config.patch_size": vision.get("patch_size"),
-        },
-        where,
-    )
-    side = known["vision_config.image_size"]
-    for name in ("size.height", "size.width"):
-        if known[name] != side:
-            raise DataError(f"{where}: {name} is {known[name]}, but the model's tiles are {side} pixels wide")
+    names = ("image_size", "patch_size")
+    tile = positive_integers({f"vision_config.{name}": vision.get(name) for name in names}, config_path)
+    side = tile["vision_config.image_size"]
+    for name in ("height", "width"):
+        if size.get(name) != side:
+            raise DataError(
+                f"{where}: size.{name} is {size.get(name)!r}, but the model's tiles are {side} pixels wide"
+            )
     strategy = config.get("vision_feature_select_strategy", "full")
     if strategy != "full" or not aspect.startswith(POOLED) or not aspect[len(POOLED) :].isdecimal():
         raise DataError(
-            f"{where}: vision_feature_select_strategy {strategy!r} with vision_aspect_ratio {aspect!r} is not "
+            f"{config_path}: vision_feature_select_strategy {strategy!r} with vision_aspect_ratio {aspect!r} is not "
             f"supported (expected 'full' and '{POOLED}N')"
         )
     squares = _squares(preprocessor.get("image_grid_pinpoints"), side, where)
@@ -57,7 +54,7 @@ def size_rules(config: dict, preprocessor: dict, where: str) -> SizeRules:
         max_pixels=squares[-1] ** 2,
         processor_min_pixels=squares[0] ** 2,
         processor_max_pixels=squares[-1] ** 2,
-        cell_tokens=(side // known["vision_config.patch_size"]) ** 2,
+        cell_tokens=(side // tile["vision_config.patch_size"]) ** 2,
         pooled_above=int(aspect[len(POOLED) :]),
     )
 

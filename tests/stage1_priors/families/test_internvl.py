@@ -88,6 +88,12 @@ def test_unusable_settings_are_named(folder, change, message):
         size_rules_of(INTERNVL, folder)
 
 
+def test_a_model_without_a_number_of_tokens_is_named(folder):
+    (folder / "config.json").write_text('{"model_type": "internvl"}')
+    with pytest.raises(DataError, match=r"/config\.json: image_seq_length is None"):
+        size_rules_of(INTERNVL, folder)
+
+
 def test_limits_between_two_grids_are_refused():
     narrow = SizeRules(
         factor=448,

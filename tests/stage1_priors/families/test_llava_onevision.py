@@ -86,6 +86,7 @@ def test_rules_from_a_folder(folder):
     ("file", "change", "message"),
     [
         ("config.json", {"vision_feature_select_strategy": "default"}, "'default' .* is not supported"),
+        ("config.json", {"vision_config": {}}, r"/config\.json: vision_config.image_size is None"),
         ("config.json", {"vision_aspect_ratio": "pad"}, "vision_aspect_ratio 'pad' is not supported"),
         (
             "config.json",
