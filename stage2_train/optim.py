@@ -30,7 +30,7 @@ class OptimConfig:
     decay_vectors: bool = True
     """Whether weight decay also acts on biases and norms (the paper is silent: torch's default)."""
     pretrained_lr_scale: float = 1.0
-    """Factor on the learning rate of parameters named in `pretrained_prefixes` (AdamW only)."""
+    """Factor on the learning rate of parameters named in `pretrained_prefixes`."""
     pretrained_prefixes: tuple[str, ...] = ("vision.", "text.")
     """Beginnings of the names of pretrained parameters."""
     muon: MuonConfig = field(default_factory=MuonConfig)
@@ -56,8 +56,6 @@ class OptimConfig:
             )
         if self.pretrained_lr_scale < 0:
             raise DataError(f"optim.pretrained_lr_scale is {self.pretrained_lr_scale}, below 0")
-        if self.name == "muon" and self.pretrained_lr_scale != 1.0:
-            raise DataError("optim.pretrained_lr_scale needs optim.name=adamw")
 
 
 def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
@@ -84,7 +82,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The configured optimiser over the trainable parameters; every group carries `initial_lr`."""
     if config.name == "muon":
-        return Muon(*split_parameters(model), config=config.muon)
+        optimizer = Muon(*split_parameters(model), config=config.muon)
+        if config.pretrained_lr_scale != 1.0:
+            _slow_pretrained(optimizer, model, config)
+        return optimizer
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -99,6 +100,19 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         ],
         lr=config.lr,
     )
+
+
+def _slow_pretrained(optimizer: Muon, model: nn.Module, config: OptimConfig) -> None:
+    """Move the pretrained parameters of every group to a group of their own with a scaled learning rate."""
+    named = model.named_parameters()
+    slow = {id(parameter) for name, parameter in named if name.startswith(config.pretrained_prefixes)}
+    for group in list(optimizer.param_groups):
+        parameters = group["params"]
+        group["params"] = [parameter for parameter in parameters if id(parameter) not in slow]
+        lr = group["initial_lr"] * config.pretrained_lr_scale
+        moved = [parameter for parameter in parameters if id(parameter) in slow]
+        optimizer.add_param_group({**group, "params": moved, "lr": lr, "initial_lr": lr})
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
 
 
 def average_gradients(model: nn.Module) -> None:
