@@ -173,7 +173,9 @@ def locate_proposer(proposer: ProposerConfig) -> ModelFiles:
         DataError: No such model on this machine, or one of another type.
     """
     if not proposer.path:
-        raise DataError(f"proposer.path is empty; proposer.kind={proposer.kind} needs the model's folder or repository")
+        raise DataError(
+            f"proposer.path is empty; proposer.kind={proposer.kind} needs the model's folder or repository"
+        )
     files = locate_model(proposer, "proposer.path")
     check_sam_folder(proposer.kind, files.folder)
     return ModelFiles(

@@ -160,9 +160,7 @@ def create(job: StoreJob, attrs: dict[str, Any]) -> None:
         "grid": grid,
         "config": config_to_dict(config),
     }
-    create_store(
-        job.path, num_rows=len(samples), fields=prior_fields(grid), attrs=own | attrs, static=static
-    )
+    create_store(job.path, num_rows=len(samples), fields=prior_fields(grid), attrs=own | attrs, static=static)
 
 
 def _path(config: PriorsConfig | ImportConfig, fingerprint: str) -> Path:
@@ -186,7 +184,8 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
 
     Returns:
         Data set, pairs per split, images, shards in all and pending, engine (or the source of imported masks), and, if
-        the model is on this machine, the store's path and what differs from the nearest store. `problem` says what a run would stop at, else None.
+        the model is on this machine, the store's path and what differs from the nearest store. `problem` says what a
+        run would stop at, else None.
 
     Raises:
         DataError: Missing or unusable data.

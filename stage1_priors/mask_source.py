@@ -132,16 +132,9 @@ class ZarrSource:
 
     def __init__(self, path: Path) -> None:
         """Read the ids and the shape of the masks."""
-        import zarr
-        from zarr.errors import BaseZarrError
-
         self._where = path
-        try:
-            group = zarr.open_group(path, mode="r")
-            ids, self._mask = _array(group, "sample_id", path), _array(group, "mask", path)
-            texts = _texts(ids[...], path)
-        except (BaseZarrError, OSError, KeyError, TypeError, RuntimeError) as error:
-            raise DataError(f"{path}: not readable as a Zarr group of masks: {error}") from error
+        ids, self._mask = _read_group(path)
+        texts = _texts(ids, path)
         if self._mask.ndim != 3 or self._mask.shape[0] != len(texts):
             raise DataError(f"{path}: mask is {list(self._mask.shape)}, expected [{len(texts)}, h, w]")
         self._row: dict[str, int] = {}
@@ -170,24 +163,32 @@ class ZarrSource:
         return [as_prob(mask_Nhw[at], f"{self._where}: mask row {sorted_N[at]}") for at in place_N]
 
 
-def _array(group: Any, name: str, path: Path) -> Any:
+def _read_group(path: Path) -> tuple[np.ndarray, Any]:
+    """The `sample_id` array, read, and the `mask` array, unread."""
     import zarr
 
-    found = group.get(name)
-    if not isinstance(found, zarr.Array):
-        raise DataError(f"{path}: has no array {name!r}")
-    return found
+    try:
+        group = zarr.open_group(path, mode="r")
+        found = {name: group.get(name) for name in ("sample_id", "mask")}
+        lacking = [name for name, array in found.items() if not isinstance(array, zarr.Array)]
+        ids = None if lacking else np.asarray(found["sample_id"][...])  # type: ignore[index]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path}: not readable as a Zarr group of masks: {error}") from error
+    if ids is None:
+        raise DataError(f"{path}: has no array {lacking[0]!r}")
+    return ids, found["mask"]
 
 
-def _texts(ids: Any, path: Path) -> list[str]:
+def _texts(array: np.ndarray, path: Path) -> list[str]:
     """Sample ids as text, from text or bytes [N] or from zero-padded UTF-8 bytes uint8 [N, W]."""
-    array = np.asarray(ids)
     if array.ndim == 2 and array.dtype == np.uint8:
         rows = [row.tobytes().rstrip(b"\0") for row in array]
     elif array.ndim == 1 and array.dtype.kind in "SUTO":
         rows = list(array)
     else:
-        raise DataError(f"{path}: sample_id is {array.dtype} {list(array.shape)}, expected text [N] or uint8 [N, W]")
+        raise DataError(
+            f"{path}: sample_id is {array.dtype} {list(array.shape)}, expected text [N] or uint8 [N, W]"
+        )
     try:
         return [bytes(row).decode() if isinstance(row, bytes) else str(row) for row in rows]
     except UnicodeDecodeError as error:
@@ -211,7 +212,9 @@ def as_prob(array_hw: np.ndarray, where: str) -> np.ndarray:
     if array_hw.dtype in (np.uint8, np.uint16):
         top = np.iinfo(array_hw.dtype).max
         if array_hw.max() == 1:
-            raise DataError(f"{where}: the largest value is 1 where {top} counts as certain; write 0 and {top}")
+            raise DataError(
+                f"{where}: the largest value is 1 where {top} counts as certain; write 0 and {top}"
+            )
         return np.asarray(array_hw, np.float32) / top
     if array_hw.dtype.kind != "f":
         raise DataError(f"{where}: type is {array_hw.dtype}, expected bool, uint8, uint16 or floats")

@@ -17,7 +17,7 @@ from stage1_priors.families import read_json
 from stage1_priors.proposals import Edges, propose
 
 SAM_TYPES: dict[str, tuple[str, ...]] = {"sam2": ("sam2", "sam2_video"), "sam": ("sam",)}
-"""`model_type` of the weights each kind can load; the published SAM 2 weights hold the image model within a video one."""
+"""`model_type` of the weights each kind can load; published SAM 2 weights hold the image model within a video one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,9 @@ def _score_split(store: PriorStore, dataset: Any, samples: list[Sample]) -> dict
             meter.update(sample.sample_id, inter, union)
             mask_ious.append(iou(inter, union))
     box_iou_N, status_N = np.concatenate(box_ious), np.concatenate(statuses)
-    imported = np.isin(status_N, [STATUS_CODES[AnswerStatus.IMPORTED], STATUS_CODES[AnswerStatus.NOT_IMPORTED]])
+    imported = np.isin(
+        status_N, [STATUS_CODES[AnswerStatus.IMPORTED], STATUS_CODES[AnswerStatus.NOT_IMPORTED]]
+    )
     codes, counts = np.unique(status_N, return_counts=True)
     return {
         **meter.result(),

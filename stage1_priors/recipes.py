@@ -1,4 +1,4 @@
-"""Recipes of stage 1: functions returning a `PriorsConfig` or an `ImportConfig`. `--set a.b=c` changes single fields."""
+"""Recipes of stage 1: functions returning a `PriorsConfig` or an `ImportConfig`. `--set a.b=c` changes one field."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -20,7 +20,7 @@ def export(model: Sam2Model, processor: Sam2Processor, out: Path) -> None:
 CARD = """# The embedded mask proposer
 
 A Sam2Model (`Sam2Model`) of {parameters:.2f} million parameters that turns a box on a drawn scene of 128 x 128 pixels
-into a mask of 64 x 64. Photographs go through it without meaning. With it the embedded pipeline is that of real
+into a mask of 32 x 32. Photographs go through it without meaning. With it the embedded pipeline is that of real
 data (answer, box, mask) on a CPU and without a download.
 
 Made by `python -m stage1_priors.tiny_sam.train`: {boxes:,} boxes on {scenes:,} drawn scenes in {steps:,} steps,

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import Sam2Model, Sam2Processor
 
-from stage1_priors.tiny_sam.data import Batch, BoxedScene, collate, draw_boxed
-from stage1_priors.tiny_sam.model import IMAGE_SIZE_PX
+from stage1_priors.tiny_sam.data import Batch, collate, draw_boxed, filled_boxes
+from stage1_priors.tiny_sam.model import IMAGE_SIZE_PX, MASK_SIZE
 
 HELD_OUT = "sam-heldout"
 """Stream of the held-out scenes."""
@@ -71,9 +71,18 @@ def mask_losses(
 
 def forward(model: Sam2Model, batch: Batch, multimask: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Mask logits [B, K, J, M, M] and predicted IoU [B, K, J]; J is 1 or, with `multimask`, 3."""
-    output = model(
-        pixel_values=batch.pixel_B3SS, input_boxes=batch.box_BK4.clone(), multimask_output=multimask
-    )
+    output = model(pixel_values=batch.pixel_B3SS, input_boxes=batch.box_BK4, multimask_output=multimask)
+    return output.pred_masks, output.iou_scores
+
+
+def forward_blind(
+    model: Sam2Model, box_1K4: torch.Tensor, multimask: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same for boxes on an image whose features are all zero; the image encoder does not run."""
+    width = model.config.mask_decoder_config.hidden_size
+    shapes = ((width // 8, MASK_SIZE), (width // 4, MASK_SIZE // 2), (width, MASK_SIZE // 4))
+    blank = [torch.zeros(1, channels, side, side) for channels, side in shapes]
+    output = model(image_embeddings=blank, input_boxes=box_1K4, multimask_output=multimask)
     return output.pred_masks, output.iou_scores
 
 
@@ -81,7 +90,7 @@ def forward(model: Sam2Model, batch: Batch, multimask: bool) -> tuple[torch.Tens
 def held_out_score(
     model: Sam2Model, processor: Sam2Processor, num_scenes: int, seed: int = 0, num_boxes: int = 4
 ) -> Score:
-    """Score the model on the first held-out scenes, single-mask output, once with tight and once with jittered boxes."""
+    """Score the single-mask output on the first held-out scenes, once with tight and once with jittered boxes."""
     training = model.training
     model.eval()
     iou: dict[str, list[np.ndarray]] = {"tight": [], "jittered": [], "tight_box": [], "jittered_box": []}
@@ -96,7 +105,8 @@ def held_out_score(
             found_PSS = (prob >= 0.5).numpy()
             truth_PSS = np.concatenate([scene.masks_KSS for scene in scenes])
             iou[kind].append(_iou(found_PSS, truth_PSS))
-            iou[f"{kind}_box"].append(_iou(_filled(scenes), truth_PSS))
+            box_P4 = np.concatenate([scene.boxes_K4 for scene in scenes])
+            iou[f"{kind}_box"].append(_iou(filled_boxes(box_P4, IMAGE_SIZE_PX), truth_PSS))
             errors.append(np.abs(predicted.flatten().numpy() - iou[kind][-1]))
     model.train(training)
     means = {kind: round(float(np.concatenate(values).mean()), 4) for kind, values in iou.items()}
@@ -107,12 +117,3 @@ def held_out_score(
 def _iou(found_PSS: np.ndarray, truth_PSS: np.ndarray) -> np.ndarray:
     inter, union = (found_PSS & truth_PSS).sum((1, 2)), (found_PSS | truth_PSS).sum((1, 2))
     return inter / np.maximum(union, 1)
-
-
-def _filled(scenes: list[BoxedScene]) -> np.ndarray:
-    """The boxes as masks: bool [P, S, S], pixels whose centre lies inside."""
-    centre_S = np.arange(IMAGE_SIZE_PX) + 0.5
-    box_P4 = np.concatenate([scene.boxes_K4 for scene in scenes])
-    x1, y1, x2, y2 = (box_P4[:, k, None] for k in range(4))
-    inside_x, inside_y = (x1 <= centre_S) & (centre_S <= x2), (y1 <= centre_S) & (centre_S <= y2)
-    return inside_y[:, :, None] & inside_x[:, None, :]

@@ -2,12 +2,14 @@
 
     python -m stage1_priors.tiny_sam.train [--minutes M] [--out DIR]
 
-One thread. The default is a fixed number of steps, so a faster machine gives the same model sooner; `--minutes`
-anneals over a span of time instead. A checkpoint is written every `save_seconds`; a killed run continues from
-`OUT.training/checkpoint.pt` when the same command is given again.
+One thread; seconds are its own processor time, so that other work on the machine does not count. The default is a fixed
+number of steps, so a faster machine gives the same model sooner; `--minutes` anneals over a span of time instead. A
+checkpoint is written every `save_seconds`; a killed run continues from `OUT.training/checkpoint.pt` when the same
+command is given again.
 
-Most steps train the single-mask output, every fourth the three others (the best of them, as SAM does). Left out on
-purpose: point and mask prompts, the score of an object's presence (there always is one), any picture of RefShapes.
+The first steps see boxes alone, without any image. Most steps train the single-mask output, every fourth the three
+others (the best of them, as SAM does). Left out on purpose: point and mask prompts, the score of an object's presence
+(there always is one), any picture of RefShapes.
 """
 
 import argparse
@@ -29,10 +31,16 @@ from shared.errors import DataError
 from shared.muon import Muon, MuonConfig, split_parameters
 from shared.seeding import seed_of
 from stage1_priors.tiny_sam import WEIGHTS_DIR
-from stage1_priors.tiny_sam.data import collate, draw_boxed
+from stage1_priors.tiny_sam.data import collate, draw_boxed, draw_boxes_alone
 from stage1_priors.tiny_sam.export import export, write_record
 from stage1_priors.tiny_sam.model import TinySamConfig, build_model, build_processor
-from stage1_priors.tiny_sam.score import Score, forward, held_out_score, mask_losses
+from stage1_priors.tiny_sam.score import (
+    Score,
+    forward,
+    forward_blind,
+    held_out_score,
+    mask_losses,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +49,22 @@ class TrainConfig:
 
     seed: int = 0
     """Seed of the scenes and of the initial weights."""
-    num_steps: int = 2400
-    """Optimizer steps; the schedule ends there."""
+    num_steps: int = 3000
+    """Optimizer steps, the blind ones included; the schedule ends there."""
     minutes: float | None = None
-    """Anneal over this much training time instead of `num_steps`."""
+    """Anneal over this much processor time instead of `num_steps`."""
+    blind_steps: int = 250
+    """First steps, on boxes that are their own masks."""
+    blind_boxes: int = 24
+    """Boxes of a blind step."""
     scenes: int = 4
     """Scenes of a step."""
     boxes: int = 6
     """Boxes of a scene, which share its encoding."""
     multimask_every: int = 4
     """Every so many steps the three-mask output is trained instead of the single mask."""
-    warmup: float = 0.03
-    """Share of the run over which the learning rate rises."""
+    warmup_steps: int = 20
+    """Steps over which the learning rate rises."""
     decay_from: float = 0.3
     """Share of the run after which it falls linearly to zero."""
     clip_norm: float = 1.0
@@ -78,10 +90,9 @@ class TrainConfig:
             )
 
 
-def lr_scale(progress: float, config: TrainConfig) -> float:
-    """Learning rate over its peak at `progress` in [0, 1]: rise, plateau, linear fall to zero."""
-    rise = min(1.0, progress / config.warmup) if config.warmup else 1.0
-    return max(0.0, min(rise, (1 - progress) / (1 - config.decay_from)))
+def lr_scale(step: int, progress: float, config: TrainConfig) -> float:
+    """Learning rate over its peak: rise over the first steps, plateau, linear fall to zero at `progress` 1."""
+    return max(0.0, min((step + 1) / config.warmup_steps, (1 - progress) / (1 - config.decay_from), 1.0))
 
 
 class Trainer:
@@ -110,25 +121,33 @@ class Trainer:
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step on fresh scenes; returns the parts of the loss."""
-        config, started = self.config, time.monotonic()
-        first = self.step * config.scenes
-        indices = range(first, first + config.scenes)
-        batch = collate(
-            [draw_boxed("sam", config.seed, index, config.boxes) for index in indices], self.processor
-        )
-        multimask = self.step % config.multimask_every == config.multimask_every - 1
+        config, started = self.config, time.process_time()
         for parameter in self.parameters:
             parameter.grad = None
-        loss, parts = mask_losses(*forward(self.model, batch, multimask), batch.target_BKMM)
+        loss, parts = self._losses()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
-        self.optimizer.set_lr_scale(lr_scale(self.progress, config))
+        nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], config.clip_norm)
+        self.optimizer.set_lr_scale(lr_scale(self.step, self.progress, config))
         self.optimizer.step()
         self.step += 1
-        self.seconds += time.monotonic() - started
+        self.seconds += time.process_time() - started
         whole = config.num_steps if config.minutes is None else 60 * config.minutes
         self.progress = (self.step if config.minutes is None else self.seconds) / whole
         return {name: float(value.detach()) for name, value in parts.items()}
+
+    def _losses(self) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        config = self.config
+        multimask = self.step % config.multimask_every == config.multimask_every - 1
+        if self.step < config.blind_steps:
+            box_1K4, target_1KMM = draw_boxes_alone(config.seed, self.step, config.blind_boxes)
+            return mask_losses(*forward_blind(self.model, box_1K4, multimask), target_1KMM)
+        first = self.step * config.scenes
+        scenes = [
+            draw_boxed("sam", config.seed, index, config.boxes)
+            for index in range(first, first + config.scenes)
+        ]
+        batch = collate(scenes, self.processor)
+        return mask_losses(*forward(self.model, batch, multimask), batch.target_BKMM)
 
 
 def run(trainer: Trainer) -> None:
@@ -139,7 +158,9 @@ def run(trainer: Trainer) -> None:
         sums = {name: sums.get(name, 0.0) + value for name, value in parts.items()}
         if trainer.step % config.log_every == 0:
             values = " ".join(f"{name} {value / config.log_every:.4f}" for name, value in sums.items())
-            print(f"step {trainer.step} ({trainer.progress:.1%}, {trainer.seconds:.0f} s) {values}", flush=True)
+            print(
+                f"step {trainer.step} ({trainer.progress:.1%}, {trainer.seconds:.0f} s) {values}", flush=True
+            )
             sums = {}
         if time.monotonic() - saved > config.save_seconds:
             trainer.save()
@@ -169,8 +190,8 @@ def train(config: TrainConfig, out: Path) -> Score:
     record: dict[str, Any] = {
         "recipe": recipe,
         "steps": trainer.step,
-        "scenes": trainer.step * config.scenes,
-        "boxes": trainer.step * config.scenes * config.boxes,
+        "scenes": (trainer.step - config.blind_steps) * config.scenes,
+        "boxes": (trainer.step - config.blind_steps) * config.scenes * config.boxes,
         "training_minutes": round(trainer.seconds / 60, 1),
         "machine": f"one thread, {os.cpu_count()} CPUs, torch {torch.__version__}",
         "parameters": exported.num_parameters(),
