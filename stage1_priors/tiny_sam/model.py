@@ -1,8 +1,8 @@
 """The embedded mask proposer: `Sam2Model` from a tiny config, and its image processor's settings.
 
-Patches of 4 pixels as published, but an image of 128 x 128 (published: 1024), so masks come out at 32 x 32. The two random
-matrices that encode coordinates (for the image and for the prompt) are one and the same, as in the published weights;
-fresh Hugging Face models draw them apart.
+Patches of 4 pixels as published, but an image of 128 x 128 (published: 1024), so masks come out at 32 x 32. The two
+random matrices that encode coordinates (for the image and for the prompt) are one and the same, as in the published
+weights; fresh Hugging Face models draw them apart.
 """
 
 from dataclasses import dataclass
@@ -110,6 +110,7 @@ def _widen(model: Sam2Model) -> None:
     """Initial weights for narrow layers: Hugging Face's deviation of 0.02 leaves every attention of them uniform.
 
     Queries and keys of the mask decoder start from one projection, so that attention begins as nearness of positions.
+    Features of the image enter the decoder small, so that what it learnt about boxes alone outlives their arrival.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -121,6 +122,8 @@ def _widen(model: Sam2Model) -> None:
     for module in model.mask_decoder.modules():
         if hasattr(module, "q_proj"):
             module.k_proj.load_state_dict(module.q_proj.state_dict())
+    for entry in (*model.vision_encoder.neck.convs, model.mask_decoder.conv_s0, model.mask_decoder.conv_s1):
+        entry.weight.mul_(0.1)
 
 
 def build_processor() -> Sam2Processor:
