@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,20 +74,16 @@ def run_priors(
     if num_workers > 1:
         _separate_from_other_workers(worker)
     factory = engine_factory or ENGINES[config.engine.kind]
-    engine = factory(job.model_folder, job.family, config.model, config.engine)
-    try:
+    with (
+        closing(factory(job.model_folder, job.family, config.model, config.engine)) as engine,
+        closing(PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)) as proposer,
+    ):
         canary = run_canary(engine, job.family, job.rules, config.canary, config.clip_tolerance)
         if canary.passed is not None:
             _say(canary.line() + ("" if canary.passed else " - going on, as canary.mode=warn asks"), quiet)
         logprobs = {"mode": "raw", "temperature": 0.0, "top": config.model.top_logprobs}
         create(job, {"canary": canary.to_dict(), "logprobs": logprobs})
-        proposer = PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)
-        try:
-            tally = _write_shards(job, engine, proposer, mine, canary, quiet)
-        finally:
-            proposer.close()
-    finally:
-        engine.close()
+        tally = _write_shards(job, engine, proposer, mine, canary, quiet)
     seconds = time.monotonic() - started
     _say(f"{job.path}: {sum(tally.values())} pairs in {seconds:.0f} s ({_shares(tally)})", quiet)
     return job.path

@@ -283,5 +283,5 @@ def test_the_committed_record_and_size():
     held_out = record["held_out"]
     assert (WEIGHTS_DIR / "model.safetensors").stat().st_size <= 10_000_000
     assert held_out["num"] >= 500
-    assert held_out["tight"] > held_out["tight_box"] + 0.1
-    assert held_out["jittered"] > held_out["jittered_box"] + 0.1
+    assert held_out["tight"] > 0.8 > held_out["tight_box"] + 0.1
+    assert held_out["jittered"] > 0.75 > held_out["jittered_box"] + 0.1
