@@ -115,6 +115,7 @@ bench: $(STAMP)
 
 embedded-models: $(STAMP)
 	$(PY) -m stage1_priors.tiny.train
+	$(PY) -m stage1_priors.tiny_sam.train
 	$(PY) -m stage2_train.tiny.train
 
 clean:

@@ -59,11 +59,20 @@ class AnswerStatus(StrEnum):
     """The image could not be read; the model was not asked."""
     ENGINE_ERROR = "engine_error"
     """The engine failed on this request alone."""
+    IMPORTED = "imported"
+    """No model was asked: the mask came from outside. There is no box."""
+    NOT_IMPORTED = "not_imported"
+    """No model was asked, and the outside source holds no mask for the row."""
 
     @property
     def has_box(self) -> bool:
         """Whether the row carries a usable box."""
         return self in (AnswerStatus.OK, AnswerStatus.MULTIPLE, AnswerStatus.CLIPPED)
+
+    @property
+    def has_prior(self) -> bool:
+        """Whether the row's soft mask says anything: it came from a usable box or from outside."""
+        return self.has_box or self is AnswerStatus.IMPORTED
 
 
 STATUS_CODES: dict[AnswerStatus, int] = {status: code for code, status in enumerate(AnswerStatus, start=1)}

@@ -101,10 +101,11 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProposerConfig:
-    """How a box becomes a soft mask. Every field is part of the fingerprint."""
+    """How a box becomes a soft mask. Every field but the two batch sizes is part of the fingerprint."""
 
-    kind: Literal["soft-box", "box"] = "soft-box"
-    """`soft-box`: product of the four edge distributions. `box`: 1 inside, 0 outside."""
+    kind: Literal["soft-box", "box", "sam2", "sam"] = "soft-box"
+    """`soft-box`: product of the four edge distributions. `box`: 1 inside, 0 outside. `sam2`, `sam`: the box prompts a
+    Segment Anything model (`Sam2Model`, `SamModel`), which sees the original image."""
     grid: int = 64
     """Side G of the stored G x G map over the whole image."""
     smoothing: float = 0.008
@@ -113,15 +114,35 @@ class ProposerConfig:
     """Width of a logistic edge where the model gave no distribution, share of the image side."""
     max_share: float = 0.08
     """Both widths are at most this share of the box's own side, so that a small box keeps its inside above 0.5."""
+    path: str = ""
+    """Folder of the SAM model, or a Hugging Face repository id that lies in the local cache already."""
+    revision: str = "main"
+    """Revision of a repository id; ignored for a folder."""
+    multimask: bool = False
+    """False: the model's single mask, which is trained for prompts that leave no doubt, as a box does. True: of its
+    three masks (part, whole, surroundings) the one of the highest predicted IoU."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format of SAM's image encoder; prompts and masks are float32 in any case, so that boxes stay exact."""
+    batch_images: int = 8
+    """Images SAM encodes together."""
+    batch_boxes: int = 64
+    """Boxes of one image whose masks SAM decodes together."""
+
+    @property
+    def is_sam(self) -> bool:
+        """Whether a model looks at the original images."""
+        return self.kind in ("sam2", "sam")
 
     def __post_init__(self) -> None:
-        """Refuse widths and grids of no extent."""
+        """Refuse widths, grids and batches of no extent."""
         _positive(
             "proposer",
             grid=self.grid,
             smoothing=self.smoothing,
             softness=self.softness,
             max_share=self.max_share,
+            batch_images=self.batch_images,
+            batch_boxes=self.batch_boxes,
         )
 
 
@@ -188,3 +209,32 @@ class PriorsConfig:
             error_ceiling=self.error_ceiling,
         )
         _positive("priors", ceiling_min_rows=self.ceiling_min_rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """A store of soft masks made elsewhere (by CARIS, say); no model is asked and no engine is started."""
+
+    data: DataConfig
+    """The data set."""
+    source: str
+    """Folder of `<sample_id>.png` or `<sample_id>.npy` files, or a Zarr group with `sample_id` and `mask`."""
+    splits: tuple[str, ...]
+    """Splits to cover, in store order; masks of other splits are passed over."""
+    grid: int = 64
+    """Side G of the stored G x G map over the whole image."""
+    cache_root: str = "cache/priors"
+    """Folder of the stores."""
+    image_hash: Literal["content", "size"] = "content"
+    """What stands for a file of masks in the fingerprint: its bytes, or only its name and size."""
+    missing_ceiling: float = 0.5
+    """Stop before anything is written if the source lacks a larger share of the rows. 1 lets everything through."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty or repeated splits, grids of no extent and shares outside [0, 1]."""
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            raise DataError(f"splits is {','.join(self.splits)!r}, expected at least one and none twice")
+        if not self.cache_root:
+            raise DataError("cache_root is empty")
+        _positive("import", grid=self.grid)
+        _share("import", missing_ceiling=self.missing_ceiling)

@@ -17,11 +17,13 @@ from typing import Any
 
 from shared.config import config_fingerprint
 from shared.errors import DataError
-from stage1_priors.config import MllmConfig, PriorsConfig
+from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.engine import engine_versions
 from stage1_priors.families import Family
+from stage1_priors.mask_source import SOURCE_VERSION
 from stage1_priors.parse import PARSER_VERSION
 from stage1_priors.proposals import PROPOSER_VERSION
+from stage1_priors.proposers import check_sam_folder
 
 MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
 """Files of a model folder that can change an answer."""
@@ -39,8 +41,12 @@ class ModelFiles:
     """JSON-able: a repository id and commit, or the hash of a folder's files."""
 
 
-def locate_model(model: MllmConfig) -> ModelFiles:
-    """Find the model on this machine; nothing is downloaded.
+def locate_model(model: MllmConfig | ProposerConfig, field: str = "model.path") -> ModelFiles:
+    """Find a model on this machine; nothing is downloaded.
+
+    Args:
+        model: Gives path and revision.
+        field: Where they stand in the configuration, for messages.
 
     Raises:
         DataError: Neither a model folder nor a complete snapshot in the local Hugging Face cache.
@@ -49,7 +55,7 @@ def locate_model(model: MllmConfig) -> ModelFiles:
     if folder.is_dir():
         return ModelFiles(folder=folder, identity={"files": hash_model_files(folder)})
     if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
-        raise DataError(f"model.path: no folder {model.path!r}")
+        raise DataError(f"{field}: no folder {model.path!r}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -158,8 +164,32 @@ def images_fingerprint(images: Iterable[tuple[str, Path | None]], mode: str, mem
     return digest.hexdigest()
 
 
+def locate_proposer(proposer: ProposerConfig) -> ModelFiles:
+    """Find the model of a SAM proposer and see that it is of the kind asked for.
+
+    Its identity holds the hash of the weights besides repository and commit.
+
+    Raises:
+        DataError: No such model on this machine, or one of another type.
+    """
+    if not proposer.path:
+        raise DataError(
+            f"proposer.path is empty; proposer.kind={proposer.kind} needs the model's folder or repository"
+        )
+    files = locate_model(proposer, "proposer.path")
+    check_sam_folder(proposer.kind, files.folder)
+    return ModelFiles(
+        folder=files.folder, identity={**files.identity, "files": hash_model_files(files.folder)}
+    )
+
+
 def identity_of(
-    config: PriorsConfig, family: Family, model: ModelFiles, data_fingerprint: str, images: str
+    config: PriorsConfig,
+    family: Family,
+    model: ModelFiles,
+    data_fingerprint: str,
+    images: str,
+    proposer: ModelFiles | None,
 ) -> dict[str, Any]:
     """Everything the rows depend on, JSON-able.
 
@@ -169,10 +199,15 @@ def identity_of(
         model: The model's files.
         data_fingerprint: Hash of the annotation files.
         images: Hash over the images.
+        proposer: The files of the proposer's model; None if it has none.
     """
-    asked = asdict(config.model)
-    for place in ("path", "revision"):
-        del asked[place]
+    asked, proposing = asdict(config.model), asdict(config.proposer)
+    for name in ("path", "revision"):
+        del asked[name], proposing[name]
+    for name in ("batch_images", "batch_boxes"):
+        del proposing[name]
+    if proposer is not None:
+        proposing["model"] = proposer.identity
     return {
         "data": {
             "dataset": config.data.dataset,
@@ -186,7 +221,32 @@ def identity_of(
         "asked": {**asked, "family": family.name, "prompt": family.prompt_version, "temperature": 0.0},
         "engine": {"kind": config.engine.kind, **engine_versions(config.engine.kind)},
         "parser": {"version": PARSER_VERSION, "clip_tolerance": config.clip_tolerance},
-        "proposer": {"version": PROPOSER_VERSION, **asdict(config.proposer)},
+        "proposer": {"version": PROPOSER_VERSION, **proposing},
+    }
+
+
+def import_identity_of(config: ImportConfig, data_fingerprint: str, masks: str) -> dict[str, Any]:
+    """Everything the rows of imported masks depend on, JSON-able.
+
+    Args:
+        config: The run's configuration.
+        data_fingerprint: Hash of the annotation files.
+        masks: Hash over the files of the source.
+    """
+    return {
+        "data": {
+            "dataset": config.data.dataset,
+            "split_by": config.data.split_by,
+            "annotations": data_fingerprint,
+        },
+        "splits": list(config.splits),
+        "proposer": {
+            "kind": "import",
+            "version": SOURCE_VERSION,
+            "grid": config.grid,
+            "masks": masks,
+            "image_hash": config.image_hash,
+        },
     }
 
 

@@ -1,45 +1,77 @@
-"""What a run knows before it needs an engine: rows, model files, identity, store. Imports neither torch nor vLLM."""
+"""What a run knows before it needs an engine: rows, model files, identity, store; and the making of the empty store.
+
+Imports neither torch nor vLLM.
+"""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from shared.config import config_to_dict
 from shared.errors import DataError
 from shared.refer import ReferDataset, load_refer
 from shared.store.find import find_stores, store_path
 from shared.store.layout import read_header
-from shared.store.schema import SHARD_ROWS
-from shared.store.writer import pending_shards
-from stage1_priors.config import PriorsConfig
+from shared.store.schema import (
+    EXPRESSION_BYTES,
+    SAMPLE_ID_BYTES,
+    SHARD_ROWS,
+    encode_text_rows,
+    prior_fields,
+    sample_fields,
+)
+from shared.store.writer import create_store, pending_shards
+from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.engine import engine_versions
 from stage1_priors.families import Family, SizeRules, family_of, size_rules_of
-from stage1_priors.identity import differences, fingerprint_of, identity_of, images_fingerprint, locate_model
+from stage1_priors.identity import (
+    differences,
+    fingerprint_of,
+    identity_of,
+    images_fingerprint,
+    import_identity_of,
+    locate_model,
+    locate_proposer,
+)
+from stage1_priors.mask_source import source_files
 from stage1_priors.plan import Plan, make_plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """Everything a run knows before it needs an engine."""
+class StoreJob:
+    """What is known of a store before its first row."""
 
-    config: PriorsConfig
+    config: PriorsConfig | ImportConfig
     """The configuration."""
     dataset: ReferDataset
     """The data set, images unread."""
     plan: Plan
     """Rows and shards."""
-    family: Family
-    """How the model is asked."""
-    rules: SizeRules
-    """Sizes of images the model sees."""
-    model_folder: Path
-    """Where the model lies."""
     identity: dict[str, Any]
     """What the rows depend on."""
     fingerprint: str
     """Its hash."""
     path: Path
     """The store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(StoreJob):
+    """Everything a run knows before it needs an engine."""
+
+    config: PriorsConfig
+    """The configuration."""
+    family: Family
+    """How the model is asked."""
+    rules: SizeRules
+    """Sizes of images the model sees."""
+    model_folder: Path
+    """Where the model lies."""
+    proposer_folder: Path | None
+    """Where the proposer's model lies; None if it has none."""
 
 
 def make_job(config: PriorsConfig) -> Job:
@@ -55,12 +87,13 @@ def make_job(config: PriorsConfig) -> Job:
     rules = size_rules_of(
         family, model.folder, min_pixels=config.model.min_pixels, max_pixels=config.model.max_pixels
     )
+    proposer = locate_proposer(config.proposer) if config.proposer.is_sam else None
     names = {sample.file_name for sample in plan.samples}
     memory = Path(config.cache_root) / "image-hashes" / f"{config.data.dataset}.json"
     images = images_fingerprint(
         ((name, _image_path(dataset, name)) for name in names), config.image_hash, memory
     )
-    identity = identity_of(config, family, model, dataset.fingerprint(), images)
+    identity = identity_of(config, family, model, dataset.fingerprint(), images, proposer)
     fingerprint = fingerprint_of(identity)
     return Job(
         config=config,
@@ -69,18 +102,87 @@ def make_job(config: PriorsConfig) -> Job:
         family=family,
         rules=rules,
         model_folder=model.folder,
+        proposer_folder=None if proposer is None else proposer.folder,
         identity=identity,
         fingerprint=fingerprint,
-        path=store_path(config.cache_root, f"{config.data.dataset}-{config.data.split_by}", fingerprint),
+        path=_path(config, fingerprint),
     )
 
 
-def _plan(config: PriorsConfig, dataset: ReferDataset) -> Plan:
+def make_import_job(config: ImportConfig) -> StoreJob:
+    """Load the annotations and fingerprint the source of the masks; no mask is decoded.
+
+    Raises:
+        DataError: Missing or unusable data, or no masks at the source.
+    """
+    dataset = load_refer(config.data.root, config.data.dataset, config.data.split_by)
+    plan = _plan(config, dataset)
+    memory = Path(config.cache_root) / "image-hashes" / f"{config.data.dataset}-masks.json"
+    masks = images_fingerprint(source_files(Path(config.source)), config.image_hash, memory)
+    identity = import_identity_of(config, dataset.fingerprint(), masks)
+    fingerprint = fingerprint_of(identity)
+    return StoreJob(
+        config=config,
+        dataset=dataset,
+        plan=plan,
+        identity=identity,
+        fingerprint=fingerprint,
+        path=_path(config, fingerprint),
+    )
+
+
+def job_of(config: PriorsConfig | ImportConfig) -> StoreJob:
+    """The job of either kind of recipe; raises as `make_job` and `make_import_job`."""
+    return make_import_job(config) if isinstance(config, ImportConfig) else make_job(config)
+
+
+def create(job: StoreJob, attrs: dict[str, Any]) -> None:
+    """Make the empty store, or see that it is there already.
+
+    Args:
+        job: Gives rows and identity.
+        attrs: Attributes beside those that every store of priors has.
+    """
+    config, samples = job.config, job.plan.samples
+    if isinstance(config, ImportConfig):
+        grid, fields = config.grid, prior_fields(config.grid)
+    else:
+        grid = config.proposer.grid
+        fields = prior_fields(grid) + sample_fields(config.model.num_samples)
+    code = {split: index for index, split in enumerate(job.plan.splits)}
+    static = {
+        "sample_id": encode_text_rows([s.sample_id for s in samples], SAMPLE_ID_BYTES, strict=True),
+        "expression": encode_text_rows([s.expression for s in samples], EXPRESSION_BYTES),
+        "image_id": np.array([s.image_id for s in samples], np.int64),
+        "split": np.array([code[s.split] for s in samples], np.uint8),
+        "image_hw": np.array([(s.height, s.width) for s in samples], np.int32),
+    }
+    own = {
+        "fingerprint": job.fingerprint,
+        "fingerprint_fields": job.identity,
+        "data": {
+            "root": config.data.root,
+            "dataset": config.data.dataset,
+            "split_by": config.data.split_by,
+            "fingerprint": job.dataset.fingerprint(),
+        },
+        "splits": list(job.plan.splits),
+        "grid": grid,
+        "config": config_to_dict(config),
+    }
+    create_store(job.path, num_rows=len(samples), fields=fields, attrs=own | attrs, static=static)
+
+
+def _path(config: PriorsConfig | ImportConfig, fingerprint: str) -> Path:
+    return store_path(config.cache_root, f"{config.data.dataset}-{config.data.split_by}", fingerprint)
+
+
+def _plan(config: PriorsConfig | ImportConfig, dataset: ReferDataset) -> Plan:
     where = f"{config.data.dataset} ({config.data.split_by}) in {config.data.root}"
     return make_plan(dataset.samples(), config.splits, SHARD_ROWS, where)
 
 
-def pending_of(job: Job) -> list[int]:
+def pending_of(job: StoreJob) -> list[int]:
     """Shards that still have to be written, in order; partial files of writers that are gone are removed."""
     return pending_shards(job.path) if job.path.exists() else list(range(job.plan.num_shards))
 
@@ -92,12 +194,13 @@ def _image_path(dataset: ReferDataset, file_name: str) -> Path | None:
         return None
 
 
-def describe_plan(config: PriorsConfig) -> dict[str, Any]:
+def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
     """What a run would do, JSON-able; nothing is written but the memory of image hashes.
 
     Returns:
-        Data set, pairs per split, images, shards in all and pending, engine, and, if the model is on this machine, the
-        store's path and what differs from the nearest store. `problem` says what a run would stop at, else None.
+        Data set, pairs per split, images, shards in all and pending, engine (or the source of imported masks), and, if
+        the model is on this machine, the store's path and what differs from the nearest store. `problem` says what a
+        run would stop at, else None.
 
     Raises:
         DataError: Missing or unusable data.
@@ -110,13 +213,11 @@ def describe_plan(config: PriorsConfig) -> dict[str, Any]:
         "pairs": len(plan.samples),
         "images": len({sample.image_id for sample in plan.samples}),
         "shards": plan.num_shards,
-        "model": config.model.path,
-        "engine": {"kind": config.engine.kind, **engine_versions(config.engine.kind)},
-        "canary": config.canary.mode,
+        **_tools(config),
         "problem": None,
     }
     try:
-        job = make_job(config)
+        job = job_of(config)
     except DataError as error:
         return description | {"problem": str(error)}
     exists = job.path.exists()
@@ -129,7 +230,19 @@ def describe_plan(config: PriorsConfig) -> dict[str, Any]:
     }
 
 
-def changes(job: Job) -> list[str]:
+def _tools(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
+    """What makes the rows, for a person."""
+    if isinstance(config, ImportConfig):
+        return {"source": config.source}
+    return {
+        "model": config.model.path,
+        "engine": {"kind": config.engine.kind, **engine_versions(config.engine.kind)},
+        "proposer": f"{config.proposer.kind} {config.proposer.path}".strip(),
+        "canary": config.canary.mode,
+    }
+
+
+def changes(job: StoreJob) -> list[str]:
     """How this run's identity differs from the nearest existing store of the data set; empty if there is none."""
     best: list[str] = []
     for path in find_stores(

@@ -42,7 +42,7 @@ def propose(box_norm_B4: np.ndarray, edges_B: Sequence[Edges | None], config: Pr
     rows = np.flatnonzero(np.isfinite(box_norm_B4).all(axis=1))
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS]
-        prob_BGG = PROPOSERS[config.kind](box_norm_B4[block], [edges_B[row] for row in block], config)
+        prob_BGG = BOX_MAPS[config.kind](box_norm_B4[block], [edges_B[row] for row in block], config)
         map_BGG[block] = np.rint(prob_BGG * 255).astype(np.uint8)
     return map_BGG
 
@@ -109,8 +109,8 @@ def pixel_centres(grid: int) -> np.ndarray:
     return (np.arange(grid) + 0.5) / grid
 
 
-PROPOSERS: dict[str, Callable[[np.ndarray, Sequence[Edges | None], ProposerConfig], np.ndarray]] = {
+BOX_MAPS: dict[str, Callable[[np.ndarray, Sequence[Edges | None], ProposerConfig], np.ndarray]] = {
     "soft-box": soft_box,
     "box": hard_box,
 }
-"""Proposer by name: (boxes [B, 4], edges, config) -> float64 [B, G, G] in [0, 1]."""
+"""Map of a box by `proposer.kind`: (boxes [B, 4], edges, config) -> float64 [B, G, G] in [0, 1]."""

@@ -11,10 +11,10 @@ from PIL import Image
 
 from shared.config import DataConfig
 from shared.errors import DataError
-from shared.metrics import SegmentationMeter, iou_counts
+from shared.metrics import SegmentationMeter, iou, iou_counts
 from shared.refer import load_refer
 from shared.store.reader import PriorStore
-from shared.types import STATUS_BY_CODE, Sample
+from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus, Sample
 from stage1_priors.answers import box_iou
 
 BATCH_ROWS = 256
@@ -26,7 +26,7 @@ def score_store(
     """Score a complete store against the ground truth at the images' original resolution.
 
     The prior's mask is its proposal, resized bilinearly to the original image, at 0.5 or above; rows without a
-    usable box count as empty masks.
+    prior count as empty masks.
 
     Args:
         path: The store.
@@ -34,9 +34,10 @@ def score_store(
         data: Where the data set lies now; None: where it lay when the store was written.
 
     Returns:
-        By split: `num`, `oiou`, `miou`, `pr@0.5` .. `pr@0.9` (mask), `box_miou`, `box_acc@0.5`, `auroc` (of the
-        confidence for box IoU >= 0.5; None if all rows are alike), `status` (share of each) and, if boxes were
-        sampled, `sample_auroc` (the same for their mean pairwise IoU).
+        By split: `num`, `oiou`, `miou`, `pr@0.5` .. `pr@0.9` (mask), `box_miou`, `box_acc@0.5` (None where masks were
+        imported, without boxes), `auroc` (of the confidence for box IoU >= 0.5; None if all rows are alike),
+        `proposer_auroc` (of the proposer's own IoU for mask IoU >= 0.5), `status` (share of each) and, if boxes were
+        sampled, `sample_auroc` (as `auroc`, for their mean pairwise IoU).
 
     Raises:
         DataError: An incomplete store, a split it does not hold, or data that differ from what it was written for.
@@ -60,6 +61,8 @@ def _score_split(store: PriorStore, dataset: Any, samples: list[Sample]) -> dict
     box_ious: list[np.ndarray] = []
     confidences: list[np.ndarray] = []
     statuses: list[np.ndarray] = []
+    mask_ious: list[float] = []
+    expected_ious: list[np.ndarray] = []
     for start in range(0, len(samples), BATCH_ROWS):
         batch = samples[start : start + BATCH_ROWS]
         rows = store.rows_of([sample.sample_id for sample in batch])
@@ -69,18 +72,25 @@ def _score_split(store: PriorStore, dataset: Any, samples: list[Sample]) -> dict
         truth_B4 = np.stack([dataset.box_xyxy_px(sample) for sample in batch])
         box_ious.append(box_iou(store.batch("box_xyxy_norm", rows) * size_B4, truth_B4))
         confidences.append(store.batch("confidence", rows))
+        expected_ious.append(store.batch("proposer_iou", rows))
         statuses.append(status_B)
         for sample, proposal_GG, code in zip(batch, proposal_BGG, status_B, strict=True):
-            has_box = STATUS_BY_CODE[int(code)].has_box
-            mask_HW = prior_mask(proposal_GG, (sample.height, sample.width), has_box)
-            meter.update(sample.sample_id, *iou_counts(mask_HW, dataset.mask(sample)))
+            has_prior = STATUS_BY_CODE[int(code)].has_prior
+            mask_HW = prior_mask(proposal_GG, (sample.height, sample.width), has_prior)
+            inter, union = iou_counts(mask_HW, dataset.mask(sample))
+            meter.update(sample.sample_id, inter, union)
+            mask_ious.append(iou(inter, union))
     box_iou_N, status_N = np.concatenate(box_ious), np.concatenate(statuses)
+    imported = np.isin(
+        status_N, [STATUS_CODES[AnswerStatus.IMPORTED], STATUS_CODES[AnswerStatus.NOT_IMPORTED]]
+    )
     codes, counts = np.unique(status_N, return_counts=True)
     return {
         **meter.result(),
-        "box_miou": float(box_iou_N.mean()),
-        "box_acc@0.5": float((box_iou_N >= 0.5).mean()),
+        "box_miou": None if imported.any() else float(box_iou_N.mean()),
+        "box_acc@0.5": None if imported.any() else float((box_iou_N >= 0.5).mean()),
         "auroc": auroc(np.concatenate(confidences), box_iou_N >= 0.5),
+        "proposer_auroc": auroc(np.concatenate(expected_ious), np.array(mask_ious) >= 0.5),
         "status": {
             str(STATUS_BY_CODE[int(code)]): int(count) / len(status_N)
             for code, count in zip(codes, counts, strict=True)
@@ -97,18 +107,18 @@ def _sample_scores(store: PriorStore, samples: list[Sample], hit_N: np.ndarray) 
     return {"sample_auroc": auroc(store.batch("sample_iou", rows), hit_N)}
 
 
-def prior_mask(proposal_GG: np.ndarray, size_hw: tuple[int, int], has_box: bool) -> np.ndarray:
+def prior_mask(proposal_GG: np.ndarray, size_hw: tuple[int, int], has_prior: bool) -> np.ndarray:
     """The prior's hard mask at a target size.
 
     Args:
         proposal_GG: uint8 [G, G] over the whole image.
         size_hw: Target height and width.
-        has_box: Whether the row's status has a usable box; otherwise the mask is empty.
+        has_prior: Whether the row's status has a usable prior; otherwise the mask is empty.
 
     Returns:
         bool [H, W]: bilinearly resized probability >= 0.5.
     """
-    if not has_box:
+    if not has_prior:
         return np.zeros(size_hw, bool)
     prob = Image.fromarray(proposal_GG.astype(np.float32) / 255)
     return np.asarray(prob.resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR)) >= 0.5

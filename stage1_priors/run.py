@@ -11,32 +11,26 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from shared.config import config_to_dict
 from shared.errors import DataError
 from shared.runlog import ProgressBar
-from shared.store.schema import (
-    EXPRESSION_BYTES,
-    RAW_TEXT_BYTES,
-    SAMPLE_ID_BYTES,
-    encode_text_rows,
-    prior_fields,
-    sample_fields,
-)
-from shared.store.writer import create_store, write_shard
+from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows
+from shared.store.writer import write_shard
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows, make_request, read_answers
 from stage1_priors.canary import CanaryResult, run_canary
-from stage1_priors.config import PriorsConfig
+from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.engine import ENGINES, Engine, EngineFactory, Request, generate_isolated
-from stage1_priors.job import Job, changes, describe_plan, make_job, pending_of
+from stage1_priors.import_masks import import_masks
+from stage1_priors.job import Job, changes, create, describe_plan, make_job, pending_of
 from stage1_priors.plan import Plan, shards_of_worker
-from stage1_priors.proposals import propose
+from stage1_priors.proposers import PROPOSERS, Prompts, Proposer
 from stage1_priors.samples import read_samples
 
 __all__ = ["describe_plan", "run_priors"]
@@ -46,7 +40,7 @@ MIN_CHUNK_OF_ERRORS = 8
 
 
 def run_priors(
-    config: PriorsConfig,
+    config: PriorsConfig | ImportConfig,
     *,
     worker: int = 0,
     num_workers: int = 1,
@@ -56,7 +50,7 @@ def run_priors(
     """Write what is missing of a store, and return its path.
 
     Args:
-        config: The recipe.
+        config: The recipe; masks from outside are read by `import_masks`, without any engine.
         worker: Number of this process among `num_workers` independent ones.
         num_workers: Processes that share the store; the rows do not depend on it.
         engine_factory: Another engine than `config.engine.kind` names (tests).
@@ -65,6 +59,8 @@ def run_priors(
     Raises:
         DataError: Unusable data, a failed canary, or more failures than the ceilings allow.
     """
+    if isinstance(config, ImportConfig):
+        return import_masks(config, worker=worker, num_workers=num_workers, quiet=quiet)
     started = time.monotonic()
     job = make_job(config)
     pending = pending_of(job)
@@ -78,15 +74,16 @@ def run_priors(
     if num_workers > 1:
         _separate_from_other_workers(worker)
     factory = engine_factory or ENGINES[config.engine.kind]
-    engine = factory(job.model_folder, job.family, config.model, config.engine)
-    try:
+    with (
+        closing(factory(job.model_folder, job.family, config.model, config.engine)) as engine,
+        closing(PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)) as proposer,
+    ):
         canary = run_canary(engine, job.family, job.rules, config.canary, config.clip_tolerance)
         if canary.passed is not None:
             _say(canary.line() + ("" if canary.passed else " - going on, as canary.mode=warn asks"), quiet)
-        _create(job, canary)
-        tally = _write_shards(job, engine, mine, canary, quiet)
-    finally:
-        engine.close()
+        logprobs = {"mode": "raw", "temperature": 0.0, "top": config.model.top_logprobs}
+        create(job, {"canary": canary.to_dict(), "logprobs": logprobs})
+        tally = _write_shards(job, engine, proposer, mine, canary, quiet)
     seconds = time.monotonic() - started
     _say(f"{job.path}: {sum(tally.values())} pairs in {seconds:.0f} s ({_shares(tally)})", quiet)
     return job.path
@@ -97,35 +94,6 @@ def _separate_from_other_workers(worker: int) -> None:
     os.environ.setdefault("VLLM_PORT", str(20_000 + 64 * worker))
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm" / f"worker-{worker}"
     os.environ.setdefault("VLLM_CACHE_ROOT", str(cache))
-
-
-def _create(job: Job, canary: CanaryResult) -> None:
-    config, samples = job.config, job.plan.samples
-    code = {split: index for index, split in enumerate(job.plan.splits)}
-    static = {
-        "sample_id": encode_text_rows([s.sample_id for s in samples], SAMPLE_ID_BYTES, strict=True),
-        "expression": encode_text_rows([s.expression for s in samples], EXPRESSION_BYTES),
-        "image_id": np.array([s.image_id for s in samples], np.int64),
-        "split": np.array([code[s.split] for s in samples], np.uint8),
-        "image_hw": np.array([(s.height, s.width) for s in samples], np.int32),
-    }
-    attrs = {
-        "fingerprint": job.fingerprint,
-        "fingerprint_fields": job.identity,
-        "data": {
-            "root": config.data.root,
-            "dataset": config.data.dataset,
-            "split_by": config.data.split_by,
-            "fingerprint": job.dataset.fingerprint(),
-        },
-        "splits": list(job.plan.splits),
-        "grid": config.proposer.grid,
-        "config": config_to_dict(config),
-        "canary": canary.to_dict(),
-        "logprobs": {"mode": "raw", "temperature": 0.0, "top": config.model.top_logprobs},
-    }
-    fields = prior_fields(config.proposer.grid) + sample_fields(config.model.num_samples)
-    create_store(job.path, num_rows=len(samples), fields=fields, attrs=attrs, static=static)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +118,8 @@ class LoadedChunk:
     """One per row; None where the image could not be read."""
     errors: list[str]
     """Why there is no request, per row."""
+    images: list[Image.Image | None]
+    """The original images, one per row, for a proposer that looks at them; else all None."""
 
 
 def chunks_of(plan: Plan, shards: Sequence[int], rows: int) -> Iterator[Chunk]:
@@ -166,6 +136,7 @@ def load_chunk(job: Job, chunk: Chunk) -> LoadedChunk:
     images: dict[str, Image.Image | str] = {}
     requests: list[Request | None] = []
     errors: list[str] = []
+    originals: list[Image.Image | None] = []
     for sample in chunk.samples:
         if sample.file_name not in images:
             try:
@@ -176,45 +147,84 @@ def load_chunk(job: Job, chunk: Chunk) -> LoadedChunk:
         if isinstance(image, str):
             requests.append(None)
             errors.append(image)
+            originals.append(None)
             continue
         requests.append(make_request(image, sample.expression, job.family, job.rules, sample.sample_id))
         errors.append("")
-    return LoadedChunk(chunk=chunk, requests=requests, errors=errors)
+        originals.append(image if job.config.proposer.is_sam else None)
+    return LoadedChunk(chunk=chunk, requests=requests, errors=errors, images=originals)
 
 
 def _write_shards(
-    job: Job, engine: Engine, shards: Sequence[int], canary: CanaryResult, quiet: bool
+    job: Job, engine: Engine, proposer: Proposer, shards: Sequence[int], canary: CanaryResult, quiet: bool
 ) -> Counter[AnswerStatus]:
-    """Ask, parse, propose and write shard by shard; the next chunk's images are read while the engine works."""
+    """Ask and parse chunk by chunk.
+
+    While the engine works on a chunk, one thread reads the images of the next, and another makes the masks of the one
+    before and writes finished shards. No more than these three chunks are in memory.
+    """
     tally: Counter[AnswerStatus] = Counter()
-    parts: list[dict[str, np.ndarray]] = []
     chunks = list(chunks_of(job.plan, shards, job.config.engine.chunk_rows))
     total = sum(len(chunk.samples) for chunk in chunks)
-    started = time.monotonic()
-    with ThreadPoolExecutor(1) as pool, ProgressBar(total, "priors", "pair", quiet=quiet) as bar:
-        future: Future[LoadedChunk] = pool.submit(load_chunk, job, chunks[0])
+    finisher = _Finisher(job, proposer, canary)
+    with (
+        ThreadPoolExecutor(1) as reading,
+        ThreadPoolExecutor(1) as finishing,
+        ProgressBar(total, "priors", "pair", quiet=quiet) as bar,
+    ):
+        future: Future[LoadedChunk] = reading.submit(load_chunk, job, chunks[0])
+        unfinished: Future[None] = finishing.submit(lambda: None)
         for index, chunk in enumerate(chunks):
             loaded = future.result()
             if index + 1 < len(chunks):
-                future = pool.submit(load_chunk, job, chunks[index + 1])
+                future = reading.submit(load_chunk, job, chunks[index + 1])
             rows, arrays = ask_chunk(job, engine, loaded)
-            parts.append(arrays)
             tally.update(STATUS_BY_CODE[int(code)] for code in rows.status_B)
             last = index + 1 == len(chunks)
             if last or tally.total() >= job.config.ceiling_min_rows:
                 check_ceilings(job.config, tally, chunk.samples, rows)
-            if chunk.is_last:
-                columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                info = {"fingerprint": job.fingerprint, "seconds": round(time.monotonic() - started, 3)}
-                write_shard(job.path, chunk.shard, columns, info | {"canary_passed": canary.passed})
-                parts, started = [], time.monotonic()
+            unfinished.result()
+            unfinished = finishing.submit(finisher.finish, loaded, rows, arrays)
             bar.desc = f"priors [{_shares(tally)}]"
             bar.update(len(chunk.samples))
+        unfinished.result()
     return tally
 
 
+class _Finisher:
+    """Makes the masks of answered chunks, in order, and writes a shard with its last chunk."""
+
+    def __init__(self, job: Job, proposer: Proposer, canary: CanaryResult) -> None:
+        self._job, self._proposer, self._canary = job, proposer, canary
+        self._parts: list[dict[str, np.ndarray]] = []
+        self._started = time.monotonic()
+
+    def finish(self, loaded: LoadedChunk, rows: AnswerRows, arrays: dict[str, np.ndarray]) -> None:
+        """Complete the columns of a chunk; write its shard if it is the last."""
+        chunk = loaded.chunk
+        self._parts.append(arrays | propose_chunk(self._proposer, loaded, rows))
+        if not chunk.is_last:
+            return
+        columns = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
+        info = {"fingerprint": self._job.fingerprint, "seconds": round(time.monotonic() - self._started, 3)}
+        write_shard(self._job.path, chunk.shard, columns, info | {"canary_passed": self._canary.passed})
+        self._parts, self._started = [], time.monotonic()
+
+
+def propose_chunk(proposer: Proposer, loaded: LoadedChunk, rows: AnswerRows) -> dict[str, np.ndarray]:
+    """The columns that the proposer gives a chunk's rows."""
+    prompts = Prompts(
+        box_norm_B4=rows.box_xyxy_norm_B4,
+        edges_B=rows.edges_B,
+        names_B=tuple(sample.file_name for sample in loaded.chunk.samples),
+        images_B=tuple(loaded.images),
+    )
+    proposals = proposer.propose(prompts)
+    return {"proposal": proposals.map_BGG, "proposer_iou": proposals.iou_B}
+
+
 def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows, dict[str, np.ndarray]]:
-    """Answers of a chunk, and the store's columns for its rows.
+    """Answers of a chunk, and the store's columns that follow from them alone.
 
     Raises:
         DataError: Every request of a chunk failed: the engine is dead, and rows of errors would be no priors.
@@ -241,7 +251,6 @@ def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows
     columns = {
         "raw_text": encode_text_rows(rows.raw_text_B, RAW_TEXT_BYTES),
         "status": rows.status_B,
-        "proposal": propose(rows.box_xyxy_norm_B4, rows.edges_B, job.config.proposer),
         "box_xyxy_norm": rows.box_xyxy_norm_B4,
         "box_raw_xyxy": rows.box_raw_xyxy_B4,
         "processed_hw": processed_hw,

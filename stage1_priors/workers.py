@@ -19,8 +19,8 @@ from shared.errors import DataError
 from shared.runlog import ProgressBar
 from shared.store.layout import read_header
 from shared.store.marks import read_mark
-from stage1_priors.config import PriorsConfig
-from stage1_priors.job import Job, make_job, pending_of
+from stage1_priors.config import ImportConfig, PriorsConfig
+from stage1_priors.job import StoreJob, job_of, pending_of
 
 STAGGER_S = 2.0
 """Pause between starts: models are read from one disk, and engines choose their ports one after the other."""
@@ -98,7 +98,7 @@ def plan_workers(
 
 
 def run_workers(
-    config: PriorsConfig, num_workers: int, arguments: Sequence[str], *, quiet: bool = False
+    config: PriorsConfig | ImportConfig, num_workers: int, arguments: Sequence[str], *, quiet: bool = False
 ) -> Path:
     """Fill a store with several processes; returns its path once every worker has ended well.
 
@@ -113,7 +113,7 @@ def run_workers(
     Raises:
         DataError: A worker failed; names it, its last line and its log.
     """
-    job = make_job(config)
+    job = job_of(config)
     if not pending_of(job):
         return job.path
     log_folder = Path(config.cache_root) / "logs"
@@ -157,7 +157,7 @@ def _start(worker: Worker, num_workers: int, arguments: Sequence[str]) -> "subpr
         )
 
 
-def _watch(job: Job, processes: "Sequence[subprocess.Popen[bytes]]", quiet: bool) -> None:
+def _watch(job: StoreJob, processes: "Sequence[subprocess.Popen[bytes]]", quiet: bool) -> None:
     """Show the store's progress until every process has ended."""
     rows = [len(job.plan.shard(shard)) for shard in range(job.plan.num_shards)]
     seen: set[int] = set(_done(job, range(len(rows))))
@@ -176,7 +176,7 @@ def _watch(job: Job, processes: "Sequence[subprocess.Popen[bytes]]", quiet: bool
             time.sleep(POLL_S)
 
 
-def _done(job: Job, shards: "range | set[int]") -> list[int]:
+def _done(job: StoreJob, shards: "range | set[int]") -> list[int]:
     """Which of these shards are marked as written."""
     if not job.path.exists():
         return []

@@ -88,8 +88,8 @@ class _EvalReader:
         ids_BT, token_mask_BT = self.tokenise([sample.expression for sample in samples])
         prior_BGG = None
         if self.prior is not None:
-            proposal_BGG, has_box_B = self.prior.read([sample.sample_id for sample in samples])
-            prior_BGG = proposal_BGG * has_box_B[:, None, None].to(proposal_BGG.dtype)
+            proposal_BGG, has_prior_B = self.prior.read([sample.sample_id for sample in samples])
+            prior_BGG = proposal_BGG * has_prior_B[:, None, None].to(proposal_BGG.dtype)
         return _EvalBatch(
             samples=samples,
             image_BHW3=torch.from_numpy(stacked),

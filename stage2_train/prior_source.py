@@ -16,7 +16,7 @@ from shared.store.reader import PriorStore
 from shared.types import STATUS_CODES, Sample
 from stage2_train.config import TrainConfig
 
-_HAS_BOX = np.array([code for status, code in STATUS_CODES.items() if status.has_box], dtype=np.uint8)
+_HAS_PRIOR = np.array([code for status, code in STATUS_CODES.items() if status.has_prior], dtype=np.uint8)
 
 
 class StorePriors:
@@ -27,14 +27,14 @@ class StorePriors:
         self.store = store
 
     def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Proposals u8 [B,G,G] and bool [B]: whether the row's answer gave a usable box.
+        """Proposals u8 [B,G,G] and bool [B]: whether the row has a prior (a usable box, or a mask from outside).
 
         Raises:
             DataError: A sample the store does not hold, or damaged data.
         """
         rows = self.store.rows_of(sample_ids)
         proposal_BGG = torch.from_numpy(self.store.batch("proposal", rows))
-        return proposal_BGG, torch.from_numpy(np.isin(self.store.batch("status", rows), _HAS_BOX))
+        return proposal_BGG, torch.from_numpy(np.isin(self.store.batch("status", rows), _HAS_PRIOR))
 
     def holds(self, samples: Sequence[Sample]) -> bool:
         """Whether every sample has a row."""

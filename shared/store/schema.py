@@ -14,7 +14,7 @@ import numpy as np
 from shared.errors import DataError
 
 STORE_KIND = "l2l-priors"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHARD_ROWS = 512
 """Rows of a shard, the unit of work, of publication and of repair. With it, no shard file that was cut at a
 chunk border can pass for a shorter whole one at any grid size in use; file lengths are recorded and checked
@@ -91,7 +91,8 @@ def prior_fields(grid: int, compress_proposal: bool = False) -> tuple[FieldSpec,
         centres (i+.5)/G), `box_xyxy_norm` (in [0, 1] of the original image, NaN where there is no box),
         `box_raw_xyxy` (as answered, in the model's own frame, NaN), `processed_hw` (size the model saw,
         pixels), `confidence` (mean log-probability of the coordinate tokens, NaN if unknown), `edge_logprob`
-        (the same for each coordinate), `num_tokens`.
+        (the same for each coordinate), `num_tokens`, `proposer_iou` (what the mask proposer thinks its mask's
+        IoU is, NaN if it does not say).
     """
     if not 1 <= grid <= 4096:
         raise DataError(f"proposal grid {grid} is outside 1..4096")
@@ -112,6 +113,7 @@ def prior_fields(grid: int, compress_proposal: bool = False) -> tuple[FieldSpec,
         FieldSpec(name="confidence", dtype="float32"),
         FieldSpec(name="edge_logprob", dtype="float32", row_shape=(4,)),
         FieldSpec(name="num_tokens", dtype="int32"),
+        FieldSpec(name="proposer_iou", dtype="float32"),
     )
 
 

@@ -38,11 +38,11 @@ class PriorHealth:
         return sum(count for _, count in self.statuses)
 
     @property
-    def box_share(self) -> float | None:
-        """Share of answers with a usable box; None without counts."""
-        known = {status.value for status in AnswerStatus if status.has_box}
-        with_box = sum(count for name, count in self.statuses if name in known)
-        return with_box / self.num_rows if self.num_rows else None
+    def usable_share(self) -> float | None:
+        """Share of rows with a usable box or a mask from outside; None without counts."""
+        known = {status.value for status in AnswerStatus if status.has_prior}
+        usable = sum(count for name, count in self.statuses if name in known)
+        return usable / self.num_rows if self.num_rows else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,7 @@ def _junk_reasons(run: RunData, health: PriorHealth | None) -> list[str]:
         found.append(
             f"By itself it scores an oIoU of {listed}; below {JUNK_OIOU:.2f} it carries next to nothing."
         )
-    share = health.box_share if health is not None else None
+    share = health.usable_share if health is not None else None
     if health is not None and share is not None and share < FEW_BOXES:
         listed = ", ".join(f"{name} {count:,}" for name, count in health.statuses[:4])
         found.append(f"Only {share:.0%} of its {health.num_rows:,} answers hold a usable box ({listed}).")

@@ -137,7 +137,7 @@ def _read_proposal(store: Any, row: int) -> Proposal:
     confidence = float(store.batch("confidence", [row])[0])
     return Proposal(
         soft_GG=np.asarray(store.batch("proposal", [row])[0])
-        if status is not None and status.has_box
+        if status is not None and status.has_prior
         else None,
         status="unknown" if status is None else status.value,
         answer=store.texts("raw_text", [row])[0],

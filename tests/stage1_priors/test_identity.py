@@ -34,6 +34,8 @@ ROWS_CHANGE = [
     "proposer.kind=box",
     "proposer.grid=32",
     "proposer.smoothing=0.02",
+    "proposer.multimask=true",
+    "proposer.dtype=bfloat16",
     "clip_tolerance=0.1",
     "image_hash=size",
 ]
@@ -43,6 +45,8 @@ ROWS_STAY = [
     "engine.caching=false",
     "engine.eager=true",
     "engine.kv_cache_gb=9",
+    "proposer.batch_images=3",
+    "proposer.batch_boxes=3",
     "canary.mode=warn",
     "error_ceiling=0.9",
     "answer_failure_ceiling=0.9",
@@ -94,6 +98,7 @@ def test_every_field_of_the_configuration_is_decided_upon():
             names.add(field.name)
     tested = {override.partition("=")[0] for override in ROWS_CHANGE + ROWS_STAY}
     places = {"data.root", "data.dataset", "data.split_by", "model.path", "model.revision", "cache_root"}
+    places |= {"proposer.path", "proposer.revision"}
     alike = {"model.min_pixels", "model.max_pixels", "proposer.softness", "proposer.max_share"}
     policy = {name for name in names if name.startswith("canary.")} | {"ceiling_min_rows"}
     policy |= {"engine.one_process", "engine.gpu_memory", "engine.quiet"}

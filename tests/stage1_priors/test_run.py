@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
 from stage1_priors.engine import Answer
 from stage1_priors.job import describe_plan
 from stage1_priors.proposals import NO_PRIOR
+from stage1_priors.proposers import PROPOSERS, BoxProposer
 from stage1_priors.run import run_priors
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
 
@@ -289,3 +291,55 @@ def test_plan_without_a_model_says_so(config):
 def test_missing_data_is_named(config):
     with pytest.raises(DataError, match="nowhere"):
         describe_plan(apply_overrides(config, ["data.root=nowhere"]))
+
+
+class WatchedProposer:
+    """The soft-box proposer, with something done before each call."""
+
+    def __init__(self, config, before):
+        self.inner, self.before, self.closed = BoxProposer(config), before, False
+
+    def propose(self, prompts):
+        self.before()
+        return self.inner.propose(prompts)
+
+    def close(self):
+        self.closed = True
+
+
+def test_masks_are_made_while_the_engine_works_on_the_next_chunk(config, monkeypatch):
+    made, waited = threading.Semaphore(0), []
+
+    class Waiting(FakeEngine):
+        def generate(self, requests):
+            # Every chunk but the first waits for the masks of the one before to be begun.
+            if self.num_requests:
+                waited.append(made.acquire(timeout=20))
+            return super().generate(requests)
+
+    proposer = WatchedProposer(config.proposer, made.release)
+    monkeypatch.setitem(PROPOSERS, "soft-box", lambda *_arguments: proposer)
+    path = run(config, Waiting())
+    assert PriorStore(path).is_complete and len(waited) >= 5 and all(waited) and proposer.closed
+
+
+def test_a_failing_proposer_stops_the_run_and_keeps_finished_shards(config, monkeypatch):
+    calls = []
+
+    def fail_late():
+        calls.append(1)
+        if len(calls) == 8:
+            raise RuntimeError("out of memory")
+
+    engine, proposer = FakeEngine(), WatchedProposer(config.proposer, fail_late)
+    monkeypatch.setitem(PROPOSERS, "soft-box", lambda *_arguments: proposer)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(config, engine)
+    store = PriorStore(describe_plan(config)["store"])
+    assert store.done_shards == [0] and engine.closed and proposer.closed
+    monkeypatch.undo()
+    assert PriorStore(run(config, FakeEngine())).is_complete
+
+
+def test_priors_without_a_sam_have_no_expected_iou(config):
+    assert np.isnan(PriorStore(run(config, FakeEngine())).column("proposer_iou")).all()

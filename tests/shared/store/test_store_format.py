@@ -29,7 +29,7 @@ def test_zarr_python_reads_every_field_without_a_warning(full_store):
             assert array.dtype == spec.numpy_dtype
             np.testing.assert_array_equal(array[:], store_factory.expected(spec.name), err_msg=spec.name)
     assert group.attrs["fingerprint"] == store_factory.ATTRS["fingerprint"]
-    assert group.attrs["kind"] == "l2l-priors" and group.attrs["schema_version"] == 1
+    assert group.attrs["kind"] == "l2l-priors" and group.attrs["schema_version"] == 2
 
 
 def test_zarr_python_reads_single_arrays_and_compressed_proposals(tmp_path):

@@ -137,8 +137,8 @@ def test_no_store_is_refused(tmp_path):
     (tmp_path / "zarr.json").write_text(json.dumps({"attributes": {"kind": "else"}}))
     with pytest.raises(DataError, match="kind is 'else'"):
         PriorStore(tmp_path)
-    (tmp_path / "zarr.json").write_text('{"attributes": {"kind": "l2l-priors", "schema_version": 2}}')
-    with pytest.raises(DataError, match="schema version 2"):
+    (tmp_path / "zarr.json").write_text('{"attributes": {"kind": "l2l-priors", "schema_version": 3}}')
+    with pytest.raises(DataError, match="schema version 3"):
         PriorStore(tmp_path)
     (tmp_path / "zarr.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):

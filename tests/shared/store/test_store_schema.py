@@ -31,6 +31,7 @@ def test_prior_fields_have_the_agreed_names_types_and_shapes():
         "confidence": ("float32", (), "shard"),
         "edge_logprob": ("float32", (4,), "shard"),
         "num_tokens": ("int32", (), "shard"),
+        "proposer_iou": ("float32", (), "shard"),
     }
     assert set(STATIC_PRIOR_FIELDS) <= set(got)
 

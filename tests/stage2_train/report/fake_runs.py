@@ -93,6 +93,7 @@ def write_store(
         "confidence": np.where(status == AnswerStatus.OK, -0.21, np.nan).astype(np.float32),
         "edge_logprob": np.full((num, 4), -0.2, np.float32),
         "num_tokens": np.full(num, 12, np.int32),
+        "proposer_iou": np.full(num, np.nan, np.float32),
     }
     attrs = {
         "fingerprint": "feedc0ffee12345",

@@ -88,7 +88,7 @@ def test_a_sound_prior_raises_no_alarm(make_run):
     (run,) = collect_runs([make_run("a")])
     health = prior_health(run)
     assert (health.canary, health.problem) == ("passed", "")
-    assert health.box_share > 0.9 and health.num_rows == sum(count for _, count in health.statuses)
+    assert health.usable_share > 0.9 and health.num_rows == sum(count for _, count in health.statuses)
     assert alarms([run], a=health) == []
 
 
@@ -153,4 +153,4 @@ def test_unequal_runs_part_scores_and_single_seeds_are_said(make_run):
 def test_every_status_with_a_box_counts_as_one():
     statuses = tuple((status.value, 1) for status in AnswerStatus)
     health = PriorHealth(path="", fingerprint="", canary="", canary_detail="", statuses=statuses, problem="")
-    assert health.box_share == pytest.approx(3 / len(AnswerStatus))
+    assert health.usable_share == pytest.approx(4 / len(AnswerStatus))

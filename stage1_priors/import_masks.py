@@ -1,0 +1,109 @@
+"""Stage 1 without a model: a store of soft masks that were made elsewhere. Imports no engine and no torch.
+
+The rows, the shards and the way they are written are those of any other store; the model's columns are empty and the
+status says where a row's mask came from, or that there is none.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared.errors import DataError
+from shared.runlog import ProgressBar
+from shared.store.schema import STATIC_PRIOR_FIELDS, prior_fields
+from shared.store.writer import write_shard
+from shared.types import STATUS_CODES, AnswerStatus, Sample
+from stage1_priors.config import ImportConfig
+from stage1_priors.job import StoreJob, changes, create, make_import_job, pending_of
+from stage1_priors.mask_source import MaskSource, open_source, to_grid
+from stage1_priors.plan import shards_of_worker
+from stage1_priors.proposals import NO_PRIOR
+
+READ_ROWS = 32
+"""Masks held at their own resolution at a time."""
+
+
+def import_masks(config: ImportConfig, *, worker: int = 0, num_workers: int = 1, quiet: bool = False) -> Path:
+    """Write what is missing of a store of imported masks, and return its path.
+
+    Args:
+        config: The recipe.
+        worker: Number of this process among `num_workers` independent ones.
+        num_workers: Processes that share the store.
+        quiet: No progress on standard error.
+
+    Raises:
+        DataError: Unusable data or masks, a mask that names no sentence, or more rows without one than the ceiling.
+    """
+    job = make_import_job(config)
+    pending = pending_of(job)
+    mine = shards_of_worker(pending, worker, num_workers)
+    lines = [] if job.path.exists() else changes(job)
+    if not mine:
+        lines = [f"{job.path}: nothing to do ({len(pending)} shards pending elsewhere)"]
+    else:
+        source = open_source(Path(config.source))
+        num_missing = check_coverage(config, job, source)
+        lines.append(f"{config.source}: no mask for {num_missing} of {len(job.plan.samples)} rows")
+        create(job, {})
+        _write_shards(job, config, source, mine, quiet)
+    if not quiet:
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    return job.path
+
+
+def check_coverage(config: ImportConfig, job: StoreJob, source: MaskSource) -> int:
+    """Rows of the plan without a mask.
+
+    Raises:
+        DataError: More of them than the ceiling allows, or a mask for a sentence the data set does not have.
+    """
+    known = {sample.sample_id for sample in job.dataset.samples()}
+    if strangers := sorted(source.sample_ids - known):
+        raise DataError(
+            f"{config.source}: {len(strangers)} of {len(source.sample_ids)} masks name no sentence of "
+            f"{config.data.dataset} ({config.data.split_by}), first {strangers[0]!r}; expected ids such as "
+            f"{job.plan.samples[0].sample_id!r}"
+        )
+    missing = [sample.sample_id for sample in job.plan.samples if sample.sample_id not in source.sample_ids]
+    num = len(job.plan.samples)
+    if len(missing) > config.missing_ceiling * num:
+        raise DataError(
+            f"{config.source}: no mask for {len(missing)} of {num} rows, first {missing[0]!r}; "
+            f"missing_ceiling is {config.missing_ceiling}"
+        )
+    return len(missing)
+
+
+def _write_shards(
+    job: StoreJob, config: ImportConfig, source: MaskSource, shards: Sequence[int], quiet: bool
+) -> None:
+    total = sum(len(job.plan.shard(shard)) for shard in shards)
+    with ProgressBar(total, "import", "mask", quiet=quiet) as bar:
+        for shard in shards:
+            samples = job.plan.shard(shard)
+            columns = import_columns(samples, source, config.grid)
+            write_shard(job.path, shard, columns, {"fingerprint": job.fingerprint})
+            bar.update(len(samples))
+
+
+def import_columns(samples: Sequence[Sample], source: MaskSource, grid: int) -> dict[str, np.ndarray]:
+    """The store's columns for some rows; rows the source lacks get `NO_PRIOR` and the status `not_imported`."""
+    num = len(samples)
+    columns: dict[str, np.ndarray] = {}
+    for spec in prior_fields(grid):
+        if spec.name not in STATIC_PRIOR_FIELDS:
+            empty: Any = np.nan if spec.dtype.startswith("float") else 0
+            columns[spec.name] = np.full((num, *spec.row_shape), empty, spec.dtype)
+    columns["proposal"][:] = NO_PRIOR
+    columns["status"][:] = STATUS_CODES[AnswerStatus.NOT_IMPORTED]
+    rows = [row for row, sample in enumerate(samples) if sample.sample_id in source.sample_ids]
+    for start in range(0, len(rows), READ_ROWS):
+        block = rows[start : start + READ_ROWS]
+        for row, prob_hw in zip(block, source.read([samples[row].sample_id for row in block]), strict=True):
+            columns["proposal"][row] = to_grid(prob_hw, grid)
+        columns["status"][block] = STATUS_CODES[AnswerStatus.IMPORTED]
+    return columns

@@ -1,0 +1,232 @@
+"""Soft masks made elsewhere: a folder of files or a Zarr group, keyed by sample id and checked as they are read.
+
+Folder: `<sample_id>.png` (one channel of 1, 8 or 16 bits, full scale is certain) or `<sample_id>.npy` (two axes; bool,
+uint8 with 255 as certain, or floats in [0, 1]); other files are passed over. Zarr group (v2 or v3): `sample_id`
+[N], text or zero-padded UTF-8 bytes [N, W], and `mask` [N, h, w] of the types of an `.npy` file.
+
+Any resolution will do; a mask covers the whole original image.
+
+Legend: N masks of a source, h, w a mask's own size, G side of the stored grid.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from shared.errors import DataError
+
+SOURCE_VERSION = "1"
+"""Changes whenever the same file could give another map; part of the store's fingerprint."""
+SUFFIXES = (".png", ".npy")
+PNG_MODES = ("1", "L", "I;16")
+"""Pillow's names of one channel with 1, 8 and 16 bits."""
+MAX_SIDE = 16_384
+"""Masks of a longer side are refused."""
+_ZARR_FILES = ("zarr.json", ".zgroup")
+
+
+class MaskSource(Protocol):
+    """Soft masks by sample id."""
+
+    @property
+    def sample_ids(self) -> frozenset[str]:
+        """Every id the source has a mask for."""
+        ...
+
+    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
+        """Probabilities of some masks, float32 [h, w] in [0, 1] each, in the order asked for.
+
+        Raises:
+            DataError: A mask that cannot be read or is no soft mask; it names the file (or array and row).
+        """
+        ...
+
+
+def open_source(path: Path) -> MaskSource:
+    """Open a folder of files or a Zarr group; reads names and ids, no mask.
+
+    Raises:
+        DataError: Nothing there, no mask in it, or an id twice.
+    """
+    if not path.is_dir():
+        raise DataError(f"{path}: no folder of masks there")
+    return ZarrSource(path) if _is_zarr(path) else FolderSource(path)
+
+
+def source_files(path: Path) -> list[tuple[str, Path]]:
+    """(name below `path`, file) of everything a source's masks depend on; raises as `open_source` does."""
+    if not path.is_dir():
+        raise DataError(f"{path}: no folder of masks there")
+    if _is_zarr(path):
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    else:
+        files = _mask_files(path)
+    return [(str(file.relative_to(path)), file) for file in files]
+
+
+def _is_zarr(path: Path) -> bool:
+    return any((path / name).is_file() for name in _ZARR_FILES)
+
+
+def _mask_files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+
+
+class FolderSource:
+    """One file per mask."""
+
+    def __init__(self, path: Path) -> None:
+        """List the files."""
+        self._files: dict[str, Path] = {}
+        for file in _mask_files(path):
+            other = self._files.setdefault(file.stem, file)
+            if other != file:
+                raise DataError(f"{path}: sample {file.stem!r} has two masks, {other.name} and {file.name}")
+        if not self._files:
+            raise DataError(f"{path}: holds no {' or '.join(SUFFIXES)} file and is no Zarr group")
+
+    @property
+    def sample_ids(self) -> frozenset[str]:
+        """Every id the source has a mask for."""
+        return frozenset(self._files)
+
+    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
+        """Probabilities of some masks; see `MaskSource.read`."""
+        return [self._read(self._files[sample_id]) for sample_id in sample_ids]
+
+    def _read(self, file: Path) -> np.ndarray:
+        return as_prob(_load_png(file) if file.suffix == ".png" else _load_npy(file), str(file))
+
+
+def _load_png(file: Path) -> np.ndarray:
+    """Pixels of a one-channel PNG: bool, uint8 or uint16 [h, w]."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=("PNG",)) as image:
+                mode, array = image.mode, np.asarray(image)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise DataError(f"{file}: mask cannot be read: {error}") from error
+    if mode not in PNG_MODES:
+        raise DataError(f"{file}: a PNG of mode {mode}, expected one grey channel ({', '.join(PNG_MODES)})")
+    return array.astype(np.uint16) if mode == "I;16" else array
+
+
+def _load_npy(file: Path) -> np.ndarray:
+    """The array of an `.npy` file; nothing in it is unpickled, and its size is known before it is read."""
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise DataError(f"{file}: mask cannot be read: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{file}: not an .npy file but an archive of several arrays")
+    return array
+
+
+class ZarrSource:
+    """A Zarr group with `sample_id` and `mask`."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the ids and the shape of the masks."""
+        self._where = path
+        ids, self._mask = _read_group(path)
+        texts = _texts(ids, path)
+        if self._mask.ndim != 3 or self._mask.shape[0] != len(texts):
+            raise DataError(f"{path}: mask is {list(self._mask.shape)}, expected [{len(texts)}, h, w]")
+        self._row: dict[str, int] = {}
+        for row, text in enumerate(texts):
+            first = self._row.setdefault(text, row)
+            if first != row:
+                raise DataError(f"{path}: sample_id {text!r} is in row {first} and again in row {row}")
+        if not self._row:
+            raise DataError(f"{path}: holds no mask")
+
+    @property
+    def sample_ids(self) -> frozenset[str]:
+        """Every id the source has a mask for."""
+        return frozenset(self._row)
+
+    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
+        """Probabilities of some masks; see `MaskSource.read`."""
+        if not sample_ids:
+            return []
+        rows_N = np.array([self._row[sample_id] for sample_id in sample_ids])
+        sorted_N, place_N = np.unique(rows_N, return_inverse=True)
+        try:
+            mask_Nhw = np.asarray(self._mask.oindex[sorted_N])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DataError(f"{self._where}: mask rows {rows_N.min()} to {rows_N.max()}: {error}") from error
+        return [as_prob(mask_Nhw[at], f"{self._where}: mask row {sorted_N[at]}") for at in place_N]
+
+
+def _read_group(path: Path) -> tuple[np.ndarray, Any]:
+    """The `sample_id` array, read, and the `mask` array, unread."""
+    import zarr
+
+    try:
+        group = zarr.open_group(path, mode="r")
+        found = {name: group.get(name) for name in ("sample_id", "mask")}
+        lacking = [name for name, array in found.items() if not isinstance(array, zarr.Array)]
+        ids = None if lacking else np.asarray(found["sample_id"][...])  # type: ignore[index]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise DataError(f"{path}: not readable as a Zarr group of masks: {error}") from error
+    if ids is None:
+        raise DataError(f"{path}: has no array {lacking[0]!r}")
+    return ids, found["mask"]
+
+
+def _texts(array: np.ndarray, path: Path) -> list[str]:
+    """Sample ids as text, from text or bytes [N] or from zero-padded UTF-8 bytes uint8 [N, W]."""
+    if array.ndim == 2 and array.dtype == np.uint8:
+        rows = [row.tobytes().rstrip(b"\0") for row in array]
+    elif array.ndim == 1 and array.dtype.kind in "SUTO":
+        rows = list(array)
+    else:
+        raise DataError(
+            f"{path}: sample_id is {array.dtype} {list(array.shape)}, expected text [N] or uint8 [N, W]"
+        )
+    try:
+        return [bytes(row).decode() if isinstance(row, bytes) else str(row) for row in rows]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: sample_id is not UTF-8: {error}") from None
+
+
+def as_prob(array_hw: np.ndarray, where: str) -> np.ndarray:
+    """Probabilities float32 [h, w] of a mask as stored.
+
+    Args:
+        array_hw: bool, uint8, uint16 (full scale is certain) or floats in [0, 1], two axes.
+        where: File, or array and row, for messages.
+
+    Raises:
+        DataError: Another type or number of axes, no pixel, or a value that is no probability.
+    """
+    if array_hw.ndim != 2 or not array_hw.size or max(array_hw.shape) > MAX_SIDE:
+        raise DataError(f"{where}: shape is {list(array_hw.shape)}, expected [h, w] of 1 to {MAX_SIDE} each")
+    if array_hw.dtype == bool:
+        return np.asarray(array_hw, np.float32)
+    if array_hw.dtype in (np.uint8, np.uint16):
+        top = np.iinfo(array_hw.dtype).max
+        if array_hw.max() == 1:
+            raise DataError(
+                f"{where}: the largest value is 1 where {top} counts as certain; write 0 and {top}"
+            )
+        return np.asarray(array_hw, np.float32) / top
+    if array_hw.dtype.kind != "f":
+        raise DataError(f"{where}: type is {array_hw.dtype}, expected bool, uint8, uint16 or floats")
+    good_hw = (array_hw >= 0) & (array_hw <= 1)
+    if not good_hw.all():
+        row, column = (int(index) for index in np.argwhere(~good_hw)[0])
+        value = array_hw[row, column]
+        raise DataError(f"{where}: row {row}, column {column} is {value}, expected a probability in [0, 1]")
+    return np.asarray(array_hw, np.float32)
+
+
+def to_grid(prob_hw: np.ndarray, grid: int) -> np.ndarray:
+    """A mask on the stored grid: uint8 [G, G], bilinear, averaged where it shrinks."""
+    resized = Image.fromarray(prob_hw).resize((grid, grid), Image.Resampling.BILINEAR)
+    return np.rint(np.clip(np.asarray(resized), 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,108 @@
+"""What turns boxes into soft masks: one protocol, two implementations, chosen by `proposer.kind`. Imports no torch.
+
+The run calls `propose` from one thread, chunk after chunk in row order, while the engine generates the next chunk.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from shared.errors import DataError
+from stage1_priors.config import ProposerConfig
+from stage1_priors.families import read_json
+from stage1_priors.proposals import Edges, propose
+
+SAM_TYPES: dict[str, tuple[str, ...]] = {"sam2": ("sam2", "sam2_video"), "sam": ("sam",)}
+"""`model_type` of the weights each kind can load; published SAM 2 weights hold the image model within a video one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Some rows of the store, in row order, for which masks are wanted. B rows."""
+
+    box_norm_B4: np.ndarray
+    """float32 [B, 4], x1 y1 x2 y2 in the normalised frame of the original image; NaN without a usable box."""
+    edges_B: tuple[Edges | None, ...]
+    """What the model knew about each edge; None if nothing."""
+    names_B: tuple[str, ...]
+    """File name of each row's image; rows of one image are neighbours."""
+    images_B: tuple[Image.Image | None, ...]
+    """The original images, RGB; None where unreadable, or where the proposer does not look."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposals:
+    """Soft masks of a batch of rows."""
+
+    map_BGG: np.ndarray
+    """uint8 [B, G, G], round(255 x probability); `NO_PRIOR` throughout where there is no box."""
+    iou_B: np.ndarray
+    """float32 [B], the IoU the proposer expects of its mask, in [0, 1]; NaN if it does not say."""
+
+
+class Proposer(Protocol):
+    """Something that turns boxes into soft masks."""
+
+    def propose(self, prompts: Prompts) -> Proposals:
+        """Soft masks of all rows, in order."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class BoxProposer:
+    """Masks from the boxes alone (`proposals.py`)."""
+
+    def __init__(self, config: ProposerConfig) -> None:
+        """Keep the configuration."""
+        self._config = config
+
+    def propose(self, prompts: Prompts) -> Proposals:
+        """Soft masks of all rows, in order; no IoU is expected of them."""
+        return Proposals(
+            map_BGG=propose(prompts.box_norm_B4, prompts.edges_B, self._config),
+            iou_B=np.full(len(prompts.box_norm_B4), np.nan, np.float32),
+        )
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def _box(config: ProposerConfig, folder: Path | None) -> Proposer:
+    return BoxProposer(config)
+
+
+def _sam(config: ProposerConfig, folder: Path | None) -> Proposer:
+    from stage1_priors.sam import SamProposer
+
+    assert folder is not None, f"proposer {config.kind} without a model folder"
+    return SamProposer(config, folder)
+
+
+PROPOSERS: dict[str, Callable[[ProposerConfig, Path | None], Proposer]] = {
+    "soft-box": _box,
+    "box": _box,
+    "sam2": _sam,
+    "sam": _sam,
+}
+"""Proposer by `proposer.kind`: (configuration, folder of its model or None) -> a proposer."""
+
+
+def check_sam_folder(kind: str, folder: Path) -> None:
+    """See that a folder holds the kind of model that is asked for.
+
+    Raises:
+        DataError: No readable `config.json`, or one of another type of model.
+    """
+    path = folder / "config.json"
+    found = read_json(path).get("model_type")
+    if found not in SAM_TYPES[kind]:
+        raise DataError(
+            f"{path}: model_type is {found!r}, proposer.kind={kind} needs {' or '.join(SAM_TYPES[kind])}"
+        )

@@ -1,0 +1,187 @@
+"""Boxes -> soft masks by a Segment Anything model: SAM 2 (`Sam2Model`) or SAM (`SamModel`), through Transformers.
+
+An image is encoded once, however many boxes it has: rows of an image are neighbours, several images are encoded
+together, and the features of the last one are kept for the next call, which may go on with the same image. No other
+features outlive a call.
+
+Frames: a box comes in the normalised frame of the original image. SAM 2 stretches the image to its square; SAM scales
+the longer side and fills the square from the top left. So the box in the model's pixels is the normalised box times
+the size of the filled part, and the stored grid covers exactly the filled part of the mask logits.
+
+Legend: N boxes of one image, J masks per box (1 or 3), M side of the mask logits, G side of the stored grid.
+"""
+
+import gc
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Sam2Model, Sam2Processor, SamModel, SamProcessor
+
+from shared.errors import DataError
+from stage1_priors.config import ProposerConfig
+from stage1_priors.proposals import NO_PRIOR
+from stage1_priors.proposers import Prompts, Proposals
+
+CLASSES: dict[str, tuple[Any, Any]] = {"sam2": (Sam2Model, Sam2Processor), "sam": (SamModel, SamProcessor)}
+"""Model and processor by `proposer.kind`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedImage:
+    """What the mask decoder needs of an image."""
+
+    features: tuple[Tensor, ...]
+    """float32 [1, C, h, w] each, finest first; one for SAM, three for SAM 2."""
+    filled_hw: tuple[int, int]
+    """Height and width of the part of the model's square that the image fills, px."""
+    square_hw: tuple[int, int]
+    """Size of the square, px."""
+
+
+class SamProposer:
+    """Soft masks of prompt boxes."""
+
+    def __init__(self, config: ProposerConfig, folder: Path) -> None:
+        """Load model and processor from local files only, onto the GPU if there is one.
+
+        Raises:
+            DataError: The folder's weights do not cover the model.
+        """
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        self._config = config
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model_class, processor_class = CLASSES[config.kind]
+        self._processor: Any = processor_class.from_pretrained(folder, local_files_only=True)
+        model, info = model_class.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise DataError(
+                f"{folder}: the weights lack {len(missing)} tensors of {model_class.__name__}, first {missing[0]}"
+            )
+        self._model: Any = model.to(self._device).eval()
+        # A stream of its own, so that kernels can run beside those of an engine on the same GPU.
+        self._stream = torch.cuda.Stream() if self._device.type == "cuda" else None
+        if self._stream is not None:
+            torch.cuda.synchronize()
+        self._last: tuple[str, EncodedImage] | None = None
+
+    def propose(self, prompts: Prompts) -> Proposals:
+        """Soft masks and expected IoU of all rows; rows without a box or an image get `NO_PRIOR` and NaN."""
+        num, grid = len(prompts.box_norm_B4), self._config.grid
+        map_BGG = np.full((num, grid, grid), NO_PRIOR, np.uint8)
+        iou_B = np.full(num, np.nan, np.float32)
+        rows_of: dict[str, list[int]] = {}
+        for row in np.flatnonzero(np.isfinite(prompts.box_norm_B4).all(axis=1)):
+            if prompts.images_B[row] is not None:
+                rows_of.setdefault(prompts.names_B[row], []).append(int(row))
+        images = {name: prompts.images_B[rows[0]] for name, rows in rows_of.items()}
+        names = list(rows_of)
+        with torch.inference_mode(), self._on_own_stream():
+            for start in range(0, len(names), self._config.batch_images):
+                batch = names[start : start + self._config.batch_images]
+                encoded = self._encode_or_recall({name: images[name] for name in batch})
+                for name in batch:
+                    for first in range(0, len(rows_of[name]), self._config.batch_boxes):
+                        rows = rows_of[name][first : first + self._config.batch_boxes]
+                        prob_NGG, iou_N = self._decode(encoded[name], prompts.box_norm_B4[rows])
+                        map_BGG[rows] = np.rint(prob_NGG * 255).astype(np.uint8)
+                        iou_B[rows] = iou_N
+                self._last = (batch[-1], encoded[batch[-1]])
+        return Proposals(map_BGG=map_BGG, iou_B=iou_B)
+
+    def _on_own_stream(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _encode_or_recall(self, images: dict[str, Any]) -> dict[str, EncodedImage]:
+        """Features of some images by name; only those that are not at hand are encoded."""
+        found = {self._last[0]: self._last[1]} if self._last is not None and self._last[0] in images else {}
+        fresh = [name for name in images if name not in found]
+        if fresh:
+            found |= dict(zip(fresh, self.encode([images[name] for name in fresh]), strict=True))
+        return found
+
+    def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
+        """Encode images together.
+
+        Args:
+            images: Original images, RGB, any sizes.
+        """
+        inputs = self._processor(images=list(images), return_tensors="pt")
+        pixel_B3SS = inputs["pixel_values"].to(self._device)
+        square_hw = (int(pixel_B3SS.shape[-2]), int(pixel_B3SS.shape[-1]))
+        filled = inputs.get("reshaped_input_sizes")  # SAM alone: SAM 2 fills its square
+        filled_B2 = [square_hw] * len(images) if filled is None else [(int(h), int(w)) for h, w in filled]
+        with torch.autocast(
+            self._device.type, torch.bfloat16, enabled=self._config.dtype == "bfloat16", cache_enabled=False
+        ):
+            levels = self._model.get_image_embeddings(pixel_B3SS)
+        levels = list(levels) if isinstance(levels, list | tuple) else [levels]
+        return [
+            EncodedImage(
+                features=tuple(level[index : index + 1].float() for level in levels),
+                filled_hw=filled_B2[index],
+                square_hw=square_hw,
+            )
+            for index in range(len(images))
+        ]
+
+    def _decode(self, image: EncodedImage, box_norm_N4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Soft masks float32 [N, G, G] and expected IoU float32 [N] of boxes of one image."""
+        height, width = image.filled_hw
+        box_N4 = np.asarray(box_norm_N4, np.float64) * (width, height, width, height)
+        output = self._model(
+            image_embeddings=list(image.features) if self._config.kind == "sam2" else image.features[0],
+            input_boxes=torch.tensor(box_N4, dtype=torch.float32, device=self._device)[None],
+            multimask_output=self._config.multimask,
+        )
+        logit_NJMM, iou_NJ = output.pred_masks[0].float(), output.iou_scores[0].float()
+        best_N = iou_NJ.argmax(dim=1)
+        row_N = torch.arange(len(best_N), device=self._device)
+        prob_NMM = logit_NJMM[row_N, best_N].sigmoid()
+        sizes = zip(prob_NMM.shape[1:], image.filled_hw, image.square_hw, strict=True)
+        down_GM, across_GM = (
+            resampling(size, filled / square, self._config.grid).to(self._device)
+            for size, filled, square in sizes
+        )
+        prob_NGG = (down_GM @ prob_NMM @ across_GM.T).clamp(0, 1)
+        return prob_NGG.cpu().numpy(), iou_NJ[row_N, best_N].clamp(0, 1).cpu().numpy()
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model = self._processor = self._last = None
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def resampling(size: int, share: float, grid: int) -> Tensor:
+    """Weights that resample the first `share` of an axis to `grid` cells: float32 [G, size], rows sum to 1.
+
+    Bilinear with the pixel centres at (i + 0.5) / n on both sides; when shrinking, the triangle is as wide as a
+    grid cell, so that no sample is skipped.
+
+    Args:
+        size: Samples along the axis.
+        share: Part of the axis, from its beginning, that the grid covers; in (0, 1].
+        grid: Cells G.
+    """
+    extent = share * size
+    scale = max(extent / grid, 1.0)
+    centre_G1 = (torch.arange(grid, dtype=torch.float64)[:, None] + 0.5) * extent / grid
+    sample_S = torch.arange(size, dtype=torch.float64) + 0.5
+    weight_GS = (1 - (centre_G1 - sample_S).abs() / scale).clamp(min=0)
+    weight_GS *= sample_S - 0.5 < extent
+    return (weight_GS / weight_GS.sum(1, keepdim=True)).float()
