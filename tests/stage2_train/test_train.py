@@ -20,6 +20,7 @@ from shared.runlog import read_records
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
 from stage2_train.config import AlarmConfig, EmaConfig, L2lConfig, RuntimeConfig, TrainConfig
 from stage2_train.inputs import describe
+from stage2_train.methods import METHODS
 from stage2_train.monitor import CollapseAlarm, CollapseError
 from stage2_train.run_files import load_model, read_run_config
 from stage2_train.train import RESUBMIT_EXIT_CODE, train
@@ -317,7 +318,7 @@ def test_a_diverged_run_stops(mini_root: Path, tmp_path: Path) -> None:
 # --- other methods -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["supervised", "fixmatch", "mllm_blend"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "l2l"])
 def test_other_methods_run_and_resume(
     mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
