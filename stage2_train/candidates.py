@@ -79,16 +79,16 @@ def _rows_by_image(store: PriorStore) -> dict[int, list[int]]:
 
 def distinct_masks(soft_RGG: np.ndarray, same_iou: float) -> list[int]:
     """Indices of masks that are not empty and whose IoU with every earlier one kept is below `same_iou`."""
-    mask_RU = (soft_RGG >= HALF).reshape(len(soft_RGG), -1)
+    mask_RGG = soft_RGG >= HALF
     kept: list[int] = []
-    for index, mask_U in enumerate(mask_RU):
-        if mask_U.any() and all(_iou(mask_U, mask_RU[other]) < same_iou for other in kept):
+    for index, mask_GG in enumerate(mask_RGG):
+        if mask_GG.any() and all(_iou(mask_GG, mask_RGG[other]) < same_iou for other in kept):
             kept.append(index)
     return kept
 
 
-def _iou(a_U: np.ndarray, b_U: np.ndarray) -> float:
-    return float((a_U & b_U).sum() / (a_U | b_U).sum())
+def _iou(a_GG: np.ndarray, b_GG: np.ndarray) -> float:
+    return float((a_GG & b_GG).sum() / (a_GG | b_GG).sum())
 
 
 def _padded(mask_MGG: np.ndarray, num: int) -> np.ndarray:

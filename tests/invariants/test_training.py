@@ -152,6 +152,30 @@ def test_masks_of_unlabelled_samples_change_no_parameter(
     assert all(a["prior_iou"] != b["prior_iou"] for a, b in zip(*logs, strict=True))  # the masks did differ
 
 
+def test_weak_labels_are_all_that_a_mask_gives_omni_res(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other masks with the same boxes give the same network; other boxes do not."""
+    from stage2_train import inputs
+
+    config = plain_config(mini_root, "omni_res", steps=2, runtime=RuntimeConfig(tensorboard=False))
+    train(config, tmp_path / "honest", quiet=True)
+    honest = set(inputs.open_inputs(config).split.image_ids)
+    real: Callable[..., ReferDataset] = inputs.load_data
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "load_data", lambda data: LyingMasks(real(data), honest))
+        train(config, tmp_path / "lying", quiet=True)
+    corner = np.array([0.0, 0.0, 9.0, 9.0], dtype=np.float32)
+    monkeypatch.setattr(ReferDataset, "box_xyxy_px", lambda self, sample: corner)
+    train(config, tmp_path / "boxes", quiet=True)
+    one, two, other = (
+        load_weights(list_checkpoints(tmp_path / name / "checkpoints")[-1], "model")
+        for name in ("honest", "lying", "boxes")
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
 def test_a_batch_of_unlabelled_samples_has_no_place_for_a_mask(mini_root: Path) -> None:
     source = _source_of(mini_config(mini_root))
     names = {field.name for field in dataclasses.fields(UnlabelledPart)}

@@ -18,7 +18,14 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.runlog import read_records
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
-from stage2_train.config import AlarmConfig, EmaConfig, L2lConfig, RuntimeConfig, TrainConfig
+from stage2_train.config import (
+    TEACHER_METHODS,
+    AlarmConfig,
+    EmaConfig,
+    L2lConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
 from stage2_train.inputs import describe
 from stage2_train.methods import METHODS
 from stage2_train.monitor import CollapseAlarm, CollapseError
@@ -323,10 +330,14 @@ def test_other_methods_run_and_resume(
     mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     config = plain_config(mini_root, method, runtime=RUNTIME, steps=3)
+    if method in TEACHER_METHODS:  # interrupted in the first step after the burn-in
+        config = apply_overrides(config, ["loss.burn_in_steps=1"])
     train(config, tmp_path / "whole", quiet=True)
     stopped_after(config, tmp_path / "parts", 2, monkeypatch)
     train(config, tmp_path / "parts", quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    exported = load_file(tmp_path / "whole" / "model" / "model.safetensors")
+    assert equal(dict(load_model(tmp_path / "whole").state_dict()), exported)
 
 
 def test_supervised_needs_no_store(mini_root: Path, tmp_path: Path) -> None:
