@@ -170,7 +170,8 @@ class _Run:
                     ema=self.ema,
                     stop_requested=stop_requested,
                 )
-                self.alarm.check(step, result.loss, result.shares)
+                taught = step >= config.loss.burn_in_steps
+                self.alarm.check(step, result.loss, result.shares if taught else {})
                 self.step, self.seconds = step + 1, before + time.monotonic() - started
                 last = self.step == config.steps
                 if self.step % config.runtime.log_every == 0 or last:

@@ -316,6 +316,14 @@ def test_a_collapsed_run_stops_with_its_reason(mini_root: Path, tmp_path: Path) 
     assert not (tmp_path / "run" / "done.json").exists()
 
 
+def test_the_burn_in_cannot_collapse(mini_root: Path, tmp_path: Path) -> None:
+    """Pseudo-labels of its steps teach nobody; the one step after it is not two in a row."""
+    alarm = AlarmConfig(patience=2, grace_steps=0, min_foreground=0.98, max_foreground=1.0)
+    config = plain_config(mini_root, "fixmatch", alarm=alarm, runtime=RUNTIME, steps=4)
+    config = apply_overrides(config, ["loss.burn_in_steps=3"])
+    assert train(config, tmp_path / "run", quiet=True)["step"] == 4
+
+
 def test_a_diverged_run_stops(mini_root: Path, tmp_path: Path) -> None:
     config = apply_overrides(config_of(mini_root), ["optim.lr=1e30"])
     with pytest.raises(CollapseError, match="the loss is nan|the loss is inf"):
