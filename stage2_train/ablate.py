@@ -193,7 +193,7 @@ def run_grid(
 
 
 class _Pool:
-    """Runs cells, at most `jobs` at once, each in a session of its own: Ctrl-C reaches it as SIGTERM, from here."""
+    """Runs cells, at most `jobs` at once, each a process group of its own: Ctrl-C reaches it as SIGTERM, from here."""
 
     def __init__(self, jobs: int) -> None:
         self.jobs, self.stopped = jobs, False
