@@ -274,6 +274,41 @@ def evaluate(
 
 
 @app.command()
+def ablate(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="TOML file; grids/ holds examples.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the runs; default runs/<name of the file>.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
+    only: Annotated[
+        str, typer.Option(metavar="I/N", help="Take share I of N, from 0: for job arrays.")
+    ] = "0/1",
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train and score a grid of runs over one prior store, and print one table.
+
+    Run it again to go on: finished runs are skipped. Exit status 1 if a run of this share is not finished.
+    """
+    from stage2_train.ablate_grid import read_grid
+
+    cells, folder = read_grid(grid), out or Path("runs") / grid.stem
+    from stage2_train.ablate import describe_grid, parse_share, run_grid
+    from stage2_train.ablate_table import as_text
+
+    with _only_answers_on_stdout():
+        share = parse_share(only)
+        answer = (
+            describe_grid(cells, folder)
+            if dry_run
+            else run_grid(cells, folder, jobs=jobs, only=share, quiet=as_json)
+        )
+    _show(answer, as_json, _text_of_cells if dry_run else as_text)
+    if not dry_run and answer["own_unfinished"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def params(
     recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
     overrides: Set = None,
@@ -399,6 +434,18 @@ def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(f"{split:<7}{result['prior_note']}")
         if result["limit"]:
             lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
+    return "\n".join(lines)
+
+
+def _text_of_cells(plan: Mapping[str, Any]) -> str:
+    """A line per cell: its state, name and recipe with changes."""
+    store = plan["store"]["path"] if plan["store"] else "none needed"
+    lines = [f"out: {plan['out']}", f"store: {store}", f"reference: {plan['reference']}"]
+    for name, cell in plan["cells"].items():
+        changes = " ".join(f"--set {change}" for change in cell["changes"])
+        lines.append(f"{cell['state']:<12}{name}: {cell['recipe']} {changes}")
+        if cell["reason"]:
+            lines.append(f"{'':<12}{cell['reason']}")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """What one process reads for one micro-batch.
 
-Legend: B samples, H W model input, K candidate texts (the original first), T tokens.
+Legend: B samples, H W model input, K candidate texts (the original first), T tokens, M candidate masks.
 Invariant: the unlabelled part has no field that could hold a mask.
 """
 
@@ -52,6 +52,12 @@ class UnlabelledPart:
     field_uniform_B: torch.Tensor
     noise_B2: torch.Tensor
     """f32, standard normal: exploration noise of a policy."""
+    candidates_BMHW: torch.Tensor | None = None
+    """Bool: class-agnostic masks of things in the image, absent ones empty; None where the method reads none."""
+    box_B4: torch.Tensor | None = None
+    """f32 x0, y0, x1, y1 in [0,1] of the weak view, NaN where unknown: a weak label; None where none is read."""
+    point_B2: torch.Tensor | None = None
+    """f32 x, y in [0,1] of the weak view, NaN where unknown: a weak label; None where none is read."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Everything a training run is determined by, as one frozen tree.
 
-Parts that belong to one box of the method are defined beside it (`spm`, `rple`, `losses`, `methods/*`); this file holds
-the rest and puts them together. Two runs with equal configs on one machine type give equal weights.
+Parts that belong to one box of the method are defined beside it (`spm`, `rple`, `losses`), those of the systems it is
+compared with in `comparison_config`; this file holds the rest and puts them together. Two runs with equal configs on
+one machine type give equal weights.
 """
 
 from dataclasses import dataclass, field
@@ -9,6 +10,17 @@ from typing import Literal
 
 from shared.config import DataConfig
 from shared.errors import DataError
+from stage2_train.comparison_config import (
+    AugsegConfig,
+    BlendConfig,
+    CatmConfig,
+    CcvcConfig,
+    FixmatchConfig,
+    OmniResConfig,
+    ResmatchConfig,
+    SemiresConfig,
+    TscsQdwConfig,
+)
 from stage2_train.losses import CLASS_WEIGHTS, UnsupervisedLossConfig
 from stage2_train.optim import OptimConfig
 from stage2_train.rple.refine import RpleConfig
@@ -17,8 +29,23 @@ from stage2_train.spm import SpmConfig
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig
 
-METHOD_NAMES = ("supervised", "fixmatch", "mllm_blend", "l2l")
+METHOD_NAMES = (
+    "supervised",
+    "fixmatch",
+    "resmatch",
+    "semires",
+    "omni_res",
+    "tscs_qdw",
+    "augseg",
+    "ccvc",
+    "catm",
+    "mllm_blend",
+    "l2l",
+)
 """Names a config accepts; `stage2_train.methods.METHODS` maps them to code."""
+
+TEACHER_METHODS = ("semires", "omni_res", "tscs_qdw", "augseg")
+"""Methods that are defined by an averaged teacher: they need `ema.teacher`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,53 +59,17 @@ class SampleLossConfig:
     lambda_unlabelled: float = 1.0
     """Weight of the unlabelled loss (lambda_u)."""
     rampup_steps: int = 0
-    """Steps over which lambda_u rises linearly from 0 (the paper is silent: none)."""
+    """Steps over which lambda_u rises linearly from 0, after any burn-in (the paper is silent: none)."""
+    burn_in_steps: int = 0
+    """First steps with lambda_u = 0; after them a moving average of the weights starts, as a copy (the paper: none)."""
     unlabelled: UnsupervisedLossConfig = field(default_factory=UnsupervisedLossConfig)
     """Loss on pseudo-labels."""
 
     def __post_init__(self) -> None:
         """Check signs."""
-        if min(*self.class_weights, self.lambda_labelled, self.lambda_unlabelled, self.rampup_steps) < 0:
-            raise DataError(
-                "loss: class_weights, lambda_labelled, lambda_unlabelled, rampup_steps must not be negative"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FixmatchConfig:
-    """Confidence thresholding of the weak view."""
-
-    threshold: float = 0.7
-    """Least confidence max(Pw, 1 - Pw) of a selected pixel."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if not 0.5 <= self.threshold <= 1.0:
-            raise DataError(f"fixmatch.threshold is {self.threshold}, not in [0.5,1]")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BlendConfig:
-    """Linear blend of the weak view and the prior."""
-
-    prior_share: float = 0.5
-    """Share of P† in the target; the rest is Pw."""
-    target: Literal["threshold", "soft", "agree"] = "threshold"
-    """`threshold`: pixels of the blend beyond `threshold`; `soft`: the blend itself; `agree`: pixels where both maps
-    are confident, of samples whose agreement W exceeds `agreement`."""
-    threshold: float = 0.7
-    """Least confidence of a selected pixel."""
-    agreement: float = 0.7
-    """Least agreement W(Pw, P†) of a sample under `agree`."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if not 0.0 <= self.prior_share <= 1.0 or not 0.0 <= self.agreement <= 1.0:
-            raise DataError("blend.prior_share and blend.agreement must be in [0,1]")
-        if not 0.5 <= self.threshold <= 1.0:
-            raise DataError(f"blend.threshold is {self.threshold}, not in [0.5,1]")
-        if self.target not in ("threshold", "soft", "agree"):
-            raise DataError(f"blend.target is {self.target!r}, not threshold, soft or agree")
+        weights = (*self.class_weights, self.lambda_labelled, self.lambda_unlabelled)
+        if min(*weights, self.rampup_steps, self.burn_in_steps) < 0:
+            raise DataError("loss: class_weights, lambda_*, rampup_steps, burn_in_steps must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +227,20 @@ class TrainConfig:
     """Losses."""
     fixmatch: FixmatchConfig = field(default_factory=FixmatchConfig)
     """Of method `fixmatch`."""
+    resmatch: ResmatchConfig = field(default_factory=ResmatchConfig)
+    """Of method `resmatch`."""
+    semires: SemiresConfig = field(default_factory=SemiresConfig)
+    """Of method `semires`."""
+    omni_res: OmniResConfig = field(default_factory=OmniResConfig)
+    """Of method `omni_res`."""
+    tscs_qdw: TscsQdwConfig = field(default_factory=TscsQdwConfig)
+    """Of method `tscs_qdw`."""
+    augseg: AugsegConfig = field(default_factory=AugsegConfig)
+    """Of method `augseg`."""
+    ccvc: CcvcConfig = field(default_factory=CcvcConfig)
+    """Of method `ccvc`."""
+    catm: CatmConfig = field(default_factory=CatmConfig)
+    """Of method `catm`."""
     blend: BlendConfig = field(default_factory=BlendConfig)
     """Of method `mllm_blend`."""
     l2l: L2lConfig = field(default_factory=L2lConfig)
@@ -276,6 +281,21 @@ class TrainConfig:
             raise DataError(
                 "l2l.use_sesm needs a segmentor built with sesm; use a recipe with it or l2l.use_sesm=false"
             )
+        self._check_comparison()
+
+    def _check_comparison(self) -> None:
+        """What single methods ask of the rest."""
+        if self.method in TEACHER_METHODS and not self.ema.teacher:
+            raise DataError(f"method {self.method} needs a teacher: set ema.decay and ema.teacher=true")
+        if self.method == "ccvc" and not self.segmentor.second_branch:
+            raise DataError("method ccvc needs segmentor.second_branch=true")
+        if self.method == "augseg" and self.batch_labelled != self.batch_unlabelled:
+            raise DataError(
+                f"method augseg mixes each unlabelled sample with a labelled one: batch_labelled "
+                f"{self.batch_labelled} and batch_unlabelled {self.batch_unlabelled} must be equal"
+            )
+        if self.loss.burn_in_steps >= self.steps:
+            raise DataError(f"loss.burn_in_steps {self.loss.burn_in_steps} is not below steps {self.steps}")
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -288,6 +308,16 @@ class TrainConfig:
         return self.method == "mllm_blend" or (
             self.method == "l2l" and (self.l2l.use_spm or self.l2l.use_sesm)
         )
+
+    @property
+    def uses_candidates(self) -> bool:
+        """Whether candidate masks are read from the prior store."""
+        return self.method == "semires"
+
+    @property
+    def weak_label(self) -> Literal["", "box", "point"]:
+        """Kind of weak label read for the unlabelled samples; "" for none."""
+        return self.omni_res.weak_label if self.method == "omni_res" else ""
 
     @property
     def uses_field(self) -> bool:

@@ -33,6 +33,7 @@ from stage2_train.transforms import (
     resize_prior,
     strong_image,
 )
+from stage2_train.weak_labels import WeakLabels, mirror_weak_label
 
 Tokenise = Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]]
 """Texts -> (token ids int64 [B,T], token mask bool [B,T])."""
@@ -43,6 +44,14 @@ class PriorReader(Protocol):
 
     def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Soft masks u8 [B,G,G] and bool [B]: whether the row carries a usable proposal."""
+        ...
+
+
+class CandidateReader(Protocol):
+    """What training needs of a source of candidate masks."""
+
+    def read(self, samples: Sequence[Sample]) -> torch.Tensor:
+        """Soft masks u8 [B,M,G,G] of the samples' images; an absent one is all zero."""
         ...
 
 
@@ -162,8 +171,19 @@ class BatchSource:
         plan: BatchPlan,
         tokenise: Tokenise,
         prior: PriorReader | None,
+        candidates: CandidateReader | None = None,
+        weak_labels: WeakLabels | None = None,
     ) -> None:
         """Restrict `dataset` to the labelled masks before anything is read.
+
+        Args:
+            dataset: Images, and the masks of the labelled ones.
+            split: Which those are.
+            plan: What shapes the batches.
+            tokenise: The network's tokenizer.
+            prior: P† of every sample, where the method reads it.
+            candidates: Candidate masks of the unlabelled images, where the method reads them.
+            weak_labels: Boxes or points of the unlabelled objects, where the method reads them.
 
         Raises:
             DataError: Unlabelled samples are asked for and there are none.
@@ -173,6 +193,7 @@ class BatchSource:
                 "every train image is labelled: this method needs unlabelled ones; lower fraction"
             )
         self.split, self.plan, self.tokenise, self.prior = split, plan, tokenise, prior
+        self.candidates, self.weak_labels = candidates, weak_labels
         used = split.labelled + (split.unlabelled if plan.batch_unlabelled else ())
         self.reader = ResizedReader(
             dataset.without_masks(split.image_ids),
@@ -258,6 +279,8 @@ class BatchSource:
                     [self._rng(item, "exploration").standard_normal(2, dtype=np.float32) for item in draws]
                 )
             ),
+            candidates_BMHW=self._candidates(draws, flips),
+            **self._weak_labels(draws, flips),
         )
 
     def _weak(self, draws: list[Draw], flips: list[bool]) -> list[np.ndarray]:
@@ -274,6 +297,21 @@ class BatchSource:
         flip_B = torch.tensor(flips)
         prior_B1HW = torch.where(flip_B[:, None, None, None], prior_B1HW.flip(-1), prior_B1HW)
         return prior_B1HW, has_prior_B
+
+    def _candidates(self, draws: list[Draw], flips: list[bool]) -> torch.Tensor | None:
+        if self.candidates is None:
+            return None
+        soft_BMGG = self.candidates.read([item.sample for item in draws])
+        soft_NHW = resize_prior(soft_BMGG.flatten(0, 1), self.plan.height, self.plan.width)[:, 0]
+        mask_BMHW = soft_NHW.unflatten(0, soft_BMGG.shape[:2]) >= 0.5
+        return torch.where(torch.tensor(flips)[:, None, None, None], mask_BMHW.flip(-1), mask_BMHW)
+
+    def _weak_labels(self, draws: list[Draw], flips: list[bool]) -> dict[str, torch.Tensor]:
+        if self.weak_labels is None:
+            return {}
+        values = self.weak_labels.read([item.sample for item in draws])
+        name = {"box": "box_B4", "point": "point_B2"}[self.weak_labels.kind]
+        return {name: torch.where(torch.tensor(flips)[:, None], mirror_weak_label(values), values)}
 
 
 def _flipped(array: np.ndarray, flip: bool) -> np.ndarray:

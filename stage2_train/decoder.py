@@ -57,9 +57,17 @@ class TopDownDecoder(nn.Module):
         Returns:
             Logits [B, 2, u H_1, u W_1], u = `upscale`.
         """
+        return self.logit(self.hidden(maps))
+
+    def logit(self, hidden_BCHW: Tensor) -> Tensor:
+        """Logits of what `hidden` gave."""
+        return F.pixel_shuffle(self.classify(hidden_BCHW), self.upscale)
+
+    def hidden(self, maps: Sequence[Tensor]) -> Tensor:
+        """The map [B, width, H_1, W_1] that logits are read off; arguments as `forward`."""
         x_BCHW = maps[-1]
         for join, skip_BCHW in zip(self.joins, reversed(maps[:-1]), strict=True):
             if x_BCHW.shape[-2:] != skip_BCHW.shape[-2:]:
                 x_BCHW = F.interpolate(x_BCHW, size=skip_BCHW.shape[-2:], mode="bilinear", align_corners=True)
             x_BCHW = join(torch.cat((x_BCHW, skip_BCHW), dim=1))
-        return F.pixel_shuffle(self.classify(x_BCHW), self.upscale)
+        return x_BCHW

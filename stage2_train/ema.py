@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights; off in the paper, an option here.
+"""An exponential moving average of the weights; off in the paper, an option here and the teacher of other methods.
 
 Left out: bias correction by a running count other than the warm-up below. The average starts as a copy of the
 student and the student is never restored from it.
@@ -18,20 +18,21 @@ class Ema(Generic[ModuleT]):
 
     Attributes:
         module: The averaged module, in evaluation mode, without gradients.
-        num_updates: Updates so far.
+        num_updates: Updates so far, those of the burn-in included.
     """
 
-    def __init__(self, model: ModuleT, decay: float) -> None:
-        """Start as a copy of `model`; `decay` is in [0,1)."""
-        assert 0.0 <= decay < 1.0, decay
-        self.decay, self.num_updates = decay, 0
+    def __init__(self, model: ModuleT, decay: float, burn_in: int = 0) -> None:
+        """Start as a copy of `model` and stay one for the first `burn_in` updates; `decay` is in [0,1)."""
+        assert 0.0 <= decay < 1.0 and burn_in >= 0, (decay, burn_in)
+        self.decay, self.burn_in, self.num_updates = decay, burn_in, 0
         self.module: ModuleT = copy.deepcopy(model)
         self.module.eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """`ema = d ema + (1-d) model` with `d = min(decay, (1+n)/(10+n))`; buffers are copied."""
-        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        """`ema = d ema + (1-d) model` with `d = min(decay, (1+n)/(10+n))`, n since the burn-in; buffers are copied."""
+        averaged = self.num_updates - self.burn_in
+        decay = min(self.decay, (1 + averaged) / (10 + averaged)) if averaged >= 0 else 0.0
         for own, new in zip(self.module.parameters(), model.parameters(), strict=True):
             own.lerp_(new.detach(), 1.0 - decay)
         for own_buffer, new_buffer in zip(self.module.buffers(), model.buffers(), strict=True):

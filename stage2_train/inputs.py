@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from shared.config import config_to_dict
 from shared.errors import DataError
 from shared.refer import ReferringDataset
+from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
 from stage2_train.data import Split, load_data, make_split
 from stage2_train.params import count_parameters
 from stage2_train.prior_source import StorePriors, choose_store, open_priors
+from stage2_train.weak_labels import WeakLabels, collect_weak_labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +24,18 @@ class Inputs:
     """Its labelled and unlabelled part."""
     priors: StorePriors | None
     """The prior store, where the method needs one."""
+    candidates: StoreCandidates | None = None
+    """Candidate masks out of the prior store, where the method needs them."""
+    weak_labels: WeakLabels | None = None
+    """Boxes or points of the unlabelled objects, where the method is given them."""
 
     @property
     def store(self) -> dict[str, str] | None:
         """Path and fingerprint of the store."""
-        if self.priors is None:
+        reader = self.priors or self.candidates
+        if reader is None:
             return None
-        return {"path": str(self.priors.store.path), "fingerprint": self.priors.store.fingerprint}
+        return {"path": str(reader.store.path), "fingerprint": reader.store.fingerprint}
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
@@ -47,10 +54,15 @@ def open_inputs(config: TrainConfig) -> Inputs:
         raise DataError(
             f"val_split {config.val_split!r} is not one of {', '.join(dataset.splits)}; or set eval_every=0"
         )
-    priors = None
-    if config.uses_prior:
-        priors = open_priors(choose_store(config, dataset), config, dataset, dataset.samples("train"))
-    return Inputs(dataset=dataset, split=split, priors=priors)
+    priors, candidates, weak_labels = None, None, None
+    if config.uses_prior or config.uses_candidates:
+        opened = open_priors(choose_store(config, dataset), config, dataset, dataset.samples("train"))
+        priors = opened if config.uses_prior else None
+        candidates = StoreCandidates(opened.store, config.semires) if config.uses_candidates else None
+    if config.weak_label:
+        samples = [sample for ref in split.unlabelled for sample in ref]
+        weak_labels = collect_weak_labels(dataset, samples, config.weak_label, config.split_seed)
+    return Inputs(dataset=dataset, split=split, priors=priors, candidates=candidates, weak_labels=weak_labels)
 
 
 def describe(config: TrainConfig) -> str:

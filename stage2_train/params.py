@@ -7,7 +7,7 @@ from torch import nn
 
 from stage2_train.rple.policy import Actor, Critic
 from stage2_train.segmentor import ReferringSegmentor
-from stage2_train.segmentor_config import SegmentorConfig
+from stage2_train.segmentor_config import PARTS, SegmentorConfig
 
 
 def num_parameters(module: nn.Module | None) -> int:
@@ -22,8 +22,8 @@ def count_parameters(config: SegmentorConfig) -> dict[str, int]:
         config: The segmentor; its weight paths are ignored.
 
     Returns:
-        Counts under `vision`, `text`, `fusion`, `decoder`, `sesm`, their sum `segmentor`, and the labelling policy's
-        `actor` and `critic`, which are gone at inference.
+        Counts under each of `PARTS`, their sum `segmentor`, and the labelling policy's `actor` and `critic`, which are
+        gone at inference.
     """
     bare = dataclasses.replace(
         config,
@@ -34,9 +34,7 @@ def count_parameters(config: SegmentorConfig) -> dict[str, int]:
     with torch.device("meta"):
         model = ReferringSegmentor(bare)
         actor, critic = Actor(), Critic()
-    parts = {
-        name: num_parameters(getattr(model, name)) for name in ("vision", "text", "fusion", "decoder", "sesm")
-    }
+    parts = {name: num_parameters(getattr(model, name)) for name in PARTS}
     return {
         **parts,
         "segmentor": num_parameters(model),

@@ -16,7 +16,8 @@ from shared.store.reader import PriorStore
 from shared.types import STATUS_CODES, Sample
 from stage2_train.config import TrainConfig
 
-_HAS_PRIOR = np.array([code for status, code in STATUS_CODES.items() if status.has_prior], dtype=np.uint8)
+HAS_PRIOR = np.array([code for status, code in STATUS_CODES.items() if status.has_prior], dtype=np.uint8)
+"""Codes of `status` under which a row carries a proposal."""
 
 
 class StorePriors:
@@ -34,7 +35,7 @@ class StorePriors:
         """
         rows = self.store.rows_of(sample_ids)
         proposal_BGG = torch.from_numpy(self.store.batch("proposal", rows))
-        return proposal_BGG, torch.from_numpy(np.isin(self.store.batch("status", rows), _HAS_PRIOR))
+        return proposal_BGG, torch.from_numpy(np.isin(self.store.batch("status", rows), HAS_PRIOR))
 
     def holds(self, samples: Sequence[Sample]) -> bool:
         """Whether every sample has a row."""

@@ -1,5 +1,7 @@
 """Recipes of stage 2: functions returning a `TrainConfig`. `--set a.b=c` changes single fields.
 
+The systems L2L is compared with and the paper's ablations of it are changes to two base recipes: see `variants`.
+
 The embedded recipes share data, split, network, schedule and samples seen; only the method differs. The paper's
 recipes state its published numbers; nothing of that size has been run here.
 """
@@ -13,6 +15,7 @@ from stage2_train.config import AlarmConfig, L2lConfig, RuntimeConfig, TrainConf
 from stage2_train.optim import OptimConfig
 from stage2_train.segmentor_config import paper_config, tiny_config
 from stage2_train.text_augment import StrongTextConfig
+from stage2_train.variants import ABLATIONS, COMPARISONS, Change
 
 PAPER_BATCH = 16
 """Labelled, and as many unlabelled, samples per step: 4 GPUs with 4 each (that 4 is per GPU is our reading)."""
@@ -52,16 +55,6 @@ def embedded() -> TrainConfig:
 def supervised_embedded() -> TrainConfig:
     """The labelled 5% alone: the lower bound of `embedded` (`--set fraction=1` gives the upper one)."""
     return _plain(embedded(), method="supervised")
-
-
-def fixmatch_embedded() -> TrainConfig:
-    """FixMatch with the same views as `embedded`, no prior."""
-    return _plain(embedded(), method="fixmatch")
-
-
-def mllm_blend_embedded() -> TrainConfig:
-    """The linear blend of prior and prediction as target, with the same views as `embedded`."""
-    return _plain(embedded(), method="mllm_blend")
 
 
 def embedded_spm() -> TrainConfig:
@@ -119,15 +112,33 @@ def _plain(config: TrainConfig, *, method: str = "l2l", spm: bool = False, rple:
     )
 
 
+def _varied(base: Callable[[], TrainConfig], change: Change) -> Callable[[], TrainConfig]:
+    """The recipe that applies `change` to `base`, with the change's own documentation."""
+
+    def recipe() -> TrainConfig:
+        return change(base())
+
+    recipe.__doc__ = change.__doc__
+    return recipe
+
+
+def _variants(base: Callable[[], TrainConfig], name: str) -> dict[str, Callable[[], TrainConfig]]:
+    """`<method>-<name>` of every comparison system and `<name>-<ablation>` of every ablation of L2L."""
+    compared = {
+        f"{method}-{name}": _varied(lambda: _plain(base()), change) for method, change in COMPARISONS.items()
+    }
+    return compared | {f"{name}-{part}": _varied(base, change) for part, change in ABLATIONS.items()}
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "embedded": embedded,
     "supervised-embedded": supervised_embedded,
-    "fixmatch-embedded": fixmatch_embedded,
-    "mllm-blend-embedded": mllm_blend_embedded,
+    **_variants(embedded, "embedded"),
     "embedded-spm": embedded_spm,
     "embedded-spm-sesm": embedded_spm_sesm,
     "embedded-spm-rple": embedded_spm_rple,
     "paper": paper,
     "paper-baseline": paper_baseline,
+    **_variants(paper, "paper"),
 }
 """Recipe by the name the command line takes."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from shared.errors import DataError
 from stage2_train.backbone import SwinStages
+from stage2_train.branch import BranchMaps, SecondBranch
 from stage2_train.decoder import TopDownDecoder
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, NUM_STAGES, PARTS, SegmentorConfig
 from stage2_train.sesm import Sesm
@@ -58,6 +59,11 @@ class ReferringSegmentor(nn.Module):
                 for dim, operator in zip(dims, config.sesm.operators, strict=True)
             )
         self.decoder = TopDownDecoder(dims, config.decoder_width, config.decoder_norm, config.decoder_upscale)
+        self.branch: SecondBranch | None = None
+        if config.second_branch:
+            self.branch = SecondBranch(
+                dims, config.decoder_width, config.decoder_norm, config.decoder_upscale
+            )
 
     def forward(
         self,
@@ -85,8 +91,22 @@ class ReferringSegmentor(nn.Module):
             ValueError: A field for a network without structural enhancement.
         """
         maps = self.features(image_B3HW, token_ids_BT, token_mask_BT, field_B1HW, field_on_B)
-        logit_B2hw = self.decoder(maps.read)
-        return F.interpolate(logit_B2hw, size=image_B3HW.shape[-2:], mode="bilinear", align_corners=True)
+        return _at_input_size(self.decoder(maps.read), image_B3HW)
+
+    def both_branches(self, image_B3HW: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> BranchMaps:
+        """Logits and hidden maps of both decoders over one pass through the towers; arguments as `forward`.
+
+        The first branch is the network as it is used and evaluated.
+        """
+        assert self.branch is not None, "built without second_branch"
+        maps = self.features(image_B3HW, token_ids_BT, token_mask_BT)
+        first_BCHW, second_BCHW = self.decoder.hidden(maps.read), self.branch.decoder.hidden(maps.read)
+        return BranchMaps(
+            first_logit_B2HW=_at_input_size(self.decoder.logit(first_BCHW), image_B3HW),
+            second_logit_B2HW=_at_input_size(self.branch.decoder.logit(second_BCHW), image_B3HW),
+            first_BCHW=first_BCHW,
+            second_BCHW=self.branch.match(second_BCHW),
+        )
 
     def features(
         self,
@@ -129,6 +149,10 @@ class ReferringSegmentor(nn.Module):
     def text_embedding(self, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Tensor:
         """Mean word feature of each sentence [B, L], detached: for comparing sentences, not for training."""
         return mean_pool(self.text(token_ids_BT, token_mask_BT), token_mask_BT)
+
+
+def _at_input_size(logit_B2hw: Tensor, image_B3HW: Tensor) -> Tensor:
+    return F.interpolate(logit_B2hw, size=image_B3HW.shape[-2:], mode="bilinear", align_corners=True)
 
 
 def build_segmentor(config: SegmentorConfig) -> ReferringSegmentor:

@@ -17,7 +17,7 @@ EMBEDDED_FOLDER = Path(__file__).parent / "tiny" / "weights"
 
 NUM_STAGES = 4
 
-PARTS: tuple[str, ...] = ("vision", "text", "fusion", "decoder", "sesm")
+PARTS: tuple[str, ...] = ("vision", "text", "fusion", "decoder", "sesm", "branch")
 """Sub-modules of a segmentor, as named in its state dict and in `weight_parts`."""
 
 
@@ -144,6 +144,8 @@ class SegmentorConfig:
     sentence says to all pixels alike is lost."""
     sesm: SesmConfig | None = None
     """None leaves the module out altogether."""
+    second_branch: bool = False
+    """Build a second decoder beside the first, for training alone (method `ccvc`); towers and fusion are shared."""
     weights: str | None = None
     """A `.safetensors` file of this class, or `embedded`; None keeps what the towers' own `weights` gave."""
     weight_parts: tuple[str, ...] = field(default=("vision", "text", "fusion"))

@@ -132,7 +132,9 @@ class _Run:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model: ReferringSegmentor = model.to(accelerator.device)
         self.tokenise = Tokenizer(config.segmentor)
-        self.ema = Ema(self.model, config.ema.decay) if config.ema.decay else None
+        self.ema: Ema[ReferringSegmentor] | None = None
+        if config.ema.decay:
+            self.ema = Ema(self.model, config.ema.decay, config.loss.burn_in_steps)
         student = torch.compile(self.model) if config.compile else self.model
         teacher = self.ema.module if self.ema is not None and config.ema.teacher else None
         self.networks = Networks(student, teacher, config.weak_eval)
@@ -168,7 +170,8 @@ class _Run:
                     ema=self.ema,
                     stop_requested=stop_requested,
                 )
-                self.alarm.check(step, result.loss, result.shares)
+                taught = step >= config.loss.burn_in_steps
+                self.alarm.check(step, result.loss, result.shares if taught else {})
                 self.step, self.seconds = step + 1, before + time.monotonic() - started
                 last = self.step == config.steps
                 if self.step % config.runtime.log_every == 0 or last:
@@ -201,7 +204,16 @@ class _Run:
             strong=config.strong,
             text=config.text,
         )
-        return BatchSource(self.inputs.dataset, self.inputs.split, plan, self.tokenise, self.inputs.priors)
+        inputs = self.inputs
+        return BatchSource(
+            inputs.dataset,
+            inputs.split,
+            plan,
+            self.tokenise,
+            inputs.priors,
+            inputs.candidates,
+            inputs.weak_labels,
+        )
 
     def _figures(self, result: StepResult) -> dict[str, float]:
         """One line of the log: this step's figures over all processes."""

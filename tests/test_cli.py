@@ -65,7 +65,7 @@ def test_help_loads_no_torch_and_names_the_commands():
         [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "False"
-    for name in ("doctor", "data", "priors", "train", "eval", "params", "report"):
+    for name in ("doctor", "data", "priors", "train", "eval", "ablate", "params", "report"):
         assert name in done.stdout
 
 
@@ -276,3 +276,63 @@ def test_train_hands_everything_on(l2l, monkeypatch, tmp_path):
     }
     assert l2l("train", "embedded", "--set", "steps=9").out == "runs/embedded: 9 steps in 1 s\n"
     assert seen["resume"] is False
+
+
+GRID = """
+reference = "supervised"
+fractions = [0.5]
+seeds = [1, 2]
+set = ["data.root={root}", "cache_root={root}/none"]
+[methods]
+supervised = {{ recipe = "supervised-embedded" }}
+fixmatch = {{ recipe = "fixmatch-embedded" }}
+"""
+
+
+@pytest.fixture
+def grid(refshapes, tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(GRID.format(root=refshapes))
+    return path
+
+
+def test_ablate_dry_run_lists_the_cells(l2l, grid, tmp_path):
+    ran = l2l("ablate", grid, "--out", tmp_path / "out", "--dry-run", "--json")
+    assert ran.status == 0, ran.err
+    assert len(ran.json["cells"]) == 4 and ran.json["store"] is None
+    text = l2l("ablate", grid, "--dry-run").out
+    assert "out: runs/grid\n" in text and text.count("to do ") == 4 and "--set seed=2" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_ablate_refuses_with_one_line(l2l, grid, tmp_path):
+    for arguments in (("--only", "3/3"), ("--out", tmp_path, "--only", "x")):
+        ran = l2l("ablate", grid, *arguments)
+        assert ran.status == 2 and ran.out == "" and ran.err.count("\n") == 1 and "i/n" in ran.err
+    grid.write_text(grid.read_text().replace("seeds = [1, 2]", 'seeds = ["one"]'))
+    ran = l2l("ablate", grid)
+    assert ran.status == 2 and "seeds" in ran.err and str(grid) in ran.err
+
+
+def test_ablate_hands_everything_on_and_says_whether_its_share_is_done(l2l, monkeypatch, grid, tmp_path):
+    seen = []
+
+    def fake(cells, out, **rest):
+        seen.append((len(cells.cells), out, rest))
+        left = len(seen) - 1
+        return {
+            "rows": [],
+            "prior": {},
+            "counts": {"done": 4},
+            "unfinished": [],
+            "own_unfinished": left,
+            "reference": "r",
+        }
+
+    monkeypatch.setattr("stage2_train.ablate.run_grid", fake)
+    ran = l2l("ablate", grid, "--out", tmp_path / "o", "--jobs", "3", "--only", "1/4", "--json")
+    assert ran.status == 0 and ran.json["counts"] == {"done": 4}
+    assert seen[0] == (4, tmp_path / "o", {"jobs": 3, "only": (1, 4), "quiet": True})
+    ran = l2l("ablate", grid)
+    assert ran.status == 1 and "cells: 4 done" in ran.out
+    assert seen[1] == (4, Path("runs/grid"), {"jobs": 1, "only": (0, 1), "quiet": False})

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shared.types import Sample
 from stage2_train.backbone import normalise_image
 from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
+from stage2_train.branch import BranchMaps
 from stage2_train.config import TrainConfig
 from stage2_train.losses import IGNORE, supervised_loss, unsupervised_loss
 from stage2_train.text_augment import choose_candidate
@@ -80,6 +81,20 @@ class Networks:
         return self.student(
             normalise_image(image_BHW3), ids_BT, token_mask_BT, field_B1HW, field_on_B
         ).float()
+
+    def branches(self, image_BHW3: Tensor, ids_BT: Tensor, token_mask_BT: Tensor) -> BranchMaps:
+        """Both branches of the student with gradient; images are u8."""
+        return self.student.both_branches(normalise_image(image_BHW3), ids_BT, token_mask_BT)
+
+    @torch.no_grad()
+    def weak_branches(self, image_BHW3: Tensor, ids_BT: Tensor, token_mask_BT: Tensor) -> list[Tensor]:
+        """Pw of the student's two branches, f32 [B,1,H,W] each; otherwise as `weak_prob`."""
+        with _mode(self.student, training=self.student.training and not self.weak_eval):
+            maps = self.branches(image_BHW3, ids_BT, token_mask_BT)
+        return [
+            logit_B2HW.float().softmax(1)[:, 1:]
+            for logit_B2HW in (maps.first_logit_B2HW, maps.second_logit_B2HW)
+        ]
 
     @torch.no_grad()
     def strong_text(self, part: UnlabelledPart, similarity: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,10 +163,24 @@ class Method:
         assert not state, sorted(state)
 
     def unlabelled_weight(self, step: int) -> float:
-        """lambda_u at a step, ramped up linearly where configured."""
+        """lambda_u at a step: 0 during the burn-in, then ramped up linearly where configured."""
         loss = self.config.loss
-        ramp = min(1.0, (step + 1) / loss.rampup_steps) if loss.rampup_steps else 1.0
+        done = step + 1 - loss.burn_in_steps
+        if done <= 0:
+            return 0.0
+        ramp = min(1.0, done / loss.rampup_steps) if loss.rampup_steps else 1.0
         return loss.lambda_unlabelled * ramp
+
+    def student_pass(self, networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """One pass with gradient over labelled weak and unlabelled strong views, without a field.
+
+        Returns:
+            Labelled logits, strong logits, and the share of candidate texts that survived the filter.
+        """
+        assert batch.unlabelled is not None
+        ids_BT, token_mask_BT, survivors = networks.strong_text(batch.unlabelled, self.config.text.similarity)
+        logits = joint_logits(networks, batch.labelled, batch.unlabelled, (ids_BT, token_mask_BT))
+        return (*logits, survivors)
 
     def labelled_loss(self, logit_B2HW: Tensor, part: LabelledPart) -> tuple[Tensor, dict[str, Tensor]]:
         """Supervised loss of the labelled samples, unweighted by lambda_l."""
@@ -161,10 +190,30 @@ class Method:
         )
         return loss, {f"labelled_{name}": value for name, value in metrics.items()}
 
-    def pseudo_loss(self, logit_B2HW: Tensor, label_BHW: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of the strong view on hard pseudo-labels, unweighted by lambda_u."""
+    def pseudo_loss(
+        self,
+        logit_B2HW: Tensor,
+        label_BHW: Tensor,
+        pixel_weight_BHW: Tensor | None = None,
+        weight_B: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of the strong view on hard pseudo-labels, unweighted by lambda_u.
+
+        Args:
+            logit_B2HW: Strong view.
+            label_BHW: int64 in {0, 1, IGNORE}.
+            pixel_weight_BHW: Quality of each pixel's label, see `losses.unsupervised_loss`.
+            weight_B: Quality of each sample. The loss stays a mean over all samples.
+        """
         config = self.config.loss.unlabelled
-        return per_sample(lambda logit, label: unsupervised_loss(logit, label, config), logit_B2HW, label_BHW)
+        weights = () if pixel_weight_BHW is None else (pixel_weight_BHW,)
+        return per_sample(
+            lambda logit, label, *weight: unsupervised_loss(logit, label, config, *weight),
+            logit_B2HW,
+            label_BHW,
+            *weights,
+            weight_B=weight_B,
+        )
 
     def combine(
         self,
@@ -192,15 +241,21 @@ class Method:
 
 
 def per_sample(
-    loss: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]], logit_B2HW: Tensor, label_BHW: Tensor
+    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]], *tensors: Tensor, weight_B: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over samples of a loss that would otherwise normalise over the whole batch; metrics likewise."""
-    losses, metrics = zip(
-        *(loss(logit_B2HW[i : i + 1], label_BHW[i : i + 1]) for i in range(len(label_BHW))), strict=True
-    )
-    return torch.stack(losses).mean(), {
-        name: torch.stack([m[name] for m in metrics]).mean() for name in metrics[0]
-    }
+    """Mean over samples of a loss that would otherwise normalise over the whole batch; metrics likewise.
+
+    Args:
+        loss: Loss and metrics of one sample, given each tensor's row with its axis kept.
+        *tensors: [B, ...] each.
+        weight_B: Factor of each sample's loss; metrics are not weighted, and the mean is over all samples.
+    """
+    results = [loss(*(tensor[i : i + 1] for tensor in tensors)) for i in range(len(tensors[0]))]
+    loss_B = torch.stack([value for value, _ in results])
+    if weight_B is not None:
+        loss_B = loss_B * weight_B
+    names = results[0][1]
+    return loss_B.mean(), {name: torch.stack([m[name] for _, m in results]).mean() for name in names}
 
 
 def join_texts(*texts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -228,6 +283,32 @@ def joint_logits(
     logit_B2HW = networks.logit(image_BHW3, ids_BT, token_mask_BT, field_B1HW, field_on_B)
     num = len(labelled.samples)
     return logit_B2HW[:num], logit_B2HW[num:]
+
+
+def plain_pseudo(
+    part: UnlabelledPart, weak_B1HW: Tensor, label_BHW: Tensor, target_B1HW: Tensor | None = None
+) -> Pseudo:
+    """The record of a method that reads no prior; labels were cut from Pw unless a target is given."""
+    return Pseudo(
+        samples=part.samples,
+        flip_B=part.flip_B,
+        weak_B1HW=weak_B1HW,
+        prior_B1HW=None,
+        target_B1HW=weak_B1HW if target_B1HW is None else target_B1HW,
+        label_BHW=label_BHW,
+    )
+
+
+def mask_iou(a_BHW: Tensor, b_BHW: Tensor) -> Tensor:
+    """f32 [B]: IoU of boolean masks; two empty masks agree (1)."""
+    inter_B = (a_BHW & b_BHW).flatten(1).sum(1)
+    union_B = (a_BHW | b_BHW).flatten(1).sum(1)
+    return torch.where(union_B > 0, inter_B / union_B.clamp(min=1), 1.0)
+
+
+def foreground_prob(logit_B2HW: Tensor) -> Tensor:
+    """f32 [B,H,W]: the foreground probability of logits, detached."""
+    return logit_B2HW.detach().float().softmax(1)[:, 1]
 
 
 def confident_label(prob_B1HW: Tensor, threshold: float) -> Tensor:

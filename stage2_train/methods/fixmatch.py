@@ -7,10 +7,9 @@ from stage2_train.batch import Batch
 from stage2_train.methods.base import (
     Method,
     Networks,
-    Pseudo,
     StepOutput,
     confident_label,
-    joint_logits,
+    plain_pseudo,
     weak_text,
 )
 
@@ -24,20 +23,11 @@ class FixMatch(Method):
         assert part is not None
         weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
         label_BHW = confident_label(weak_B1HW, self.config.fixmatch.threshold)
-        ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
-        labelled_logit, strong_logit = joint_logits(networks, batch.labelled, part, (ids_BT, token_mask_BT))
-        pseudo = Pseudo(
-            samples=part.samples,
-            flip_B=part.flip_B,
-            weak_B1HW=weak_B1HW,
-            prior_B1HW=None,
-            target_B1HW=weak_B1HW,
-            label_BHW=label_BHW,
-        )
+        labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, batch.labelled),
             self.pseudo_loss(strong_logit, label_BHW),
-            pseudo,
+            plain_pseudo(part, weak_B1HW, label_BHW),
             text_survivors=survivors,
         )

@@ -93,7 +93,15 @@ def _last_batch(config: TrainConfig) -> Batch:
         strong=config.strong,
         text=config.text,
     )
-    source = BatchSource(inputs.dataset, inputs.split, plan, Tokenizer(config.segmentor), inputs.priors)
+    source = BatchSource(
+        inputs.dataset,
+        inputs.split,
+        plan,
+        Tokenizer(config.segmentor),
+        inputs.priors,
+        inputs.candidates,
+        inputs.weak_labels,
+    )
     return source(config.steps * config.accumulation - 1)
 
 

@@ -23,8 +23,9 @@ from tests.stage2_train.miniature import batch_of, mini_config, model_of, plain_
 
 def without_dropout(config: TrainConfig, root: Path) -> TrainConfig:
     has_sesm = config.segmentor.sesm is not None
+    bare = segmentor_config(root / "tokenizer", sesm=has_sesm, dropout=0.0)
     return dataclasses.replace(
-        config, segmentor=segmentor_config(root / "tokenizer", sesm=has_sesm, dropout=0.0)
+        config, segmentor=dataclasses.replace(bare, second_branch=config.segmentor.second_branch)
     )
 
 
@@ -35,16 +36,15 @@ def gradients(config: TrainConfig, batches: list[Batch]) -> dict[str, torch.Tens
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def configs(root: Path) -> list[TrainConfig]:
-    plain = [plain_config(root, name) for name in ("supervised", "fixmatch", "mllm_blend")]
-    return [without_dropout(config, root) for config in (*plain, mini_config(root))]
+def config_of(root: Path, method: str) -> TrainConfig:
+    return without_dropout(mini_config(root) if method == "l2l" else plain_config(root, method), root)
 
 
-@pytest.mark.parametrize("index", range(4), ids=["supervised", "fixmatch", "mllm_blend", "l2l"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("accumulation", [2, 4])
-def test_accumulating_micro_batches_equals_one_batch(mini_root: Path, index: int, accumulation: int) -> None:
+def test_accumulating_micro_batches_equals_one_batch(mini_root: Path, method: str, accumulation: int) -> None:
     """k micro-batches of b have the gradient of one batch of k*b, up to the order of float32 additions."""
-    whole = configs(mini_root)[index]
+    whole = config_of(mini_root, method)
     parts = dataclasses.replace(whole, accumulation=accumulation)
     one = gradients(whole, [batch_of(whole, 1)])
     many = gradients(parts, [batch_of(parts, accumulation + micro) for micro in range(accumulation)])
@@ -55,13 +55,11 @@ def test_accumulating_micro_batches_equals_one_batch(mini_root: Path, index: int
         assert float((one[name] - many[name]).abs().max()) <= 2e-4 * scale, name
 
 
-@pytest.mark.parametrize("method", ["fixmatch", "mllm_blend", "l2l"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "supervised"])
 def test_zero_unlabelled_weight_gives_no_gradient_from_unlabelled(mini_root: Path, method: str) -> None:
     """With lambda_u = 0 the unlabelled images and priors can be anything."""
-    base = mini_config(mini_root) if method == "l2l" else plain_config(mini_root, method)
-    config = without_dropout(
-        dataclasses.replace(base, loss=SampleLossConfig(lambda_unlabelled=0.0)), mini_root
-    )
+    base = config_of(mini_root, method)
+    config = dataclasses.replace(base, loss=SampleLossConfig(lambda_unlabelled=0.0))
     batch = batch_of(config)
     assert batch.unlabelled is not None
     noise = dataclasses.replace(
@@ -152,6 +150,30 @@ def test_masks_of_unlabelled_samples_change_no_parameter(
     logs = [read_records(tmp_path / n / "metrics.jsonl") for n in ("honest", "lying")]
     assert [r["loss"] for r in logs[0]] == [r["loss"] for r in logs[1]]
     assert all(a["prior_iou"] != b["prior_iou"] for a, b in zip(*logs, strict=True))  # the masks did differ
+
+
+def test_weak_labels_are_all_that_a_mask_gives_omni_res(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other masks with the same boxes give the same network; other boxes do not."""
+    from stage2_train import inputs
+
+    config = plain_config(mini_root, "omni_res", steps=2, runtime=RuntimeConfig(tensorboard=False))
+    train(config, tmp_path / "honest", quiet=True)
+    honest = set(inputs.open_inputs(config).split.image_ids)
+    real: Callable[..., ReferDataset] = inputs.load_data
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "load_data", lambda data: LyingMasks(real(data), honest))
+        train(config, tmp_path / "lying", quiet=True)
+    corner = np.array([0.0, 0.0, 9.0, 9.0], dtype=np.float32)
+    monkeypatch.setattr(ReferDataset, "box_xyxy_px", lambda self, sample: corner)
+    train(config, tmp_path / "boxes", quiet=True)
+    one, two, other = (
+        load_weights(list_checkpoints(tmp_path / name / "checkpoints")[-1], "model")
+        for name in ("honest", "lying", "boxes")
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
 
 
 def test_a_batch_of_unlabelled_samples_has_no_place_for_a_mask(mini_root: Path) -> None:

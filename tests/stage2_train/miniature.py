@@ -17,7 +17,16 @@ from shared.synth.expressions import VOCABULARY
 from shared.synth.refshapes import write_refshapes
 from shared.types import STATUS_CODES, AnswerStatus
 from stage2_train.batch import Batch
-from stage2_train.config import AlarmConfig, L2lConfig, RuntimeConfig, TrainConfig
+from stage2_train.config import (
+    TEACHER_METHODS,
+    AlarmConfig,
+    AugsegConfig,
+    EmaConfig,
+    L2lConfig,
+    OmniResConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
 from stage2_train.data import BatchPlan, BatchSource
 from stage2_train.inputs import open_inputs
 from stage2_train.optim import OptimConfig
@@ -142,15 +151,20 @@ def mini_config(root: Path, **changes: object) -> TrainConfig:
 
 
 def plain_config(root: Path, method: str, **changes: object) -> TrainConfig:
-    """`mini_config` for another method, without the structural enhancement."""
+    """`mini_config` for another method: no structural enhancement, and the teacher or branch the method needs.
+
+    Thresholds are low enough for an untrained network to teach itself something.
+    """
     config = mini_config(root)
-    return dataclasses.replace(
-        config,
-        method=method,
-        segmentor=dataclasses.replace(config.segmentor, sesm=None),
-        l2l=L2lConfig(use_spm=False, use_sesm=False, use_rple=False, band_px=0),
-        **changes,  # type: ignore[arg-type]
-    )
+    needs: dict[str, object] = {
+        "segmentor": dataclasses.replace(config.segmentor, sesm=None, second_branch=method == "ccvc"),
+        "l2l": L2lConfig(use_spm=False, use_sesm=False, use_rple=False, band_px=0),
+        "augseg": AugsegConfig(threshold=0.5),
+        "omni_res": OmniResConfig(foreground=0.5, background=0.5, min_fill=0.0),
+    }
+    if method in TEACHER_METHODS:
+        needs["ema"] = EmaConfig(decay=0.9, teacher=True)
+    return dataclasses.replace(config, method=method, **{**needs, **changes})  # type: ignore[arg-type]
 
 
 def write_all(root: Path, images: int = 16) -> Path:
@@ -183,7 +197,15 @@ def batch_of(config: TrainConfig, key: int = 0) -> Batch:
         strong=config.strong,
         text=config.text,
     )
-    return BatchSource(inputs.dataset, inputs.split, plan, Tokenizer(config.segmentor), inputs.priors)(key)
+    return BatchSource(
+        inputs.dataset,
+        inputs.split,
+        plan,
+        Tokenizer(config.segmentor),
+        inputs.priors,
+        inputs.candidates,
+        inputs.weak_labels,
+    )(key)
 
 
 def model_of(config: TrainConfig) -> ReferringSegmentor:

@@ -71,6 +71,24 @@ def test_paper_numbers() -> None:
         ("strong.operations=20", "not in 0.."),
         ("weak.flip_probability=-1", "not in"),
         ("l2l.nosuch=1", "no field"),
+        ("method=semires", "method semires needs a teacher"),
+        ("method=ccvc", "needs segmentor.second_branch"),
+        ("loss.burn_in_steps=500", "burn_in_steps 500 is not below steps 500"),
+        ("loss.burn_in_steps=-1", "must not be negative"),
+        ("resmatch.min_weight=2", "min_weight 2.0"),
+        ("resmatch.quality_power=-1", "must not be negative"),
+        ("semires.match=sam", "expected one of iom, cpi"),
+        ("semires.iou=0", "not in"),
+        ("semires.max_candidates=0", "at least 1"),
+        ("omni_res.weak_label=scribble", "expected one of box, point"),
+        ("omni_res.background=0.8", "background <= foreground"),
+        ("omni_res.min_fill=2", "not in"),
+        ("tscs_qdw.join_iou=2", "join_iou 2.0"),
+        ("augseg.threshold=0.1", "not in"),
+        ("augseg.min_area=0.9", "min_area <= max_area"),
+        ("ccvc.conflict_weight=-1", "must not be negative"),
+        ("catm.lowest=0.9", "lowest <= start"),
+        ("catm.momentum=1", "not in"),
     ],
 )
 def test_rejections_name_the_field(override: str, message: str) -> None:
@@ -102,6 +120,19 @@ def test_supervised_reads_neither_prior_nor_unlabelled(tmp_path: Path) -> None:
     config = plain_config(tmp_path, "supervised")
     assert not (config.uses_prior or config.uses_field or config.uses_unlabelled)
     assert plain_config(tmp_path, "mllm_blend").uses_prior
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_only_semires_reads_candidates_and_only_omni_res_weak_labels(tmp_path: Path, method: str) -> None:
+    config = mini_config(tmp_path) if method == "l2l" else plain_config(tmp_path, method)
+    assert config.uses_candidates == (method == "semires")
+    assert config.weak_label == ("box" if method == "omni_res" else "")
+    assert config.uses_prior == (method in ("l2l", "mllm_blend"))
+
+
+def test_augseg_pairs_samples(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="batch_labelled 2 and batch_unlabelled 4 must be equal"):
+        plain_config(tmp_path, "augseg", batch_labelled=2)
 
 
 def test_blend_rejects_an_unknown_target() -> None:

@@ -1,7 +1,11 @@
 """Parameter counts that the paper prints."""
 
+import dataclasses
+
+import pytest
+
 from stage2_train.params import count_parameters
-from stage2_train.segmentor_config import paper_config, tiny_config
+from stage2_train.segmentor_config import PARTS, SegmentorConfig, paper_config, tiny_config
 
 
 def test_paper_baseline_has_exactly_the_published_count() -> None:
@@ -25,7 +29,15 @@ def test_policy_has_exactly_the_published_count() -> None:
 
 
 def test_parts_add_up() -> None:
-    counts = count_parameters(tiny_config(sesm=True))
-    assert (
-        sum(counts[part] for part in ("vision", "text", "fusion", "decoder", "sesm")) == counts["segmentor"]
-    )
+    counts = count_parameters(dataclasses.replace(tiny_config(sesm=True), second_branch=True))
+    assert sum(counts[part] for part in PARTS) == counts["segmentor"] and counts["branch"] > 0
+
+
+@pytest.mark.parametrize("config", [tiny_config(), paper_config()], ids=["tiny", "paper"])
+def test_a_second_branch_is_a_decoder_and_a_linear_map(config: SegmentorConfig) -> None:
+    """It is there in training alone and costs less than a tenth of the network."""
+    one, two = (count_parameters(dataclasses.replace(config, second_branch=on)) for on in (False, True))
+    width = config.decoder_width
+    assert one["branch"] == 0 and two["branch"] == one["decoder"] + width * width + width
+    assert two["segmentor"] == one["segmentor"] + two["branch"]
+    assert two["branch"] < 0.12 * one["segmentor"]

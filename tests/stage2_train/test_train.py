@@ -18,8 +18,16 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.runlog import read_records
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
-from stage2_train.config import AlarmConfig, EmaConfig, L2lConfig, RuntimeConfig, TrainConfig
+from stage2_train.config import (
+    TEACHER_METHODS,
+    AlarmConfig,
+    EmaConfig,
+    L2lConfig,
+    RuntimeConfig,
+    TrainConfig,
+)
 from stage2_train.inputs import describe
+from stage2_train.methods import METHODS
 from stage2_train.monitor import CollapseAlarm, CollapseError
 from stage2_train.run_files import load_model, read_run_config
 from stage2_train.train import RESUBMIT_EXIT_CODE, train
@@ -308,6 +316,14 @@ def test_a_collapsed_run_stops_with_its_reason(mini_root: Path, tmp_path: Path) 
     assert not (tmp_path / "run" / "done.json").exists()
 
 
+def test_the_burn_in_cannot_collapse(mini_root: Path, tmp_path: Path) -> None:
+    """Pseudo-labels of its steps teach nobody; the one step after it is not two in a row."""
+    alarm = AlarmConfig(patience=2, grace_steps=0, min_foreground=0.98, max_foreground=1.0)
+    config = plain_config(mini_root, "fixmatch", alarm=alarm, runtime=RUNTIME, steps=4)
+    config = apply_overrides(config, ["loss.burn_in_steps=3"])
+    assert train(config, tmp_path / "run", quiet=True)["step"] == 4
+
+
 def test_a_diverged_run_stops(mini_root: Path, tmp_path: Path) -> None:
     config = apply_overrides(config_of(mini_root), ["optim.lr=1e30"])
     with pytest.raises(CollapseError, match="the loss is nan|the loss is inf"):
@@ -317,15 +333,19 @@ def test_a_diverged_run_stops(mini_root: Path, tmp_path: Path) -> None:
 # --- other methods -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["supervised", "fixmatch", "mllm_blend"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "l2l"])
 def test_other_methods_run_and_resume(
     mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     config = plain_config(mini_root, method, runtime=RUNTIME, steps=3)
+    if method in TEACHER_METHODS:  # interrupted in the first step after the burn-in
+        config = apply_overrides(config, ["loss.burn_in_steps=1"])
     train(config, tmp_path / "whole", quiet=True)
     stopped_after(config, tmp_path / "parts", 2, monkeypatch)
     train(config, tmp_path / "parts", quiet=True)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    exported = load_file(tmp_path / "whole" / "model" / "model.safetensors")
+    assert equal(dict(load_model(tmp_path / "whole").state_dict()), exported)
 
 
 def test_supervised_needs_no_store(mini_root: Path, tmp_path: Path) -> None:

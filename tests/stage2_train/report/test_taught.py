@@ -29,6 +29,14 @@ def test_the_last_batch_is_cut_into_taught_and_ignored_pixels(trained):
         assert item.target_HW[item.foreground_HW].all() and not item.target_HW[item.background_HW].any()
 
 
+@pytest.mark.parametrize("method", ["semires", "omni_res", "augseg", "ccvc", "catm"])
+def test_methods_that_read_or_keep_something_of_their_own_can_be_shown(mini_root, tmp_path, method):
+    train(plain_config(mini_root, method, steps=1), tmp_path / method, quiet=True)
+    items = taught_by(tmp_path / method, most=4)
+    assert len(items) == 4 and any((item.foreground_HW | item.background_HW).any() for item in items)
+    assert not any((item.foreground_HW & item.background_HW).any() for item in items)
+
+
 def test_the_supervised_method_has_nothing_to_show(mini_root, tmp_path):
     train(plain_config(mini_root, "supervised", steps=1), tmp_path / "s", quiet=True)
     assert taught_by(tmp_path / "s", most=3) == []

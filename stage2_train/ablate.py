@@ -1,0 +1,334 @@
+"""Runs a grid of trainings over one prior store and ends with one table.
+
+    OUT/<method>/fraction-<f>/seed-<s>/     a run folder as `train` leaves it, with its scores, and `cell.log`
+    OUT/table.json, table.csv, table.txt    written at the end of every call, over all cells of the grid
+
+Every cell is a process (`stage2_train.ablate_cell`): a crash is that cell's alone, and whatever ends this process ends
+them after a checkpoint. A second call skips what is done, goes on with what was interrupted and tries again what had
+failed. Several calls may share a grid, by `only` or simply at once: a cell has a lock.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from shared.errors import DataError
+from shared.runlog import ProgressBar
+from stage2_train.ablate_cell import BUSY
+from stage2_train.ablate_grid import Cell, Grid
+from stage2_train.ablate_table import (
+    as_text,
+    build_rows,
+    collect_scores,
+    prior_scores,
+    rows_as_csv,
+    rows_as_json,
+)
+from stage2_train.checkpoint import write_json
+from stage2_train.data import load_data
+from stage2_train.prior_source import choose_store, open_priors
+from stage2_train.run_files import read_json, require_same_run, run_record
+from stage2_train.train import RESUBMIT_EXIT_CODE
+
+LOG_FILE, FAILED_FILE = "cell.log", "failed.json"
+
+DONE, FAILED, PART, TODO, BUSY_STATE = "done", "failed", "interrupted", "to do", "busy"
+"""States of a cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a cell stands."""
+
+    state: str
+    """One of the states above."""
+    reason: str = ""
+    """Why it is not done; "" where there is nothing to say."""
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """`i/n` as (i, n) with 0 <= i < n.
+
+    Raises:
+        DataError: Anything else.
+    """
+    first, slash, second = text.partition("/")
+    if slash and first.isdecimal() and second.isdecimal() and int(first) < int(second):
+        return int(first), int(second)
+    raise DataError(f"only is {text!r}, not i/n with i from 0 to n - 1")
+
+
+def find_store(grid: Grid) -> dict[str, str] | None:
+    """Path and fingerprint of the one store that cells of this grid read; None if none reads any.
+
+    Raises:
+        DataError: No complete store for the grid's data, or several and none named.
+    """
+    readers = [cell.config for cell in grid.cells if cell.config.uses_prior or cell.config.uses_candidates]
+    if not readers:
+        return None
+    config, dataset = readers[0], load_data(readers[0].data)
+    path = choose_store(config, dataset)
+    store = open_priors(path, config, dataset, dataset.samples("train")).store
+    return {"path": str(path), "fingerprint": store.fingerprint}
+
+
+def state_of(cell: Cell, grid: Grid, out: Path, store: Mapping[str, str] | None) -> State:
+    """Where a cell stands, by the files of its folder."""
+    run = out / cell.name
+    if not (run / "config.json").is_file():
+        return _failure(run) or State(state=TODO)
+    reads = cell.config.uses_prior or cell.config.uses_candidates
+    try:
+        record = run_record(cell.config, cell.recipe, cell.changes, store if reads else None, 1)
+        require_same_run(run, record)
+    except DataError as error:
+        return State(state=FAILED, reason=str(error))
+    scored = all((run / "eval" / f"{split}.json").is_file() for split in grid.splits)
+    if (run / "done.json").is_file() and scored:
+        return State(state=DONE)
+    return _failure(run) or State(state=PART)
+
+
+def _failure(run: Path) -> State | None:
+    if not (run / FAILED_FILE).is_file():
+        return None
+    return State(state=FAILED, reason=str(read_json(run / FAILED_FILE).get("reason")))
+
+
+def describe_grid(grid: Grid, out: Path) -> dict[str, Any]:
+    """What `--dry-run` prints: every cell and its state; nothing is started or written."""
+    store = find_store(grid)
+    states = {cell.name: state_of(cell, grid, out, store) for cell in grid.cells}
+    return {
+        "grid": str(grid.path),
+        "out": str(out),
+        "store": store,
+        "reference": grid.reference,
+        "splits": list(grid.splits),
+        "cells": {
+            cell.name: {
+                "state": states[cell.name].state,
+                "reason": states[cell.name].reason,
+                "recipe": cell.recipe,
+                "changes": list(cell.changes),
+            }
+            for cell in grid.cells
+        },
+    }
+
+
+def command_of(cell: Cell, grid: Grid, out: Path, store: Mapping[str, str] | None) -> list[str]:
+    """The process of a cell; every cell is told the one store."""
+    changes = [*cell.changes, *([f"store={store['path']}"] if store else [])]
+    spec = {
+        "run": str(out / cell.name),
+        "recipe": cell.recipe,
+        "changes": changes,
+        "splits": list(grid.splits),
+    }
+    return [sys.executable, "-m", "stage2_train.ablate_cell", json.dumps(spec)]
+
+
+def run_grid(
+    grid: Grid,
+    out: Path,
+    *,
+    jobs: int = 1,
+    only: tuple[int, int] = (0, 1),
+    quiet: bool = False,
+    command: Callable[[Cell, Grid, Path, Mapping[str, str] | None], list[str]] = command_of,
+) -> dict[str, Any]:
+    """Run what is left of a grid, or a share of it, and write the table of all of it.
+
+    Args:
+        grid: The grid.
+        out: Its folder.
+        jobs: Cells that run at once.
+        only: (i, n): this call takes the cells whose number leaves i when divided by n.
+        quiet: No progress line.
+        command: The process of a cell.
+
+    Returns:
+        `rows`, `prior`, `counts` by state, `unfinished` cells with their reasons, `own_unfinished` (how many of this
+        call's share), `reference`, `store`, `out`.
+
+    Raises:
+        DataError: No store, or bad arguments.
+        SystemExit: Status `RESUBMIT_EXIT_CODE` after SIGTERM or SIGUSR1; cells have written checkpoints.
+    """
+    if jobs < 1:
+        raise DataError(f"jobs is {jobs}, below 1")
+    store = find_store(grid)
+    own = [cell for number, cell in enumerate(grid.cells) if number % only[1] == only[0]]
+    todo = [cell for cell in own if state_of(cell, grid, out, store).state != DONE]
+    busy: dict[str, State] = {}
+    bar = ProgressBar(len(own), "ablate", "cell", initial=len(own) - len(todo), quiet=quiet)
+    with _Pool(jobs) as pool, _signals(pool.stop), bar:
+        started = {pool.submit(command(cell, grid, out, store), out / cell.name): cell.name for cell in todo}
+        for future in as_completed(started):
+            state = future.result()
+            if state is not None and state.state == BUSY_STATE:
+                busy[started[future]] = state
+            bar.update()
+    answer = _summary(grid, out, store, busy, {cell.name for cell in own})
+    _write_table(out, answer)
+    if pool.stopped:
+        raise SystemExit(RESUBMIT_EXIT_CODE)
+    return answer
+
+
+class _Pool:
+    """Runs cells, at most `jobs` at once, each a process group of its own: Ctrl-C reaches it as SIGTERM, from here."""
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs, self.stopped = jobs, False
+        self._executor = ThreadPoolExecutor(jobs, thread_name_prefix="cell")
+        self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(jobs):
+            self._slots.put(slot)
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.RLock()  # a signal may arrive while this thread is in `stop`
+
+    def __enter__(self) -> "_Pool":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        if kind is not None:
+            self.stop()
+        self._executor.shutdown(cancel_futures=kind is not None)
+
+    def submit(self, command: Sequence[str], run: Path) -> Future[State | None]:
+        """A process for one cell; the result says what came of it if it is not done."""
+        return self._executor.submit(self._run, command, run)
+
+    def stop(self) -> None:
+        """Ask every running cell to write a checkpoint and end."""
+        self.stopped = True
+        with self._lock:
+            for process in self._running:
+                process.terminate()
+
+    def _run(self, command: Sequence[str], run: Path) -> State | None:
+        if self.stopped:
+            return State(state=TODO)
+        slot = self._slots.get()
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            with (run / LOG_FILE).open("ab") as log:
+                start = log.tell()
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=log, env=self._environment(slot), start_new_session=True
+                )
+                with self._lock:
+                    self._running.add(process)
+                if self.stopped:
+                    process.terminate()
+                status = process.wait()
+                with self._lock:
+                    self._running.discard(process)
+            return _outcome(run, status, start)
+        finally:
+            self._slots.put(slot)
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        """This package importable; with several jobs, a share of the threads and, of several GPUs, one each."""
+        root = str(Path(__file__).resolve().parents[1])
+        path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
+        environment = {**os.environ, "PYTHONPATH": path}
+        if self.jobs > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            devices = [name for name in visible if name] or [str(i) for i in range(torch.cuda.device_count())]
+            if len(devices) > 1:
+                environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
+        return environment
+
+
+@contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on SIGTERM and SIGUSR1; earlier handlers are put back. Outside the main thread nothing is caught."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _outcome(run: Path, status: int, start: int) -> State | None:
+    """Record how a cell's process ended; its own part of the log begins at byte `start`."""
+    if status == 0:
+        (run / FAILED_FILE).unlink(missing_ok=True)
+        return None
+    if status == BUSY:
+        return State(state=BUSY_STATE, reason="another process has it")
+    if status in (RESUBMIT_EXIT_CODE, -signal.SIGTERM):
+        return State(state=PART)
+    if status < 0:
+        reason = f"killed by {signal.Signals(-status).name}"
+    else:
+        lines = (run / LOG_FILE).read_bytes()[start:].decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        reason = said[-1].removeprefix("error: ") if said else f"exit status {status}"
+    write_json(run / FAILED_FILE, {"reason": reason, "exit_status": status})
+    return State(state=FAILED, reason=reason)
+
+
+def _summary(
+    grid: Grid, out: Path, store: Mapping[str, str] | None, busy: Mapping[str, State], own: set[str]
+) -> dict[str, Any]:
+    states = {
+        cell.name: found
+        if (found := state_of(cell, grid, out, store)).state == DONE
+        else busy.get(cell.name, found)
+        for cell in grid.cells
+    }
+    done = [cell for cell in grid.cells if states[cell.name].state == DONE]
+    scores = collect_scores(grid, out, done)
+    unfinished = [
+        {"cell": name, "state": state.state, "reason": state.reason or "run again to go on"}
+        for name, state in states.items()
+        if state.state != DONE
+    ]
+    return {
+        "grid": str(grid.path),
+        "out": str(out),
+        "store": store,
+        "reference": grid.reference,
+        "counts": dict(Counter(state.state for state in states.values())),
+        "own_unfinished": sum(cell["cell"] in own for cell in unfinished),
+        "unfinished": unfinished,
+        "prior": prior_scores(grid, scores),
+        "rows": rows_as_json(build_rows(grid, done, scores)),
+    }
+
+
+def _write_table(out: Path, answer: Mapping[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "table.json", answer)
+    for name, text in (("table.csv", rows_as_csv(answer["rows"])), ("table.txt", as_text(answer) + "\n")):
+        partial = out / f".{name}.writing"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(out / name)

@@ -1,0 +1,91 @@
+"""One cell of a grid, as a process of its own: train it or go on with it, then score it.
+
+    python -m stage2_train.ablate_cell '{"run": ..., "recipe": ..., "changes": [...], "splits": [...]}'
+
+The process holds a lock on the run's folder while it lives, so that a cell is never trained twice at once, and ends,
+after writing a checkpoint, when the process that started it is gone. It reads data and a finished prior store; no
+frozen model is loaded.
+
+Exit status: 0 done, 2 unusable input (`error: ...` on standard error), `BUSY` another process has the cell,
+`train.RESUBMIT_EXIT_CODE` interrupted; anything else is a crash.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from shared.config import apply_overrides
+from shared.errors import DataError
+from stage2_train.evaluate import evaluate_run
+from stage2_train.recipes import RECIPES
+from stage2_train.train import train
+
+BUSY = 3
+"""Exit status: the cell's lock is held by another process."""
+
+LOCK_FILE = ".lock"
+"""Name of the lock in a run's folder; the kernel frees it when its holder dies."""
+
+
+def run_cell(spec: dict[str, Any]) -> None:
+    """Train and score a cell as far as that has not been done.
+
+    Args:
+        spec: `run` (its folder), `recipe`, `changes` (as `--set`) and `splits` to score.
+
+    Raises:
+        DataError: Unusable inputs, a folder of another run, or a collapsed run.
+    """
+    run = Path(spec["run"])
+    config = apply_overrides(RECIPES[spec["recipe"]](), spec["changes"])
+    train(config, run, resume=True, recipe=spec["recipe"], overrides=spec["changes"], quiet=True)
+    for split in spec["splits"]:
+        if not (run / "eval" / f"{split}.json").is_file():
+            evaluate_run(run, split)
+
+
+def hold_lock(run: Path) -> int | None:
+    """Lock a run's folder for the life of this process; None if another process has it."""
+    run.mkdir(parents=True, exist_ok=True)
+    handle = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def end_with_parent(poll_s: float = 1.0) -> None:
+    """Send this process SIGTERM once the process that started it has died."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(poll_s)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def main() -> None:
+    """Run the cell that the only argument describes."""
+    spec = json.loads(sys.argv[1])
+    end_with_parent()
+    if hold_lock(Path(spec["run"])) is None:
+        sys.exit(BUSY)
+    try:
+        run_cell(spec)
+    except DataError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

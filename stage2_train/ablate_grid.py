@@ -1,0 +1,220 @@
+"""A grid of runs, read from a TOML file: methods x overrides x fractions x seeds over one data set and one prior store.
+
+    reference = "supervised"            # the method that differences are taken from
+    recipe = "embedded"                 # of methods that name none
+    fractions = [0.01, 0.05]
+    seeds = [22, 23, 24]
+    splits = ["val"]                    # scored in every cell; default val
+    set = ["steps=300"]                 # changes to every recipe, as `--set`
+
+    [methods.supervised]
+    recipe = "supervised-embedded"
+
+    [methods.l2l]
+
+    [methods.l2l-no-field]
+    set = ["l2l.use_sesm=false"]
+
+    [overrides.plain]                   # optional; every method is run under every one of them
+    [overrides.no-flip]
+    set = ["weak.flip_probability=0"]
+
+A cell's changes are those of the grid, of its method, of its override, then its fraction and seed.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.config import apply_overrides
+from shared.errors import DataError
+from stage2_train.config import TrainConfig
+from stage2_train.recipes import RECIPES
+
+_KEYS = {"reference", "recipe", "fractions", "seeds", "splits", "set", "methods", "overrides"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_OWN_AXES = {"fraction": "fractions", "seed": "seeds"}
+_SAME = ("data", "cache_root", "store", "split_seed", "image_ids_file")
+"""Fields that all cells must share: without them a difference would not be the method's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the grid."""
+
+    method: str
+    """Name of its method."""
+    override: str
+    """Name of its override; "" where the grid has none."""
+    fraction: float
+    """Share of the train images that carry masks."""
+    seed: int
+    """Seed of the run."""
+    recipe: str
+    """Recipe that is changed."""
+    changes: tuple[str, ...]
+    """All changes to it, in order."""
+    config: TrainConfig
+    """The result."""
+
+    @property
+    def arm(self) -> str:
+        """Method and override: what is compared."""
+        return f"{self.method}+{self.override}" if self.override else self.method
+
+    @property
+    def name(self) -> str:
+        """Folder of the run below the grid's."""
+        return f"{self.arm}/fraction-{self.fraction:g}/seed-{self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """All runs of a grid file."""
+
+    path: Path
+    """The file."""
+    reference: str
+    """Method that differences are taken from."""
+    splits: tuple[str, ...]
+    """Splits that every cell is scored on."""
+    cells: tuple[Cell, ...]
+    """The runs, seeds innermost."""
+
+
+def read_grid(path: Path) -> Grid:
+    """Read a grid file.
+
+    Raises:
+        DataError: An unreadable file, an unknown key, recipe or field, a value of the wrong type, a cell that is there
+            twice, or cells that differ in their data; one line names file, key and value.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as TOML: {error}") from error
+    _known(path, "", document, _KEYS)
+    methods = _tables(path, document, "methods", {"recipe", "set"})
+    if not methods:
+        raise DataError(f"{path}: has no [methods.NAME]")
+    overrides = _tables(path, document, "overrides", {"set"})
+    reference = _text(path, "reference", document.get("reference"))
+    if reference not in methods:
+        raise DataError(f"{path}: reference {reference!r} is none of the methods {', '.join(methods)}")
+    fractions = _list(path, "fractions", document.get("fractions"), float)
+    seeds = _list(path, "seeds", document.get("seeds"), int)
+    splits = _list(path, "splits", document.get("splits", ["val"]), str)
+    cells = tuple(
+        _cell(
+            path, document, (method, methods[method]), (override, overrides.get(override, {})), fraction, seed
+        )
+        for method in methods
+        for override in overrides or ("",)
+        for fraction in fractions
+        for seed in seeds
+    )
+    _require_one_comparison(path, cells)
+    return Grid(path=path, reference=reference, splits=tuple(splits), cells=cells)
+
+
+def _cell(
+    path: Path,
+    document: Mapping[str, Any],
+    method: tuple[str, Mapping[str, Any]],
+    override: tuple[str, Mapping[str, Any]],
+    fraction: float,
+    seed: int,
+) -> Cell:
+    where = f"methods.{method[0]}"
+    recipe = _text(path, f"{where}.recipe", method[1].get("recipe", document.get("recipe")))
+    if recipe not in RECIPES:
+        raise DataError(f"{path}: {where}: no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    changes = [
+        *_changes(path, "set", document.get("set", [])),
+        *_changes(path, f"{where}.set", method[1].get("set", [])),
+        *_changes(path, f"overrides.{override[0]}.set", override[1].get("set", [])),
+        f"fraction={fraction!r}",
+        f"seed={seed}",
+    ]
+    try:
+        config = apply_overrides(RECIPES[recipe](), changes)
+    except DataError as error:
+        raise DataError(f"{path}: {where}: {error}") from error
+    return Cell(
+        method=method[0],
+        override=override[0],
+        fraction=fraction,
+        seed=seed,
+        recipe=recipe,
+        changes=tuple(changes),
+        config=config,
+    )
+
+
+def _changes(path: Path, where: str, values: Any) -> list[str]:
+    found = _list(path, where, values, str, may_be_empty=True)
+    for change in found:
+        field = change.partition("=")[0].strip()
+        if field in _OWN_AXES:
+            raise DataError(f"{path}: {where}: {change!r} belongs under {_OWN_AXES[field]}")
+    return found
+
+
+def _require_one_comparison(path: Path, cells: tuple[Cell, ...]) -> None:
+    names: set[str] = set()
+    for cell in cells:
+        if cell.name in names:
+            raise DataError(f"{path}: cell {cell.name} is there twice")
+        names.add(cell.name)
+        for field in _SAME:
+            one, other = getattr(cells[0].config, field), getattr(cell.config, field)
+            if one != other:
+                raise DataError(
+                    f"{path}: cells {cells[0].name} and {cell.name} differ in {field} ({one} and {other}): "
+                    "they could not be compared"
+                )
+
+
+def _known(path: Path, where: str, table: Mapping[str, Any], keys: set[str]) -> None:
+    for key in table:
+        if key not in keys:
+            raise DataError(f"{path}: {where}{key}: no such key (there are {', '.join(sorted(keys))})")
+
+
+def _tables(
+    path: Path, document: Mapping[str, Any], key: str, keys: set[str]
+) -> dict[str, Mapping[str, Any]]:
+    """The sub-tables of `key`, checked."""
+    tables = document.get(key, {})
+    if not isinstance(tables, dict):
+        raise DataError(f"{path}: {key} is {tables!r}, not tables [{key}.NAME]")
+    for name, table in tables.items():
+        if not _NAME.fullmatch(name):
+            raise DataError(f"{path}: {key}: {name!r} cannot be part of a folder name")
+        if not isinstance(table, dict):
+            raise DataError(f"{path}: {key}.{name} is {table!r}, not a table")
+        _known(path, f"{key}.{name}.", table, keys)
+    return tables
+
+
+def _text(path: Path, key: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise DataError(f"{path}: {key} is {value!r}, not a name")
+    return value
+
+
+def _list(path: Path, key: str, values: Any, kind: type, *, may_be_empty: bool = False) -> list[Any]:
+    """A list of one type without repetition; whole numbers pass for floats."""
+    allowed = (int, float) if kind is float else (kind,)
+    fine = isinstance(values, list) and all(
+        isinstance(value, allowed) and not isinstance(value, bool) for value in values
+    )
+    if not fine or not (values or may_be_empty):
+        raise DataError(f"{path}: {key} is {values!r}, not a list of {kind.__name__} values")
+    found = [kind(value) for value in values]
+    if len(set(found)) != len(found):
+        raise DataError(f"{path}: {key} {values!r} holds a value twice")
+    return found

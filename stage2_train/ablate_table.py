@@ -1,0 +1,175 @@
+"""What a grid found, as one table: mean and spread over seeds, and differences from a reference with seeds paired.
+
+Every figure is a score of finished cells at a named size of image; nothing is filled in for cells that are missing.
+"""
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stage2_train.ablate_grid import Cell, Grid
+from stage2_train.run_files import read_json
+
+FRAMES = ("original", "model")
+METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One metric of one method at one share of labels on one split."""
+
+    arm: str
+    """Method, and override where the grid has any."""
+    fraction: float
+    """Share of labelled images."""
+    split: str
+    """Test split."""
+    frame: str
+    """Size of image the metric was measured at: `original` or `model`."""
+    metric: str
+    """For example `oiou`."""
+    seeds: tuple[int, ...]
+    """Seeds of the finished cells."""
+    values: tuple[float, ...]
+    """The metric, one per seed."""
+    mean: float
+    """Their mean."""
+    sd: float | None
+    """Their sample standard deviation (n - 1); None for a single seed."""
+    paired_seeds: tuple[int, ...]
+    """Seeds that the reference has finished, too; empty for the reference itself."""
+    difference: float | None
+    """Mean over those seeds of this arm's value minus the reference's."""
+    difference_sd: float | None
+    """Sample standard deviation of that difference; None for a single pair."""
+
+
+def collect_scores(grid: Grid, out: Path, done: Sequence[Cell]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The content of `eval/<split>.json` of every finished cell, by (cell name, split)."""
+    return {
+        (cell.name, split): read_json(out / cell.name / "eval" / f"{split}.json")
+        for cell in done
+        for split in grid.splits
+    }
+
+
+def build_rows(
+    grid: Grid, done: Sequence[Cell], scores: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> list[Row]:
+    """All rows: arms in the grid's order, then fractions, splits, frames, metrics."""
+    groups: dict[tuple[str, str, float], dict[int, Cell]] = {}
+    for cell in done:
+        groups.setdefault((cell.method, cell.override, cell.fraction), {})[cell.seed] = cell
+    rows = []
+    for (method, override, fraction), cells in groups.items():
+        partners = {} if method == grid.reference else groups.get((grid.reference, override, fraction), {})
+        for split in grid.splits:
+            for frame in FRAMES:
+                for metric in METRICS:
+                    own, other = (
+                        {seed: scores[cell.name, split][frame][metric] for seed, cell in which.items()}
+                        for which in (cells, partners)
+                    )
+                    arm = next(iter(cells.values())).arm
+                    rows.append(_row(arm, fraction, split, frame, metric, own, other))
+    return rows
+
+
+def _row(
+    arm: str,
+    fraction: float,
+    split: str,
+    frame: str,
+    metric: str,
+    own: Mapping[int, float],
+    other: Mapping[int, float],
+) -> Row:
+    paired = tuple(seed for seed in own if seed in other)
+    differences = [own[seed] - other[seed] for seed in paired]
+    return Row(
+        arm=arm,
+        fraction=fraction,
+        split=split,
+        frame=frame,
+        metric=metric,
+        seeds=tuple(own),
+        values=tuple(own.values()),
+        mean=statistics.fmean(own.values()),
+        sd=_sd(list(own.values())),
+        paired_seeds=paired,
+        difference=statistics.fmean(differences) if differences else None,
+        difference_sd=_sd(differences),
+    )
+
+
+def _sd(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def prior_scores(
+    grid: Grid, scores: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The frozen prior's own score on each split, from the first finished cell that has it."""
+    found: dict[str, dict[str, Any]] = {}
+    for (_, split), result in scores.items():
+        if result.get("prior"):
+            found.setdefault(split, result["prior"])
+    return found
+
+
+def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as plain dictionaries."""
+    return [asdict(row) for row in rows]
+
+
+def rows_as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """One line for each of `rows_as_json`; lists are joined by blanks, what is unknown is empty."""
+    text = io.StringIO()
+    names = list(Row.__dataclass_fields__)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {k: " ".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in row.items()}
+        )
+    return text.getvalue()
+
+
+def as_text(answer: Mapping[str, Any]) -> str:
+    """The table for people: oIoU and mIoU at the original size, then what is not finished and why.
+
+    Args:
+        answer: What `ablate.run_grid` returns.
+    """
+    width = max([len("frozen prior alone"), *(len(row["arm"]) for row in answer["rows"])])
+    head = f"{'split':<7}{'labels':>7}  {'method':<{width}}{'seeds':>6}"
+    lines = [head + "".join(f"{name:>9}{'sd':>8}{'diff':>9}{'sd':>8}" for name in ("oIoU", "mIoU"))]
+    shown = [row for row in answer["rows"] if row["frame"] == "original"]
+    for split, prior in answer["prior"].items():
+        cells = "".join(f"{prior['original'][metric]:>9.4f}{'':>25}" for metric in ("oiou", "miou"))
+        lines.append(f"{split:<7}{'':>7}  {'frozen prior alone':<{width}}{'':>6}{cells}".rstrip())
+    for row in (row for row in shown if row["metric"] == "oiou"):
+        same = ("arm", "fraction", "split")
+        partner = next(
+            other for other in shown if other["metric"] == "miou" and all(other[k] == row[k] for k in same)
+        )
+        figures = "".join(
+            f"{one['mean']:>9.4f}{_optional(one['sd']):>8}{_optional(one['difference'], '+'):>9}"
+            f"{_optional(one['difference_sd']):>8}"
+            for one in (row, partner)
+        )
+        lines.append(
+            f"{row['split']:<7}{row['fraction']:>7.2%}  {row['arm']:<{width}}{len(row['seeds']):>6}{figures}".rstrip()
+        )
+    counts = ", ".join(f"{number} {state}" for state, number in answer["counts"].items())
+    lines += ["", f"cells: {counts}; diff is against {answer['reference']!r}, seeds paired; original size"]
+    lines += [f"{cell['cell']}: {cell['state']}: {cell['reason']}" for cell in answer["unfinished"]]
+    return "\n".join(lines)
+
+
+def _optional(value: float | None, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.4f}"

@@ -1,0 +1,87 @@
+"""CCVC (Wang et al., CVPR 2023): two branches teach each other and are kept from becoming one.
+
+The branches are two decoders over shared towers (`stage2_train.branch`, which says why). With p_i the weak-view
+probability of branch i and y_i = (p_i >= 0.5):
+
+    consistency   branch i is taught every pixel of y_j (j the other) on the strong view; a pixel weighs
+                  `conflict_weight` where y_1 != y_2 and branch j is sure of it (max(p_j, 1 - p_j) >=
+                  `conflict_confidence`), and 1 elsewhere
+    discrepancy   1 + mean cosine of the branches' hidden maps (the second's through a linear map), on labelled weak and
+                  unlabelled strong views
+    loss          lambda_l mean_i supervised_i + lambda_u (mean_i consistency_i + `discrepancy` * discrepancy)
+
+Halving the sums over branches (OURS) keeps each loss at the size of the other methods'. The first branch is evaluated.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stage2_train.batch import Batch
+from stage2_train.config import CcvcConfig
+from stage2_train.methods.base import (
+    Method,
+    Networks,
+    StepOutput,
+    join_texts,
+    plain_pseudo,
+    weak_text,
+)
+
+
+class Ccvc(Method):
+    """Conflict-based cross-view consistency."""
+
+    def loss(self, networks: Networks, batch: Batch) -> StepOutput:
+        """See `Method.loss`."""
+        part, labelled, config = batch.unlabelled, batch.labelled, self.config.ccvc
+        assert part is not None
+        weak = networks.weak_branches(part.weak_BHW3, *weak_text(part))
+        ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
+        text = join_texts((labelled.ids_BT, labelled.token_mask_BT), (ids_BT, token_mask_BT))
+        maps = networks.branches(torch.cat((labelled.image_BHW3, part.strong_BHW3)), *text)
+        num = len(labelled.samples)
+        labels, weights = zip(
+            *(taught(weak[1 - branch], weak[branch], config) for branch in (0, 1)), strict=True
+        )
+        logits = (maps.first_logit_B2HW.float(), maps.second_logit_B2HW.float())
+        supervised = [self.labelled_loss(logit[:num], labelled) for logit in logits]
+        consistent = [
+            self.pseudo_loss(logit[num:], label_BHW, weight_BHW)
+            for logit, label_BHW, weight_BHW in zip(logits, labels, weights, strict=True)
+        ]
+        apart_B = discrepancy(maps.first_BCHW.float(), maps.second_BCHW.float())
+        apart = 0.5 * (apart_B[:num].mean() + apart_B[num:].mean())
+        unlabelled = 0.5 * (consistent[0][0] + consistent[1][0]) + config.discrepancy * apart
+        return self.combine(
+            batch,
+            (0.5 * (supervised[0][0] + supervised[1][0]), supervised[0][1]),
+            (unlabelled, consistent[0][1]),
+            plain_pseudo(part, weak[0], labels[0], weak[1]),
+            text_survivors=survivors,
+            discrepancy=apart.detach(),
+            conflict=((weak[0] >= 0.5) != (weak[1] >= 0.5)).float().mean(),
+        )
+
+
+def taught(teacher_B1HW: Tensor, own_B1HW: Tensor, config: CcvcConfig) -> tuple[Tensor, Tensor]:
+    """What one branch learns from the other.
+
+    Args:
+        teacher_B1HW: Weak-view probability of the other branch.
+        own_B1HW: That of the branch itself.
+        config: Confidence and weight of a conflict.
+
+    Returns:
+        int64 labels [B,H,W] in {0,1} and f32 weights [B,H,W].
+    """
+    teacher_BHW, own_BHW = teacher_B1HW[:, 0], own_B1HW[:, 0]
+    label_BHW = teacher_BHW >= 0.5
+    sure_BHW = torch.maximum(teacher_BHW, 1.0 - teacher_BHW) >= config.conflict_confidence
+    conflict_BHW = (label_BHW != (own_BHW >= 0.5)) & sure_BHW
+    return label_BHW.long(), torch.where(conflict_BHW, config.conflict_weight, 1.0)
+
+
+def discrepancy(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
+    """1 + cosine of two maps over their channels, mean over pixels: [B] in [0, 2], least where they are opposed."""
+    return 1.0 + F.cosine_similarity(first_BCHW, second_BCHW, dim=1).flatten(1).mean(1)

@@ -1,0 +1,121 @@
+"""Omni-RES: a teacher's mask corrected by a weak label, a box or a point, of each unlabelled sample.
+
+The teacher is the moving average (`ema`). With p = Pw of the teacher:
+
+    foreground  p > `foreground`;  background  `background_floor` < p < `background`;  the rest is ignored
+    box         what lies outside is background; a sample whose foreground fills less than `min_fill` of it is dropped
+    point       only the connected foreground that holds the point stays; foreground elsewhere becomes background, and
+                a sample without foreground at the point is dropped
+
+A sample without a weak label (an empty annotation) is dropped. Connection is over the 8 neighbours of a pixel.
+
+The method sees more than its rivals: one box or point for every unlabelled object. It never sees their masks
+(`stage2_train.weak_labels`). In a comparison that has to be said.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stage2_train.batch import Batch, UnlabelledPart
+from stage2_train.config import OmniResConfig
+from stage2_train.losses import IGNORE
+from stage2_train.methods.base import Method, Networks, StepOutput, plain_pseudo, weak_text
+
+_GROWTHS_PER_LOOK = 16
+"""Dilations between two looks at whether anything still grows: a look waits for the device."""
+
+
+class OmniRes(Method):
+    """Weak labels by `omni_res.weak_label`."""
+
+    def loss(self, networks: Networks, batch: Batch) -> StepOutput:
+        """See `Method.loss`."""
+        part = batch.unlabelled
+        assert part is not None
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        label_BHW, kept_B = corrected(weak_B1HW[:, 0], part, self.config.omni_res)
+        labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
+        return self.combine(
+            batch,
+            self.labelled_loss(labelled_logit, batch.labelled),
+            self.pseudo_loss(strong_logit, label_BHW),
+            plain_pseudo(part, weak_B1HW, label_BHW),
+            text_survivors=survivors,
+            kept=kept_B.float().mean(),
+        )
+
+
+def corrected(prob_BHW: Tensor, part: UnlabelledPart, config: OmniResConfig) -> tuple[Tensor, Tensor]:
+    """Labels int64 [B,H,W] in {0, 1, IGNORE} of samples with their weak labels, and bool [B]: not dropped."""
+    label_BHW = band_label(prob_BHW, config)
+    if config.weak_label == "box":
+        assert part.box_B4 is not None
+        label_BHW, kept_B = by_box(label_BHW, part.box_B4, config.min_fill)
+    else:
+        assert part.point_B2 is not None
+        label_BHW, kept_B = by_point(label_BHW, part.point_B2)
+    return torch.where(kept_B[:, None, None], label_BHW, IGNORE), kept_B
+
+
+def band_label(prob_BHW: Tensor, config: OmniResConfig) -> Tensor:
+    """Labels before any correction."""
+    label_BHW = torch.full(prob_BHW.shape, IGNORE, dtype=torch.int64, device=prob_BHW.device)
+    label_BHW[(prob_BHW > config.background_floor) & (prob_BHW < config.background)] = 0
+    label_BHW[prob_BHW > config.foreground] = 1
+    return label_BHW
+
+
+def by_box(label_BHW: Tensor, box_B4: Tensor, min_fill: float) -> tuple[Tensor, Tensor]:
+    """Background outside the box, and whether the foreground inside fills enough of it.
+
+    Args:
+        label_BHW: int64 in {0, 1, IGNORE}.
+        box_B4: x0, y0, x1, y1 in [0,1]; NaN where unknown. A pixel is inside if its centre is.
+        min_fill: Least share of the box's pixels that are foreground.
+    """
+    x_W, y_H = (_centres(size, label_BHW.device) for size in (label_BHW.shape[2], label_BHW.shape[1]))
+    x0_B1, y0_B1, x1_B1, y1_B1 = box_B4.split(1, dim=1)
+    inside_BW = (x_W >= x0_B1) & (x_W < x1_B1)
+    inside_BH = (y_H >= y0_B1) & (y_H < y1_B1)
+    inside_BHW = inside_BH[:, :, None] & inside_BW[:, None, :]
+    label_BHW = torch.where(inside_BHW, label_BHW, 0)
+    area_B = inside_BHW.flatten(1).sum(1)
+    fill_B = (label_BHW == 1).flatten(1).sum(1) / area_B.clamp(min=1)
+    return label_BHW, (fill_B >= min_fill) & (area_B > 0)
+
+
+def by_point(label_BHW: Tensor, point_B2: Tensor) -> tuple[Tensor, Tensor]:
+    """Only the foreground connected with the point stays foreground; False where there is none.
+
+    Args:
+        label_BHW: int64 in {0, 1, IGNORE}.
+        point_B2: x, y in [0,1]; NaN where unknown.
+    """
+    height, width = label_BHW.shape[1:]
+    known_B = point_B2.isfinite().all(1)
+    safe_B2 = torch.where(known_B[:, None], point_B2, 0.0)
+    column_B = (safe_B2[:, 0] * width).long().clamp(0, width - 1)
+    row_B = (safe_B2[:, 1] * height).long().clamp(0, height - 1)
+    foreground_BHW = label_BHW == 1
+    seed_BHW = torch.zeros_like(foreground_BHW)
+    seed_BHW[torch.arange(len(row_B), device=row_B.device), row_B, column_B] = known_B
+    object_BHW = connected(seed_BHW, foreground_BHW)
+    label_BHW = torch.where(foreground_BHW & ~object_BHW, 0, label_BHW)
+    return label_BHW, object_BHW.flatten(1).any(1)
+
+
+def connected(seed_BHW: Tensor, mask_BHW: Tensor) -> Tensor:
+    """Bool [B,H,W]: pixels of the mask that a path inside it joins to a seed pixel (8 neighbours)."""
+    mask_B1HW = mask_BHW[:, None].float()
+    grown_B1HW = seed_BHW[:, None].float() * mask_B1HW
+    while True:
+        before_B1HW = grown_B1HW
+        for _ in range(_GROWTHS_PER_LOOK):
+            grown_B1HW = F.max_pool2d(grown_B1HW, 3, stride=1, padding=1) * mask_B1HW
+        if torch.equal(grown_B1HW, before_B1HW):
+            return grown_B1HW[:, 0] > 0
+
+
+def _centres(size: int, device: torch.device) -> Tensor:
+    return (torch.arange(size, device=device) + 0.5) / size

@@ -1,0 +1,165 @@
+"""Changes to a base recipe: the systems L2L is compared with, and the paper's ablations of L2L.
+
+`recipes` applies each of them at the embedded and at the paper's size. Data, split, views, schedule and samples seen
+stay those of the base, so that two recipes differ in the method alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from stage2_train.config import EmaConfig, TrainConfig
+from stage2_train.segmentor_config import SesmConfig
+
+Change = Callable[[TrainConfig], TrainConfig]
+"""A recipe as a change of another; its docstring says what it stands for."""
+
+TEACHER = EmaConfig(decay=0.9996, teacher=True)
+"""The averaged teacher of SemiRES, Omni-RES and (ours) 3DResT; evaluated and exported like every average."""
+
+BURN_IN_SHARE = 0.1
+"""Share of the steps that SemiRES and Omni-RES train on labelled samples alone (ours)."""
+
+
+# ---- comparison systems: the base is L2L's recipe without the structural enhancement ---------------------------------
+
+
+def fixmatch(base: TrainConfig) -> TrainConfig:
+    """FixMatch with the views of L2L, no prior ("Baseline w/o MLLM")."""
+    return dataclasses.replace(base, method="fixmatch")
+
+
+def resmatch(base: TrainConfig) -> TrainConfig:
+    """RESMatch: FixMatch weighted by pseudo-label quality and strong-weak agreement."""
+    return dataclasses.replace(base, method="resmatch")
+
+
+def semires(base: TrainConfig) -> TrainConfig:
+    """SemiRES with IoU-based optimal matching, an averaged teacher and burn-in."""
+    unlabelled = dataclasses.replace(base.loss.unlabelled, class_weights=(0.9, 1.1))
+    loss = dataclasses.replace(base.loss, unlabelled=unlabelled, burn_in_steps=_burn_in(base))
+    return dataclasses.replace(base, method="semires", ema=TEACHER, loss=loss)
+
+
+def semires_cpi(base: TrainConfig) -> TrainConfig:
+    """SemiRES with composite parts integration."""
+    return _set(semires(base), "semires", match="cpi")
+
+
+def omni_res_box(base: TrainConfig) -> TrainConfig:
+    """Omni-RES with a box for every unlabelled object: more supervision than its rivals have."""
+    return dataclasses.replace(
+        base,
+        method="omni_res",
+        ema=TEACHER,
+        loss=dataclasses.replace(base.loss, burn_in_steps=_burn_in(base)),
+    )
+
+
+def omni_res_point(base: TrainConfig) -> TrainConfig:
+    """Omni-RES with a point for every unlabelled object: more supervision than its rivals have."""
+    return _set(omni_res_box(base), "omni_res", weak_label="point")
+
+
+def tscs_qdw(base: TrainConfig) -> TrainConfig:
+    """3DResT's sampling by teacher-student consistency and quality-driven weighting."""
+    return dataclasses.replace(base, method="tscs_qdw", ema=TEACHER)
+
+
+def augseg(base: TrainConfig) -> TrainConfig:
+    """AugSeg: labelled regions pasted into unlabelled images the teacher is unsure of."""
+    return dataclasses.replace(base, method="augseg", ema=EmaConfig(decay=0.999, teacher=True))
+
+
+def ccvc(base: TrainConfig) -> TrainConfig:
+    """CCVC: two decoders that teach each other and are kept apart."""
+    segmentor = dataclasses.replace(base.segmentor, second_branch=True)
+    return dataclasses.replace(base, method="ccvc", segmentor=segmentor)
+
+
+def catm(base: TrainConfig) -> TrainConfig:
+    """FixMatch with class-adaptive thresholds."""
+    return dataclasses.replace(base, method="catm")
+
+
+def mllm_blend(base: TrainConfig) -> TrainConfig:
+    """The linear blend of prior and prediction as target ("Baseline w/ MLLM")."""
+    return dataclasses.replace(base, method="mllm_blend")
+
+
+def agreement_filter(base: TrainConfig) -> TrainConfig:
+    """Pixels on which prior and prediction agree, of samples whose maps agree as a whole."""
+    return _set(mllm_blend(base), "blend", target="agree")
+
+
+def _blend(percent: int) -> Change:
+    def change(base: TrainConfig) -> TrainConfig:
+        return _set(mllm_blend(base), "blend", prior_share=percent / 100)
+
+    change.__doc__ = f"The linear blend with {percent}% of the prior."
+    return change
+
+
+def _burn_in(base: TrainConfig) -> int:
+    return int(BURN_IN_SHARE * base.steps)
+
+
+def _set(config: TrainConfig, part: str, **values: Any) -> TrainConfig:
+    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **values)})
+
+
+COMPARISONS: dict[str, Change] = {
+    "fixmatch": fixmatch,
+    "resmatch": resmatch,
+    "semires": semires,
+    "semires-cpi": semires_cpi,
+    "omni-res-box": omni_res_box,
+    "omni-res-point": omni_res_point,
+    "tscs-qdw": tscs_qdw,
+    "augseg": augseg,
+    "ccvc": ccvc,
+    "catm": catm,
+    "mllm-blend": mllm_blend,
+    **{f"mllm-blend-{percent}": _blend(percent) for percent in (20, 30, 40, 50, 60, 70, 80)},
+    "agreement-filter": agreement_filter,
+}
+"""System by name."""
+
+
+# ---- ablations: the base is L2L's whole recipe -----------------------------------------------------------------------
+
+
+def _operators(letters: str) -> Change:
+    def change(base: TrainConfig) -> TrainConfig:
+        sesm = dataclasses.replace(base.segmentor.sesm or SesmConfig(), operators=letters)
+        return _set(base, "segmentor", sesm=sesm)
+
+    change.__doc__ = (
+        f"Ablation of L2L: structural operators {letters} of stages 1 to 4 (P linear, A attention)."
+    )
+    return change
+
+
+def _static(percent: int) -> Change:
+    def change(base: TrainConfig) -> TrainConfig:
+        return _set(base, "l2l", use_rple=False, tau_fg=percent / 100)
+
+    change.__doc__ = f"Ablation of L2L: no policy, foreground from {percent / 100} on."
+    return change
+
+
+def _without_reward(term: str) -> Change:
+    def change(base: TrainConfig) -> TrainConfig:
+        reward = dataclasses.replace(base.rple.reward, **{term: 0.0})
+        return _set(base, "rple", reward=reward)
+
+    change.__doc__ = f"Ablation of L2L: the reward without its {term} term."
+    return change
+
+
+ABLATIONS: dict[str, Change] = {
+    **{letters.lower(): _operators(letters) for letters in ("PPPP", "AAAA", "AAPP", "PPAA")},
+    **{f"tau-{percent}": _static(percent) for percent in (50, 60, 70, 80, 90)},
+    **{f"no-{term}": _without_reward(term) for term in ("margin", "consistency", "coverage")},
+}
+"""Ablation by name; those of whole parts (SPM, SESM, RPLE) stand in `recipes`."""

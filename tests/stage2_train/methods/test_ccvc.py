@@ -1,0 +1,57 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from stage2_train.backbone import normalise_image
+from stage2_train.config import CcvcConfig
+from stage2_train.methods import METHODS
+from stage2_train.methods.base import Networks
+from stage2_train.methods.ccvc import discrepancy, taught
+from tests.stage2_train.miniature import batch_of, model_of, plain_config
+
+
+def test_conflicts_the_teacher_is_sure_of_weigh_more() -> None:
+    teacher = torch.tensor([[[[0.95, 0.95, 0.6, 0.05, 0.45]]]])
+    own = torch.tensor([[[[0.9, 0.2, 0.2, 0.6, 0.6]]]])
+    label, weight = taught(teacher, own, CcvcConfig())
+    assert label.tolist() == [[[1, 1, 1, 0, 0]]]
+    assert weight.tolist() == [[[1.0, 2.0, 1.0, 2.0, 1.0]]]
+
+
+def test_discrepancy_by_hand() -> None:
+    first = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0]])[:, :, None, None]
+    second = torch.tensor([[3.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])[:, :, None, None]
+    assert discrepancy(first, second).tolist() == pytest.approx([2.0, 1.0, 0.0])
+
+
+def test_each_branch_is_taught_by_the_other(mini_root: Path) -> None:
+    config = plain_config(mini_root, "ccvc")
+    model, batch = model_of(config).eval(), batch_of(config)
+    networks = Networks(model)
+    part = batch.unlabelled
+    weak = networks.weak_branches(part.weak_BHW3, part.candidate_ids_BKT[:, 0], part.candidate_mask_BKT[:, 0])
+    assert not torch.allclose(*weak) and not weak[0].requires_grad
+    output = METHODS["ccvc"](config).loss(networks, batch)
+    assert torch.equal(output.pseudo.label_BHW == 1, weak[1][:, 0] >= 0.5)
+    assert torch.equal(output.pseudo.weak_B1HW, weak[0])
+    output.loss.backward()
+    for module in (model.decoder, model.branch.decoder, model.branch.match, model.vision):
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+def test_the_first_branch_is_the_network_that_is_evaluated(mini_root: Path) -> None:
+    config = plain_config(mini_root, "ccvc")
+    model, part = model_of(config).eval(), batch_of(config).labelled
+    inputs = (normalise_image(part.image_BHW3), part.ids_BT, part.token_mask_BT)
+    with torch.no_grad():
+        assert torch.equal(model.both_branches(*inputs).first_logit_B2HW, model(*inputs))
+
+
+def test_without_discrepancy_nothing_holds_the_branches_apart(mini_root: Path) -> None:
+    """The linear map between the branches is trained by the discrepancy alone."""
+    config = dataclasses.replace(plain_config(mini_root, "ccvc"), ccvc=CcvcConfig(discrepancy=0.0))
+    model = model_of(config)
+    METHODS["ccvc"](config).loss(Networks(model), batch_of(config)).loss.backward()
+    assert all(float(p.grad.abs().sum()) == 0 for p in model.branch.match.parameters())

@@ -1,0 +1,99 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from stage2_train.config import OmniResConfig
+from stage2_train.losses import IGNORE
+from stage2_train.methods.omni_res import band_label, by_box, by_point, connected, corrected
+from tests.stage2_train.methods.scripted import picture
+from tests.stage2_train.miniature import batch_of, plain_config
+
+NAN = float("nan")
+
+
+def label_of(*rows: str) -> torch.Tensor:
+    """`#` foreground, `.` background, `?` ignored; [1,H,W]."""
+    codes = {"#": 1, ".": 0, "?": IGNORE}
+    return torch.tensor([[[codes[character] for character in row] for row in rows]])
+
+
+def test_bands_by_hand() -> None:
+    prob = torch.tensor([[[0.0, 0.01, 0.02, 0.29], [0.3, 0.5, 0.7, 0.71]]])
+    assert torch.equal(band_label(prob, OmniResConfig()), label_of("??..", "???#"))
+
+
+def test_outside_the_box_is_background() -> None:
+    label = label_of("##?#", "##?.", "?...", "#..?")
+    box = torch.tensor([[0.0, 0.0, 0.5, 0.5]])  # the upper left quarter
+    out, kept = by_box(label, box, 0.2)
+    assert torch.equal(out, label_of("##..", "##..", "....", "....")) and kept.tolist() == [True]
+
+
+@pytest.mark.parametrize(("least", "kept"), [(0.25, True), (0.26, False)])
+def test_a_box_hardly_filled_is_dropped(least: float, kept: bool) -> None:
+    label = label_of("#..#", "..##", "####", "####")  # 1 of the 4 pixels in the box
+    assert by_box(label, torch.tensor([[0.0, 0.0, 0.5, 0.5]]), least)[1].tolist() == [kept]
+
+
+def test_an_unknown_box_drops_the_sample() -> None:
+    assert by_box(label_of("####", "####", "####", "####"), torch.full((1, 4), NAN), 0.0)[1].tolist() == [
+        False
+    ]
+
+
+def test_a_point_keeps_the_object_that_holds_it() -> None:
+    label = label_of("##..", "##?.", "...#", "?.##")
+    out, kept = by_point(label, torch.tensor([[0.9, 0.9]]))
+    assert torch.equal(out, label_of("....", "..?.", "...#", "?.##")) and kept.tolist() == [True]
+    out, kept = by_point(label, torch.tensor([[0.1, 0.1]]))
+    assert torch.equal(out, label_of("##..", "##?.", "....", "?...")) and kept.tolist() == [True]
+
+
+def test_corners_connect() -> None:
+    label = label_of("#...", ".#..", "..#.", "...#")
+    assert torch.equal(by_point(label, torch.tensor([[0.1, 0.1]]))[0], label)
+
+
+@pytest.mark.parametrize("point", [(0.9, 0.1), (NAN, NAN)])
+def test_a_point_off_the_mask_drops_the_sample(point: tuple[float, float]) -> None:
+    assert by_point(label_of("##..", "##..", "....", "...."), torch.tensor([point]))[1].tolist() == [False]
+
+
+def test_connection_follows_a_long_way() -> None:
+    """A spiral of some 200 pixels, and a wall that closes it off."""
+    mask = torch.zeros(1, 15, 15, dtype=torch.bool)
+    for ring in range(0, 7, 2):
+        mask[0, ring, ring : 15 - ring] = True
+        mask[0, ring : 15 - ring, 14 - ring] = True
+        mask[0, 14 - ring, ring : 15 - ring] = True
+        mask[0, ring + 2 : 15 - ring, ring] = True
+        mask[0, ring + 2, ring : ring + 2] = True
+    seed = torch.zeros_like(mask)
+    seed[0, 0, 0] = True
+    assert torch.equal(connected(seed, mask), mask)
+    broken = mask.clone()
+    broken[0, :, 14] = False
+    reached = connected(seed, broken)
+    assert reached.sum() == 14 and reached[0, 0, :14].all()
+
+
+def test_a_seed_outside_the_mask_reaches_nothing() -> None:
+    mask = picture("##..", "....")[None]
+    assert not connected(~mask, mask).any()
+
+
+@pytest.mark.parametrize("kind", ["box", "point"])
+def test_dropped_samples_teach_nothing(mini_root: Path, kind: str) -> None:
+    config = plain_config(mini_root, "omni_res", omni_res=OmniResConfig(weak_label=kind))  # type: ignore[arg-type]
+    part = batch_of(config).unlabelled
+    assert part is not None and (part.box_B4 is not None) == (kind == "box")
+    unknown = {"box": {"box_B4": torch.full((4, 4), NAN)}, "point": {"point_B2": torch.full((4, 2), NAN)}}[
+        kind
+    ]
+    prob = torch.full((4, 32, 32), 0.9)
+    label, kept = corrected(prob, part, config.omni_res)
+    assert kept.all() and (label == 1).any()
+    label, kept = corrected(prob, dataclasses.replace(part, **unknown), config.omni_res)
+    assert not kept.any() and (label == IGNORE).all()

@@ -1,0 +1,53 @@
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from stage2_train.methods import METHODS
+from stage2_train.methods.base import Networks, StepOutput
+from tests.stage2_train.methods.scripted import Scripted
+from tests.stage2_train.miniature import batch_of, plain_config
+
+
+def run(root: Path, weak: torch.Tensor, strong: torch.Tensor, join_iou: float) -> StepOutput:
+    """One unlabelled sample; the labelled loss and Dice are off."""
+    config = plain_config(root, "tscs_qdw", batch_labelled=1, batch_unlabelled=1)
+    unlabelled = dataclasses.replace(config.loss.unlabelled, ce_weight=1.0, dice_weight=0.0)
+    config = dataclasses.replace(
+        config,
+        loss=dataclasses.replace(config.loss, lambda_labelled=0.0, unlabelled=unlabelled),
+        tscs_qdw=dataclasses.replace(config.tscs_qdw, join_iou=join_iou),
+    )
+    both = torch.cat((torch.full_like(strong, 0.5), strong))
+    return METHODS["tscs_qdw"](config).loss(Networks(Scripted(weak, both)), batch_of(config))
+
+
+def maps() -> tuple[torch.Tensor, torch.Tensor]:
+    """Teacher: upper half .6 (foreground, unsure), lower half .1. Student: upper quarter .8, the rest .2. IoU = 1/2."""
+    weak, strong = torch.full((1, 32, 32), 0.1), torch.full((1, 32, 32), 0.2)
+    weak[:, :16], strong[:, :8] = 0.6, 0.8
+    return weak, strong
+
+
+def test_an_inconsistent_sample_counts_by_its_consistency(mini_root: Path) -> None:
+    output = run(mini_root, *maps(), join_iou=0.95)
+    assert output.metrics["joined"] == 0 and output.metrics["consistency"] == pytest.approx(0.5)
+    assert output.loss.item() == pytest.approx(
+        0.5 * -math.log(0.8), rel=1e-5
+    )  # the sure lower half, times IoU
+    assert output.metrics["coverage"] == 0.5
+
+
+def test_a_consistent_sample_is_a_labelled_one(mini_root: Path) -> None:
+    """Every pixel of the teacher's mask, under the labelled class weights 0.5 / 1.5, and not by its IoU."""
+    output = run(mini_root, *maps(), join_iou=0.49)
+    assert output.metrics["joined"] == 1 and output.metrics["coverage"] == 1
+    foreground = 1.5 * (-math.log(0.8) - math.log(0.2)) / 2
+    background = 0.5 * -math.log(0.8)
+    assert output.loss.item() == pytest.approx((foreground + background) / 2.0, rel=1e-5)
+
+
+def test_joining_needs_more_than_the_threshold(mini_root: Path) -> None:
+    assert run(mini_root, *maps(), join_iou=0.5).metrics["joined"] == 0

@@ -1,0 +1,291 @@
+"""Running a grid: what is skipped, resumed, shared out and reported; first with light cells, then with real ones."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.config import config_to_dict
+from shared.errors import DataError
+from shared.refer import load_refer
+from stage2_train.ablate import describe_grid, parse_share, run_grid, state_of
+from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
+from stage2_train.ablate_grid import Cell, Grid, read_grid
+from stage2_train.ablate_table import METRICS
+from stage2_train.train import RESUBMIT_EXIT_CODE
+from tests.stage2_train.miniature import write_priors
+from tests.stage2_train.test_ablate_grid import grid_file
+
+ROOT = Path(__file__).parents[2]
+
+LIGHT = (
+    f"""
+METRICS = {list(METRICS)}
+"""
+    + """
+import json, os, sys, time
+from pathlib import Path
+run, seconds, status, record = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+(run / "started").open("a").write("x")
+(run / "config.json").write_text(record)
+time.sleep(seconds)
+if status < 0:
+    os.kill(os.getpid(), -status)
+if status:
+    print("Traceback: many lines", file=sys.stderr)
+    print(f"error: this cell fails with {status}", file=sys.stderr)
+    sys.exit(status)
+scores = dict.fromkeys(METRICS, 0.5)
+(run / "eval").mkdir(exist_ok=True)
+(run / "eval" / "val.json").write_text(json.dumps({"original": scores, "model": scores, "prior": None}))
+(run / "done.json").write_text("{}")
+"""
+)
+
+GRID = """
+reference = "a"
+recipe = "supervised-embedded"
+fractions = [0.05]
+seeds = [1, 2]
+[methods.a]
+[methods.b]
+set = ["steps=40"]
+"""
+
+Command = Callable[[Cell, Grid, Path, Mapping[str, str] | None], list[str]]
+
+
+def light(seconds: float = 0.0, **status: int) -> Command:
+    """Cells that write what a finished run leaves; `status` gives cells of a method another end."""
+
+    def command(cell: Cell, grid: Grid, out: Path, store: Mapping[str, str] | None) -> list[str]:
+        record = json.dumps({"config": config_to_dict(cell.config), "store": None})
+        end = str(status.get(cell.method, 0))
+        return [sys.executable, "-S", "-c", LIGHT, str(out / cell.name), str(seconds), end, record]
+
+    return command
+
+
+def starts(out: Path) -> dict[str, int]:
+    return {str(p.parent.relative_to(out)): len(p.read_text()) for p in sorted(out.rglob("started"))}
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    return read_grid(grid_file(tmp_path, GRID))
+
+
+def test_all_cells_run_once_and_a_second_call_runs_none(grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    answer = run_grid(grid, out, jobs=2, quiet=True, command=light())
+    assert answer["counts"] == {"done": 4} and answer["unfinished"] == [] and answer["own_unfinished"] == 0
+    assert starts(out) == {cell.name: 1 for cell in grid.cells}
+    again = run_grid(grid, out, quiet=True, command=light())
+    assert again == answer and set(starts(out).values()) == {1}
+    assert json.loads((out / "table.json").read_text())["counts"] == {"done": 4}
+    assert (out / "table.csv").read_text().count("\n") == 1 + 2 * 2 * len(METRICS)
+    assert "cells: 4 done" in (out / "table.txt").read_text()
+
+
+def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    answer = run_grid(grid, out, quiet=True, command=light(a=2))
+    assert answer["counts"] == {"failed": 2, "done": 2} and answer["own_unfinished"] == 2
+    assert {cell["reason"] for cell in answer["unfinished"]} == {"this cell fails with 2"}
+    assert {row["arm"] for row in answer["rows"]} == {"b"}
+    assert describe_grid(grid, out)["cells"]["a/fraction-0.05/seed-1"]["state"] == "failed"
+    mended = run_grid(grid, out, quiet=True, command=light())
+    assert mended["counts"] == {"done": 4} and starts(out)["a/fraction-0.05/seed-1"] == 2
+    assert starts(out)["b/fraction-0.05/seed-1"] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "reason"),
+    [
+        (-signal.SIGKILL, "failed", "killed by SIGKILL"),
+        (RESUBMIT_EXIT_CODE, "interrupted", "run again to go on"),
+        (BUSY, "busy", "another process has it"),
+    ],
+)
+def test_how_a_cell_ended(grid: Grid, tmp_path: Path, status: int, state: str, reason: str) -> None:
+    answer = run_grid(grid, tmp_path / "out", quiet=True, command=light(a=status))
+    assert answer["counts"] == {state: 2, "done": 2}
+    assert {(cell["state"], cell["reason"]) for cell in answer["unfinished"]} == {(state, reason)}
+
+
+def test_shares_are_disjoint_and_together_everything(grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = run_grid(grid, out, only=(0, 3), quiet=True, command=light())
+    assert first["counts"] == {"done": 2, "to do": 2} and first["own_unfinished"] == 0
+    for share in (1, 2):
+        last = run_grid(grid, out, only=(share, 3), quiet=True, command=light())
+    assert last["counts"] == {"done": 4} and set(starts(out).values()) == {1}
+
+
+@pytest.mark.parametrize("text", ["", "1", "3/3", "-1/3", "a/b", "0/0", "1/2/3"])
+def test_a_share_is_i_of_n(text: str) -> None:
+    with pytest.raises(DataError, match="only is"):
+        parse_share(text)
+    assert parse_share("2/3") == (2, 3)
+
+
+def test_a_folder_of_another_grid_is_not_taken_for_this_one(grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_grid(grid, out, quiet=True, command=light())
+    other = read_grid(grid_file(tmp_path, GRID.replace("steps=40", "steps=41")))
+    states = {cell.name: state_of(cell, other, out, None) for cell in other.cells}
+    assert [state.state for state in states.values()] == ["done", "done", "failed", "failed"]
+    assert "steps is 40 there, 41 now" in states["b/fraction-0.05/seed-1"].reason
+
+
+def test_dry_run_starts_and_writes_nothing(grid: Grid, tmp_path: Path) -> None:
+    plan = describe_grid(grid, tmp_path / "out")
+    assert {cell["state"] for cell in plan["cells"].values()} == {"to do"} and len(plan["cells"]) == 4
+    assert plan["cells"]["b/fraction-0.05/seed-2"]["changes"] == ["steps=40", "fraction=0.05", "seed=2"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_sigterm_ends_the_cells_and_asks_to_be_started_again(grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = light(60.0)
+
+    def once(*arguments: Any) -> list[str]:
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        signal.setitimer(signal.ITIMER_REAL, 1.0)
+        return command(*arguments)
+
+    before, started = signal.getsignal(signal.SIGTERM), time.monotonic()
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run_grid(grid, out, jobs=2, quiet=True, command=once)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert stopped.value.code == RESUBMIT_EXIT_CODE and time.monotonic() - started < 40
+    assert signal.getsignal(signal.SIGTERM) is before and len(starts(out)) <= 2
+    table = json.loads((out / "table.json").read_text())
+    assert "done" not in table["counts"] and "failed" not in table["counts"]
+
+
+def test_a_locked_cell_is_not_had_twice(tmp_path: Path) -> None:
+    first = hold_lock(tmp_path / "run")
+    assert first is not None and hold_lock(tmp_path / "run") is None
+    os.close(first)
+    second = hold_lock(tmp_path / "run")
+    assert second is not None
+    os.close(second)
+
+
+# --- real cells --------------------------------------------------------------------------------------------------
+
+REAL = """
+reference = "supervised"
+recipe = "embedded"
+fractions = [0.25]
+seeds = [1]
+set = [
+    "steps=8", "batch_labelled=2", "batch_unlabelled=2", "eval_every=0", "alarm.patience=0",
+    "segmentor.weights=none", "segmentor.decoder_width=8", "segmentor.vision.image_size=48",
+    "runtime.tensorboard=false", "runtime.checkpoint_every=2", "runtime.log_every=1",
+    "data.root={root}/data", "cache_root={cache}",
+]
+[methods.supervised]
+recipe = "supervised-embedded"
+[methods.l2l]
+[methods.diverged]
+set = ["optim.muon.adam_lr=1e30", "optim.muon.lr=1e30", "optim.warmup_steps=0", "optim.grad_clip=0"]
+"""
+
+
+@pytest.fixture
+def real(mini_root: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A grid over miniature data with a store that holds val too, and a module that fails where the LLM is touched."""
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    write_priors(tmp_path / "cache" / "refshapes.with-val.zarr", dataset, splits=("train", "val"))
+    poison = tmp_path / "poison" / "vllm"
+    poison.mkdir(parents=True)
+    (poison / "__init__.py").write_text(
+        f"open({str(tmp_path / 'touched')!r}, 'w').close()\nraise RuntimeError('the LLM was touched')\n"
+    )
+    return grid_file(tmp_path, REAL.format(root=mini_root, cache=tmp_path / "cache")), poison.parent
+
+
+def start(grid: Path, poison: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": f"{poison}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), "ablate", str(grid), "--out", str(out), *more],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 300.0) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def is_free(run: Path) -> bool:
+    with (run / LOCK_FILE).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+@pytest.mark.slow
+def test_a_grid_survives_kill_and_ends_in_a_table_without_the_llm(
+    real: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, run = tmp_path / "out", tmp_path / "out" / "supervised" / "fraction-0.25" / "seed-1"
+    killed = start(*real, out)
+    try:
+        wait_until(lambda: (run / "config.json").is_file() or killed.poll() is not None)
+    finally:
+        killed.kill()
+    assert killed.communicate() and killed.returncode == -signal.SIGKILL and not (out / "table.json").exists()
+    wait_until(lambda: is_free(run))  # its cell has gone as well
+    finished = start(*real, out, "--json")
+    answer, said = finished.communicate(timeout=600)
+    assert finished.returncode == 1, said[-3000:]  # one cell cannot be finished
+    found = json.loads(answer)
+    assert found["counts"] == {"done": 2, "failed": 1}, found["unfinished"]
+    (failed,) = found["unfinished"]
+    assert failed["cell"] == "diverged/fraction-0.25/seed-1" and "the loss is" in failed["reason"]
+    assert found["store"]["path"].endswith("refshapes.with-val.zarr")
+    assert found["prior"]["val"]["original"]["oiou"] > 0.3
+    rows = {(r["arm"], r["frame"], r["metric"]): r for r in found["rows"]}
+    scored = json.loads((run / "eval" / "val.json").read_text())
+    assert rows["supervised", "original", "oiou"]["values"] == [scored["original"]["oiou"]]
+    other = json.loads((out / "l2l" / "fraction-0.25" / "seed-1" / "eval" / "val.json").read_text())
+    difference = other["original"]["oiou"] - scored["original"]["oiou"]
+    assert rows["l2l", "original", "oiou"]["difference"] == pytest.approx(difference)
+    assert not (tmp_path / "touched").exists()
+    assert describe_grid(read_grid(real[0]), out)["cells"]["l2l/fraction-0.25/seed-1"]["state"] == "done"
+
+
+def test_the_llm_trap_works(real: tuple[Path, Path], tmp_path: Path) -> None:
+    code = "import vllm"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(real[1])}, capture_output=True
+    )
+    assert done.returncode != 0 and (tmp_path / "touched").exists()
+
+
+def test_no_store_is_said_before_anything_starts(real: tuple[Path, Path], tmp_path: Path) -> None:
+    text = real[0].read_text().replace(str(tmp_path / "cache"), str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="no complete prior store"):
+        run_grid(read_grid(grid_file(tmp_path, text)), tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,107 @@
+"""Grid files: which cells they mean, and one line for whatever is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.errors import DataError
+from stage2_train.ablate_grid import read_grid
+
+GRIDS = Path(__file__).parents[2] / "grids"
+
+BASE = """
+reference = "supervised"
+recipe = "embedded"
+fractions = [0.01, 0.05]
+seeds = [1, 2, 3]
+set = ["steps=30", "optim.muon.lr=1e-3"]
+
+[methods.supervised]
+recipe = "supervised-embedded"
+
+[methods.l2l]
+set = ["steps=40"]
+"""
+
+OVERRIDES = """
+[overrides.plain]
+[overrides.no-flip]
+set = ["weak.flip_probability=0", "steps=50"]
+"""
+
+
+def grid_file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "grid.toml"
+    path.write_text(text)
+    return path
+
+
+def test_every_combination_is_a_cell_once(tmp_path: Path) -> None:
+    grid = read_grid(grid_file(tmp_path, BASE + OVERRIDES))
+    keys = [(c.method, c.override, c.fraction, c.seed) for c in grid.cells]
+    assert len(set(keys)) == len(keys) == 2 * 2 * 2 * 3
+    assert keys[:3] == [("supervised", "plain", 0.01, seed) for seed in (1, 2, 3)]
+    assert len({c.name for c in grid.cells}) == len(keys) and grid.splits == ("val",)
+    for cell in grid.cells:
+        assert (cell.config.fraction, cell.config.seed) == (cell.fraction, cell.seed)
+        assert cell.config.optim.muon.lr == 1e-3
+
+
+def test_later_changes_win(tmp_path: Path) -> None:
+    grid = read_grid(grid_file(tmp_path, BASE + OVERRIDES))
+    steps = {(c.method, c.override): c.config.steps for c in grid.cells}
+    assert steps == {
+        ("supervised", "plain"): 30,
+        ("supervised", "no-flip"): 50,
+        ("l2l", "plain"): 40,
+        ("l2l", "no-flip"): 50,
+    }
+
+
+def test_names_are_folders(tmp_path: Path) -> None:
+    names = [c.name for c in read_grid(grid_file(tmp_path, BASE)).cells]
+    assert names[0] == "supervised/fraction-0.01/seed-1" and names[-1] == "l2l/fraction-0.05/seed-3"
+    crossed = read_grid(grid_file(tmp_path, BASE + OVERRIDES)).cells
+    assert crossed[-1].name == "l2l+no-flip/fraction-0.05/seed-3"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('reference = "supervised"', "", "reference is None, not a name"),
+        ('reference = "supervised"', 'reference = "ccvc"', "'ccvc' is none of the methods supervised, l2l"),
+        ("fractions = [0.01, 0.05]", "fractions = [2.0]", r"methods.supervised: .*fraction is 2.0"),
+        ("fractions = [0.01, 0.05]", "fractions = 0.05", "fractions is 0.05, not a list of float values"),
+        ("fractions = [0.01, 0.05]", "fractions = [0.05, 0.05]", "holds a value twice"),
+        ("seeds = [1, 2, 3]", "seeds = []", r"seeds is \[\], not a list of int"),
+        ("seeds = [1, 2, 3]", 'seeds = [1, "2"]', "not a list of int"),
+        ("seeds = [1, 2, 3]", "seeds = [true]", "not a list of int"),
+        ("seeds = [1, 2, 3]", "seed = [1]", "seed: no such key"),
+        ('set = ["steps=40"]', 'sets = ["steps=40"]', "methods.l2l.sets: no such key"),
+        ('set = ["steps=40"]', 'set = ["step=40"]', "methods.l2l: .*no field 'step'"),
+        ('set = ["steps=40"]', 'set = ["seed=40"]', "'seed=40' belongs under seeds"),
+        ('set = ["steps=40"]', 'set = ["data.root=elsewhere"]', "differ in data .*elsewhere"),
+        ('set = ["steps=40"]', 'set = ["store=other.zarr"]', "differ in store"),
+        ('recipe = "supervised-embedded"', 'recipe = "nosuch"', "methods.supervised: no recipe 'nosuch'"),
+        ("[methods.supervised]", '[methods."a/b"]', "'a/b' cannot be part of a folder name"),
+        ("[methods.l2l]", "[methods.l2l", "cannot be read as TOML.*line"),
+    ],
+)
+def test_rejections_name_file_key_and_value(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert BASE.count(old) == 1
+    path = grid_file(tmp_path, BASE.replace(old, new))
+    with pytest.raises(DataError, match=message) as caught:
+        read_grid(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.toml"):
+        read_grid(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_shipped_grids_can_be_read(path: Path) -> None:
+    grid = read_grid(path)
+    assert len(grid.cells) >= 3 * 13
+    assert {cell.config.steps for cell in grid.cells} == {grid.cells[0].config.steps}

@@ -1,0 +1,110 @@
+"""The table of a grid, by hand."""
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stage2_train.ablate_grid import Grid, read_grid
+from stage2_train.ablate_table import METRICS, as_text, build_rows, prior_scores, rows_as_csv, rows_as_json
+from tests.stage2_train.test_ablate_grid import BASE, OVERRIDES, grid_file
+
+VALUES = {
+    ("supervised", 1): 0.40,
+    ("supervised", 2): 0.50,
+    ("l2l", 1): 0.60,
+    ("l2l", 2): 0.64,
+    ("l2l", 3): 0.80,
+}
+
+
+def result(value: float, prior: float | None = None) -> dict[str, Any]:
+    def frame(shift: float) -> dict[str, float]:
+        return {metric: value + shift + number / 100 for number, metric in enumerate(METRICS)}
+
+    prior_frame = None if prior is None else {"original": dict.fromkeys(METRICS, prior)}
+    return {"original": frame(0.0), "model": frame(0.1), "prior": prior_frame}
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Grid:
+    return read_grid(grid_file(tmp_path, BASE.replace("[0.01, 0.05]", "[0.05]")))
+
+
+def rows_of(grid: Grid) -> list[dict[str, Any]]:
+    done = [cell for cell in grid.cells if (cell.method, cell.seed) in VALUES]
+    scores = {(cell.name, "val"): result(VALUES[cell.method, cell.seed]) for cell in done}
+    return rows_as_json(build_rows(grid, done, scores))
+
+
+def pick(
+    rows: list[dict[str, Any]], arm: str, metric: str = "oiou", frame: str = "original"
+) -> dict[str, Any]:
+    (row,) = [r for r in rows if (r["arm"], r["metric"], r["frame"]) == (arm, metric, frame)]
+    return row
+
+
+def test_mean_spread_and_paired_differences(grid: Grid) -> None:
+    rows = rows_of(grid)
+    base, l2l = pick(rows, "supervised"), pick(rows, "l2l")
+    assert base["seeds"] == (1, 2) and base["mean"] == pytest.approx(0.45)
+    assert base["sd"] == pytest.approx(math.sqrt(2 * 0.05**2))
+    assert base["difference"] is None and base["paired_seeds"] == ()
+    assert l2l["seeds"] == (1, 2, 3) and l2l["mean"] == pytest.approx(0.68)
+    assert l2l["paired_seeds"] == (1, 2)  # seed 3 of the reference is not finished
+    assert l2l["difference"] == pytest.approx((0.20 + 0.14) / 2)
+    assert l2l["difference_sd"] == pytest.approx(math.sqrt(2 * 0.03**2))
+    assert pick(rows, "l2l", "miou", "model")["mean"] == pytest.approx(0.68 + 0.1 + 0.01)
+
+
+def test_a_single_seed_has_no_spread(grid: Grid) -> None:
+    done = [cell for cell in grid.cells if cell.seed == 1]
+    rows = rows_as_json(build_rows(grid, done, {(c.name, "val"): result(0.5) for c in done}))
+    row = pick(rows, "l2l")
+    assert row["sd"] is None and row["difference"] == 0.0 and row["difference_sd"] is None
+
+
+def test_overrides_are_compared_with_the_reference_under_the_same_override(tmp_path: Path) -> None:
+    grid = read_grid(grid_file(tmp_path, BASE + OVERRIDES))
+    values = {"supervised+plain": 0.1, "supervised+no-flip": 0.3, "l2l+plain": 0.5, "l2l+no-flip": 0.6}
+    scores = {(cell.name, "val"): result(values[cell.arm]) for cell in grid.cells}
+    rows = [r for r in rows_as_json(build_rows(grid, grid.cells, scores)) if r["fraction"] == 0.01]
+    assert pick(rows, "l2l+plain")["difference"] == pytest.approx(0.4)
+    assert pick(rows, "l2l+no-flip")["difference"] == pytest.approx(0.3)
+
+
+def test_csv_holds_every_row(grid: Grid) -> None:
+    rows = rows_of(grid)
+    read = list(csv.DictReader(io.StringIO(rows_as_csv(rows))))
+    assert len(read) == len(rows) == 2 * 2 * len(METRICS)
+    first = next(r for r in read if r["arm"] == "l2l" and r["metric"] == "oiou" and r["frame"] == "original")
+    assert first["seeds"] == "1 2 3" and float(first["mean"]) == pytest.approx(0.68)
+    base = next(r for r in read if r["arm"] == "supervised")
+    assert base["difference"] == "" and base["paired_seeds"] == ""
+
+
+def test_text_shows_scores_prior_and_what_is_missing(grid: Grid) -> None:
+    cells = grid.cells[:1]
+    prior = prior_scores(grid, {(cells[0].name, "val"): result(0.4, prior=0.71)})
+    text = as_text(
+        {
+            "rows": rows_of(grid),
+            "prior": prior,
+            "reference": "supervised",
+            "counts": {"done": 5, "failed": 1},
+            "unfinished": [
+                {"cell": "supervised/fraction-0.05/seed-3", "state": "failed", "reason": "no memory"}
+            ],
+        }
+    )
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[1] == "val frozen prior alone 0.7100 0.7100".split()
+    assert lines[2] == "val 5.00% supervised 2 0.4500 0.0707 0.4600 0.0707".split()
+    assert lines[3] == "val 5.00% l2l 3 0.6800 0.1058 +0.1700 0.0424 0.6900 0.1058 +0.1700 0.0424".split()
+    assert "cells: 5 done, 1 failed" in text and "'supervised'" in text
+    assert text.endswith("supervised/fraction-0.05/seed-3: failed: no memory")
+    header = text.splitlines()[0]
+    assert header.rstrip().endswith("sd") and len(header) >= len(text.splitlines()[3])

@@ -1,0 +1,88 @@
+"""The recipes of comparison systems and ablations differ from their base where they say, and nowhere else."""
+
+from typing import Any
+
+import pytest
+
+from shared.config import config_to_dict
+from stage2_train.recipes import RECIPES
+from stage2_train.variants import ABLATIONS, COMPARISONS
+
+
+def flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{where}{name}.") if isinstance(value, dict) else {f"{where}{name}": value}
+    return found
+
+
+def changed(name: str, base: str) -> dict[str, Any]:
+    """Fields of a recipe that differ from the base's, with their values."""
+    one, two = (flat(config_to_dict(RECIPES[recipe]())) for recipe in (base, name))
+    return {key: two.get(key) for key in {**one, **two} if one.get(key) != two.get(key)}
+
+
+BURN_IN = {"embedded": 50, "paper": 10_075}
+
+
+@pytest.mark.parametrize("size", ["embedded", "paper"])
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("resmatch", {"method": "resmatch"}),
+        ("semires", {"ema.decay": 0.9996, "ema.teacher": True, "loss.unlabelled.class_weights": [0.9, 1.1]}),
+        ("semires-cpi", {"semires.match": "cpi", "method": "semires"}),
+        ("omni-res-box", {"method": "omni_res", "ema.decay": 0.9996, "ema.teacher": True}),
+        ("omni-res-point", {"omni_res.weak_label": "point"}),
+        ("tscs-qdw", {"method": "tscs_qdw", "ema.teacher": True}),
+        ("augseg", {"method": "augseg", "ema.decay": 0.999, "ema.teacher": True}),
+        ("ccvc", {"method": "ccvc", "segmentor.second_branch": True}),
+        ("catm", {"method": "catm"}),
+        ("mllm-blend", {"method": "mllm_blend"}),
+        ("mllm-blend-80", {"method": "mllm_blend", "blend.prior_share": 0.8}),
+        ("agreement-filter", {"method": "mllm_blend", "blend.target": "agree"}),
+    ],
+)
+def test_comparisons(size: str, method: str, fields: dict[str, Any]) -> None:
+    """Against FixMatch, which is the base with no part of L2L."""
+    found = changed(f"{method}-{size}", f"fixmatch-{size}")
+    assert fields.items() <= found.items()
+    burn_in = {"loss.burn_in_steps": BURN_IN[size]} if method.startswith(("semires", "omni")) else {}
+    allowed = {"method", "ema.decay", "ema.teacher", "loss.unlabelled.class_weights"} | fields.keys()
+    assert found.keys() <= allowed | burn_in.keys() and burn_in.items() <= found.items()
+
+
+@pytest.mark.parametrize("size", ["embedded", "paper"])
+@pytest.mark.parametrize(
+    ("part", "fields"),
+    [
+        ("pppp", {"segmentor.sesm.operators": "PPPP"}),
+        ("aaaa", {"segmentor.sesm.operators": "AAAA"}),
+        ("aapp", {"segmentor.sesm.operators": "AAPP"}),
+        ("ppaa", {}),
+        ("tau-50", {"l2l.use_rple": False, "l2l.tau_fg": 0.5}),
+        ("tau-70", {"l2l.use_rple": False}),
+        ("tau-90", {"l2l.use_rple": False, "l2l.tau_fg": 0.9}),
+        ("no-margin", {"rple.reward.margin": 0.0}),
+        ("no-consistency", {"rple.reward.consistency": 0.0}),
+        ("no-coverage", {"rple.reward.coverage": 0.0}),
+    ],
+)
+def test_ablations(size: str, part: str, fields: dict[str, Any]) -> None:
+    assert changed(f"{size}-{part}", size) == fields
+
+
+def test_every_variant_is_a_recipe_at_both_sizes() -> None:
+    for size in ("embedded", "paper"):
+        assert {f"{name}-{size}" for name in COMPARISONS} | {f"{size}-{name}" for name in ABLATIONS} <= {
+            *RECIPES
+        }
+
+
+def test_seven_blends() -> None:
+    shares = [
+        RECIPES[name]().blend.prior_share
+        for name in RECIPES
+        if name.startswith("mllm-blend-") and "0-emb" in name
+    ]
+    assert shares == [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
