@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from shared.errors import DataError
+
+if TYPE_CHECKING:
+    from shared.config import DataConfig
 
 T = TypeVar("T")
 
@@ -37,9 +40,11 @@ Set = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Change one field of the recipe; may be repeated."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")]
-Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Folder that holds images/ and <dataset>/.")]
-Dataset = Annotated[str, typer.Option("--dataset", help="Sub-folder of ROOT, for example refcoco.")]
-SplitBy = Annotated[str, typer.Option("--split-by", help="unc, umd or google.")]
+Root = Annotated[
+    Path, typer.Argument(metavar="ROOT", help="Folder that holds images/ and <dataset>/, or a .jsonl file.")
+]
+Dataset = Annotated[str, typer.Option("--dataset", help="Sub-folder of a folder ROOT, for example refcoco.")]
+SplitBy = Annotated[str, typer.Option("--split-by", help="unc, umd or google; for a folder ROOT.")]
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a prior store (*.zarr).")]
 
 
@@ -80,12 +85,14 @@ def data_synth(
 
 
 @data_app.command("check")
-def data_check(root: Root, dataset: Dataset, split_by: SplitBy, as_json: Json = False) -> None:
+def data_check(root: Root, dataset: Dataset = "", split_by: SplitBy = "", as_json: Json = False) -> None:
     """Look for every fault in a data set; exit status 1 if there is one."""
-    from shared.refer_check import check_refer
+    from shared.datasets import dataset_layout
+    from shared.refer_check import check_layout
 
     with _only_answers_on_stdout():
-        report = check_refer(root, dataset, split_by, progress=not as_json)
+        layout = dataset_layout(_data_config(root, dataset, split_by))
+        report = check_layout(layout, progress=not as_json)
     _show(report.to_dict(), as_json, lambda _: report.format_table())
     if not report.ok:
         raise typer.Exit(1)
@@ -94,23 +101,26 @@ def data_check(root: Root, dataset: Dataset, split_by: SplitBy, as_json: Json = 
 @data_app.command("split")
 def data_split(
     root: Root,
-    dataset: Dataset,
-    split_by: SplitBy,
+    dataset: Dataset = "",
+    split_by: SplitBy = "",
+    *,
     fraction: Annotated[float, typer.Option(help="Labelled share of the train images, in (0, 1].")],
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Print which train images are labelled, in order of the draw, and what they carry."""
-    from shared.refer import load_refer
+    from shared.datasets import load_dataset
     from shared.splits import labelled_image_ids, split_hash
 
-    loaded = load_refer(root, dataset, split_by)
-    ids = labelled_image_ids(loaded.train_image_ids(), fraction, seed)
+    config = _data_config(root, dataset, split_by)
+    loaded = load_dataset(config)
+    ids = labelled_image_ids(loaded.drawn_image_ids(), fraction, seed)
     labelled = set(ids)
-    samples = [sample for sample in loaded.samples("train") if sample.image_id in labelled]
+    train = loaded.samples("train")
+    samples = [sample for sample in train if sample.image_id in labelled and loaded.has_mask(sample)]
     split = {
-        "dataset": dataset,
-        "split_by": split_by,
+        "dataset": config.dataset,
+        "split_by": config.split_by,
         "fraction": fraction,
         "seed": seed,
         "hash": split_hash(ids),
@@ -300,6 +310,19 @@ def report(
         as_json,
         lambda made: f"{made['table']}\n\nreport: {made['report']}",
     )
+
+
+def _data_config(root: Path, dataset: str, split_by: str) -> "DataConfig":
+    """Where a data set lies; a JSONL file needs neither name.
+
+    Raises:
+        DataError: A folder without both names.
+    """
+    from shared.config import DataConfig
+
+    if root.suffix != ".jsonl" and not (dataset and split_by):
+        raise DataError(f"{root}: a folder needs --dataset and --split-by")
+    return DataConfig(root=str(root), dataset=dataset, split_by=split_by)
 
 
 def _recipe(recipes: Mapping[str, Callable[[], T]], name: str) -> T:

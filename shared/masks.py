@@ -2,7 +2,8 @@
 
 A segmentation is a list of polygons `[x0, y0, x1, y1, ...]` in pixels of the original image, a run-length encoding
 (RLE) `{"size": [height, width], "counts": ...}` whose counts are a list (crowds) or a compressed string, or a list of
-such encodings; several parts are united. Runs go down the columns. Masks are boolean arrays `mask_HW`.
+such encodings; several parts are united. Runs go down the columns. Masks are boolean arrays `mask_HW`. Two forms are
+ours: `Targets`, the union of several objects or of none, and `MaskFile`, a mask drawn as an image.
 
 The checks matter: unchecked, pycocotools returns uninitialised memory for runs that end early and exhausts the
 machine's memory on a coordinate that is not finite.
@@ -11,6 +12,8 @@ Legend: H height, W width.
 """
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from shared.errors import DataError
+from shared.images import read_mask
 
 MAX_COORDINATE_PX = 100_000
 """Polygon corners further from the origin are refused: rasterising costs memory in proportion to edge length."""
@@ -26,11 +30,27 @@ MIN_POLYGON_NUMBERS = 6
 """Three corners; pycocotools would take four numbers for a box."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Targets:
+    """The union of several segmentations; of none at all it is the empty mask."""
+
+    parts: tuple[Any, ...]
+    """Segmentations."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskFile:
+    """A mask drawn as an image (`shared.images.read_mask`)."""
+
+    path: Path
+    """The file."""
+
+
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Rasterise a COCO segmentation.
 
     Args:
-        segmentation: Polygons, RLE, or a list of RLEs (see the module's docstring).
+        segmentation: Any form of the module's docstring.
         height: Height of the image, pixels.
         width: Width of the image, pixels.
 
@@ -47,6 +67,17 @@ def segmentation_rle(segmentation: Any, height: int, width: int) -> dict[str, An
     """A COCO segmentation as one compressed RLE of pycocotools (`counts` are bytes); arguments as above."""
     if isinstance(segmentation, dict):
         return _checked_rle(segmentation, height, width)
+    if isinstance(segmentation, Targets):
+        parts = [segmentation_rle(part, height, width) for part in segmentation.parts]
+        return coco_mask.merge(parts or [coco_mask.encode(np.zeros((height, width), np.uint8, order="F"))])
+    if isinstance(segmentation, MaskFile):
+        mask_HW = read_mask(segmentation.path)
+        if mask_HW.shape != (height, width):
+            found = f"height {mask_HW.shape[0]} and width {mask_HW.shape[1]}"
+            raise DataError(
+                f"mask {segmentation.path} of {found} for an image of height {height} and width {width}"
+            )
+        return coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
     if not isinstance(segmentation, list) or not segmentation:
         raise DataError(f"segmentation {_short(segmentation)} is neither polygons nor RLE")
     if all(isinstance(part, dict) for part in segmentation):

@@ -1,10 +1,12 @@
 """The REFER layout on disk: read both annotation files and name every row that does not hold together.
 
-    ROOT/<dataset>/refs(<split_by>).p   pickle: list of {ref_id, ann_id, image_id, split, sentences}, where
-                                        sentences are a list of {sent_id, sent, raw}
-    ROOT/<dataset>/instances.json       COCO: images, annotations (polygons or RLE), categories
+    ROOT/<dataset>/refs(<split_by>).p        pickle: list of {ref_id, ann_id, image_id, split, sentences}, where
+                                             sentences are a list of {sent_id, sent, raw}
+    ROOT/<dataset>/grefs(<split_by>).json    the same as JSON (gRefCOCO): ann_id is a list; [-1] names no target
+    ROOT/<dataset>/instances.json            COCO: images, annotations (polygons or RLE), categories
 
-`read_layout` stops only where nothing could be read; what is wrong with single rows is a `Problem`, which the loader
+A ref of several annotations gets one of its own, their union, with the id -1 - ref_id; one without a target gets an
+empty one. `read_layout` stops only where nothing could be read; what is wrong with single rows is a `Problem`, which the loader
 raises and the check counts, so that the two cannot disagree. Image files are not touched here.
 """
 
@@ -14,14 +16,24 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
+from shared.images import unsafe_file_name
+from shared.masks import Targets
 from shared.safe_pickle import loads_plain
 
 MAX_SIDE_PX = 65_535
 """Longest side of an image: the limit of the JPEG format."""
+
+IMAGE_FOLDERS = (
+    "images",
+    "images/train2014",
+    "images/mscoco/images/train2014",
+    "images/saiapr_tc-12",
+)
+"""Where images are looked for below the root, in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +70,15 @@ class ImageRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnnotationRecord:
-    """One annotation of `instances.json`; the segmentation is kept as read."""
+    """One annotation of `instances.json`; the segmentation is kept as read, None where nobody has drawn a mask."""
 
     ann_id: int
     image_id: int
     segmentation: Any
+    box_xywh_px: tuple[float, ...] | None = None
+    """Weak label: left, top, width, height."""
+    point_xy_px: tuple[float, ...] | None = None
+    """Weak label."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,17 +90,21 @@ class RefRecord:
     image_id: int
     split: str
     sentences: tuple[tuple[int, str], ...]
+    no_target: bool = False
+    """Whether the expression names nothing in the image; its mask is then empty by definition."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Both files as far as their rows are sound."""
+    """A data set's annotations as far as their rows are sound, whatever files they come from."""
 
     root: Path
     dataset: str
     split_by: str
     instances_path: Path
+    """The file that holds the masks."""
     refs_path: Path
+    """The file that holds the expressions."""
     images: dict[int, ImageRecord]
     annotations: dict[int, AnnotationRecord]
     refs: list[RefRecord]
@@ -92,15 +112,11 @@ class Layout:
     problems: list[Problem] = field(repr=False)
     """In order of finding: images, annotations, refs."""
     fingerprint: str
-    """32 hex digits of a hash over the bytes of both files."""
-
-
-def unsafe_file_name(file_name: str) -> bool:
-    """Whether a file name could lead out of the image folder (absolute, `..`, backslash, NUL) or is empty."""
-    path = PurePosixPath(file_name)
-    return (
-        path.is_absolute() or not path.parts or ".." in path.parts or "\\" in file_name or "\0" in file_name
-    )
+    """32 hex digits of a hash over what priors depend on; of a REFER data set over the bytes of both files."""
+    image_folders: tuple[str, ...] = IMAGE_FOLDERS
+    """Where images are looked for below the root, in this order."""
+    row_name: str = "annotation"
+    """What a row of `instances_path` is called in messages; its number is the annotation id."""
 
 
 def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
@@ -111,17 +127,21 @@ def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
     """
     folder = Path(root) / dataset
     refs_path, instances_path = folder / f"refs({split_by}).p", folder / "instances.json"
-    refs_bytes = _read_bytes(refs_path, _hint(folder, split_by))
-    instances_bytes = _read_bytes(instances_path, "")
+    general_path = folder / f"grefs({split_by}).json"
+    if general_path.is_file() and not refs_path.is_file():
+        refs_path = general_path
+    refs_bytes = read_bytes(refs_path, _hint(folder, split_by))
+    instances_bytes = read_bytes(instances_path)
     problems: list[Problem] = []
     with _collector_paused():
-        refs_rows = loads_plain(refs_bytes, str(refs_path))
+        general = refs_path == general_path
+        refs_rows = _parse_json(refs_bytes, refs_path) if general else loads_plain(refs_bytes, str(refs_path))
         if not isinstance(refs_rows, list):
             raise DataError(f"{refs_path}: expected a list of refs, found {type(refs_rows).__name__}")
         instances = _parse_instances(instances_bytes, instances_path)
         images = _read_images(instances["images"], str(instances_path), problems)
         annotations = _read_annotations(instances["annotations"], images, str(instances_path), problems)
-        refs = _Refs(str(refs_path), images, annotations, problems).read(refs_rows)
+        refs = _Refs(str(refs_path), images, annotations, problems, general).read(refs_rows)
     digest = hashlib.blake2b(digest_size=16)
     for data in (refs_bytes, instances_bytes):
         digest.update(len(data).to_bytes(8, "little") + data)
@@ -151,18 +171,27 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _parse_instances(data: bytes, path: Path) -> dict[str, Any]:
+def _parse_json(data: bytes, path: Path) -> Any:
     try:
-        instances = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
+
+
+def _parse_instances(data: bytes, path: Path) -> dict[str, Any]:
+    instances = _parse_json(data, path)
     for key in ("images", "annotations"):
         if not isinstance(instances, dict) or not isinstance(instances.get(key), list):
             raise DataError(f"{path}: has no list {key!r}")
     return instances
 
 
-def _read_bytes(path: Path, hint: str) -> bytes:
+def read_bytes(path: Path, hint: str = "") -> bytes:
+    """A whole file; `hint` is added to the message where there is none.
+
+    Raises:
+        DataError: There is none, or it cannot be read.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -172,7 +201,8 @@ def _read_bytes(path: Path, hint: str) -> bytes:
 
 
 def _hint(folder: Path, split_by: str) -> str:
-    found = sorted(path.name[len("refs(") : -len(").p")] for path in folder.glob("refs(*).p"))
+    names = [*folder.glob("refs(*).p"), *folder.glob("grefs(*).json")]
+    found = sorted(path.name.partition("(")[2].rpartition(")")[0] for path in names)
     if found:
         return f"; split_by {split_by!r} is not among {', '.join(found)}"
     return "" if folder.is_dir() else f"; there is no folder {folder}"
@@ -253,7 +283,9 @@ class _Refs:
         images: dict[int, ImageRecord],
         annotations: dict[int, AnnotationRecord],
         problems: list[Problem],
+        general: bool,
     ) -> None:
+        self.general = general  # several targets or none (gRefCOCO)
         self.file = file
         self.images = images
         self.annotations = annotations
@@ -270,12 +302,13 @@ class _Refs:
         self.problems.append(Problem(kind=kind, file=self.file, row=row, detail=detail, blocks=blocks))
 
     def _ref(self, row: Any, where: str) -> RefRecord | None:
-        fields = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
+        ann_kind = list if self.general else int
+        fields = {"ref_id": int, "ann_id": ann_kind, "image_id": int, "split": str, "sentences": list}
         fault = _fault(row, fields)
         if fault:
             self._report("malformed record", where, fault)
             return None
-        ref_id, ann_id, image_id = row["ref_id"], row["ann_id"], row["image_id"]
+        ref_id, image_id = row["ref_id"], row["image_id"]
         where += f" (ref_id {ref_id})"
         if ref_id in self.row_of_ref:
             self._report(
@@ -284,19 +317,44 @@ class _Refs:
             return None
         self.row_of_ref[ref_id] = where
         sentences = self._sentences(row["sentences"], where)
-        annotation = self.annotations.get(ann_id)
+        ann_ids = row["ann_id"] if self.general else [row["ann_id"]]
+        no_target = self.general and (row.get("no_target") is True or ann_ids in ([], [-1]))
+        ann_ids = [] if no_target else ann_ids
         if image_id not in self.images:
             self._report("ref of unknown image", where, f"image_id {image_id} is not among the images")
-        elif annotation is None:
-            self._report("ref of unknown annotation", where, f"ann_id {ann_id} is not among the annotations")
+            return None
+        if not all(self._belongs(ann_id, image_id, where) for ann_id in ann_ids):
+            return None
+        return RefRecord(
+            ref_id=ref_id,
+            ann_id=ann_ids[0] if len(ann_ids) == 1 else self._union(ref_id, image_id, ann_ids),
+            image_id=image_id,
+            split=row["split"],
+            sentences=sentences,
+            no_target=no_target,
+        )
+
+    def _belongs(self, ann_id: Any, image_id: int, where: str) -> bool:
+        """Whether an annotation is there and of this image; reports it otherwise."""
+        annotation = self.annotations.get(ann_id) if isinstance(ann_id, int) else None
+        if annotation is None:
+            detail = f"ann_id {_short(ann_id)} is not among the annotations"
+            self._report("ref of unknown annotation", where, detail)
         elif annotation.image_id != image_id:
             detail = f"image_id {image_id}, but its annotation {ann_id} is of image {annotation.image_id}"
             self._report("ref and annotation disagree", where, detail)
         else:
-            return RefRecord(
-                ref_id=ref_id, ann_id=ann_id, image_id=image_id, split=row["split"], sentences=sentences
-            )
-        return None
+            return True
+        return False
+
+    def _union(self, ref_id: int, image_id: int, ann_ids: list[int]) -> int:
+        """Id of a new annotation, the union of several or of none."""
+        parts = tuple(self.annotations[ann_id].segmentation for ann_id in ann_ids)
+        ann_id = -1 - ref_id
+        self.annotations[ann_id] = AnnotationRecord(
+            ann_id=ann_id, image_id=image_id, segmentation=Targets(parts=parts)
+        )
+        return ann_id
 
     def _sentences(self, rows: list[Any], ref_where: str) -> tuple[tuple[int, str], ...]:
         if not rows:
@@ -310,9 +368,9 @@ class _Refs:
                 continue
             sent_id, expression = row["sent_id"], expression_of(row)
             if not expression:
-                self._report(
-                    "empty expression", where, f"sent_id {sent_id} has the expression {expression!r}"
-                )
+                # gRefCOCO has some; they are left out and counted, as its authors advise.
+                detail = f"sent_id {sent_id} has the expression {expression!r}"
+                self._report("empty expression", where, detail, blocks=not self.general)
             elif sent_id in self.row_of_sentence:
                 detail = f"sent_id {sent_id} stands at {self.row_of_sentence[sent_id]} already"
                 self._report("duplicate sentence id", where, detail)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.datasets import load_dataset
 from shared.errors import DataError
-from shared.refer import ReferDataset, load_refer
+from shared.refer import ReferDataset
 from shared.store.find import find_stores, store_path
 from shared.store.layout import read_header
 from shared.store.schema import SHARD_ROWS
@@ -48,7 +49,7 @@ def make_job(config: PriorsConfig) -> Job:
     Raises:
         DataError: Missing or unusable data, or no model on this machine.
     """
-    dataset = load_refer(config.data.root, config.data.dataset, config.data.split_by)
+    dataset = load_dataset(config.data)
     plan = _plan(config, dataset)
     model = locate_model(config.model)
     family = family_of(model.folder)
@@ -97,7 +98,7 @@ def describe_plan(config: PriorsConfig) -> dict[str, Any]:
     Raises:
         DataError: Missing or unusable data.
     """
-    dataset = load_refer(config.data.root, config.data.dataset, config.data.split_by)
+    dataset = load_dataset(config.data)
     plan = _plan(config, dataset)
     description: dict[str, Any] = {
         "data": f"{config.data.dataset} ({config.data.split_by}) in {config.data.root}",

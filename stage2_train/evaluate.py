@@ -30,7 +30,7 @@ from shared.types import Sample
 from stage2_train.backbone import normalise_image
 from stage2_train.checkpoint import write_json
 from stage2_train.config import TrainConfig
-from stage2_train.data import PriorReader, Tokenise, load_data
+from stage2_train.data import PriorReader, Tokenise, load_data, scorable
 from stage2_train.loader import iterate
 from stage2_train.prior_source import choose_store, open_priors
 from stage2_train.run_files import load_model, read_json, read_run_config
@@ -135,7 +135,7 @@ def evaluate_run(
     if self_guided and model.sesm is None:
         raise DataError(f"{run}: its network was built without sesm: it has no self-guided pass")
     dataset = load_data(config.data)
-    samples = spaced(dataset.samples(split), limit)
+    samples = spaced(scorable(dataset, split), limit)
     prior, note = _prior_for(run, config, dataset, samples, store)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     rows = score_samples(
@@ -258,6 +258,7 @@ def _score_batch(
             "image_id": sample.image_id,
             "ref_id": sample.ref_id,
             "file_name": sample.file_name,
+            "no_target": sample.no_target,
         }
         true = {"model": resize_mask_nearest(mask_hw, size_hw), "original": mask_hw}
         for prefix, margin_B1HW in passes.items():
@@ -267,7 +268,7 @@ def _score_batch(
                 pred = (resized >= 0 if prefix == "prior_" else resized > 0).numpy()
                 inter, union = iou_counts(pred, true[frame])
                 row |= {
-                    f"{prefix}iou_{frame}": iou(inter, union),
+                    f"{prefix}iou_{frame}": iou(inter, union, sample.no_target),
                     f"{prefix}inter_{frame}": inter,
                     f"{prefix}union_{frame}": union,
                 }
@@ -304,7 +305,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _metrics(rows: Sequence[Mapping[str, Any]], prefix: str, frame: str) -> dict[str, float]:
     meter = SegmentationMeter()
     for row in rows:
-        meter.update(row["sample_id"], row[f"{prefix}inter_{frame}"], row[f"{prefix}union_{frame}"])
+        counts = (row[f"{prefix}inter_{frame}"], row[f"{prefix}union_{frame}"])
+        meter.update(row["sample_id"], *counts, row.get("no_target", False))
     return meter.result()
 
 

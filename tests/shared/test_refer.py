@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from shared.errors import DataError
-from shared.refer import MaskAccessError, ReferringDataset, load_refer, read_image
+from shared.images import read_image
+from shared.refer import MaskAccessError, ReferringDataset, load_refer
 from shared.types import Sample
 from tests.shared.refer_fixture import BROKEN, REF_ORDER, TRAIN_IMAGE_IDS, write_refer_fixture
 
