@@ -275,6 +275,32 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a model's folder.")],
+    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="Image file.")] = None,
+    expression: Annotated[str, typer.Argument(metavar="EXPRESSION", help="What to look for.")] = "",
+    jsonl: Annotated[
+        Path | None, typer.Option("--jsonl", metavar="FILE", help="Many pairs: {image, expression} a line.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the results go.")] = Path("predictions"),
+    batch: Annotated[int, typer.Option(min=1, help="Pairs per pass.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Segment an image, or the pairs of a file: mask PNG, overlay PNG and JSON with the RLE, at the original size."""
+    if (jsonl is None) == (image is None):
+        raise DataError("predict needs either IMAGE and EXPRESSION, or --jsonl FILE")
+    from stage2_train.predict import predict_jsonl, predict_one
+
+    with _only_answers_on_stdout():
+        if jsonl is not None:
+            answer = predict_jsonl(model, jsonl, out, batch=batch)
+        else:
+            assert image is not None
+            answer = predict_one(model, image, expression, out)
+    _show(answer, as_json, _text_of_mapping)
+
+
+@app.command()
 def params(
     recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
     overrides: Set = None,

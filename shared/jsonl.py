@@ -3,8 +3,8 @@
     {"image": "a.jpg", "expression": "the red mug", "mask": ..., "box": [x, y, w, h], "point": [x, y], "split": "val"}
 
 - `image`: file name relative to the JSONL file's folder. Required, as `expression` is.
-- `mask`: polygons, an RLE (see `shared.masks`), the name of a mask image, or `[]`: nothing in the image is meant. Without
-  it, or with null, the pair is unlabelled.
+- `mask`: polygons, an RLE (see `shared.masks`), the name of a mask image, or `[]`: nothing in the image is meant.
+  Without it, or with null, the pair is unlabelled.
 - `box`, `point`: weak labels in pixels of the upright image, origin at its top left corner. Optional.
 - `split`: `train` where it is left out.
 

@@ -184,7 +184,7 @@ class ReferDataset:
             raise self._segmentation_error(sample, error) from error
 
     def weak_box_xyxy_px(self, sample: Sample) -> np.ndarray | None:
-        """A box given beside or instead of a mask: `float32 [4]` x0, y0, x1, y1, pixels; it does not come from a mask."""
+        """A box given beside or instead of a mask, never made from one: `float32 [4]` x0, y0, x1, y1, pixels."""
         box = self._weak_boxes[sample.ann_id]
         if box is None:
             return None

@@ -14,8 +14,8 @@ from typing import Any
 from tqdm import tqdm
 
 from shared.errors import DataError
-from shared.masks import polygon_overhang_px, rle_area, segmentation_rle
 from shared.images import find_image, read_image
+from shared.masks import polygon_overhang_px, rle_area, segmentation_rle
 from shared.refer import ordered_splits
 from shared.refer_layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_layout
 

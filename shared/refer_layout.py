@@ -6,7 +6,9 @@
     ROOT/<dataset>/instances.json            COCO: images, annotations (polygons or RLE), categories
 
 A ref of several annotations gets one of its own, their union, with the id -1 - ref_id; one without a target gets an
-empty one. `read_layout` stops only where nothing could be read; what is wrong with single rows is a `Problem`, which the loader
+empty one.
+
+`read_layout` stops only where nothing could be read; what is wrong with single rows is a `Problem`, which the loader
 raises and the check counts, so that the two cannot disagree. Image files are not touched here.
 """
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -32,11 +31,12 @@ from stage2_train.checkpoint import write_json
 from stage2_train.config import TrainConfig
 from stage2_train.data import PriorReader, Tokenise, load_data, scorable
 from stage2_train.loader import iterate
+from stage2_train.model_card import write_card
 from stage2_train.prior_source import choose_store, open_priors
 from stage2_train.run_files import load_model, read_json, read_run_config
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.text import Tokenizer
-from stage2_train.transforms import resize_image
+from stage2_train.transforms import resize_image, upsample
 
 FRAMES = ("model", "original")
 
@@ -162,6 +162,7 @@ def evaluate_run(
     }
     if write and accelerator.is_main_process:
         _write(run / "eval", split, result, rows)
+        write_card(run)
     accelerator.wait_for_everyone()
     return result
 
@@ -276,13 +277,6 @@ def _score_batch(
                     row["pred_rle"] = encode_rle(pred)
         rows.append(row)
     return rows
-
-
-def upsample(margin_1HW: Tensor, size_hw: tuple[int, ...]) -> Tensor:
-    """f32 [h,w], bilinear (pixel centres aligned by area, not by corners)."""
-    if tuple(margin_1HW.shape[-2:]) == tuple(size_hw):
-        return margin_1HW[0]
-    return F.interpolate(margin_1HW[None], size=tuple(size_hw), mode="bilinear", align_corners=False)[0, 0]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

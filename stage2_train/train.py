@@ -40,6 +40,7 @@ from stage2_train.inputs import Inputs, open_inputs
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
+from stage2_train.model_card import write_card
 from stage2_train.monitor import CollapseAlarm, HiddenMasks
 from stage2_train.optim import build_optimizer
 from stage2_train.run_files import export_model, read_json, require_same_run, run_record
@@ -279,6 +280,7 @@ class _Run:
         if self.accelerator.is_main_process:
             averaged = self.ema is not None and self.config.ema.export
             export_model(self.ema.module if averaged and self.ema is not None else self.model, self.out)
+            write_card(self.out)
             write_json(self.out / "done.json", done)
         self.accelerator.wait_for_everyone()
         return done

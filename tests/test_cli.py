@@ -276,3 +276,20 @@ def test_train_hands_everything_on(l2l, monkeypatch, tmp_path):
     }
     assert l2l("train", "embedded", "--set", "steps=9").out == "runs/embedded: 9 steps in 1 s\n"
     assert seen["resume"] is False
+
+
+def test_predict_hands_everything_on(l2l, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("stage2_train.predict.predict_one", lambda *args: seen.append(args) or {"area_px": 3})
+    monkeypatch.setattr(
+        "stage2_train.predict.predict_jsonl", lambda *args, batch: seen.append((*args, batch)) or {"num": 2}
+    )
+    assert l2l("predict", "run", "a.jpg", "the mug", "--out", tmp_path, "--json").json == {"area_px": 3}
+    assert l2l("predict", "run", "--jsonl", "p.jsonl", "--batch", "3").out == "num: 2\n"
+    assert seen == [
+        (Path("run"), Path("a.jpg"), "the mug", tmp_path),
+        (Path("run"), Path("p.jsonl"), Path("predictions"), 3),
+    ]
+    for wrong in ((), ("a.jpg", "x", "--jsonl", "p.jsonl")):
+        ran = l2l("predict", "run", *wrong)
+        assert ran.status == 2 and "either IMAGE and EXPRESSION, or --jsonl" in ran.err

@@ -1,4 +1,4 @@
-"""gRefCOCO's form of the REFER layout: several targets are united, no target is an empty mask with a rule of its own."""
+"""gRefCOCO's form of the REFER layout: several targets are united, no target has an empty mask and its own rule."""
 
 import json
 import pickle
