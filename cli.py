@@ -84,6 +84,18 @@ def data_synth(
     _show(summary, as_json, _text_of_synth)
 
 
+@data_app.command("init")
+def data_init(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    images: Annotated[int, typer.Option(help="Training images to draw; a tenth get masks.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Write an example of your own data: a commented JSONL file and drawn images."""
+    from shared.synth.example import write_example
+
+    _show(write_example(out, images), as_json, _text_of_mapping)
+
+
 @data_app.command("check")
 def data_check(root: Root, dataset: Dataset = "", split_by: SplitBy = "", as_json: Json = False) -> None:
     """Look for every fault in a data set; exit status 1 if there is one."""
