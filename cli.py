@@ -312,6 +312,24 @@ def predict(
     _show(answer, as_json, _text_of_mapping)
 
 
+@app.command("export-labels")
+def export_labels_of(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write; default RUN/labels.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sentences per pass.")] = 16,
+    limit: Annotated[int, typer.Option(min=0, help="First sentences alone; 0 is all.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the pseudo-labels of the unlabelled sentences as COCO JSON and in the REFER layout."""
+    from stage2_train.export_labels import export_labels
+
+    with _only_answers_on_stdout():
+        answer = export_labels(run, out or run / "labels", batch=batch, limit=limit, quiet=as_json)
+    _show(answer, as_json, _text_of_mapping)
+
+
 @app.command()
 def params(
     recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],

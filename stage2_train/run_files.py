@@ -16,7 +16,10 @@ from typing import Any
 
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
+from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
+from stage2_train.methods import METHODS
+from stage2_train.methods.base import Method
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
 
 
@@ -128,3 +131,21 @@ def model_folder(path: Path) -> Path:
         if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
             return folder
     raise DataError(f"{path}: neither a finished run nor a model's folder ({CONFIG_NAME}, {WEIGHTS_NAME})")
+
+
+def restore_method(folder: Path, config: TrainConfig) -> Method:
+    """The method of a run with what it learnt on its own, from the last checkpoint.
+
+    Raises:
+        DataError: A method that learns something, and no checkpoint.
+    """
+    method = METHODS[config.method](config)
+    if not method.state_dict():
+        return method
+    found = list_checkpoints(folder / "checkpoints")
+    if not found:
+        raise DataError(
+            f"{folder / 'checkpoints'}: no checkpoint, so the state of method {config.method} is not known"
+        )
+    method.load_state_dict(load_object(found[-1], "method"))
+    return method
