@@ -110,6 +110,27 @@ def data_check(root: Root, dataset: Dataset = "", split_by: SplitBy = "", as_jso
         raise typer.Exit(1)
 
 
+@data_app.command("leakage")
+def data_leakage(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder that holds <dataset>/ folders.")],
+    dataset: Annotated[
+        list[str], typer.Option("--dataset", metavar="D:S", help="For example refcoco:unc; may be repeated.")
+    ],
+    ids: Annotated[
+        list[Path] | None, typer.Option("--ids", metavar="FILE", help="Image ids of other training data.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Count COCO images that train splits share with scored splits; exit status 1 if there are any."""
+    from shared.leakage import leakage, leakage_records, leakage_table
+
+    overlaps = leakage(root, dataset, ids or [])
+    records = leakage_records(overlaps)
+    _show(records, as_json, lambda _: leakage_table(overlaps))
+    if not records["ok"]:
+        raise typer.Exit(1)
+
+
 @data_app.command("split")
 def data_split(
     root: Root,

@@ -293,3 +293,36 @@ def test_predict_hands_everything_on(l2l, monkeypatch, tmp_path):
     for wrong in ((), ("a.jpg", "x", "--jsonl", "p.jsonl")):
         ran = l2l("predict", "run", *wrong)
         assert ran.status == 2 and "either IMAGE and EXPRESSION, or --jsonl" in ran.err
+
+
+def test_own_data_goes_the_same_way_as_refer_data(l2l, tmp_path):
+    path = l2l("data", "init", tmp_path / "mine", "--json").json["path"]
+    assert l2l("data", "check", path, "--json").json["unlabelled"] == {"train": 5}
+    split = l2l("data", "split", path, "--fraction", "1", "--json").json
+    assert (split["dataset"], split["num_images"]) == ("photos", 3)
+    plan = l2l(
+        "priors",
+        "run",
+        "embedded",
+        "--set",
+        f"data.root={path}",
+        "--set",
+        "splits=train,val",
+        "--dry-run",
+        "--json",
+    ).json
+    assert plan["splits"] == {"train": 8, "val": 3} and plan["problem"] is None
+    sets = ("--set", f"data.root={path}", "--set", "fraction=1")
+    plan = l2l("train", "fixmatch-embedded", *sets, "--out", tmp_path / "run", "--dry-run", "--json").json
+    assert '"num_unlabelled_refs": 5' in plan["plan"] and plan["config"]["data"]["dataset"] == "photos"
+    ran = l2l("data", "check", tmp_path / "mine")
+    assert ran.status == 2 and "a folder needs --dataset and --split-by" in ran.err
+
+
+def test_leakage_is_status_1(l2l, refshapes, tmp_path):
+    assert l2l("data", "leakage", refshapes, "--dataset", "refshapes:unc").status == 0
+    (tmp_path / "ids.txt").write_text("".join(f"{number}\n" for number in range(1, 100)))
+    ran = l2l(
+        "data", "leakage", refshapes, "--dataset", "refshapes:unc", "--ids", tmp_path / "ids.txt", "--json"
+    )
+    assert ran.status == 1 and ran.json["ok"] is False
