@@ -75,10 +75,10 @@ def read_image(path: Path | str, data: bytes | None = None) -> Image.Image:
         raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
 
 
-def image_size_hw(path: Path) -> tuple[int, int]:
-    """Height and width of the upright image, pixels, from the file's head alone; raises as `read_image`."""
+def image_size_hw(path: Path | str, data: bytes | None = None) -> tuple[int, int]:
+    """Height and width of the upright image, pixels, from the file's head alone; arguments as of `read_image`."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path if data is None else io.BytesIO(data)) as file:
             _check_size(file)
             turned = file.getexif().get(0x0112) in _TURNED
             return (file.width, file.height) if turned else (file.height, file.width)

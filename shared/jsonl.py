@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
-from shared.images import find_image, image_size_hw
+from shared.image_pack import ImageStore
+from shared.images import find_image
 from shared.masks import MaskFile, Targets
 from shared.refer import ReferDataset, open_layout
 from shared.refer_layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
@@ -131,6 +132,7 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.store = ImageStore(path.parent, ("",))
         self.images: dict[str, ImageRecord | None] = {}
         self.annotations: dict[int, AnnotationRecord] = {}
         self.problems: list[Problem] = []
@@ -200,7 +202,7 @@ class _Reader:
         """The image of a line; its head is read once, and a fault reported once."""
         if line.image not in self.images:
             try:
-                height, width = image_size_hw(find_image(self.path.parent, line.image, ("",)))
+                height, width = self.store.size_hw(line.image)
             except DataError as error:
                 self.images[line.image] = None
                 self._report("unusable image", line.number, f"image {line.image!r}: {error}")

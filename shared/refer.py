@@ -5,6 +5,7 @@ The REFER layout is read here, a user's own JSONL file in `shared.jsonl`; both g
     ROOT/images/[train2014/]...  or  ROOT/images/mscoco/images/train2014/...  or  ROOT/images/saiapr_tc-12/...
     ROOT/<dataset>/refs(<split_by>).p  or, with several targets or none,  grefs(<split_by>).json
     ROOT/<dataset>/instances.json
+    ROOT/images.h5, if there: the images in one file (`shared.image_pack`)
 
 Loading reads the two annotation files and no image. Every sample's image and annotation are known to exist in the
 annotations once `load_refer` has returned; what is wrong with an image file or a segmentation shows when it is read.
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import DataError
-from shared.images import find_image, read_image
+from shared.image_pack import ImageStore
 from shared.masks import decode_segmentation, rle_box_xyxy_px, segmentation_rle
 from shared.refer_layout import Layout, read_layout
 from shared.types import Sample
@@ -80,7 +81,7 @@ class ReferDataset:
         self.dataset = layout.dataset
         self.split_by = layout.split_by
         self._instances_path, self._row_name = layout.instances_path, layout.row_name
-        self._image_folders = layout.image_folders
+        self._images = ImageStore(layout.root, layout.image_folders)
         self._fingerprint = layout.fingerprint
         self._samples = _samples(layout)
         train_refs = (ref for ref in layout.refs if ref.split == "train")
@@ -132,13 +133,23 @@ class ReferDataset:
         return self._fingerprint
 
     def image_path(self, image: Sample | str) -> Path:
-        """The file of an image, given its sample or file name.
+        """The loose file of an image, given its sample or file name.
 
         Raises:
             DataError: It is in none of the image folders, or its name leads out of them.
         """
-        name = image if isinstance(image, str) else image.file_name
-        return find_image(self.root, name, self._image_folders)
+        return self._images.path(image if isinstance(image, str) else image.file_name)
+
+    def image_identity(self, file_name: str) -> Path | tuple[int, str] | None:
+        """What stands for an image file: its path, or its size and hash in a pack; None if it is nowhere."""
+        pack = self._images.pack
+        if pack and file_name in pack:
+            size, digest = pack.size_and_digest(file_name)
+            return size, digest.hex()
+        try:
+            return self._images.path(file_name)
+        except DataError:
+            return None
 
     def image(self, sample: Sample) -> Image.Image:
         """The original image as RGB, turned upright where its EXIF data say so.
@@ -146,11 +157,11 @@ class ReferDataset:
         Raises:
             DataError: The file is missing, cannot be decoded to the end, or is not of the annotated size.
         """
-        path = self.image_path(sample)
-        image = read_image(path)
+        image = self._images.read(sample.file_name)
         if image.size != (sample.width, sample.height):
+            place = self._images.place(sample.file_name)
             raise DataError(
-                f"{path}: image {sample.image_id}: width x height {image.width} x {image.height}, "
+                f"{place}: image {sample.image_id}: width x height {image.width} x {image.height}, "
                 f"but {self._instances_path} says {sample.width} x {sample.height}"
             )
         return image

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from shared.errors import DataError
-from shared.images import find_image, read_image
+from shared.image_pack import ImageStore
 from shared.masks import polygon_overhang_px, rle_area, segmentation_rle
 from shared.refer import ordered_splits
 from shared.refer_layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_layout
@@ -243,28 +243,29 @@ def _mask_fault(annotation: AnnotationRecord, image: ImageRecord) -> tuple[str, 
 
 def _image_problems(layout: Layout, progress: bool) -> Iterator[Problem]:
     """Decode every image that is referred to."""
+    images = ImageStore(layout.root, layout.image_folders)
     for image_id in _progress(dict.fromkeys(ref.image_id for ref in layout.refs), "images", progress):
         record = layout.images[image_id]
         try:
-            path = find_image(layout.root, record.file_name, layout.image_folders)
+            place = images.place(record.file_name)
         except DataError as error:
             yield _problem("missing image file", layout.instances_path, f"image {image_id}", str(error))
             continue
         try:
-            image = read_image(path)
+            image = images.read(record.file_name)
         except DataError as error:
-            detail = str(error).removeprefix(f"{path}: ")
-            yield _problem("unreadable image file", path, f"image {image_id}", detail)
+            detail = str(error).removeprefix(f"{place}: ")
+            yield _problem("unreadable image file", place, f"image {image_id}", detail)
             continue
         if image.size != (record.width, record.height):
             detail = (
                 f"height x width {image.height} x {image.width}, but {layout.instances_path} says "
                 f"{record.height} x {record.width}"
             )
-            yield _problem("image of another size", path, f"image {image_id}", detail)
+            yield _problem("image of another size", place, f"image {image_id}", detail)
 
 
-def _problem(kind: str, file: Path, row: str, detail: str) -> Problem:
+def _problem(kind: str, file: Path | str, row: str, detail: str) -> Problem:
     """A problem of contents, which the loader meets only on access."""
     return Problem(kind=kind, file=str(file), row=row, detail=detail, blocks=False)
 

@@ -59,7 +59,7 @@ def make_job(config: PriorsConfig) -> Job:
     names = {sample.file_name for sample in plan.samples}
     memory = Path(config.cache_root) / "image-hashes" / f"{config.data.dataset}.json"
     images = images_fingerprint(
-        ((name, _image_path(dataset, name)) for name in names), config.image_hash, memory
+        ((name, dataset.image_identity(name)) for name in names), config.image_hash, memory
     )
     identity = identity_of(config, family, model, dataset.fingerprint(), images)
     fingerprint = fingerprint_of(identity)
@@ -79,13 +79,6 @@ def make_job(config: PriorsConfig) -> Job:
 def _plan(config: PriorsConfig, dataset: ReferDataset) -> Plan:
     where = f"{config.data.dataset} ({config.data.split_by}) in {config.data.root}"
     return make_plan(dataset.samples(), config.splits, SHARD_ROWS, where)
-
-
-def _image_path(dataset: ReferDataset, file_name: str) -> Path | None:
-    try:
-        return dataset.image_path(file_name)
-    except DataError:
-        return None
 
 
 def describe_plan(config: PriorsConfig) -> dict[str, Any]:

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from shared.errors import DataError
-from shared.images import find_image, read_image
+from shared.image_pack import ImageStore
+from shared.images import read_image
 from shared.jsonl import read_lines
 from shared.masks import encode_rle, mask_box_xyxy_px
 from stage2_train.backbone import normalise_image
@@ -179,7 +180,7 @@ def _write(
 
 def _picture(pairs: Path, number: int, name: str) -> Image.Image:
     try:
-        return read_image(find_image(pairs.parent, name, ("",)))
+        return ImageStore(pairs.parent, ("",)).read(name)
     except DataError as error:
         raise DataError(f"{pairs}: line {number}: {error}") from error
 
