@@ -15,7 +15,7 @@ raises and the check counts, so that the two cannot disagree. Image files are no
 import gc
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -210,7 +210,7 @@ def _hint(folder: Path, split_by: str) -> str:
     return "" if folder.is_dir() else f"; there is no folder {folder}"
 
 
-def _fault(record: Any, fields: dict[str, type]) -> str | None:
+def _fault(record: Any, fields: Mapping[str, type]) -> str | None:
     """What is wrong with a record's fields, or None."""
     if not isinstance(record, dict):
         return f"expected an object, found {type(record).__name__}"
@@ -304,8 +304,15 @@ class _Refs:
         self.problems.append(Problem(kind=kind, file=self.file, row=row, detail=detail, blocks=blocks))
 
     def _ref(self, row: Any, where: str) -> RefRecord | None:
-        ann_kind = list if self.general else int
-        fields = {"ref_id": int, "ann_id": ann_kind, "image_id": int, "split": str, "sentences": list}
+        fields: dict[str, type] = {
+            "ref_id": int,
+            "ann_id": int,
+            "image_id": int,
+            "split": str,
+            "sentences": list,
+        }
+        if self.general:
+            fields["ann_id"] = list
         fault = _fault(row, fields)
         if fault:
             self._report("malformed record", where, fault)

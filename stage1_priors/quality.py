@@ -75,8 +75,8 @@ def _score_split(store: PriorStore, dataset: Any, samples: list[Sample]) -> dict
         for sample, proposal_GG, code in zip(batch, proposal_BGG, status_B, strict=True):
             has_box = STATUS_BY_CODE[int(code)].has_box
             mask_HW = prior_mask(proposal_GG, (sample.height, sample.width), has_box)
-            counts = iou_counts(mask_HW, dataset.mask(sample))
-            meter.update(sample.sample_id, *counts, sample.no_target)
+            pixels = iou_counts(mask_HW, dataset.mask(sample))
+            meter.update(sample.sample_id, *pixels, sample.no_target)
     box_iou_N, status_N = np.concatenate(box_ious), np.concatenate(statuses)
     codes, counts = np.unique(status_N, return_counts=True)
     return {

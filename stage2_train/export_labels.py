@@ -79,7 +79,7 @@ def export_labels(
     networks = Networks(load_model(run), weak_eval=config.weak_eval)
     method, inputs = restore_method(run, config), open_inputs(config)
     samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]
-    annotations = []
+    annotations: list[dict[str, Any]] = []
     with torch.no_grad():
         for pseudo, part in progress(
             _pseudo(config, inputs, networks, method, samples, batch),
