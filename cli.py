@@ -184,6 +184,9 @@ def priors_run(
     dry_run: DryRun = False,
     worker: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
     num_workers: Annotated[int, typer.Option(help="Independent processes that share the store.")] = 1,
+    workers: Annotated[
+        str, typer.Option(help="Start this many workers here and wait for them; auto is one per GPU.")
+    ] = "1",
     as_json: Json = False,
 ) -> None:
     """Ask the frozen model for what is missing of a store; does nothing if nothing is."""
@@ -192,10 +195,16 @@ def priors_run(
 
     config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
     from stage1_priors.run import describe_plan, run_priors
+    from stage1_priors.workers import num_workers_of, run_workers
 
+    if num_workers > 1 and workers != "1":
+        raise DataError("--workers starts its own workers; it does not go with --worker and --num-workers")
     with _only_answers_on_stdout():
         if dry_run:
             answer = describe_plan(config)
+        elif (started_here := num_workers_of(workers)) > 1:
+            arguments = [recipe, *(part for one in overrides or [] for part in ("--set", one))]
+            answer = {"store": str(run_workers(config, started_here, arguments, quiet=as_json))}
         else:
             store = run_priors(config, worker=worker, num_workers=num_workers, quiet=as_json)
             answer = {"store": str(store)}

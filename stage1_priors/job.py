@@ -81,6 +81,11 @@ def _plan(config: PriorsConfig, dataset: ReferDataset) -> Plan:
     return make_plan(dataset.samples(), config.splits, SHARD_ROWS, where)
 
 
+def pending_of(job: Job) -> list[int]:
+    """Shards that still have to be written, in order; partial files of writers that are gone are removed."""
+    return pending_shards(job.path) if job.path.exists() else list(range(job.plan.num_shards))
+
+
 def describe_plan(config: PriorsConfig) -> dict[str, Any]:
     """What a run would do, JSON-able; nothing is written but the memory of image hashes.
 
@@ -109,12 +114,11 @@ def describe_plan(config: PriorsConfig) -> dict[str, Any]:
     except DataError as error:
         return description | {"problem": str(error)}
     exists = job.path.exists()
-    pending = pending_shards(job.path) if exists else list(range(plan.num_shards))
     return description | {
         "fingerprint": job.fingerprint,
         "store": str(job.path),
         "exists": exists,
-        "pending_shards": len(pending),
+        "pending_shards": len(pending_of(job)),
         "changed": [] if exists else changes(job),
     }
 

@@ -27,13 +27,13 @@ from shared.store.schema import (
     encode_text_rows,
     prior_fields,
 )
-from shared.store.writer import create_store, pending_shards, write_shard
+from shared.store.writer import create_store, write_shard
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows, make_request, read_answers
 from stage1_priors.canary import CanaryResult, run_canary
 from stage1_priors.config import PriorsConfig
 from stage1_priors.engine import ENGINES, Engine, EngineFactory, Request, generate_isolated
-from stage1_priors.job import Job, changes, describe_plan, make_job
+from stage1_priors.job import Job, changes, describe_plan, make_job, pending_of
 from stage1_priors.plan import Plan, shards_of_worker
 from stage1_priors.proposals import propose
 
@@ -65,13 +65,12 @@ def run_priors(
     """
     started = time.monotonic()
     job = make_job(config)
-    exists = job.path.exists()
-    pending = pending_shards(job.path) if exists else list(range(job.plan.num_shards))
+    pending = pending_of(job)
     mine = shards_of_worker(pending, worker, num_workers)
     if not mine:
         _say(f"{job.path}: nothing to do ({len(pending)} shards pending elsewhere)", quiet)
         return job.path
-    if not exists:
+    if not job.path.exists():
         for line in changes(job):
             _say(line, quiet)
     if num_workers > 1:

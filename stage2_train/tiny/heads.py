@@ -32,7 +32,7 @@ class LossWeights:
     """Dice of the final mask."""
     stages: float = 0.3
     """Mean over stages of the deep supervision."""
-    select: float = 0.3
+    select: float = 0.7
     """Mean over the stages and the final map of the choice among objects."""
     attributes: float = 0.3
     """Mean over stages and attributes of the classification."""

@@ -40,9 +40,9 @@ class PretrainConfig:
 
     out: Path
     """Folder for the weights, the tokenizer and `pretraining.json`."""
-    steps: int = 2800
+    steps: int = 3000
     """Optimizer steps."""
-    scenes: int = 20_000
+    scenes: int = 24_000
     """Scenes drawn, over all ranks."""
     images: int = 8
     """Images of a rank's batch (B)."""

@@ -1,0 +1,196 @@
+"""Several stage 1 workers on one machine: one process per GPU, each a `priors run` of its own.
+
+The parent plans nothing and writes nothing. It starts the workers, reads how far the store is from the store's own
+marks, and waits. A worker is an ordinary `l2l priors run ... --worker i --num-workers n`, so a batch system can start
+the same ones elsewhere. What a worker says goes to a file of its own beside the stores.
+
+One process per device, never an engine's in-process data parallelism: those run in lock-step and end together.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.errors import DataError
+from shared.runlog import ProgressBar
+from shared.store.layout import read_header
+from shared.store.marks import read_mark
+from stage1_priors.config import PriorsConfig
+from stage1_priors.job import Job, make_job, pending_of
+
+STAGGER_S = 2.0
+"""Pause between starts: models are read from one disk, and engines choose their ports one after the other."""
+
+POLL_S = 0.5
+"""Pause between looks at the workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """One process to start."""
+
+    index: int
+    """Its number, from 0."""
+    environment: dict[str, str]
+    """Variables that differ from the parent's."""
+    log: Path
+    """File for what it says."""
+
+
+def visible_gpus() -> list[str]:
+    """Ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES would name them; empty on a machine without."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [part.strip() for part in named.split(",") if part.strip()]
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return []
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def num_workers_of(wanted: str) -> int:
+    """`auto` (one per GPU, one without any) or a number.
+
+    Raises:
+        DataError: Anything else.
+    """
+    if wanted == "auto":
+        return max(1, len(visible_gpus()))
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise DataError(f"--workers is {wanted!r}, expected auto or a number of at least 1")
+    return int(wanted)
+
+
+def plan_workers(
+    num_workers: int, gpus: Sequence[str], cores: int, log_folder: Path, stem: str
+) -> list[Worker]:
+    """The processes to start: each with its own device, or its own share of the cores.
+
+    Args:
+        num_workers: How many.
+        gpus: Ids of the GPUs; with fewer GPUs than workers some share one.
+        cores: Cores of the machine; without GPUs the workers divide them.
+        log_folder: Where their logs go.
+        stem: First part of a log's name.
+    """
+    workers = []
+    for index in range(num_workers):
+        environment = {}
+        if gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+        elif num_workers > 1:
+            share = [core for core in range(cores) if core * num_workers // cores == index] or [index % cores]
+            environment["OMP_NUM_THREADS"] = str(len(share))
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = f"{share[0]}-{share[-1]}"
+        log = log_folder / f"{stem}.worker-{index}.log"
+        workers.append(Worker(index=index, environment=environment, log=log))
+    return workers
+
+
+def run_workers(
+    config: PriorsConfig, num_workers: int, arguments: Sequence[str], *, quiet: bool = False
+) -> Path:
+    """Fill a store with several processes; returns its path once every worker has ended well.
+
+    A worker that fails does not stop the others: whole shards are theirs alone, and what they finish stays.
+
+    Args:
+        config: The recipe.
+        num_workers: Processes.
+        arguments: Arguments of `priors run` that give the same recipe: its name and `--set` options.
+        quiet: No progress on standard error.
+
+    Raises:
+        DataError: A worker failed; names it, its last line and its log.
+    """
+    job = make_job(config)
+    if not pending_of(job):
+        return job.path
+    log_folder = Path(config.cache_root) / "logs"
+    log_folder.mkdir(parents=True, exist_ok=True)
+    workers = plan_workers(num_workers, visible_gpus(), os.cpu_count() or 1, log_folder, job.path.stem)
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for worker in workers:
+            if processes:
+                time.sleep(STAGGER_S)
+            processes.append(_start(worker, num_workers, arguments))
+        _watch(job, processes, quiet)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in processes:
+            process.wait()
+    failed = [
+        (worker, process) for worker, process in zip(workers, processes, strict=True) if process.returncode
+    ]
+    if failed:
+        worker, process = failed[0]
+        raise DataError(
+            f"{len(failed)} of {num_workers} workers failed; worker {worker.index} ended with status "
+            f"{process.returncode}: {_last_line(worker.log)} (its log: {worker.log}). Finished shards are kept; "
+            "the same command goes on"
+        )
+    return job.path
+
+
+def _start(worker: Worker, num_workers: int, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+    own = ["--worker", str(worker.index), "--num-workers", str(num_workers)]
+    with worker.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cli", "priors", "run", *arguments, *own],
+            env={**os.environ, **worker.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+def _watch(job: Job, processes: "Sequence[subprocess.Popen[bytes]]", quiet: bool) -> None:
+    """Show the store's progress until every process has ended."""
+    rows = [len(job.plan.shard(shard)) for shard in range(job.plan.num_shards)]
+    seen: set[int] = set(_done(job, range(len(rows))))
+    before = sum(rows[shard] for shard in seen)
+    with ProgressBar(
+        sum(rows), f"priors, {len(processes)} workers", "pair", initial=before, quiet=quiet
+    ) as bar:
+        while True:
+            ended = all(process.poll() is not None for process in processes)
+            for shard in _done(job, set(range(len(rows))) - seen):
+                seen.add(shard)
+                bar.update(rows[shard])
+            bar.update(0)
+            if ended:
+                return
+            time.sleep(POLL_S)
+
+
+def _done(job: Job, shards: "range | set[int]") -> list[int]:
+    """Which of these shards are marked as written."""
+    if not job.path.exists():
+        return []
+    header = read_header(job.path)
+    done = []
+    for shard in shards:
+        try:
+            read_mark(header, shard)
+        except (DataError, FileNotFoundError):
+            continue
+        done.append(shard)
+    return done
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,91 @@
+"""Several workers of one run: what each is started with, and what becomes of the store and of failures."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from shared.config import apply_overrides
+from shared.errors import DataError
+from shared.store.reader import PriorStore
+from stage1_priors import workers
+from stage1_priors.job import describe_plan
+from stage1_priors.recipes import RECIPES
+from stage1_priors.run import run_priors
+from stage1_priors.workers import num_workers_of, plan_workers, run_workers, visible_gpus
+from tests.stage1_priors.fake_engine import FakeEngine
+
+
+def test_one_worker_per_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
+    assert visible_gpus() == ["3", "5"] and num_workers_of("auto") == 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == [] and num_workers_of("auto") == 1
+    assert num_workers_of("4") == 4
+    for wrong in ("0", "-1", "two", "1.5"):
+        with pytest.raises(DataError, match="--workers is"):
+            num_workers_of(wrong)
+
+
+def test_each_worker_has_its_own_device_or_cores(tmp_path):
+    on_gpus = plan_workers(3, ["0", "7"], 64, tmp_path, "store")
+    assert [worker.environment for worker in on_gpus] == [
+        {"CUDA_VISIBLE_DEVICES": "0"},
+        {"CUDA_VISIBLE_DEVICES": "7"},
+        {"CUDA_VISIBLE_DEVICES": "0"},
+    ]
+    on_cores = plan_workers(2, [], 6, tmp_path, "store")
+    assert [worker.environment["VLLM_CPU_OMP_THREADS_BIND"] for worker in on_cores] == ["0-2", "3-5"]
+    assert {worker.environment["OMP_NUM_THREADS"] for worker in on_cores} == {"3"}
+    assert len({worker.log for worker in on_cores}) == 2
+    crowded = plan_workers(3, [], 2, tmp_path, "store")
+    assert [worker.environment["VLLM_CPU_OMP_THREADS_BIND"] for worker in crowded] == ["0-0", "1-1", "0-0"]
+
+
+def test_a_complete_store_starts_nobody(config, monkeypatch):
+    path = run_priors(config, engine_factory=FakeEngine().factory, quiet=True)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    assert run_workers(config, 2, ["embedded"], quiet=True) == path
+
+
+def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch):
+    """Worker 1 dies; worker 0 goes through its shards. Real processes, with the engine that needs no model."""
+    monkeypatch.setattr(workers, "STAGGER_S", 0.0)
+    code = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from shared.config import apply_overrides\n"
+        "from stage1_priors.recipes import embedded\n"
+        "from stage1_priors.run import run_priors\n"
+        "from tests.stage1_priors.fake_engine import FakeEngine\n"
+        "number, settings = int(sys.argv[1]), json.loads(sys.argv[2])\n"
+        "if number == 1 and settings.pop():\n"
+        "    sys.exit('no more memory')\n"
+        "config = apply_overrides(embedded(), settings if number == 1 else settings[:-1])\n"
+        "run_priors(config, worker=number, num_workers=2, engine_factory=FakeEngine().factory)\n"
+    )
+    settings = [
+        f"data.root={config.data.root}",
+        f"model.path={config.model.path}",
+        f"cache_root={config.cache_root}",
+        "proposer.grid=16",
+        "canary.mode=skip",
+    ]
+    own = apply_overrides(RECIPES["embedded"](), settings)
+    fails = [True]
+
+    def start(worker, num_workers, arguments):
+        with worker.log.open("ab") as log:
+            told = json.dumps([*arguments, fails[0]])
+            return subprocess.Popen([sys.executable, "-c", code, str(worker.index), told], stderr=log)
+
+    monkeypatch.setattr(workers, "_start", start)
+    with pytest.raises(
+        DataError, match=r"1 of 2 workers failed; worker 1 ended with status 1: no more memory"
+    ):
+        run_workers(own, 2, settings, quiet=True)
+    store = PriorStore(describe_plan(own)["store"])
+    assert store.done_shards == [0] and not store.is_complete
+    fails[0] = False
+    assert PriorStore(run_workers(own, 2, settings, quiet=True)).is_complete
