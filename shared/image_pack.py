@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from PIL import Image
 
@@ -60,6 +59,8 @@ class ImagePack:
     def _open(self) -> None:
         if self._process == os.getpid():
             return
+        import h5py  # only where there is a pack
+
         try:
             file = h5py.File(self.path, "r")
             names = json.loads(file["name"][:].tobytes())
@@ -189,6 +190,8 @@ def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], q
             index_file.write(json.dumps(row) + "\n")
             index_file.flush()
             rows.append(row)
+    import h5py
+
     partial = path.with_name(f".{path.name}.writing")
     with h5py.File(partial, "w") as file:
         offset_N = np.cumsum([0, *(size for _, size, _ in rows)], dtype=np.int64)
@@ -215,7 +218,7 @@ def _resumable(flat: Path, index: Path, names: Sequence[str]) -> list[list[Any]]
     if flat.is_file() and index.is_file():
         size = flat.stat().st_size
         for line, name in zip(index.read_bytes().splitlines(keepends=True), names, strict=False):
-            row = json.loads(line) if line.endswith(b"]\n") else None
+            row = _row(line)
             if row is None or row[0] != name or total + row[1] > size:
                 break
             rows.append(row)
@@ -224,6 +227,15 @@ def _resumable(flat: Path, index: Path, names: Sequence[str]) -> list[list[Any]]
         with path.open("ab") as file:
             file.truncate(length)
     return rows
+
+
+def _row(line: bytes) -> list[Any] | None:
+    """[name, bytes, digest] of one line of the index; None for what a kill or a power cut left of it."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return row if isinstance(row, list) and len(row) == 3 else None
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

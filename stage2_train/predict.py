@@ -113,7 +113,7 @@ def predict_one(model: str | Path, image: str | Path, expression: str, out: str 
 
 
 def predict_jsonl(
-    model: str | Path, pairs: str | Path, out: str | Path, *, batch: int = 16, limit: int = 0
+    model: str | Path, pairs: str | Path, out: str | Path, *, batch: int = 16
 ) -> dict[str, Any]:
     """Segment the pairs of a JSONL file (`shared.jsonl`; labels in it are not looked at).
 
@@ -124,7 +124,6 @@ def predict_jsonl(
         pairs: The JSONL file; images are relative to its folder.
         out: Folder of the results, made if need be.
         batch: Pairs per pass.
-        limit: First pairs alone (0 = all).
 
     Returns:
         `num` pairs, `num_empty` of them without a pixel, and where the results lie.
@@ -133,7 +132,7 @@ def predict_jsonl(
         DataError: An unusable model, line or image; results of earlier pairs stay.
     """
     pairs, out = Path(pairs), Path(out)
-    lines = read_lines(pairs)[: limit or None]
+    lines = read_lines(pairs)
     width = len(str(lines[-1].number))
     predictor = Predictor.from_pretrained(model)
     out.mkdir(parents=True, exist_ok=True)
