@@ -2,8 +2,9 @@
 
 from shared.config import DataConfig
 from shared.jsonl import load_jsonl, read_jsonl
+from shared.layout import Layout
 from shared.refer import ReferDataset, load_refer
-from shared.refer_layout import Layout, read_layout
+from shared.refer_layout import read_layout
 
 
 def load_dataset(config: DataConfig) -> ReferDataset:

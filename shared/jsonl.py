@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.errors import DataError
+from shared.errors import DataError, short
 from shared.image_pack import ImageStore
 from shared.images import find_image
+from shared.layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
 from shared.masks import MaskFile, Targets
 from shared.refer import ReferDataset, open_layout
-from shared.refer_layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
 
 FIELDS = ("image", "expression", "mask", "box", "point", "split")
 """What a line may hold."""
@@ -222,17 +222,17 @@ def _fault(row: Any) -> str | None:
             return f"unknown field {name!r} (known: {', '.join(FIELDS)})"
     for name in ("image", "expression"):
         if not isinstance(row.get(name), str) or not row[name].strip():
-            return f"{name!r} is {_short(row.get(name))}, not a text"
+            return f"{name!r} is {short(row.get(name))}, not a text"
     if not isinstance(row.get("split", ""), str) or row.get("split") == "":
-        return f"'split' is {_short(row['split'])}, not the name of a split"
+        return f"'split' is {short(row['split'])}, not the name of a split"
     if not isinstance(row.get("mask"), dict | list | str | None):
-        return f"'mask' is {_short(row['mask'])}; it must be polygons, an RLE, a file name or null"
+        return f"'mask' is {short(row['mask'])}; it must be polygons, an RLE, a file name or null"
     for name, length in (("box", 4), ("point", 2)):
         value = row.get(name)
         if value is None:
             continue
         if not isinstance(value, list) or len(value) != length or not all(map(_is_number, value)):
-            return f"{name!r} is {_short(value)}, not a list of {length} numbers"
+            return f"{name!r} is {short(value)}, not a list of {length} numbers"
     return None
 
 
@@ -258,11 +258,6 @@ def _is_number(value: Any) -> bool:
 
 def _numbers(value: list[float] | None) -> tuple[float, ...] | None:
     return None if value is None else tuple(map(float, value))
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _fingerprint(refs: list[RefRecord], images: dict[str, ImageRecord | None]) -> str:

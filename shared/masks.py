@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from shared.errors import DataError
+from shared.errors import DataError, short
 from shared.images import read_mask
 
 MAX_COORDINATE_PX = 100_000
@@ -79,7 +79,7 @@ def segmentation_rle(segmentation: Any, height: int, width: int) -> dict[str, An
             )
         return coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
     if not isinstance(segmentation, list) or not segmentation:
-        raise DataError(f"segmentation {_short(segmentation)} is neither polygons nor RLE")
+        raise DataError(f"segmentation {short(segmentation)} is neither polygons nor RLE")
     if all(isinstance(part, dict) for part in segmentation):
         return coco_mask.merge([_checked_rle(part, height, width) for part in segmentation])
     for polygon in segmentation:
@@ -140,34 +140,34 @@ def polygon_overhang_px(segmentation: Any, height: int, width: int) -> float:
 
 def _check_polygon(polygon: Any) -> None:
     if not isinstance(polygon, list):
-        raise DataError(f"polygon {_short(polygon)} is not a list of numbers")
+        raise DataError(f"polygon {short(polygon)} is not a list of numbers")
     if len(polygon) < MIN_POLYGON_NUMBERS or len(polygon) % 2:
         raise DataError(
             f"polygon of {len(polygon)} numbers; expected an even count of at least {MIN_POLYGON_NUMBERS}"
         )
     for value in polygon:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise DataError(f"polygon coordinate {_short(value)} is not a finite number")
+            raise DataError(f"polygon coordinate {short(value)} is not a finite number")
         if abs(value) > MAX_COORDINATE_PX:
             raise DataError(
-                f"polygon coordinate {_short(value)} is further than {MAX_COORDINATE_PX} px from the origin"
+                f"polygon coordinate {short(value)} is further than {MAX_COORDINATE_PX} px from the origin"
             )
 
 
 def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        raise DataError(f"RLE of size {_short(size)} for an image of height {height} and width {width}")
+        raise DataError(f"RLE of size {short(size)} for an image of height {height} and width {width}")
     if isinstance(counts, str | bytes):
         data = counts.encode("ascii", errors="replace") if isinstance(counts, str) else counts
         runs = _compressed_runs(data)
     elif isinstance(counts, list):
         runs = counts
     else:
-        raise DataError(f"RLE counts {_short(counts)} are neither a list nor text")
+        raise DataError(f"RLE counts {short(counts)} are neither a list nor text")
     for run in runs:
         if isinstance(run, bool) or not isinstance(run, int) or run < 0:
-            raise DataError(f"RLE run {_short(run)} is not a whole number of pixels")
+            raise DataError(f"RLE run {short(run)} is not a whole number of pixels")
     if sum(runs) != height * width:
         raise DataError(
             f"RLE runs cover {sum(runs)} pixels of an image of {height} x {width} = {height * width}"
@@ -196,9 +196,3 @@ def _compressed_runs(data: bytes) -> list[int]:
     if shift:
         raise DataError("RLE text ends within a run")
     return runs
-
-
-def _short(value: Any) -> str:
-    """The start of a value's repr, for a message of one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -25,8 +25,9 @@ from PIL import Image
 
 from shared.errors import DataError
 from shared.image_pack import ImageStore
+from shared.layout import Layout
 from shared.masks import decode_segmentation, rle_box_xyxy_px, segmentation_rle
-from shared.refer_layout import Layout, read_layout
+from shared.refer_layout import read_layout
 from shared.types import Sample
 
 SPLIT_ORDER = ("train", "val", "testA", "testB", "test")

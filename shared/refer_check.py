@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 from shared.errors import DataError
 from shared.image_pack import ImageStore
+from shared.layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord
 from shared.masks import polygon_overhang_px, rle_area, segmentation_rle
 from shared.refer import ordered_splits
-from shared.refer_layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_layout
+from shared.refer_layout import read_layout
 
 PUBLISHED_SIZES: dict[tuple[str, str], dict[str, dict[str, int]]] = {
     ("refcoco", "unc"): {

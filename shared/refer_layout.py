@@ -17,12 +17,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shared.errors import DataError
+from shared.errors import DataError, short
 from shared.images import unsafe_file_name
+from shared.layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
 from shared.masks import Targets
 from shared.safe_pickle import loads_plain
 
@@ -36,89 +36,6 @@ IMAGE_FOLDERS = (
     "images/saiapr_tc-12",
 )
 """Where images are looked for below the root, in this order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One thing wrong with one row or file."""
-
-    kind: str
-    """What is wrong, the same words for every row (problems are counted by it)."""
-    file: str
-    """The file to mend."""
-    row: str
-    """Where in it, for example `refs[3] (ref_id 17)`; empty when it is the whole file."""
-    detail: str
-    """The offending value in words."""
-    blocks: bool = True
-    """Whether the loader must refuse the data set because of it."""
-
-    @property
-    def line(self) -> str:
-        """File, row and value on one line."""
-        where = f"{self.file}: {self.row}" if self.row else self.file
-        return " ".join(f"{where}: {self.detail}".split())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageRecord:
-    """One image of `instances.json`; sizes in pixels."""
-
-    image_id: int
-    file_name: str
-    height: int
-    width: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnnotationRecord:
-    """One annotation of `instances.json`; the segmentation is kept as read, None where nobody has drawn a mask."""
-
-    ann_id: int
-    image_id: int
-    segmentation: Any
-    box_xywh_px: tuple[float, ...] | None = None
-    """Weak label: left, top, width, height."""
-    point_xy_px: tuple[float, ...] | None = None
-    """Weak label."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RefRecord:
-    """One referred object; `sentences` are (sent_id, expression) in file order."""
-
-    ref_id: int
-    ann_id: int
-    image_id: int
-    split: str
-    sentences: tuple[tuple[int, str], ...]
-    no_target: bool = False
-    """Whether the expression names nothing in the image; its mask is then empty by definition."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """A data set's annotations as far as their rows are sound, whatever files they come from."""
-
-    root: Path
-    dataset: str
-    split_by: str
-    instances_path: Path
-    """The file that holds the masks."""
-    refs_path: Path
-    """The file that holds the expressions."""
-    images: dict[int, ImageRecord]
-    annotations: dict[int, AnnotationRecord]
-    refs: list[RefRecord]
-    """Sound refs, sorted by `ref_id`."""
-    problems: list[Problem] = field(repr=False)
-    """In order of finding: images, annotations, refs."""
-    fingerprint: str
-    """32 hex digits of a hash over what priors depend on; of a REFER data set over the bytes of both files."""
-    image_folders: tuple[str, ...] = IMAGE_FOLDERS
-    """Where images are looked for below the root, in this order."""
-    row_name: str = "annotation"
-    """What a row of `instances_path` is called in messages; its number is the annotation id."""
 
 
 def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
@@ -153,6 +70,7 @@ def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
         split_by=split_by,
         instances_path=instances_path,
         refs_path=refs_path,
+        image_folders=IMAGE_FOLDERS,
         images=images,
         annotations=annotations,
         refs=sorted(refs, key=lambda ref: ref.ref_id),
@@ -188,20 +106,6 @@ def _parse_instances(data: bytes, path: Path) -> dict[str, Any]:
     return instances
 
 
-def read_bytes(path: Path, hint: str = "") -> bytes:
-    """A whole file; `hint` is added to the message where there is none.
-
-    Raises:
-        DataError: There is none, or it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: not found{hint}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
 def _hint(folder: Path, split_by: str) -> str:
     names = [*folder.glob("refs(*).p"), *folder.glob("grefs(*).json")]
     found = sorted(path.name.partition("(")[2].rpartition(")")[0] for path in names)
@@ -219,7 +123,7 @@ def _fault(record: Any, fields: Mapping[str, type]) -> str | None:
             return f"has no {name!r}"
         value = record[name]
         if not isinstance(value, kind) or isinstance(value, bool):
-            return f"{name!r} is {_short(value)}, not of type {kind.__name__}"
+            return f"{name!r} is {short(value)}, not of type {kind.__name__}"
     return None
 
 
@@ -239,7 +143,7 @@ def _read_images(rows: list[Any], file: str, problems: list[Problem]) -> dict[in
             size = f"height {record.height} and width {record.width} are not within 1..{MAX_SIDE_PX}"
             problems.append(Problem(kind="impossible image size", file=file, row=where, detail=size))
         elif unsafe_file_name(record.file_name):
-            detail = f"file_name {_short(record.file_name)} leads out of the image folder"
+            detail = f"file_name {short(record.file_name)} leads out of the image folder"
             problems.append(Problem(kind="unsafe file name", file=file, row=where, detail=detail))
         elif images.setdefault(record.image_id, record) != record:
             detail = f"image id {record.image_id} stands for another image already"
@@ -347,7 +251,7 @@ class _Refs:
         """Whether an annotation is there and of this image; reports it otherwise."""
         annotation = self.annotations.get(ann_id) if isinstance(ann_id, int) else None
         if annotation is None:
-            detail = f"ann_id {_short(ann_id)} is not among the annotations"
+            detail = f"ann_id {short(ann_id)} is not among the annotations"
             self._report("ref of unknown annotation", where, detail)
         elif annotation.image_id != image_id:
             detail = f"image_id {image_id}, but its annotation {ann_id} is of image {annotation.image_id}"
@@ -399,10 +303,5 @@ def _text_fault(sentence: dict[str, Any]) -> str | None:
         return "has neither 'sent' nor 'raw'"
     for name in ("sent", "raw"):
         if not isinstance(sentence.get(name, ""), str):
-            return f"{name!r} is {_short(sentence[name])}, not of type str"
+            return f"{name!r} is {short(sentence[name])}, not of type str"
     return None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
