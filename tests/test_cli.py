@@ -326,3 +326,50 @@ def test_leakage_is_status_1(l2l, refshapes, tmp_path):
         "data", "leakage", refshapes, "--dataset", "refshapes:unc", "--ids", tmp_path / "ids.txt", "--json"
     )
     assert ran.status == 1 and ran.json["ok"] is False
+
+
+def test_pack_then_check_without_loose_files(l2l, tmp_path):
+    import shutil
+
+    path = l2l("data", "init", tmp_path / "mine", "--json").json["path"]
+    assert l2l("data", "pack", path, "--json").json["added"] == 11
+    shutil.rmtree(tmp_path / "mine" / "images")
+    assert l2l("data", "check", path).status == 0
+    assert "added: 0" in l2l("data", "pack", path).out
+
+
+def test_export_labels_hands_everything_on(l2l, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        "stage2_train.export_labels.export_labels",
+        lambda run, out, **options: seen.append((run, out, options)) or {"num": 3},
+    )
+    assert l2l("export-labels", "runs/a", "--json").json == {"num": 3}
+    assert l2l("export-labels", "runs/a", "--out", tmp_path, "--batch", "4", "--limit", "9").out == "num: 3\n"
+    assert seen == [
+        (Path("runs/a"), Path("runs/a/labels"), {"batch": 16, "limit": 0, "quiet": True}),
+        (Path("runs/a"), tmp_path, {"batch": 4, "limit": 9, "quiet": False}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"image": "gone.jpg", "expression": "x"}', "line 1: image 'gone.jpg'"),
+        ('{"image": "../a.jpg", "expression": "x"}', "leads out of the image folder"),
+        ('{"image": "bomb.png", "expression": "x"}', "bomb.png: image cannot be read"),
+        ('{"image": 3, "expression": "x"}', "line 1: 'image' is 3"),
+        ("[" * 100_000, "line 1: not JSON"),
+        ("\x00\xff", "line 1: not JSON"),
+    ],
+)
+def test_hostile_lines_are_one_line_of_error(l2l, tmp_path, line, message):
+    from tests.shared.test_images import png_of
+
+    (tmp_path / "bomb.png").write_bytes(png_of(50_000, 50_000))
+    (tmp_path / "own.jsonl").write_text(line + "\n", encoding="latin-1")
+    ran = l2l("data", "split", tmp_path / "own.jsonl", "--fraction", "1")
+    assert ran.status == 2 and ran.out == "" and ran.err.count("\n") == 1, ran.err
+    assert message in ran.err and ran.err.startswith(f"error: {tmp_path}")
+    checked = l2l("data", "check", tmp_path / "own.jsonl")
+    assert checked.status == 1 and message.partition(": ")[0] in checked.out
