@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from shared.seeding import seed_of
 from shared.types import STATUS_CODES, AnswerStatus
 from stage1_priors.edges import edge_knowledge
 from stage1_priors.engine import Answer, Request
@@ -39,14 +40,17 @@ class AnswerRows:
     """Edge distributions for the proposer."""
 
 
-def make_request(image: Image.Image, expression: str, family: Family, rules: SizeRules) -> Request:
+def make_request(
+    image: Image.Image, expression: str, family: Family, rules: SizeRules, sample_id: str = ""
+) -> Request:
     """A request about an original image: resized here (bicubic), so that the frame of the answer is known."""
     height, width = family.processed_size(image.height, image.width, rules)
     resized = (
         image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
     )
     tokens = family.num_image_tokens((height, width), rules)
-    return Request(image=resized, expression=expression, num_image_tokens=tokens)
+    seed = seed_of("sampled boxes", sample_id) % 2**31
+    return Request(image=resized, expression=expression, num_image_tokens=tokens, seed=seed)
 
 
 def read_answers(
@@ -85,14 +89,14 @@ def read_answers(
             status[row], text[row] = STATUS_CODES[AnswerStatus.ENGINE_ERROR], answer.error
             continue
         frame_hw = (int(frame_hw_B2[row, 0]), int(frame_hw_B2[row, 1]))
-        parsed = parse_answer(answer.text, frame_hw, answer.finish_reason, clip_tolerance)
+        parsed = parse_answer(answer.text, frame_hw, answer.finish_reason, clip_tolerance, family.unit)
         status[row], text[row] = STATUS_CODES[parsed.status], answer.text
         if parsed.box_raw_xyxy is not None:
             raw[row] = parsed.box_raw_xyxy
         if parsed.box_xyxy is None or parsed.spans is None:
             continue
         box[row] = parsed.box_xyxy
-        knowledge = edge_knowledge(answer.text, answer.tokens, parsed.spans, frame_hw)
+        knowledge = edge_knowledge(answer.text, answer.tokens, parsed.spans, frame_hw, family.unit)
         if knowledge is not None:
             edge_logprob[row], confidence[row] = knowledge.logprob_4, knowledge.confidence
             edges[row] = knowledge.prob_4

@@ -39,6 +39,11 @@ class MllmConfig:
     """Greatest height x width of the image the model sees; None: the model's own limit."""
     top_logprobs: int = 10
     """Alternatives kept per token (K); 0 asks for no log-probabilities: no confidence, logistic edges."""
+    num_samples: int = 0
+    """Boxes sampled for each pair besides the greedy one (S), kept in the store with their mean pairwise IoU, a second
+    confidence; 0: none."""
+    sample_temperature: float = 0.7
+    """Temperature of the sampled boxes."""
 
     def __post_init__(self) -> None:
         """Refuse sizes below 1."""
@@ -50,7 +55,12 @@ class MllmConfig:
             max_tokens=self.max_tokens,
             min_pixels=self.min_pixels,
             max_pixels=self.max_pixels,
+            sample_temperature=self.sample_temperature,
         )
+        if self.num_samples == 1 or not 0 <= self.num_samples <= 64:
+            raise DataError(
+                f"model.num_samples is {self.num_samples}, expected 0 or 2 to 64 (pairs are compared)"
+            )
         if not 0 <= self.top_logprobs <= 20:
             raise DataError(
                 f"model.top_logprobs is {self.top_logprobs}, expected 0 to 20 (the engine's limit)"

@@ -8,7 +8,8 @@ import gc
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from PIL import Image
 
 from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.edges import Token
-from stage1_priors.families import Family, read_json
+from stage1_priors.families import Family, image_token_id_of, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class Request:
     """The referring expression as written in the data set."""
     num_image_tokens: int
     """Tokens that an image of this size must take; another number means that the engine resized it again."""
+    seed: int = 0
+    """Seeds the sampled answers, whatever else is asked in the same call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +47,8 @@ class Answer:
     """Number of generated tokens."""
     finish_reason: str | None = None
     """`"stop"`, or `"length"` if the token limit ended the answer."""
+    samples: tuple[tuple[str, str | None], ...] = ()
+    """(text, finish reason) of the answers sampled besides this one."""
     error: str | None = None
     """Why there is no answer; None if there is one."""
 
@@ -52,7 +57,7 @@ class Engine(Protocol):
     """A running model."""
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer every request, in order; greedy."""
+        """Answer every request, in order: the greedy answer, and `model.num_samples` sampled ones with it."""
         ...
 
     def close(self) -> None:
@@ -118,10 +123,16 @@ class VllmEngine:
     def _load(self, folder: Path, family: Family, model: MllmConfig, engine: EngineConfig) -> None:
         from vllm import LLM, SamplingParams
 
-        self._family = family
-        self._image_token_id = read_json(folder / "config.json")["image_token_id"]
+        self._family, self._num_samples = family, model.num_samples
+        self._image_token_id = image_token_id_of(folder)
         self._params = SamplingParams(
             temperature=0.0, max_tokens=model.max_tokens, logprobs=model.top_logprobs or None, seed=0
+        )
+        self._sampled_params = partial(
+            SamplingParams,
+            n=model.num_samples,
+            temperature=model.sample_temperature,
+            max_tokens=model.max_tokens,
         )
         self._llm: Any = LLM(
             model=str(folder),
@@ -175,10 +186,18 @@ class VllmEngine:
         return variables
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer every request, in order; greedy."""
+        """Answer every request, in order: greedy, then the samples in a second pass over the cached prompts."""
         conversations = [self._conversation(request) for request in requests]
         outputs = self._llm.chat(conversations, self._params, use_tqdm=False)
-        return [self._answer(request, output) for request, output in zip(requests, outputs, strict=True)]
+        answers = [self._answer(request, output) for request, output in zip(requests, outputs, strict=True)]
+        if not self._num_samples:
+            return answers
+        params = [self._sampled_params(seed=request.seed) for request in requests]
+        sampled = self._llm.chat(conversations, params, use_tqdm=False)
+        return [
+            replace(answer, samples=tuple((one.text, one.finish_reason) for one in output.outputs))
+            for answer, output in zip(answers, sampled, strict=True)
+        ]
 
     def _conversation(self, request: Request) -> list[dict[str, Any]]:
         conversation = self._family.messages(request.expression, request.image)
@@ -217,7 +236,7 @@ class VllmEngine:
 
 
 class TransformersEngine:
-    """Batched greedy `generate` of Transformers: the reference vLLM is held against."""
+    """Batched `generate` of Transformers: the reference vLLM is held against, and for models vLLM cannot serve."""
 
     def __init__(self, folder: Path, family: Family, model: MllmConfig, engine: EngineConfig) -> None:
         """Load model and processor from local files only."""
@@ -230,7 +249,8 @@ class TransformersEngine:
             logging.set_verbosity_error()
             logging.disable_progress_bar()
         self._family, self._batch_size, self._top = family, engine.batch_size, model.top_logprobs
-        self._max_tokens = model.max_tokens
+        self._num_samples, self._temperature = model.num_samples, model.sample_temperature
+        self._image_token_id = image_token_id_of(folder)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         self._processor.tokenizer.padding_side = "left"
@@ -250,7 +270,7 @@ class TransformersEngine:
         )
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer every request, in order; greedy."""
+        """Answer every request, in order."""
         answers: list[Answer] = []
         for start in range(0, len(requests), self._batch_size):
             answers += self._generate_batch(requests[start : start + self._batch_size])
@@ -270,27 +290,48 @@ class TransformersEngine:
         inputs = self._processor(
             text=prompts, images=[request.image for request in requests], padding=True, return_tensors="pt"
         ).to(self._device)
-        image_token_id = self._model.config.image_token_id
-        for request, seen in zip(
-            requests, (inputs["input_ids"] == image_token_id).sum(1).tolist(), strict=True
-        ):
+        seen_B = (inputs["input_ids"] == self._image_token_id).sum(1).tolist()
+        for request, seen in zip(requests, seen_B, strict=True):
             _check_image_tokens(seen, request)
+        output = self._model_answers(inputs)
+        new_BT = output.sequences[:, inputs["input_ids"].shape[1] :]
+        logprob_BTV = torch.stack(output.logits, 1).float().log_softmax(-1)
+        answers = [self._answer(ids, logprob) for ids, logprob in zip(new_BT, logprob_BTV, strict=True)]
+        for index in range(self._num_samples):
+            noise = keyed_noise([request.seed + index for request in requests], self._temperature)
+            sampled = self._model_answers(inputs, logits_processor=[noise])
+            new_BT = sampled.sequences[:, inputs["input_ids"].shape[1] :]
+            answers = [
+                replace(answer, samples=(*answer.samples, self._text(ids)))
+                for answer, ids in zip(answers, new_BT.tolist(), strict=True)
+            ]
+        return answers
+
+    def _model_answers(self, inputs: Any, **options: Any) -> Any:
+        import torch
+
         with torch.inference_mode():
-            output = self._model.generate(
+            return self._model.generate(
                 **inputs,
                 generation_config=self._generation,
                 output_logits=True,
                 return_dict_in_generate=True,
+                **options,
             )
-        new_BT = output.sequences[:, inputs["input_ids"].shape[1] :]
-        logprob_BTV = torch.stack(output.logits, 1).float().log_softmax(-1)
-        return [self._answer(ids, logprob) for ids, logprob in zip(new_BT, logprob_BTV, strict=True)]
+
+    def _kept(self, ids: list[int]) -> tuple[list[int], str]:
+        """The tokens up to the first that ends an answer, and the reason why they end."""
+        stops = [index for index, token in enumerate(ids) if token in self._stop_ids]
+        return (ids[: stops[0] + 1], "stop") if stops else (ids, "length")
+
+    def _text(self, ids: list[int]) -> tuple[str, str]:
+        kept, reason = self._kept(ids)
+        return self._processor.tokenizer.decode(kept, skip_special_tokens=True), reason
 
     def _answer(self, ids_T: Any, logprob_TV: Any) -> Answer:
         tokenizer = self._processor.tokenizer
-        stops = [index for index, token in enumerate(ids_T.tolist()) if token in self._stop_ids]
-        length = stops[0] + 1 if stops else len(ids_T)
-        ids = ids_T[:length].tolist()
+        ids, finish_reason = self._kept(ids_T.tolist())
+        length = len(ids)
         tokens = []
         if self._top:
             top = logprob_TV[:length].topk(self._top, dim=-1)
@@ -309,13 +350,39 @@ class TransformersEngine:
             text=tokenizer.decode(ids, skip_special_tokens=True),
             tokens=tuple(tokens),
             num_tokens=length,
-            finish_reason="stop" if stops else "length",
+            finish_reason=finish_reason,
         )
 
     def close(self) -> None:
         """Free the model."""
         self._model = self._processor = None
         gc.collect()
+
+
+def keyed_noise(seeds: Sequence[int], temperature: float) -> Callable[[Any, Any], Any]:
+    """A logits processor under which the arg-max is a draw from softmax(logits / temperature).
+
+    It adds Gumbel noise, row by row from a generator of its own, so that a row's draw does not depend on the batch.
+
+    Args:
+        seeds: One per row of the batch.
+        temperature: Above 0.
+
+    Returns:
+        (token ids [B, T], logits [B, V]) -> float64 logits [B, V].
+    """
+    import torch
+
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def process(ids_BT: Any, logit_BV: Any) -> Any:
+        noise_BV = torch.stack(
+            [torch.rand(logit_BV.shape[1], dtype=torch.float64, generator=one) for one in generators]
+        )
+        gumbel_BV = -torch.log(-torch.log(noise_BV.clamp(min=1e-300)))
+        return logit_BV.double() / temperature + gumbel_BV.to(logit_BV.device)
+
+    return process
 
 
 def _check_image_tokens(seen: int, request: Request) -> None:

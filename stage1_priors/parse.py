@@ -16,7 +16,8 @@ Nothing in an answer is evaluated; the text is only searched with regular expres
 Decisions: corners given in another order are sorted and stay OK. The same box several times is one box. A box whose
 parts stick out by at most `tolerance` of the side is clipped silently. Boxes under a `bbox...` key win over other
 numbers in the text; a run of exactly four bare numbers counts only where the text has no brackets at all.
-MULTIPLE wins over CLIPPED.
+MULTIPLE wins over CLIPPED. One parser reads every family: JSON under `bbox_2d`, `<box>[[x1, y1, x2, y2]]</box>`,
+`<|box_start|>(x1,y1),(x2,y2)<|box_end|>` and bare lists of shares are all bracketed quadruples.
 """
 
 import re
@@ -64,7 +65,11 @@ class ParsedAnswer:
 
 
 def parse_answer(
-    text: str, frame_hw: tuple[int, int], finish_reason: str | None = "stop", tolerance: float = 0.02
+    text: str,
+    frame_hw: tuple[int, int],
+    finish_reason: str | None = "stop",
+    tolerance: float = 0.02,
+    unit: float = 1.0,
 ) -> ParsedAnswer:
     """Parse one answer.
 
@@ -73,6 +78,7 @@ def parse_answer(
         frame_hw: Extent (height, width) of the answer frame.
         finish_reason: `"length"` if the token limit ended the answer; anything else counts as a natural end.
         tolerance: How far, as a share of the side, a box may stick out and still count as OK.
+        unit: Step of the answer frame; a box with a shorter side is degenerate.
 
     Returns:
         The parsed answer; never raises for any text.
@@ -89,7 +95,7 @@ def parse_answer(
     raw, spans = quads[0]
     if cut and is_looping(text):
         return ParsedAnswer(status=AnswerStatus.REPEATED, box_xyxy=None, box_raw_xyxy=raw, spans=None)
-    status, box, spans = _place(raw, spans, frame_hw, tolerance)
+    status, box, spans = _place(raw, spans, frame_hw, tolerance, unit)
     if box is not None and len({quad for quad, _ in quads}) > 1:
         status = AnswerStatus.MULTIPLE
     return ParsedAnswer(
@@ -118,7 +124,7 @@ def _quad(spans: list[tuple[int, int]], text: str) -> tuple[Box, Spans]:
 
 
 def _place(
-    raw: Box, spans: Spans, frame_hw: tuple[int, int], tolerance: float
+    raw: Box, spans: Spans, frame_hw: tuple[int, int], tolerance: float, unit: float
 ) -> tuple[AnswerStatus, Box | None, Spans]:
     """Sort the corners of `raw`, hold it against the frame, clip it."""
     height, width = frame_hw
@@ -129,13 +135,13 @@ def _place(
     if y1 > y2:
         y1, y2, sy1, sy2 = y2, y1, sy2, sy1
     spans = (sx1, sy1, sx2, sy2)
-    if x2 - x1 < 1 or y2 - y1 < 1:
+    if x2 - x1 < unit or y2 - y1 < unit:
         return AnswerStatus.DEGENERATE, None, spans
     box = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     inside = max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
     if inside < 0.5 * (x2 - x1) * (y2 - y1):
         return AnswerStatus.OUT_OF_RANGE, None, spans
-    if box[2] - box[0] < 1 or box[3] - box[1] < 1:
+    if box[2] - box[0] < unit or box[3] - box[1] < unit:
         return AnswerStatus.DEGENERATE, None, spans
     outside_x, outside_y = max(-x1, x2 - width), max(-y1, y2 - height)
     if outside_x > tolerance * width or outside_y > tolerance * height:

@@ -17,7 +17,7 @@ from stage1_priors.config import ProposerConfig
 NO_PRIOR = 127
 """u8 value (0.498) of every pixel of a row without a usable box."""
 
-PROPOSER_VERSION = "1"
+PROPOSER_VERSION = "2"
 """Changes whenever the same answer could get another map; part of the store's fingerprint."""
 _BLOCK_ROWS = 64
 """Rows worked on together: bounds the memory of the [B, G, V] intermediate."""

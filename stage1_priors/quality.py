@@ -35,8 +35,9 @@ def score_store(
 
     Returns:
         By split: `num`, `oiou`, `miou`, `pr@0.5` .. `pr@0.9` (mask), `box_miou`, `box_acc@0.5`, `auroc` (of the
-        confidence for box IoU >= 0.5; None if all rows are alike) and `status` (share of each). Sentences without a
-        drawn mask are left out; `num` alone, 0, for a split that has none.
+        confidence for box IoU >= 0.5; None if all rows are alike), `status` (share of each) and, if boxes were
+        sampled, `sample_auroc` (the same for their mean pairwise IoU). Sentences without a drawn mask are left out;
+        `num` alone, 0, for a split that has none.
 
     Raises:
         DataError: An incomplete store, a split it does not hold, or data that differ from what it was written for.
@@ -88,7 +89,16 @@ def _score_split(store: PriorStore, dataset: Any, samples: list[Sample]) -> dict
             str(STATUS_BY_CODE[int(code)]): int(count) / len(status_N)
             for code, count in zip(codes, counts, strict=True)
         },
+        **_sample_scores(store, samples, box_iou_N >= 0.5),
     }
+
+
+def _sample_scores(store: PriorStore, samples: list[Sample], hit_N: np.ndarray) -> dict[str, Any]:
+    """`sample_auroc`, the `auroc` of the sampled boxes' mean pairwise IoU; nothing if none were sampled."""
+    if "sample_iou" not in store.fields:
+        return {}
+    rows = store.rows_of([sample.sample_id for sample in samples])
+    return {"sample_auroc": auroc(store.batch("sample_iou", rows), hit_N)}
 
 
 def prior_mask(proposal_GG: np.ndarray, size_hw: tuple[int, int], has_box: bool) -> np.ndarray:

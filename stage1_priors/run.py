@@ -26,6 +26,7 @@ from shared.store.schema import (
     SAMPLE_ID_BYTES,
     encode_text_rows,
     prior_fields,
+    sample_fields,
 )
 from shared.store.writer import create_store, write_shard
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
@@ -36,6 +37,7 @@ from stage1_priors.engine import ENGINES, Engine, EngineFactory, Request, genera
 from stage1_priors.job import Job, changes, describe_plan, make_job, pending_of
 from stage1_priors.plan import Plan, shards_of_worker
 from stage1_priors.proposals import propose
+from stage1_priors.samples import read_samples
 
 __all__ = ["describe_plan", "run_priors"]
 
@@ -122,9 +124,8 @@ def _create(job: Job, canary: CanaryResult) -> None:
         "canary": canary.to_dict(),
         "logprobs": {"mode": "raw", "temperature": 0.0, "top": config.model.top_logprobs},
     }
-    create_store(
-        job.path, num_rows=len(samples), fields=prior_fields(config.proposer.grid), attrs=attrs, static=static
-    )
+    fields = prior_fields(config.proposer.grid) + sample_fields(config.model.num_samples)
+    create_store(job.path, num_rows=len(samples), fields=fields, attrs=attrs, static=static)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +177,7 @@ def load_chunk(job: Job, chunk: Chunk) -> LoadedChunk:
             requests.append(None)
             errors.append(image)
             continue
-        requests.append(make_request(image, sample.expression, job.family, job.rules))
+        requests.append(make_request(image, sample.expression, job.family, job.rules, sample.sample_id))
         errors.append("")
     return LoadedChunk(chunk=chunk, requests=requests, errors=errors)
 
@@ -248,6 +249,8 @@ def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows
         "edge_logprob": rows.edge_logprob_B4,
         "num_tokens": rows.num_tokens_B,
     }
+    num_samples = job.config.model.num_samples
+    columns |= read_samples(answers, processed_hw, job.family, num_samples, job.config.clip_tolerance)
     return rows, columns
 
 

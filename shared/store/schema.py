@@ -115,6 +115,24 @@ def prior_fields(grid: int, compress_proposal: bool = False) -> tuple[FieldSpec,
     )
 
 
+def sample_fields(num_samples: int) -> tuple[FieldSpec, ...]:
+    """The fields a prior store has besides, if boxes were sampled.
+
+    Args:
+        num_samples: S; 0: no boxes were sampled, no fields.
+
+    Returns:
+        `sample_box_xyxy_norm` (S boxes as `box_xyxy_norm`, NaN for a sample without a box) and `sample_iou` (mean IoU
+        of all pairs of them, a sample without a box counting 0; NaN where the model was not asked).
+    """
+    if not num_samples:
+        return ()
+    return (
+        FieldSpec(name="sample_box_xyxy_norm", dtype="float32", row_shape=(num_samples, 4)),
+        FieldSpec(name="sample_iou", dtype="float32"),
+    )
+
+
 STATIC_PRIOR_FIELDS = ("sample_id", "expression", "image_id", "split", "image_hw")
 """Fields of `prior_fields` that do not depend on the model: given to `create_store` as `static`."""
 

@@ -2,18 +2,49 @@
 
 One file per family. The family of a model is read from `model_type` in its own `config.json`; a frame is never
 guessed from how well boxes fit (boxes in a wrong frame can look plausible).
+
+    family           numbers of an answer        sizes of the image the model sees
+    Qwen2.5-VL       pixels of the resized image multiples of 28, aspect kept
+    Qwen3-VL         0 to 1000                   multiples of 32, aspect kept
+    InternVL3        0 to 1000                   a grid of 448 x 448 tiles of nearest aspect
+    LLaVA-OneVision  0 to 1                      a square of 384 x 384 tiles
+
+Each size is a fixed point of the model's own processor, which therefore cuts it into patches or tiles and does not
+resize it again; the number of image tokens in every prompt is checked against it.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
 from shared.errors import DataError
 from stage1_priors.families.family import Family, SizeRules
+from stage1_priors.families.internvl import INTERNVL
+from stage1_priors.families.llava_onevision import LLAVA_ONEVISION
 from stage1_priors.families.qwen2_5_vl import QWEN2_5_VL
+from stage1_priors.families.qwen3_vl import QWEN3_VL
 
-__all__ = ["FAMILIES", "QWEN2_5_VL", "Family", "SizeRules", "family_of", "read_json", "size_rules_of"]
+__all__ = [
+    "FAMILIES",
+    "INTERNVL",
+    "LLAVA_ONEVISION",
+    "QWEN2_5_VL",
+    "QWEN3_VL",
+    "Family",
+    "SizeRules",
+    "family_of",
+    "image_token_id_of",
+    "read_json",
+    "size_rules_of",
+]
 
-FAMILIES: dict[str, Family] = {"qwen2_5_vl": QWEN2_5_VL}
+FAMILIES: dict[str, Family] = {
+    "internvl": INTERNVL,
+    "llava_onevision": LLAVA_ONEVISION,
+    "qwen2_5_vl": QWEN2_5_VL,
+    "qwen3_vl": QWEN3_VL,
+    "qwen3_vl_moe": QWEN3_VL,
+}
 """Family by `model_type`."""
 
 
@@ -49,6 +80,20 @@ def family_of(model_folder: Path) -> Family:
     return FAMILIES[model_type]
 
 
+def image_token_id_of(model_folder: Path) -> int:
+    """Id of the token that stands for a piece of an image in a prompt, from `config.json`.
+
+    Raises:
+        DataError: The config names none.
+    """
+    path = model_folder / "config.json"
+    config = read_json(path)
+    value = config.get("image_token_id", config.get("image_token_index"))
+    if not isinstance(value, int):
+        raise DataError(f"{path}: image_token_id is {value!r}, expected the id of a token")
+    return value
+
+
 def size_rules_of(
     family: Family, model_folder: Path, *, min_pixels: int | None = None, max_pixels: int | None = None
 ) -> SizeRules:
@@ -79,10 +124,4 @@ def size_rules_of(
             f"model.min_pixels..max_pixels = {low}..{high} is not within the model's own "
             f"{rules.min_pixels}..{rules.max_pixels} ({preprocessor_path})"
         )
-    return SizeRules(
-        factor=rules.factor,
-        min_pixels=low,
-        max_pixels=high,
-        processor_min_pixels=rules.processor_min_pixels,
-        processor_max_pixels=rules.processor_max_pixels,
-    )
+    return dataclasses.replace(rules, min_pixels=low, max_pixels=high)

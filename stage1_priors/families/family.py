@@ -13,13 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from shared.errors import DataError
+
+PIXELS = "pixels of the resized image"
+THOUSANDTHS = "0 to 1000"
+SHARES = "0 to 1"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SizeRules:
     """Limits on the size of the image that a model sees."""
 
     factor: int
-    """Both sides are multiples of this (patch size x merge size), pixels."""
+    """Both sides are multiples of this (patch size x merge size, or the side of a tile), pixels."""
     min_pixels: int
     """Least height x width asked for here."""
     max_pixels: int
@@ -28,6 +34,10 @@ class SizeRules:
     """The limit in the model's own files, which the engine's image processor enforces."""
     processor_max_pixels: int
     """As above, upper."""
+    cell_tokens: int = 1
+    """Image tokens of one cell of `factor` x `factor` pixels."""
+    pooled_above: int | None = None
+    """Number of cells from which on the model pools the tokens of its tiles; None: never."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +47,7 @@ class Family:
     name: str
     """Short name kept in the store."""
     prompt_version: str
-    """Changes whenever the messages change; part of the store's fingerprint."""
+    """Changes whenever the messages or the rule for sizes change; part of the store's fingerprint."""
     size_rules: Callable[[dict, dict, str], SizeRules]
     """(config.json, preprocessor config, its path for messages) -> rules."""
     processed_size: Callable[[int, int, SizeRules], tuple[int, int]]
@@ -46,8 +56,24 @@ class Family:
     """(expression, image) -> chat messages, the image before the text."""
     answer_frame_hw: Callable[[tuple[int, int]], tuple[int, int]]
     """processed (height, width) -> extent (height, width) of the numbers in an answer."""
+    frame: str
+    """What the numbers are, in words: `PIXELS`, `THOUSANDTHS` or `SHARES`."""
+    unit: float = 1.0
+    """Step in which the numbers are counted: shorter sides are no box, and edge distributions live on its multiples."""
     num_image_tokens: Callable[[tuple[int, int], SizeRules], int]
     """processed (height, width) -> tokens the image takes in the prompt; checked against what the engine did."""
+
+
+def positive_integers(numbers: dict[str, Any], where: str) -> dict[str, int]:
+    """The same numbers, each a positive integer.
+
+    Raises:
+        DataError: One of them is missing or is not; the message names it.
+    """
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise DataError(f"{where}: {name} is {value!r}, expected a positive integer")
+    return numbers
 
 
 def box_to_norm(box_xyxy: np.ndarray, frame_hw: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from shared.errors import DataError
-from stage1_priors.families.family import Family, SizeRules
+from stage1_priors.families.family import PIXELS, Family, SizeRules, positive_integers
 
 SYSTEM = "You are a helpful assistant."
 QUESTION = "Output the bounding box of the {expression} in the image."
@@ -36,12 +36,10 @@ def size_rules(config: dict, preprocessor: dict, where: str) -> SizeRules:
             preprocessor.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels")
         ),
     }
-    for name, value in numbers.items():
-        if not isinstance(value, int) or value <= 0:
-            raise DataError(f"{where}: {name} is {value!r}, expected a positive integer")
-    low, high = numbers["min_pixels"], numbers["max_pixels"]
+    known = positive_integers(numbers, where)
+    low, high = known["min_pixels"], known["max_pixels"]
     return SizeRules(
-        factor=numbers["patch_size"] * numbers["merge_size"],
+        factor=known["patch_size"] * known["merge_size"],
         min_pixels=low,
         max_pixels=high,
         processor_min_pixels=low,
@@ -142,5 +140,6 @@ QWEN2_5_VL = Family(
     processed_size=processed_size,
     messages=messages,
     answer_frame_hw=answer_frame_hw,
+    frame=PIXELS,
     num_image_tokens=num_image_tokens,
 )

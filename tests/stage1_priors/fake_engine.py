@@ -52,14 +52,22 @@ def random_box_answer(request: Request) -> Answer:
     return box_answer((x1, y1, x1 + width, y1 + height), prob=float(generator.uniform(0.5, 0.95)))
 
 
-def seen_box_answer(request: Request) -> Answer:
+def seen_box_px(request: Request) -> tuple[int, int, int, int] | None:
     """The box of what differs from the image's corner colour: right on scenes with one object."""
     pixels = np.asarray(request.image, np.int64)
     differs = np.abs(pixels - pixels[:4, :4].mean((0, 1))).sum(2) > 90
     rows, columns = np.flatnonzero(differs.any(1)), np.flatnonzero(differs.any(0))
     if not len(rows):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def seen_box_answer(request: Request) -> Answer:
+    """That box in Qwen2.5-VL's notation."""
+    box = seen_box_px(request)
+    if box is None:
         return Answer(text="There is nothing.", num_tokens=4, finish_reason="stop")
-    return box_answer((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+    return box_answer(box)
 
 
 class FakeEngine:

@@ -9,15 +9,68 @@ from shared.store.reader import PriorStore
 from stage1_priors.canary import draw_canary, run_canary
 from stage1_priors.config import CanaryConfig
 from stage1_priors.engine import Answer
-from stage1_priors.families import QWEN2_5_VL, SizeRules
+from stage1_priors.families import INTERNVL, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, SizeRules
 from stage1_priors.job import describe_plan
 from stage1_priors.run import run_priors
-from tests.stage1_priors.fake_engine import FakeEngine, box_answer, random_box_answer, seen_box_answer
+from tests.stage1_priors.fake_engine import (
+    FakeEngine,
+    box_answer,
+    random_box_answer,
+    seen_box_answer,
+    seen_box_px,
+)
 
 RULES = SizeRules(
     factor=28, min_pixels=12544, max_pixels=12544, processor_min_pixels=12544, processor_max_pixels=12544
 )
 SEEN = CanaryConfig(mode="warn")
+
+
+def tiles(side):
+    """One tile or square of this side."""
+    return SizeRules(
+        factor=side,
+        min_pixels=side**2,
+        max_pixels=side**2,
+        processor_min_pixels=side**2,
+        processor_max_pixels=side**2,
+    )
+
+
+FAMILIES = {
+    "qwen2_5_vl": (QWEN2_5_VL, RULES),
+    "qwen3_vl": (QWEN3_VL, tiles(192)),
+    "internvl": (INTERNVL, tiles(448)),
+    "llava_onevision": (LLAVA_ONEVISION, tiles(384)),
+}
+FRAMES = {
+    "pixels of the image before resizing": lambda share, size: [round(value * 128) for value in share],
+    "pixels of the resized image": lambda share, size: [round(value * size) for value in share],
+    "0 to 1000": lambda share, size: [round(value * 1000) for value in share],
+    "0 to 1": lambda share, size: [round(value, 3) for value in share],
+    "0 to 1000, y before x": lambda share, size: [round(share[k] * 1000) for k in (1, 0, 3, 2)],
+    "0 to 1, corner and size": lambda share, size: [
+        round(value, 3) for value in (*share[:2], share[2] - share[0], share[3] - share[1])
+    ],
+}
+NOTATIONS = {
+    "qwen2_5_vl": '[{{"bbox_2d": [{}], "label": "x"}}]',
+    "qwen3_vl": '```json\n[{{"bbox_2d": [{}]}}]\n```',
+    "internvl": "x[[{}]]",
+    "llava_onevision": "[{}]",
+}
+"""Family, frame and notation by name."""
+
+
+def answering(name, frame):
+    """An engine that sees the object and says where it is in this frame, in the family's notation."""
+
+    def answer(request):
+        size = request.image.width
+        numbers = FRAMES[frame]([value / size for value in seen_box_px(request)], size)
+        return Answer(text=NOTATIONS[name].format(", ".join(map(str, numbers))), finish_reason="stop")
+
+    return answer
 
 
 def rescaled(convert):
@@ -60,6 +113,38 @@ def test_another_frame_is_refused_and_named(frame, convert):
     assert not result.passed and result.other_frame == frame
     with pytest.raises(DataError, match=f"another frame: {frame}"):
         check(rescaled(convert), CanaryConfig(mode="refuse"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_passes_in_its_own_frame(name):
+    family, rules = FAMILIES[name]
+    result = run_canary(FakeEngine(answering(name, family.frame)), family, rules, SEEN)
+    assert result.passed and result.mean_iou > 0.8 and result.other_frame is None
+    assert result.frame == family.frame
+
+
+@pytest.mark.parametrize(
+    ("name", "frame"),
+    [(name, frame) for name, (family, _) in FAMILIES.items() for frame in FRAMES if frame != family.frame],
+)
+def test_every_family_refuses_every_other_frame_and_names_it(name, frame):
+    family, rules = FAMILIES[name]
+    strict = CanaryConfig(mode="refuse")
+    with pytest.raises(DataError, match=f"read as {family.frame}, .* another frame: {frame}; at least"):
+        run_canary(FakeEngine(answering(name, frame)), family, rules, strict)
+
+
+def test_a_frame_that_nearly_fits_is_refused_too():
+    """Pixels of 128 read as pixels of 112: the boxes overlap with the true ones by enough, and are still wrong."""
+    lenient = CanaryConfig(mode="warn", min_mean_iou=0.25)
+    answer_of = answering("qwen2_5_vl", "pixels of the image before resizing")
+    result = run_canary(FakeEngine(answer_of), QWEN2_5_VL, RULES, lenient)
+    assert result.mean_iou >= 0.25 and result.mean_iou > result.chance_iou + 0.2 and not result.passed
+
+
+def test_corners_in_another_order_are_no_other_frame():
+    result = check(rescaled(lambda box: box[[2, 3, 0, 1]]))
+    assert result.passed and result.other_frame is None
 
 
 def test_boxes_by_chance_are_refused():

@@ -14,13 +14,13 @@ def token(text, prob=1.0, **others):
     return Token(text=text, logprob=math.log(prob), alternatives=((text, math.log(prob)), *pairs))
 
 
-def distribution(tokens, written, extent):
+def distribution(tokens, written, extent, unit=1.0):
     text = "".join(item.text for item in tokens)
     start = text.index(written)
     span = (start, start + len(written))
     spans = token_spans(text, tokens)
     indices = [i for i, (a, b) in enumerate(spans) if a < span[1] and b > span[0]]
-    return number_distribution(text, tokens, spans, indices, span, extent)
+    return number_distribution(text, tokens, spans, indices, span, extent, unit)
 
 
 def expected(extent, **masses):
@@ -90,9 +90,82 @@ def test_special_tokens_as_alternatives_are_no_values():
     np.testing.assert_allclose(distribution(tokens, "15", 30), expected(30, v15=1))
 
 
-def test_decimals_and_no_alternatives_give_a_point():
-    plain = [Token(text="[", logprob=0.0), Token(text="12.7", logprob=-0.1), Token(text="]", logprob=0.0)]
-    np.testing.assert_allclose(distribution(plain, "12.7", 30), expected(30, v13=1))
+@pytest.mark.parametrize(("written", "alternatives"), [("12.7", True), ("-12", True), ("12", False)])
+def test_no_distribution_but_a_confidence(written, alternatives):
+    """A decimal in whole units, a negative number, a number without alternatives: the other three are not enough."""
+    texts = ["[", written, ",", "20", ",", "30", ",", "40", "]"]
+    tokens = [token(text, 0.5) for text in texts]
+    if not alternatives:
+        tokens[1] = Token(text=written, logprob=math.log(0.5))
+    text = "".join(texts)
+    spans = [(text.index(number), text.index(number) + len(number)) for number in (written, "20", "30", "40")]
+    knowledge = edge_knowledge(text, tokens, spans, (50, 60))
+    assert knowledge.prob_4 is None and knowledge.confidence == pytest.approx(math.log(0.5))
+    np.testing.assert_allclose(knowledge.logprob_4, math.log(0.5), rtol=1e-6)
+
+
+def shares(**masses):
+    """Distribution over thousandths, from masses by thousandth."""
+    return expected(1000, **masses)
+
+
+DECIMALS = {
+    "a token per digit": (
+        [
+            token("0"),
+            token("."),
+            token("3", 0.6, **{"4": 0.3, "2": 0.1}),
+            token("5", 0.5, **{"6": 0.3, ",": 0.2}),
+            token(","),
+        ],
+        shares(
+            v350=0.6 * 0.5,
+            v360=0.6 * 0.3,
+            v300=0.6 * 0.2,
+            **{f"v{400 + 10 * k}": 0.03 for k in range(10)},
+            **{f"v{200 + 10 * k}": 0.01 for k in range(10)},
+        ),
+    ),
+    "another whole part": (
+        [token("0", 0.8, **{"1": 0.2}), token("."), token("3"), token("5"), token("]")],
+        shares(v350=0.8, v1000=0.2),
+    ),
+    "one more decimal": (
+        [token("0"), token("."), token("3"), token("5"), token(",", 0.7, **{"2": 0.3})],
+        shares(v350=0.7, v352=0.3),
+    ),
+    "point and decimal in one token": (
+        [token("[0"), token(".3", 0.5, **{".4": 0.5}), token("5"), token("]")],
+        shares(v350=0.5, **{f"v{400 + 10 * k}": 0.05 for k in range(10)}),
+    ),
+    "one token": (
+        [token("0.35", 0.5, **{"0.4": 0.25, "1": 0.25}), token("]")],
+        shares(v350=0.5, v400=0.25, v1000=0.25),
+    ),
+    "no point": (
+        [token("0"), token(".", 0.75, **{",": 0.25}), token("3"), token("5"), token("]")],
+        shares(v350=0.75, v0=0.25),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DECIMALS)
+def test_decimals_in_a_frame_of_shares(name):
+    tokens, want = DECIMALS[name]
+    np.testing.assert_allclose(distribution(tokens, "0.35", 1, 0.001), want, atol=1e-12)
+
+
+def test_more_decimals_than_the_unit_are_rounded():
+    tokens = [
+        token("0"),
+        token("."),
+        token("3"),
+        token("5"),
+        token("1"),
+        token("8", 0.5, **{"2": 0.5}),
+        token("]"),
+    ]
+    np.testing.assert_allclose(distribution(tokens, "0.3518", 1, 0.001), shares(v352=0.5, v351=0.5))
 
 
 def test_token_spans_skip_what_the_text_leaves_out():
