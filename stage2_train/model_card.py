@@ -68,7 +68,7 @@ def _facts(record: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any
     store = record.get("store")
     return {
         "method": record["method"],
-        "recipe": " ".join([record["recipe"] or "-", *(f"--set {text}" for text in record["overrides"])]),
+        "recipe": " ".join([record["recipe"] or "-", *map(_override, record["overrides"])]),
         "data": f"{config['data']['dataset']} ({config['data']['split_by']})",
         "share of the masks": f"{record['fraction']:g}",
         "labelled": f"{len(split['image_ids'])} images, {split['num_sentences']} sentences (hash {split['hash']})",
@@ -79,6 +79,12 @@ def _facts(record: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any
         "input": f"{side} x {side} pixels, aspect ratio ignored",
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
     }
+
+
+def _override(text: str) -> str:
+    """`--set name=value`; where files lie on one machine is nobody else's business."""
+    name, _, value = text.partition("=")
+    return f"--set {name}=..." if "/" in value else f"--set {text}"
 
 
 def _scores(run: Path, data: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,13 @@ def mini_run(mini_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of two steps; tests that write into it copy it first."""
     out = tmp_path_factory.mktemp("run") / "l2l"
     runtime = RuntimeConfig(log_every=1, tensorboard=False)
-    train(mini_config(mini_root, steps=2, runtime=runtime), out, recipe="mini", quiet=True)
+    train(
+        mini_config(mini_root, steps=2, runtime=runtime),
+        out,
+        recipe="mini",
+        overrides=["steps=2", "data.root=/home/me/x"],
+        quiet=True,
+    )
     return out
 
 

@@ -71,7 +71,11 @@ def test_the_card_grows_with_what_was_measured(run, mini_root, tmp_path):
     card = (run / "model" / "README.md").read_text()
     head = card.split("---\n")[1]
     assert "license: " in head and '"l2l"' in head
-    assert "| method | l2l |" in card and "| seed | 22 |" in card and "| recipe | mini |" in card
+    assert (
+        "| method | l2l |" in card
+        and "| seed | 22 |" in card
+        and "| recipe | mini --set steps=2 --set data.root=... |" in card
+    )
     assert "| share of the masks | 0.25 |" in card and "Not scored yet." in card
     evaluate_run(run, "val")
     card = (run / "model" / "README.md").read_text()
