@@ -11,11 +11,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from shared.errors import DataError
+
+if TYPE_CHECKING:
+    from shared.config import DataConfig
 
 T = TypeVar("T")
 
@@ -37,9 +40,11 @@ Set = Annotated[
     typer.Option("--set", metavar="A.B=C", help="Change one field of the recipe; may be repeated."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")]
-Root = Annotated[Path, typer.Argument(metavar="ROOT", help="Folder that holds images/ and <dataset>/.")]
-Dataset = Annotated[str, typer.Option("--dataset", help="Sub-folder of ROOT, for example refcoco.")]
-SplitBy = Annotated[str, typer.Option("--split-by", help="unc, umd or google.")]
+Root = Annotated[
+    Path, typer.Argument(metavar="ROOT", help="Folder that holds images/ and <dataset>/, or a .jsonl file.")
+]
+Dataset = Annotated[str, typer.Option("--dataset", help="Sub-folder of a folder ROOT, for example refcoco.")]
+SplitBy = Annotated[str, typer.Option("--split-by", help="unc, umd or google; for a folder ROOT.")]
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a prior store (*.zarr).")]
 
 
@@ -79,38 +84,88 @@ def data_synth(
     _show(summary, as_json, _text_of_synth)
 
 
+@data_app.command("init")
+def data_init(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    images: Annotated[int, typer.Option(help="Training images to draw; a tenth get masks.")] = 8,
+    as_json: Json = False,
+) -> None:
+    """Write an example of your own data: a commented JSONL file and drawn images."""
+    from shared.synth.example import write_example
+
+    _show(write_example(out, images), as_json, _text_of_mapping)
+
+
 @data_app.command("check")
-def data_check(root: Root, dataset: Dataset, split_by: SplitBy, as_json: Json = False) -> None:
+def data_check(root: Root, dataset: Dataset = "", split_by: SplitBy = "", as_json: Json = False) -> None:
     """Look for every fault in a data set; exit status 1 if there is one."""
-    from shared.refer_check import check_refer
+    from shared.datasets import dataset_layout
+    from shared.refer_check import check_layout
 
     with _only_answers_on_stdout():
-        report = check_refer(root, dataset, split_by, progress=not as_json)
+        layout = dataset_layout(_data_config(root, dataset, split_by))
+        report = check_layout(layout, progress=not as_json)
     _show(report.to_dict(), as_json, lambda _: report.format_table())
     if not report.ok:
+        raise typer.Exit(1)
+
+
+@data_app.command("pack")
+def data_pack(root: Root, dataset: Dataset = "", split_by: SplitBy = "", as_json: Json = False) -> None:
+    """Put the images of a data set into one file, ROOT/images.h5; run it again to go on, or to add a data set's."""
+    from shared.datasets import dataset_layout
+    from shared.image_pack import build_pack
+
+    layout = dataset_layout(_data_config(root, dataset, split_by))
+    names = [layout.images[ref.image_id].file_name for ref in layout.refs]
+    answer = build_pack(layout.root, names, layout.image_folders, quiet=as_json)
+    _show(answer, as_json, _text_of_mapping)
+
+
+@data_app.command("leakage")
+def data_leakage(
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="Folder that holds <dataset>/ folders.")],
+    dataset: Annotated[
+        list[str], typer.Option("--dataset", metavar="D:S", help="For example refcoco:unc; may be repeated.")
+    ],
+    ids: Annotated[
+        list[Path] | None, typer.Option("--ids", metavar="FILE", help="Image ids of other training data.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Count COCO images that train splits share with scored splits; exit status 1 if there are any."""
+    from shared.leakage import leakage, leakage_records, leakage_table
+
+    overlaps = leakage(root, dataset, ids or [])
+    records = leakage_records(overlaps)
+    _show(records, as_json, lambda _: leakage_table(overlaps))
+    if not records["ok"]:
         raise typer.Exit(1)
 
 
 @data_app.command("split")
 def data_split(
     root: Root,
-    dataset: Dataset,
-    split_by: SplitBy,
+    dataset: Dataset = "",
+    split_by: SplitBy = "",
+    *,
     fraction: Annotated[float, typer.Option(help="Labelled share of the train images, in (0, 1].")],
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Print which train images are labelled, in order of the draw, and what they carry."""
-    from shared.refer import load_refer
+    from shared.datasets import load_dataset
     from shared.splits import labelled_image_ids, split_hash
 
-    loaded = load_refer(root, dataset, split_by)
-    ids = labelled_image_ids(loaded.train_image_ids(), fraction, seed)
+    config = _data_config(root, dataset, split_by)
+    loaded = load_dataset(config)
+    ids = labelled_image_ids(loaded.drawn_image_ids(), fraction, seed)
     labelled = set(ids)
-    samples = [sample for sample in loaded.samples("train") if sample.image_id in labelled]
+    train = loaded.samples("train")
+    samples = [sample for sample in train if sample.image_id in labelled and loaded.has_mask(sample)]
     split = {
-        "dataset": dataset,
-        "split_by": split_by,
+        "dataset": config.dataset,
+        "split_by": config.split_by,
         "fraction": fraction,
         "seed": seed,
         "hash": split_hash(ids),
@@ -309,6 +364,50 @@ def ablate(
 
 
 @app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a model's folder.")],
+    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="Image file.")] = None,
+    expression: Annotated[str, typer.Argument(metavar="EXPRESSION", help="What to look for.")] = "",
+    jsonl: Annotated[
+        Path | None, typer.Option("--jsonl", metavar="FILE", help="Many pairs: {image, expression} a line.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the results go.")] = Path("predictions"),
+    batch: Annotated[int, typer.Option(min=1, help="Pairs per pass.")] = 16,
+    as_json: Json = False,
+) -> None:
+    """Segment an image, or the pairs of a file: mask PNG, overlay PNG and JSON with the RLE, at the original size."""
+    if (jsonl is None) == (image is None):
+        raise DataError("predict needs either IMAGE and EXPRESSION, or --jsonl FILE")
+    from stage2_train.predict import predict_jsonl, predict_one
+
+    with _only_answers_on_stdout():
+        if jsonl is not None:
+            answer = predict_jsonl(model, jsonl, out, batch=batch)
+        else:
+            assert image is not None
+            answer = predict_one(model, image, expression, out)
+    _show(answer, as_json, _text_of_mapping)
+
+
+@app.command("export-labels")
+def export_labels_of(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write; default RUN/labels.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sentences per pass.")] = 16,
+    limit: Annotated[int, typer.Option(min=0, help="First sentences alone; 0 is all.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write the pseudo-labels of the unlabelled sentences as COCO JSON and in the REFER layout."""
+    from stage2_train.export_labels import export_labels
+
+    with _only_answers_on_stdout():
+        answer = export_labels(run, out or run / "labels", batch=batch, limit=limit, quiet=as_json)
+    _show(answer, as_json, _text_of_mapping)
+
+
+@app.command()
 def params(
     recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
     overrides: Set = None,
@@ -344,6 +443,19 @@ def report(
         as_json,
         lambda made: f"{made['table']}\n\nreport: {made['report']}",
     )
+
+
+def _data_config(root: Path, dataset: str, split_by: str) -> "DataConfig":
+    """Where a data set lies; a JSONL file needs neither name.
+
+    Raises:
+        DataError: A folder without both names.
+    """
+    from shared.config import DataConfig
+
+    if root.suffix != ".jsonl" and not (dataset and split_by):
+        raise DataError(f"{root}: a folder needs --dataset and --split-by")
+    return DataConfig(root=str(root), dataset=dataset, split_by=split_by)
 
 
 def _recipe(recipes: Mapping[str, Callable[[], T]], name: str) -> T:

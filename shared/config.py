@@ -21,17 +21,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where a data set in the REFER layout lies."""
+    """Where a data set lies: a folder in the REFER layout, or a JSONL file of a user's own (`shared.jsonl`)."""
 
     root: str
-    """Folder that holds `images/` and `<dataset>/`."""
+    """Folder that holds `images/` and `<dataset>/`, or a `.jsonl` file."""
     dataset: str
-    """Sub-folder with `instances.json`, for example `refcoco`."""
+    """Sub-folder with `instances.json`, for example `refcoco`; of a JSONL file always its name without the ending."""
     split_by: str = "unc"
-    """Which `refs(<split_by>).p` to read: `unc`, `umd` or `google`."""
+    """Which `refs(<split_by>).p` to read: `unc`, `umd` or `google`; of a JSONL file always `jsonl`."""
+
+    @property
+    def is_jsonl(self) -> bool:
+        """Whether this is a JSONL file."""
+        return self.root.endswith(".jsonl")
 
     def __post_init__(self) -> None:
-        """Refuse an empty name."""
+        """Name a JSONL file's data set after it; refuse an empty name."""
+        if self.is_jsonl:
+            object.__setattr__(self, "dataset", Path(self.root).stem)
+            object.__setattr__(self, "split_by", "jsonl")
         for field in ("root", "dataset", "split_by"):
             if not getattr(self, field):
                 raise DataError(f"data.{field} is empty")

@@ -4,9 +4,17 @@ Anything else that goes wrong is a bug and keeps its traceback. Bad *model answe
 statuses (`shared.types.AnswerStatus`).
 """
 
+from typing import Any
+
 
 class DataError(ValueError):
     """Input that cannot be used; the message is one line naming file, row and value.
 
     The command line prints the message alone and exits with status 2.
     """
+
+
+def short(value: Any, most: int = 80) -> str:
+    """The start of a value's repr, at most `most` characters, for a message of one line."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -2,7 +2,8 @@
 
 A segmentation is a list of polygons `[x0, y0, x1, y1, ...]` in pixels of the original image, a run-length encoding
 (RLE) `{"size": [height, width], "counts": ...}` whose counts are a list (crowds) or a compressed string, or a list of
-such encodings; several parts are united. Runs go down the columns. Masks are boolean arrays `mask_HW`.
+such encodings; several parts are united. Runs go down the columns. Masks are boolean arrays `mask_HW`. Two forms are
+ours: `Targets`, the union of several objects or of none, and `MaskFile`, a mask drawn as an image.
 
 The checks matter: unchecked, pycocotools returns uninitialised memory for runs that end early and exhausts the
 machine's memory on a coordinate that is not finite.
@@ -11,13 +12,16 @@ Legend: H height, W width.
 """
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from shared.errors import DataError
+from shared.errors import DataError, short
+from shared.images import read_mask
 
 MAX_COORDINATE_PX = 100_000
 """Polygon corners further from the origin are refused: rasterising costs memory in proportion to edge length."""
@@ -26,11 +30,27 @@ MIN_POLYGON_NUMBERS = 6
 """Three corners; pycocotools would take four numbers for a box."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Targets:
+    """The union of several segmentations; of none at all it is the empty mask."""
+
+    parts: tuple[Any, ...]
+    """Segmentations."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MaskFile:
+    """A mask drawn as an image (`shared.images.read_mask`)."""
+
+    path: Path
+    """The file."""
+
+
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Rasterise a COCO segmentation.
 
     Args:
-        segmentation: Polygons, RLE, or a list of RLEs (see the module's docstring).
+        segmentation: Any form of the module's docstring.
         height: Height of the image, pixels.
         width: Width of the image, pixels.
 
@@ -47,8 +67,19 @@ def segmentation_rle(segmentation: Any, height: int, width: int) -> dict[str, An
     """A COCO segmentation as one compressed RLE of pycocotools (`counts` are bytes); arguments as above."""
     if isinstance(segmentation, dict):
         return _checked_rle(segmentation, height, width)
+    if isinstance(segmentation, Targets):
+        parts = [segmentation_rle(part, height, width) for part in segmentation.parts]
+        return coco_mask.merge(parts or [coco_mask.encode(np.zeros((height, width), np.uint8, order="F"))])
+    if isinstance(segmentation, MaskFile):
+        mask_HW = read_mask(segmentation.path)
+        if mask_HW.shape != (height, width):
+            found = f"height {mask_HW.shape[0]} and width {mask_HW.shape[1]}"
+            raise DataError(
+                f"mask {segmentation.path} of {found} for an image of height {height} and width {width}"
+            )
+        return coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
     if not isinstance(segmentation, list) or not segmentation:
-        raise DataError(f"segmentation {_short(segmentation)} is neither polygons nor RLE")
+        raise DataError(f"segmentation {short(segmentation)} is neither polygons nor RLE")
     if all(isinstance(part, dict) for part in segmentation):
         return coco_mask.merge([_checked_rle(part, height, width) for part in segmentation])
     for polygon in segmentation:
@@ -109,34 +140,34 @@ def polygon_overhang_px(segmentation: Any, height: int, width: int) -> float:
 
 def _check_polygon(polygon: Any) -> None:
     if not isinstance(polygon, list):
-        raise DataError(f"polygon {_short(polygon)} is not a list of numbers")
+        raise DataError(f"polygon {short(polygon)} is not a list of numbers")
     if len(polygon) < MIN_POLYGON_NUMBERS or len(polygon) % 2:
         raise DataError(
             f"polygon of {len(polygon)} numbers; expected an even count of at least {MIN_POLYGON_NUMBERS}"
         )
     for value in polygon:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise DataError(f"polygon coordinate {_short(value)} is not a finite number")
+            raise DataError(f"polygon coordinate {short(value)} is not a finite number")
         if abs(value) > MAX_COORDINATE_PX:
             raise DataError(
-                f"polygon coordinate {_short(value)} is further than {MAX_COORDINATE_PX} px from the origin"
+                f"polygon coordinate {short(value)} is further than {MAX_COORDINATE_PX} px from the origin"
             )
 
 
 def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        raise DataError(f"RLE of size {_short(size)} for an image of height {height} and width {width}")
+        raise DataError(f"RLE of size {short(size)} for an image of height {height} and width {width}")
     if isinstance(counts, str | bytes):
         data = counts.encode("ascii", errors="replace") if isinstance(counts, str) else counts
         runs = _compressed_runs(data)
     elif isinstance(counts, list):
         runs = counts
     else:
-        raise DataError(f"RLE counts {_short(counts)} are neither a list nor text")
+        raise DataError(f"RLE counts {short(counts)} are neither a list nor text")
     for run in runs:
         if isinstance(run, bool) or not isinstance(run, int) or run < 0:
-            raise DataError(f"RLE run {_short(run)} is not a whole number of pixels")
+            raise DataError(f"RLE run {short(run)} is not a whole number of pixels")
     if sum(runs) != height * width:
         raise DataError(
             f"RLE runs cover {sum(runs)} pixels of an image of {height} x {width} = {height * width}"
@@ -165,9 +196,3 @@ def _compressed_runs(data: bytes) -> list[int]:
     if shift:
         raise DataError("RLE text ends within a run")
     return runs
-
-
-def _short(value: Any) -> str:
-    """The start of a value's repr, for a message of one line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,8 +1,11 @@
-"""Referring-expression data in the REFER layout: samples, images and masks.
+"""Referring-expression data: samples, images and masks, read through one interface whatever files they come from.
 
-    ROOT/images/[train2014/]...  or  ROOT/images/mscoco/images/train2014/...
-    ROOT/<dataset>/refs(<split_by>).p
+The REFER layout is read here, a user's own JSONL file in `shared.jsonl`; both give a `Layout` and this reader.
+
+    ROOT/images/[train2014/]...  or  ROOT/images/mscoco/images/train2014/...  or  ROOT/images/saiapr_tc-12/...
+    ROOT/<dataset>/refs(<split_by>).p  or, with several targets or none,  grefs(<split_by>).json
     ROOT/<dataset>/instances.json
+    ROOT/images.h5, if there: the images in one file (`shared.image_pack`)
 
 Loading reads the two annotation files and no image. Every sample's image and annotation are known to exist in the
 annotations once `load_refer` has returned; what is wrong with an image file or a segmentation shows when it is read.
@@ -18,15 +21,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from shared.errors import DataError
+from shared.image_pack import ImageStore
+from shared.layout import Layout
 from shared.masks import decode_segmentation, rle_box_xyxy_px, segmentation_rle
-from shared.refer_layout import Layout, read_layout, unsafe_file_name
+from shared.refer_layout import read_layout
 from shared.types import Sample
-
-IMAGE_FOLDERS = ("images", "images/train2014", "images/mscoco/images/train2014")
-"""Where images are looked for below the root, in this order."""
 
 SPLIT_ORDER = ("train", "val", "testA", "testB", "test")
 """Order in which splits are listed; any others follow by name."""
@@ -50,6 +52,9 @@ class ReferringDataset(Protocol):
     def image(self, sample: Sample) -> Image.Image:
         """The original image as RGB, `sample.width` x `sample.height`."""
 
+    def has_mask(self, sample: Sample) -> bool:
+        """Whether somebody has drawn a mask for it; says nothing about whether this reader may see it."""
+
     def mask(self, sample: Sample) -> np.ndarray:
         """`bool [H, W]` at the original size."""
 
@@ -59,6 +64,9 @@ class ReferringDataset(Protocol):
     def train_image_ids(self) -> list[int]:
         """Unique image ids of the train split in order of first appearance."""
 
+    def drawn_image_ids(self) -> list[int]:
+        """Those of them that carry a mask."""
+
     def without_masks(self, keep_image_ids: Collection[int]) -> "ReferringDataset":
         """The same data set, with the masks of `keep_image_ids` alone."""
 
@@ -67,19 +75,26 @@ class ReferringDataset(Protocol):
 
 
 class ReferDataset:
-    """Reader of one data set in the REFER layout; made by `load_refer`."""
+    """Reader of one data set; made by `load_refer` or `shared.jsonl.load_jsonl`."""
 
     def __init__(self, layout: Layout) -> None:
         self.root = layout.root
         self.dataset = layout.dataset
         self.split_by = layout.split_by
-        self._instances_path = layout.instances_path
+        self._instances_path, self._row_name = layout.instances_path, layout.row_name
+        self._images = ImageStore(layout.root, layout.image_folders)
         self._fingerprint = layout.fingerprint
         self._samples = _samples(layout)
         train_refs = (ref for ref in layout.refs if ref.split == "train")
         self._train_image_ids = list(dict.fromkeys(ref.image_id for ref in train_refs))
         needed = {sample.ann_id for sample in self._samples}
-        self._segmentations: dict[int, Any] = {ann: layout.annotations[ann].segmentation for ann in needed}
+        drawn = {ann: layout.annotations[ann].segmentation for ann in needed}
+        self._segmentations: dict[int, Any] = {
+            ann: shape for ann, shape in drawn.items() if shape is not None
+        }
+        self._drawn_anns = frozenset(self._segmentations)
+        self._weak_boxes = {ann: layout.annotations[ann].box_xywh_px for ann in needed}
+        self._weak_points = {ann: layout.annotations[ann].point_xy_px for ann in needed}
         self._masked_image_ids: frozenset[int] | None = None  # None: masks of all images
 
     def __repr__(self) -> str:
@@ -109,17 +124,33 @@ class ReferDataset:
         """Unique image ids of the train split in order of first appearance with refs sorted by ref_id."""
         return list(self._train_image_ids)
 
+    def drawn_image_ids(self) -> list[int]:
+        """Those of `train_image_ids` that carry a mask of a train reference: all, in the REFER layout."""
+        drawn = {s.image_id for s in self._samples if s.split == "train" and self.has_mask(s)}
+        return [image_id for image_id in self._train_image_ids if image_id in drawn]
+
     def fingerprint(self) -> str:
-        """32 hex digits of a hash over the bytes of both annotation files (images are not covered)."""
+        """32 hex digits of a hash over the annotations that priors depend on (images are not covered)."""
         return self._fingerprint
 
     def image_path(self, image: Sample | str) -> Path:
-        """The file of an image, given its sample or file name.
+        """The loose file of an image, given its sample or file name.
 
         Raises:
-            DataError: It is in none of `IMAGE_FOLDERS`, or its name leads out of them.
+            DataError: It is in none of the image folders, or its name leads out of them.
         """
-        return find_image(self.root, image if isinstance(image, str) else image.file_name)
+        return self._images.path(image if isinstance(image, str) else image.file_name)
+
+    def image_identity(self, file_name: str) -> Path | tuple[int, str] | None:
+        """What stands for an image file: its path, or its size and hash in a pack; None if it is nowhere."""
+        pack = self._images.pack
+        if pack and file_name in pack:
+            size, digest = pack.size_and_digest(file_name)
+            return size, digest.hex()
+        try:
+            return self._images.path(file_name)
+        except DataError:
+            return None
 
     def image(self, sample: Sample) -> Image.Image:
         """The original image as RGB, turned upright where its EXIF data say so.
@@ -127,20 +158,24 @@ class ReferDataset:
         Raises:
             DataError: The file is missing, cannot be decoded to the end, or is not of the annotated size.
         """
-        path = self.image_path(sample)
-        image = read_image(path)
+        image = self._images.read(sample.file_name)
         if image.size != (sample.width, sample.height):
+            place = self._images.place(sample.file_name)
             raise DataError(
-                f"{path}: image {sample.image_id}: width x height {image.width} x {image.height}, "
+                f"{place}: image {sample.image_id}: width x height {image.width} x {image.height}, "
                 f"but {self._instances_path} says {sample.width} x {sample.height}"
             )
         return image
+
+    def has_mask(self, sample: Sample) -> bool:
+        """Whether somebody has drawn a mask for it; says nothing about whether this reader may see it."""
+        return sample.ann_id in self._drawn_anns
 
     def mask(self, sample: Sample) -> np.ndarray:
         """The object's mask, `bool [H, W]` at the original size; all False if its polygons cover no pixel.
 
         Raises:
-            DataError: A malformed segmentation.
+            DataError: A malformed segmentation, or none.
             MaskAccessError: This reader must not see the image's masks.
         """
         segmentation = self._segmentation(sample)
@@ -160,6 +195,19 @@ class ReferDataset:
         except DataError as error:
             raise self._segmentation_error(sample, error) from error
 
+    def weak_box_xyxy_px(self, sample: Sample) -> np.ndarray | None:
+        """A box given beside or instead of a mask, never made from one: `float32 [4]` x0, y0, x1, y1, pixels."""
+        box = self._weak_boxes[sample.ann_id]
+        if box is None:
+            return None
+        x, y, width, height = box
+        return np.array([x, y, x + width, y + height], dtype=np.float32)
+
+    def weak_point_xy_px(self, sample: Sample) -> np.ndarray | None:
+        """A point given beside or instead of a mask: `float32 [2]` x, y, pixels."""
+        point = self._weak_points[sample.ann_id]
+        return None if point is None else np.array(point, dtype=np.float32)
+
     def without_masks(self, keep_image_ids: Collection[int]) -> "ReferDataset":
         """A reader that holds the segmentations of `keep_image_ids` alone.
 
@@ -168,9 +216,9 @@ class ReferDataset:
         keep = frozenset(keep_image_ids)
         if self._masked_image_ids is not None:
             keep &= self._masked_image_ids
-        kept_anns = {sample.ann_id for sample in self._samples if sample.image_id in keep}
+        kept_anns = {sample.ann_id for sample in self._samples if sample.image_id in keep} & self._drawn_anns
         reader = copy.copy(self)
-        reader._segmentations = {ann: self._segmentations[ann] for ann in kept_anns}
+        reader._segmentations = {ann: shape for ann, shape in self._segmentations.items() if ann in kept_anns}
         reader._masked_image_ids = keep
         return reader
 
@@ -179,10 +227,12 @@ class ReferDataset:
             raise MaskAccessError(
                 f"mask of {sample.sample_id} (image {sample.image_id}) is not for this reader"
             )
+        if not self.has_mask(sample):
+            raise self._segmentation_error(sample, "has no mask")
         return self._segmentations[sample.ann_id]
 
-    def _segmentation_error(self, sample: Sample, error: DataError) -> DataError:
-        return DataError(f"{self._instances_path}: annotation {sample.ann_id}: {error}")
+    def _segmentation_error(self, sample: Sample, fault: object) -> DataError:
+        return DataError(f"{self._instances_path}: {self._row_name} {sample.ann_id}: {fault}")
 
 
 def load_refer(root: str | Path, dataset: str, split_by: str) -> ReferDataset:
@@ -197,7 +247,11 @@ def load_refer(root: str | Path, dataset: str, split_by: str) -> ReferDataset:
         DataError: A file is missing or unreadable, or a row needs what is not there; one line naming the first such
             file, row and value (`shared.refer_check.check_refer` lists them all).
     """
-    layout = read_layout(root, dataset, split_by)
+    return open_layout(read_layout(root, dataset, split_by))
+
+
+def open_layout(layout: Layout) -> ReferDataset:
+    """A reader of annotations that hold together; raises DataError for the first that does not."""
     blocking = [problem for problem in layout.problems if problem.blocks]
     if blocking:
         more = f" (and {len(blocking) - 1} more problems)" if len(blocking) > 1 else ""
@@ -205,30 +259,6 @@ def load_refer(root: str | Path, dataset: str, split_by: str) -> ReferDataset:
     if not any(ref.sentences for ref in layout.refs):
         raise DataError(f"{layout.refs_path}: holds no expression")
     return ReferDataset(layout)
-
-
-def find_image(root: Path, file_name: str) -> Path:
-    """The file of an image below `root`; raises DataError as `ReferDataset.image_path`."""
-    if unsafe_file_name(file_name):
-        raise DataError(f"{root}: image file name {file_name!r} leads out of the image folder")
-    for folder in IMAGE_FOLDERS:
-        path = root / folder / file_name
-        if path.is_file():
-            return path
-    raise DataError(f"{root}: image {file_name} is in none of {', '.join(IMAGE_FOLDERS)}")
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode an image file to the end: RGB, turned upright by its EXIF orientation.
-
-    Raises:
-        DataError: The file cannot be read or decoded, or ends early.
-    """
-    try:
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
 
 
 def ordered_splits(names: Collection[str]) -> tuple[str, ...]:
@@ -254,6 +284,7 @@ def _samples(layout: Layout) -> tuple[Sample, ...]:
                 sent_id=sent_id,
                 expression=expression,
                 split=ref.split,
+                no_target=ref.no_target,
             )
             samples.append(sample)
     return tuple(samples)

@@ -1,11 +1,12 @@
-"""Check a data set in the REFER layout before work is spent on it.
+"""Check a data set before work is spent on it.
 
 Counts what is there per split, reads every image that is referred to and every segmentation, compares with the
 published sizes where they are known, and lists what is wrong by kind with the first rows of each. The loader refuses
 what is wrong in the annotations (`shared.refer_layout`); this finds all of it at once, and what only bytes can show.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from shared.errors import DataError
+from shared.image_pack import ImageStore
+from shared.layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord
 from shared.masks import polygon_overhang_px, rle_area, segmentation_rle
-from shared.refer import find_image, ordered_splits, read_image
-from shared.refer_layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_layout
+from shared.refer import ordered_splits
+from shared.refer_layout import read_layout
 
 PUBLISHED_SIZES: dict[tuple[str, str], dict[str, dict[str, int]]] = {
     ("refcoco", "unc"): {
@@ -72,6 +75,10 @@ class CheckReport:
     splits: dict[str, SplitCounts]
     shared_images: dict[str, int]
     """Images that two splits share, by `"train/val"`; not a fault (RefCOCOg google is split by object)."""
+    unlabelled: dict[str, int]
+    """Refs without a mask, by split; only splits that have some."""
+    no_target: dict[str, int]
+    """Refs that name nothing in their image, by split; only splits that have some."""
     published: dict[str, dict[str, int]]
     """Published sizes by split; empty where none are known."""
     problems: tuple[KindOfProblem, ...]
@@ -100,6 +107,12 @@ class CheckReport:
             lines.append(f"{split:<8}{counts.images:>8}{counts.refs:>8}{counts.sentences:>11}  {published}")
         for pair, num in self.shared_images.items():
             lines.append(f"note: {pair} share {num} images")
+        for split, num in self.unlabelled.items():
+            lines.append(f"note: {split}: {num} of {self.splits[split].refs} refs carry no mask")
+        for split, num in self.no_target.items():
+            lines.append(
+                f"note: {split}: {num} of {self.splits[split].refs} refs name nothing in their image"
+            )
         if not self.images_read:
             lines.append("note: image files were not opened")
         lines.append("")
@@ -130,8 +143,12 @@ def check_refer(
     Raises:
         DataError: An annotation file is missing or cannot be read at all.
     """
-    layout = read_layout(root, dataset, split_by)
-    published = PUBLISHED_SIZES.get((dataset, split_by), {})
+    return check_layout(read_layout(root, dataset, split_by), read_images=read_images, progress=progress)
+
+
+def check_layout(layout: Layout, *, read_images: bool = True, progress: bool = True) -> CheckReport:
+    """Check annotations that have been read, and what they refer to; arguments as of `check_refer`."""
+    published = PUBLISHED_SIZES.get((layout.dataset, layout.split_by), {})
     counts = _count(layout.refs)
     problems = list(layout.problems)
     problems.extend(_size_problems(layout, counts, published))
@@ -139,12 +156,16 @@ def check_refer(
     if read_images:
         problems.extend(_image_problems(layout, progress))
     return CheckReport(
-        root=str(root),
-        dataset=dataset,
-        split_by=split_by,
+        root=str(layout.root),
+        dataset=layout.dataset,
+        split_by=layout.split_by,
         fingerprint=layout.fingerprint,
         splits=counts,
         shared_images=_shared_images(layout.refs),
+        unlabelled=_by_split(
+            ref for ref in layout.refs if layout.annotations[ref.ann_id].segmentation is None
+        ),
+        no_target=_by_split(ref for ref in layout.refs if ref.no_target),
         published=published,
         problems=_by_kind(problems),
         images_read=read_images,
@@ -172,6 +193,11 @@ def _shared_images(refs: list[RefRecord]) -> dict[str, int]:
     return {f"{a}/{b}": len(image_ids[a] & image_ids[b]) for a, b in pairs if image_ids[a] & image_ids[b]}
 
 
+def _by_split(refs: Iterable[RefRecord]) -> dict[str, int]:
+    counts = Counter(ref.split for ref in refs)
+    return {split: counts[split] for split in ordered_splits(counts.keys())}
+
+
 def _size_problems(
     layout: Layout, counts: dict[str, SplitCounts], published: dict[str, dict[str, int]]
 ) -> Iterator[Problem]:
@@ -186,12 +212,15 @@ def _size_problems(
 
 
 def _mask_problems(layout: Layout, progress: bool) -> Iterator[Problem]:
-    """Rasterise the segmentation of every annotation that is referred to."""
-    for ann_id in _progress(dict.fromkeys(ref.ann_id for ref in layout.refs), "masks", progress):
+    """Rasterise the segmentation of every annotation that is referred to and has one."""
+    needed = dict.fromkeys(ref.ann_id for ref in layout.refs if not ref.no_target)
+    for ann_id in _progress(needed, "masks", progress):
         annotation = layout.annotations[ann_id]
+        if annotation.segmentation is None:
+            continue
         fault = _mask_fault(annotation, layout.images[annotation.image_id])
         if fault:
-            yield _problem(fault[0], layout.instances_path, f"annotation {ann_id}", fault[1])
+            yield _problem(fault[0], layout.instances_path, f"{layout.row_name} {ann_id}", fault[1])
 
 
 def _mask_fault(annotation: AnnotationRecord, image: ImageRecord) -> tuple[str, str] | None:
@@ -215,28 +244,29 @@ def _mask_fault(annotation: AnnotationRecord, image: ImageRecord) -> tuple[str, 
 
 def _image_problems(layout: Layout, progress: bool) -> Iterator[Problem]:
     """Decode every image that is referred to."""
+    images = ImageStore(layout.root, layout.image_folders)
     for image_id in _progress(dict.fromkeys(ref.image_id for ref in layout.refs), "images", progress):
         record = layout.images[image_id]
         try:
-            path = find_image(layout.root, record.file_name)
+            place = images.place(record.file_name)
         except DataError as error:
             yield _problem("missing image file", layout.instances_path, f"image {image_id}", str(error))
             continue
         try:
-            image = read_image(path)
+            image = images.read(record.file_name)
         except DataError as error:
-            detail = str(error).removeprefix(f"{path}: ")
-            yield _problem("unreadable image file", path, f"image {image_id}", detail)
+            detail = str(error).removeprefix(f"{place}: ")
+            yield _problem("unreadable image file", place, f"image {image_id}", detail)
             continue
         if image.size != (record.width, record.height):
             detail = (
                 f"height x width {image.height} x {image.width}, but {layout.instances_path} says "
                 f"{record.height} x {record.width}"
             )
-            yield _problem("image of another size", path, f"image {image_id}", detail)
+            yield _problem("image of another size", place, f"image {image_id}", detail)
 
 
-def _problem(kind: str, file: Path, row: str, detail: str) -> Problem:
+def _problem(kind: str, file: Path | str, row: str, detail: str) -> Problem:
     """A problem of contents, which the loader meets only on access."""
     return Problem(kind=kind, file=str(file), row=row, detail=detail, blocks=False)
 

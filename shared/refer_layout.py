@@ -1,8 +1,12 @@
 """The REFER layout on disk: read both annotation files and name every row that does not hold together.
 
-    ROOT/<dataset>/refs(<split_by>).p   pickle: list of {ref_id, ann_id, image_id, split, sentences}, where
-                                        sentences are a list of {sent_id, sent, raw}
-    ROOT/<dataset>/instances.json       COCO: images, annotations (polygons or RLE), categories
+    ROOT/<dataset>/refs(<split_by>).p        pickle: list of {ref_id, ann_id, image_id, split, sentences}, where
+                                             sentences are a list of {sent_id, sent, raw}
+    ROOT/<dataset>/grefs(<split_by>).json    the same as JSON (gRefCOCO): ann_id is a list; [-1] names no target
+    ROOT/<dataset>/instances.json            COCO: images, annotations (polygons or RLE), categories
+
+A ref of several annotations gets one of its own, their union, with the id -1 - ref_id; one without a target gets an
+empty one.
 
 `read_layout` stops only where nothing could be read; what is wrong with single rows is a `Problem`, which the loader
 raises and the check counts, so that the two cannot disagree. Image files are not touched here.
@@ -11,96 +15,27 @@ raises and the check counts, so that the two cannot disagree. Image files are no
 import gc
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from shared.errors import DataError
+from shared.errors import DataError, short
+from shared.images import unsafe_file_name
+from shared.layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
+from shared.masks import Targets
 from shared.safe_pickle import loads_plain
 
 MAX_SIDE_PX = 65_535
 """Longest side of an image: the limit of the JPEG format."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """One thing wrong with one row or file."""
-
-    kind: str
-    """What is wrong, the same words for every row (problems are counted by it)."""
-    file: str
-    """The file to mend."""
-    row: str
-    """Where in it, for example `refs[3] (ref_id 17)`; empty when it is the whole file."""
-    detail: str
-    """The offending value in words."""
-    blocks: bool = True
-    """Whether the loader must refuse the data set because of it."""
-
-    @property
-    def line(self) -> str:
-        """File, row and value on one line."""
-        where = f"{self.file}: {self.row}" if self.row else self.file
-        return " ".join(f"{where}: {self.detail}".split())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageRecord:
-    """One image of `instances.json`; sizes in pixels."""
-
-    image_id: int
-    file_name: str
-    height: int
-    width: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AnnotationRecord:
-    """One annotation of `instances.json`; the segmentation is kept as read."""
-
-    ann_id: int
-    image_id: int
-    segmentation: Any
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RefRecord:
-    """One referred object; `sentences` are (sent_id, expression) in file order."""
-
-    ref_id: int
-    ann_id: int
-    image_id: int
-    split: str
-    sentences: tuple[tuple[int, str], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Both files as far as their rows are sound."""
-
-    root: Path
-    dataset: str
-    split_by: str
-    instances_path: Path
-    refs_path: Path
-    images: dict[int, ImageRecord]
-    annotations: dict[int, AnnotationRecord]
-    refs: list[RefRecord]
-    """Sound refs, sorted by `ref_id`."""
-    problems: list[Problem] = field(repr=False)
-    """In order of finding: images, annotations, refs."""
-    fingerprint: str
-    """32 hex digits of a hash over the bytes of both files."""
-
-
-def unsafe_file_name(file_name: str) -> bool:
-    """Whether a file name could lead out of the image folder (absolute, `..`, backslash, NUL) or is empty."""
-    path = PurePosixPath(file_name)
-    return (
-        path.is_absolute() or not path.parts or ".." in path.parts or "\\" in file_name or "\0" in file_name
-    )
+IMAGE_FOLDERS = (
+    "images",
+    "images/train2014",
+    "images/mscoco/images/train2014",
+    "images/saiapr_tc-12",
+)
+"""Where images are looked for below the root, in this order."""
 
 
 def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
@@ -111,17 +46,21 @@ def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
     """
     folder = Path(root) / dataset
     refs_path, instances_path = folder / f"refs({split_by}).p", folder / "instances.json"
-    refs_bytes = _read_bytes(refs_path, _hint(folder, split_by))
-    instances_bytes = _read_bytes(instances_path, "")
+    general_path = folder / f"grefs({split_by}).json"
+    if general_path.is_file() and not refs_path.is_file():
+        refs_path = general_path
+    refs_bytes = read_bytes(refs_path, _hint(folder, split_by))
+    instances_bytes = read_bytes(instances_path)
     problems: list[Problem] = []
     with _collector_paused():
-        refs_rows = loads_plain(refs_bytes, str(refs_path))
+        general = refs_path == general_path
+        refs_rows = _parse_json(refs_bytes, refs_path) if general else loads_plain(refs_bytes, str(refs_path))
         if not isinstance(refs_rows, list):
             raise DataError(f"{refs_path}: expected a list of refs, found {type(refs_rows).__name__}")
         instances = _parse_instances(instances_bytes, instances_path)
         images = _read_images(instances["images"], str(instances_path), problems)
         annotations = _read_annotations(instances["annotations"], images, str(instances_path), problems)
-        refs = _Refs(str(refs_path), images, annotations, problems).read(refs_rows)
+        refs = _Refs(str(refs_path), images, annotations, problems, general).read(refs_rows)
     digest = hashlib.blake2b(digest_size=16)
     for data in (refs_bytes, instances_bytes):
         digest.update(len(data).to_bytes(8, "little") + data)
@@ -131,6 +70,7 @@ def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
         split_by=split_by,
         instances_path=instances_path,
         refs_path=refs_path,
+        image_folders=IMAGE_FOLDERS,
         images=images,
         annotations=annotations,
         refs=sorted(refs, key=lambda ref: ref.ref_id),
@@ -151,34 +91,30 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _parse_instances(data: bytes, path: Path) -> dict[str, Any]:
+def _parse_json(data: bytes, path: Path) -> Any:
     try:
-        instances = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
+
+
+def _parse_instances(data: bytes, path: Path) -> dict[str, Any]:
+    instances = _parse_json(data, path)
     for key in ("images", "annotations"):
         if not isinstance(instances, dict) or not isinstance(instances.get(key), list):
             raise DataError(f"{path}: has no list {key!r}")
     return instances
 
 
-def _read_bytes(path: Path, hint: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: not found{hint}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
 def _hint(folder: Path, split_by: str) -> str:
-    found = sorted(path.name[len("refs(") : -len(").p")] for path in folder.glob("refs(*).p"))
+    names = [*folder.glob("refs(*).p"), *folder.glob("grefs(*).json")]
+    found = sorted(path.name.partition("(")[2].rpartition(")")[0] for path in names)
     if found:
         return f"; split_by {split_by!r} is not among {', '.join(found)}"
     return "" if folder.is_dir() else f"; there is no folder {folder}"
 
 
-def _fault(record: Any, fields: dict[str, type]) -> str | None:
+def _fault(record: Any, fields: Mapping[str, type]) -> str | None:
     """What is wrong with a record's fields, or None."""
     if not isinstance(record, dict):
         return f"expected an object, found {type(record).__name__}"
@@ -187,7 +123,7 @@ def _fault(record: Any, fields: dict[str, type]) -> str | None:
             return f"has no {name!r}"
         value = record[name]
         if not isinstance(value, kind) or isinstance(value, bool):
-            return f"{name!r} is {_short(value)}, not of type {kind.__name__}"
+            return f"{name!r} is {short(value)}, not of type {kind.__name__}"
     return None
 
 
@@ -207,7 +143,7 @@ def _read_images(rows: list[Any], file: str, problems: list[Problem]) -> dict[in
             size = f"height {record.height} and width {record.width} are not within 1..{MAX_SIDE_PX}"
             problems.append(Problem(kind="impossible image size", file=file, row=where, detail=size))
         elif unsafe_file_name(record.file_name):
-            detail = f"file_name {_short(record.file_name)} leads out of the image folder"
+            detail = f"file_name {short(record.file_name)} leads out of the image folder"
             problems.append(Problem(kind="unsafe file name", file=file, row=where, detail=detail))
         elif images.setdefault(record.image_id, record) != record:
             detail = f"image id {record.image_id} stands for another image already"
@@ -253,7 +189,9 @@ class _Refs:
         images: dict[int, ImageRecord],
         annotations: dict[int, AnnotationRecord],
         problems: list[Problem],
+        general: bool,
     ) -> None:
+        self.general = general  # several targets or none (gRefCOCO)
         self.file = file
         self.images = images
         self.annotations = annotations
@@ -270,12 +208,20 @@ class _Refs:
         self.problems.append(Problem(kind=kind, file=self.file, row=row, detail=detail, blocks=blocks))
 
     def _ref(self, row: Any, where: str) -> RefRecord | None:
-        fields = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
+        fields: dict[str, type] = {
+            "ref_id": int,
+            "ann_id": int,
+            "image_id": int,
+            "split": str,
+            "sentences": list,
+        }
+        if self.general:
+            fields["ann_id"] = list
         fault = _fault(row, fields)
         if fault:
             self._report("malformed record", where, fault)
             return None
-        ref_id, ann_id, image_id = row["ref_id"], row["ann_id"], row["image_id"]
+        ref_id, image_id = row["ref_id"], row["image_id"]
         where += f" (ref_id {ref_id})"
         if ref_id in self.row_of_ref:
             self._report(
@@ -284,19 +230,44 @@ class _Refs:
             return None
         self.row_of_ref[ref_id] = where
         sentences = self._sentences(row["sentences"], where)
-        annotation = self.annotations.get(ann_id)
+        ann_ids = row["ann_id"] if self.general else [row["ann_id"]]
+        no_target = self.general and (row.get("no_target") is True or ann_ids in ([], [-1]))
+        ann_ids = [] if no_target else ann_ids
         if image_id not in self.images:
             self._report("ref of unknown image", where, f"image_id {image_id} is not among the images")
-        elif annotation is None:
-            self._report("ref of unknown annotation", where, f"ann_id {ann_id} is not among the annotations")
+            return None
+        if not all(self._belongs(ann_id, image_id, where) for ann_id in ann_ids):
+            return None
+        return RefRecord(
+            ref_id=ref_id,
+            ann_id=ann_ids[0] if len(ann_ids) == 1 else self._union(ref_id, image_id, ann_ids),
+            image_id=image_id,
+            split=row["split"],
+            sentences=sentences,
+            no_target=no_target,
+        )
+
+    def _belongs(self, ann_id: Any, image_id: int, where: str) -> bool:
+        """Whether an annotation is there and of this image; reports it otherwise."""
+        annotation = self.annotations.get(ann_id) if isinstance(ann_id, int) else None
+        if annotation is None:
+            detail = f"ann_id {short(ann_id)} is not among the annotations"
+            self._report("ref of unknown annotation", where, detail)
         elif annotation.image_id != image_id:
             detail = f"image_id {image_id}, but its annotation {ann_id} is of image {annotation.image_id}"
             self._report("ref and annotation disagree", where, detail)
         else:
-            return RefRecord(
-                ref_id=ref_id, ann_id=ann_id, image_id=image_id, split=row["split"], sentences=sentences
-            )
-        return None
+            return True
+        return False
+
+    def _union(self, ref_id: int, image_id: int, ann_ids: list[int]) -> int:
+        """Id of a new annotation, the union of several or of none."""
+        parts = tuple(self.annotations[ann_id].segmentation for ann_id in ann_ids)
+        ann_id = -1 - ref_id
+        self.annotations[ann_id] = AnnotationRecord(
+            ann_id=ann_id, image_id=image_id, segmentation=Targets(parts=parts)
+        )
+        return ann_id
 
     def _sentences(self, rows: list[Any], ref_where: str) -> tuple[tuple[int, str], ...]:
         if not rows:
@@ -310,9 +281,9 @@ class _Refs:
                 continue
             sent_id, expression = row["sent_id"], expression_of(row)
             if not expression:
-                self._report(
-                    "empty expression", where, f"sent_id {sent_id} has the expression {expression!r}"
-                )
+                # gRefCOCO has some; they are left out and counted, as its authors advise.
+                detail = f"sent_id {sent_id} has the expression {expression!r}"
+                self._report("empty expression", where, detail, blocks=not self.general)
             elif sent_id in self.row_of_sentence:
                 detail = f"sent_id {sent_id} stands at {self.row_of_sentence[sent_id]} already"
                 self._report("duplicate sentence id", where, detail)
@@ -332,10 +303,5 @@ def _text_fault(sentence: dict[str, Any]) -> str | None:
         return "has neither 'sent' nor 'raw'"
     for name in ("sent", "raw"):
         if not isinstance(sentence.get(name, ""), str):
-            return f"{name!r} is {_short(sentence[name])}, not of type str"
+            return f"{name!r} is {short(sentence[name])}, not of type str"
     return None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

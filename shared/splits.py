@@ -21,7 +21,7 @@ def labelled_image_ids(image_ids_in_order: Sequence[int], fraction: float, seed:
     """Draw the labelled images.
 
     Args:
-        image_ids_in_order: Unique training image ids (`ReferDataset.train_image_ids()`); order matters.
+        image_ids_in_order: Unique training image ids (`ReferDataset.drawn_image_ids()`); order matters.
         fraction: Labelled share of the images in (0, 1], taken as the decimal number it is written as: 0.29 of 100
             is 29, although the product of the floats is just below.
         seed: Seed of the draw; 0 in the published subsets.
@@ -44,12 +44,14 @@ def labelled_image_ids(image_ids_in_order: Sequence[int], fraction: float, seed:
 
 
 def labelled_from_file(path: Path, image_ids_in_order: Sequence[int]) -> list[int]:
-    """Labelled images listed in a file (`read_id_file`), each of which must be a training image."""
+    """Labelled images listed in a file (`read_id_file`), each of which must be a training image with a mask."""
     known = set(image_ids_in_order)
     ids = read_id_file(path)
     for row, image_id in enumerate(ids, start=1):
         if image_id not in known:
-            raise DataError(f"{path}: id {row}: {image_id} is not a training image of this data set")
+            raise DataError(
+                f"{path}: id {row}: {image_id} is not a training image of this data set that carries a mask"
+            )
     return ids
 
 

@@ -10,14 +10,14 @@ from enum import StrEnum
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One (image, expression) pair of a data set in the REFER layout."""
+    """One (image, expression) pair of a data set; the numbers of a JSONL file's pair are those of its lines."""
 
     sample_id: str
     """`"{dataset}.{split_by}.{sent_id}"`: unique and stable across runs and machines."""
     image_id: int
     """Image id of `instances.json`."""
     file_name: str
-    """Image file name as in `instances.json`, relative to the image folder."""
+    """Image file name as annotated, relative to the image folder."""
     height: int
     """Height of the original image, pixels."""
     width: int
@@ -32,6 +32,8 @@ class Sample:
     """The referring expression as written."""
     split: str
     """`train`, `val`, `test`, `testA` or `testB`."""
+    no_target: bool = False
+    """Whether the expression names nothing in the image; its mask is then empty by definition."""
 
 
 class AnswerStatus(StrEnum):

@@ -139,11 +139,14 @@ class ImageHasher:
         self._changed = False
 
 
-def images_fingerprint(images: Iterable[tuple[str, Path | None]], mode: str, memory: Path) -> str:
+def images_fingerprint(
+    images: Iterable[tuple[str, Path | tuple[int, str] | None]], mode: str, memory: Path
+) -> str:
     """One hash over all images.
 
     Args:
-        images: (name, path or None if there is no such file), any order; every name once.
+        images: (name, what stands for it), any order; every name once. That is a path, the size and content hash of
+            a packed file, or None if there is none.
         mode: `"content"`: bytes count. `"size"`: only name and size count.
         memory: Where content hashes are remembered.
 
@@ -155,6 +158,8 @@ def images_fingerprint(images: Iterable[tuple[str, Path | None]], mode: str, mem
     for name, path in sorted(images, key=lambda item: item[0]):
         if path is None:
             value = "missing"
+        elif isinstance(path, tuple):
+            value = path[1] if mode == "content" else str(path[0])
         elif mode == "content":
             value = hasher.hash_of(path)
         else:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from shared.config import config_to_dict
+from shared.datasets import load_dataset
 from shared.errors import DataError
-from shared.refer import ReferDataset, load_refer
+from shared.refer import ReferDataset
 from shared.store.find import find_stores, store_path
 from shared.store.layout import read_header
 from shared.store.schema import (
@@ -80,7 +81,7 @@ def make_job(config: PriorsConfig) -> Job:
     Raises:
         DataError: Missing or unusable data, or no model on this machine.
     """
-    dataset = load_refer(config.data.root, config.data.dataset, config.data.split_by)
+    dataset = load_dataset(config.data)
     plan = _plan(config, dataset)
     model = locate_model(config.model)
     family = family_of(model.folder)
@@ -91,7 +92,7 @@ def make_job(config: PriorsConfig) -> Job:
     names = {sample.file_name for sample in plan.samples}
     memory = Path(config.cache_root) / "image-hashes" / f"{config.data.dataset}.json"
     images = images_fingerprint(
-        ((name, _image_path(dataset, name)) for name in names), config.image_hash, memory
+        ((name, dataset.image_identity(name)) for name in names), config.image_hash, memory
     )
     identity = identity_of(config, family, model, dataset.fingerprint(), images, proposer)
     fingerprint = fingerprint_of(identity)
@@ -115,7 +116,7 @@ def make_import_job(config: ImportConfig) -> StoreJob:
     Raises:
         DataError: Missing or unusable data, or no masks at the source.
     """
-    dataset = load_refer(config.data.root, config.data.dataset, config.data.split_by)
+    dataset = load_dataset(config.data)
     plan = _plan(config, dataset)
     memory = Path(config.cache_root) / "image-hashes" / f"{config.data.dataset}-masks.json"
     masks = images_fingerprint(source_files(Path(config.source)), config.image_hash, memory)
@@ -187,13 +188,6 @@ def pending_of(job: StoreJob) -> list[int]:
     return pending_shards(job.path) if job.path.exists() else list(range(job.plan.num_shards))
 
 
-def _image_path(dataset: ReferDataset, file_name: str) -> Path | None:
-    try:
-        return dataset.image_path(file_name)
-    except DataError:
-        return None
-
-
 def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
     """What a run would do, JSON-able; nothing is written but the memory of image hashes.
 
@@ -205,7 +199,7 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
     Raises:
         DataError: Missing or unusable data.
     """
-    dataset = load_refer(config.data.root, config.data.dataset, config.data.split_by)
+    dataset = load_dataset(config.data)
     plan = _plan(config, dataset)
     description: dict[str, Any] = {
         "data": f"{config.data.dataset} ({config.data.split_by}) in {config.data.root}",

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from shared.config import DataConfig
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.metrics import SegmentationMeter, iou, iou_counts
-from shared.refer import load_refer
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus, Sample
 from stage1_priors.answers import box_iou
@@ -37,7 +37,8 @@ def score_store(
         By split: `num`, `oiou`, `miou`, `pr@0.5` .. `pr@0.9` (mask), `box_miou`, `box_acc@0.5` (None where masks were
         imported, without boxes), `auroc` (of the confidence for box IoU >= 0.5; None if all rows are alike),
         `proposer_auroc` (of the proposer's own IoU for mask IoU >= 0.5), `status` (share of each) and, if boxes were
-        sampled, `sample_auroc` (as `auroc`, for their mean pairwise IoU).
+        sampled, `sample_auroc` (as `auroc`, for their mean pairwise IoU). Sentences without a drawn mask
+        are left out; `num` alone, 0, for a split that has none.
 
     Raises:
         DataError: An incomplete store, a split it does not hold, or data that differ from what it was written for.
@@ -45,15 +46,17 @@ def score_store(
     store = PriorStore(path)
     store.require_complete()
     data = data or DataConfig(**{name: store.attrs["data"][name] for name in ("root", "dataset", "split_by")})
-    dataset = load_refer(data.root, data.dataset, data.split_by)
+    dataset = load_dataset(data)
     if dataset.fingerprint() != store.attrs["data"]["fingerprint"]:
         raise DataError(f"{path}: written for other annotations than those in {data.root}/{data.dataset}")
     splits = list(store.attrs["splits"])
     if split is not None and split not in splits:
         raise DataError(f"{path}: holds no split {split!r} (it has {', '.join(splits)})")
-    return {
-        name: _score_split(store, dataset, dataset.samples(name)) for name in ([split] if split else splits)
-    }
+    result = {}
+    for name in [split] if split else splits:
+        samples = [sample for sample in dataset.samples(name) if dataset.has_mask(sample)]
+        result[name] = _score_split(store, dataset, samples) if samples else {"num": 0}
+    return result
 
 
 def _score_split(store: PriorStore, dataset: Any, samples: list[Sample]) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def _score_split(store: PriorStore, dataset: Any, samples: list[Sample]) -> dict
             has_prior = STATUS_BY_CODE[int(code)].has_prior
             mask_HW = prior_mask(proposal_GG, (sample.height, sample.width), has_prior)
             inter, union = iou_counts(mask_HW, dataset.mask(sample))
-            meter.update(sample.sample_id, inter, union)
+            meter.update(sample.sample_id, inter, union, sample.no_target)
             mask_ious.append(iou(inter, union))
     box_iou_N, status_N = np.concatenate(box_ious), np.concatenate(statuses)
     imported = np.isin(

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from shared.config import DataConfig
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.masks import resize_mask_nearest
-from shared.refer import ReferringDataset, load_refer
+from shared.refer import ReferringDataset
 from shared.seeding import rng
 from shared.splits import labelled_from_file, labelled_image_ids, split_hash
 from shared.types import Sample
@@ -57,7 +58,7 @@ class CandidateReader(Protocol):
 
 def load_data(config: DataConfig) -> ReferringDataset:
     """Open the data set a config names."""
-    return load_refer(config.root, config.dataset, config.split_by)
+    return load_dataset(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,26 +87,40 @@ class Split:
 def make_split(dataset: ReferringDataset, fraction: float, seed: int, ids_file: str = "") -> Split:
     """Cut the train split by image.
 
+    A reference for which nobody has drawn a mask is unlabelled, whatever its image.
+
     Args:
         dataset: The data set.
-        fraction: Share of the train images that are labelled.
+        fraction: Share of the train images that are labelled, out of those that carry a mask at all.
         seed: Seed of the draw.
         ids_file: File of image ids (`shared.splits.read_id_file`) that replaces the draw; "" draws.
 
     Raises:
         DataError: No labelled image, an unreadable file, or an id that is no train image.
     """
-    known = dataset.train_image_ids()
+    known = dataset.drawn_image_ids()
+    if not known:
+        raise DataError("no train image carries a mask: draw some")
     image_ids = (
         labelled_from_file(Path(ids_file), known) if ids_file else labelled_image_ids(known, fraction, seed)
     )
     chosen = set(image_ids)
-    refs = group_by_ref(dataset.samples("train"))
-    return Split(
-        image_ids=tuple(image_ids),
-        labelled=tuple(ref for ref in refs if ref[0].image_id in chosen),
-        unlabelled=tuple(ref for ref in refs if ref[0].image_id not in chosen),
-    )
+    parts: dict[bool, list[tuple[Sample, ...]]] = {True: [], False: []}
+    for ref in group_by_ref(dataset.samples("train")):
+        parts[ref[0].image_id in chosen and dataset.has_mask(ref[0])].append(ref)
+    return Split(image_ids=tuple(image_ids), labelled=tuple(parts[True]), unlabelled=tuple(parts[False]))
+
+
+def scorable(dataset: ReferringDataset, split: str) -> list[Sample]:
+    """The samples of a split that somebody has drawn a mask for.
+
+    Raises:
+        DataError: No such split, or no mask in it.
+    """
+    samples = [sample for sample in dataset.samples(split) if dataset.has_mask(sample)]
+    if not samples:
+        raise DataError(f"split {split!r} carries no mask: there is nothing to score")
+    return samples
 
 
 class ResizedReader:
@@ -211,6 +226,15 @@ class BatchSource:
             self._unlabelled(self._draws("unlabelled", step, micro)) if self.plan.batch_unlabelled else None
         )
         return Batch(step=step, micro=micro, labelled=labelled, unlabelled=unlabelled)
+
+    def of(self, labelled: Sequence[Sample], unlabelled: Sequence[Sample]) -> Batch:
+        """A batch of given samples instead of drawn ones, with the views of their first cycle."""
+        return Batch(
+            step=0,
+            micro=0,
+            labelled=self._labelled([Draw(cycle=0, sample=sample) for sample in labelled]),
+            unlabelled=self._unlabelled([Draw(cycle=0, sample=sample) for sample in unlabelled]),
+        )
 
     def _draws(self, stream: str, step: int, micro: int) -> list[Draw]:
         plan = self.plan

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -30,13 +29,14 @@ from shared.types import Sample
 from stage2_train.backbone import normalise_image
 from stage2_train.checkpoint import write_json
 from stage2_train.config import TrainConfig
-from stage2_train.data import PriorReader, Tokenise, load_data
+from stage2_train.data import PriorReader, Tokenise, load_data, scorable
 from stage2_train.loader import iterate
+from stage2_train.model_card import write_card
 from stage2_train.prior_source import choose_store, open_priors
 from stage2_train.run_files import load_model, read_json, read_run_config
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.text import Tokenizer
-from stage2_train.transforms import resize_image
+from stage2_train.transforms import resize_image, upsample
 
 FRAMES = ("model", "original")
 
@@ -135,7 +135,7 @@ def evaluate_run(
     if self_guided and model.sesm is None:
         raise DataError(f"{run}: its network was built without sesm: it has no self-guided pass")
     dataset = load_data(config.data)
-    samples = spaced(dataset.samples(split), limit)
+    samples = spaced(scorable(dataset, split), limit)
     prior, note = _prior_for(run, config, dataset, samples, store)
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     rows = score_samples(
@@ -162,6 +162,7 @@ def evaluate_run(
     }
     if write and accelerator.is_main_process:
         _write(run / "eval", split, result, rows)
+        write_card(run)
     accelerator.wait_for_everyone()
     return result
 
@@ -258,6 +259,7 @@ def _score_batch(
             "image_id": sample.image_id,
             "ref_id": sample.ref_id,
             "file_name": sample.file_name,
+            "no_target": sample.no_target,
         }
         true = {"model": resize_mask_nearest(mask_hw, size_hw), "original": mask_hw}
         for prefix, margin_B1HW in passes.items():
@@ -267,7 +269,7 @@ def _score_batch(
                 pred = (resized >= 0 if prefix == "prior_" else resized > 0).numpy()
                 inter, union = iou_counts(pred, true[frame])
                 row |= {
-                    f"{prefix}iou_{frame}": iou(inter, union),
+                    f"{prefix}iou_{frame}": iou(inter, union, sample.no_target),
                     f"{prefix}inter_{frame}": inter,
                     f"{prefix}union_{frame}": union,
                 }
@@ -275,13 +277,6 @@ def _score_batch(
                     row["pred_rle"] = encode_rle(pred)
         rows.append(row)
     return rows
-
-
-def upsample(margin_1HW: Tensor, size_hw: tuple[int, ...]) -> Tensor:
-    """f32 [h,w], bilinear (pixel centres aligned by area, not by corners)."""
-    if tuple(margin_1HW.shape[-2:]) == tuple(size_hw):
-        return margin_1HW[0]
-    return F.interpolate(margin_1HW[None], size=tuple(size_hw), mode="bilinear", align_corners=False)[0, 0]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -304,7 +299,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _metrics(rows: Sequence[Mapping[str, Any]], prefix: str, frame: str) -> dict[str, float]:
     meter = SegmentationMeter()
     for row in rows:
-        meter.update(row["sample_id"], row[f"{prefix}inter_{frame}"], row[f"{prefix}union_{frame}"])
+        counts = (row[f"{prefix}inter_{frame}"], row[f"{prefix}union_{frame}"])
+        meter.update(row["sample_id"], *counts, row.get("no_target", False))
     return meter.result()
 
 

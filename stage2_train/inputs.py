@@ -8,7 +8,7 @@ from shared.errors import DataError
 from shared.refer import ReferringDataset
 from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
-from stage2_train.data import Split, load_data, make_split
+from stage2_train.data import Split, load_data, make_split, scorable
 from stage2_train.params import count_parameters
 from stage2_train.prior_source import StorePriors, choose_store, open_priors
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels
@@ -54,6 +54,8 @@ def open_inputs(config: TrainConfig) -> Inputs:
         raise DataError(
             f"val_split {config.val_split!r} is not one of {', '.join(dataset.splits)}; or set eval_every=0"
         )
+    if config.eval_every:
+        scorable(dataset, config.val_split)
     priors, candidates, weak_labels = None, None, None
     if config.uses_prior or config.uses_candidates:
         opened = open_priors(choose_store(config, dataset), config, dataset, dataset.samples("train"))

@@ -3,28 +3,24 @@
 config.json   written first; a folder belongs to one configuration
 split.json    labelled image ids and counts
 checkpoints/  see `stage2_train.checkpoint`
-model/        model.safetensors and config.json of the finished network
+model/        the finished network: model.safetensors, config.json, tokenizer and model card
 done.json     written last
 """
 
-import dataclasses
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
-from stage2_train.checkpoint import write_json
+from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
-from stage2_train.segmentor import ReferringSegmentor, build_segmentor, load_pretrained
-from stage2_train.segmentor_config import PARTS, SegmentorConfig
+from stage2_train.methods import METHODS
+from stage2_train.methods.base import Method
+from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
 
 
 def run_record(
@@ -110,15 +106,8 @@ def read_run_config(folder: Path) -> TrainConfig:
 
 
 def export_model(model: ReferringSegmentor, folder: Path) -> None:
-    """Write `model/`: weights first, the config last (its presence means the folder is whole)."""
-    target = folder / "model"
-    target.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: value.detach().to("cpu", copy=True).contiguous() for name, value in model.state_dict().items()
-    }
-    save_file(tensors, target / ".model.writing")
-    os.replace(target / ".model.writing", target / "model.safetensors")
-    write_json(target / "config.json", config_to_dict(model.config))
+    """Write `model/`, the finished network as a folder of its own."""
+    model.save_pretrained(folder / "model")
 
 
 def load_model(folder: Path) -> ReferringSegmentor:
@@ -127,24 +116,36 @@ def load_model(folder: Path) -> ReferringSegmentor:
     Raises:
         DataError: The run is not finished, or its files do not fit.
     """
-    path = folder / "model" / "config.json"
-    if not path.is_file():
+    if not (folder / "model" / CONFIG_NAME).is_file():
         raise DataError(f"{folder}: holds no finished model; resume the training first")
-    config = without_pretrained(config_from_dict(SegmentorConfig, read_json(path), str(path)))
-    model = build_segmentor(config)
-    load_pretrained(model, folder / "model" / "model.safetensors", tuple(p for p in PARTS if _has(model, p)))
-    return model.eval()
+    return ReferringSegmentor.from_pretrained(folder / "model")
 
 
-def _has(model: torch.nn.Module, part: str) -> bool:
-    return any(name.startswith(f"{part}.") for name in model.state_dict())
+def model_folder(path: Path) -> Path:
+    """The model's folder of a run, or the path itself where it is one.
+
+    Raises:
+        DataError: It is neither.
+    """
+    for folder in (path / "model", path):
+        if (folder / CONFIG_NAME).is_file() and (folder / WEIGHTS_NAME).is_file():
+            return folder
+    raise DataError(f"{path}: neither a finished run nor a model's folder ({CONFIG_NAME}, {WEIGHTS_NAME})")
 
 
-def without_pretrained(config: SegmentorConfig) -> SegmentorConfig:
-    """The same network without reading any pretrained file (its weights come from elsewhere)."""
-    return dataclasses.replace(
-        config,
-        weights=None,
-        vision=dataclasses.replace(config.vision, weights=None),
-        text=dataclasses.replace(config.text, weights=None),
-    )
+def restore_method(folder: Path, config: TrainConfig) -> Method:
+    """The method of a run with what it learnt on its own, from the last checkpoint.
+
+    Raises:
+        DataError: A method that learns something, and no checkpoint.
+    """
+    method = METHODS[config.method](config)
+    if not method.state_dict():
+        return method
+    found = list_checkpoints(folder / "checkpoints")
+    if not found:
+        raise DataError(
+            f"{folder / 'checkpoints'}: no checkpoint, so the state of method {config.method} is not known"
+        )
+    method.load_state_dict(load_object(found[-1], "method"))
+    return method

@@ -9,6 +9,10 @@ Stage j, with V_j the output of its Swin blocks:
     R_j = Sesm(E_j, S, field)                   added to both, only where a sample sees a field
 """
 
+import dataclasses
+import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +21,21 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
 from stage2_train.backbone import SwinStages
 from stage2_train.branch import BranchMaps, SecondBranch
 from stage2_train.decoder import TopDownDecoder
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, NUM_STAGES, PARTS, SegmentorConfig
 from stage2_train.sesm import Sesm
-from stage2_train.text import TextEncoder, mean_pool
+from stage2_train.text import TOKENIZER_FILES, TextEncoder, mean_pool, tokenizer_folder
 from stage2_train.word_attention import WordFusion
 
 WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+BESIDE = "."
+"""Tokenizer folder in an exported config: the model's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +154,48 @@ class ReferringSegmentor(nn.Module):
             tokens_BNC, grid_hw = self.vision.merge(stage, visual_BNC, grid_hw)
         return maps
 
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a self-contained model folder: tokenizer, weights, and the config last (it says the rest is whole)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        source = tokenizer_folder(self.config.text)
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file() and source.resolve() != folder.resolve():
+                shutil.copyfile(source / name, folder / name)
+        save_segmentor(self, folder / f".{WEIGHTS_NAME}.writing")
+        os.replace(folder / f".{WEIGHTS_NAME}.writing", folder / WEIGHTS_NAME)
+        config = without_pretrained(self.config)
+        config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=BESIDE))
+        (folder / f".{CONFIG_NAME}.writing").write_text(json.dumps(config_to_dict(config), indent=1) + "\n")
+        os.replace(folder / f".{CONFIG_NAME}.writing", folder / CONFIG_NAME)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> "ReferringSegmentor":
+        """A finished network in evaluation mode on the CPU; `stage2_train.text.Tokenizer(model.config)` fits it.
+
+        Args:
+            name: A folder that `save_pretrained` wrote, or the id of a Hugging Face repository with its files.
+            revision: Branch, tag or commit of a repository.
+
+        Raises:
+            DataError: No such folder or repository, or files that do not fit together.
+        """
+        folder = Path(name) if Path(name).is_dir() else _download(str(name), revision)
+        path = folder / CONFIG_NAME
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read ({error})") from error
+        if not isinstance(values, dict):
+            raise DataError(f"{path}: not a JSON object")
+        config = without_pretrained(config_from_dict(SegmentorConfig, values, str(path)))
+        if config.text.tokenizer == BESIDE:
+            config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=str(folder)))
+        model = build_segmentor(config)
+        parts = {key.partition(".")[0] for key in model.state_dict()}
+        load_pretrained(model, folder / WEIGHTS_NAME, tuple(part for part in PARTS if part in parts))
+        return model.eval()
+
     @torch.no_grad()
     def text_embedding(self, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Tensor:
         """Mean word feature of each sentence [B, L], detached: for comparing sentences, not for training."""
@@ -166,6 +217,26 @@ def build_segmentor(config: SegmentorConfig) -> ReferringSegmentor:
         path = EMBEDDED_FOLDER / WEIGHTS_NAME if config.weights == EMBEDDED else Path(config.weights)
         load_pretrained(model, path, config.weight_parts)
     return model
+
+
+def without_pretrained(config: SegmentorConfig) -> SegmentorConfig:
+    """The same network without reading any pretrained file (its weights come from elsewhere)."""
+    return dataclasses.replace(
+        config,
+        weights=None,
+        vision=dataclasses.replace(config.vision, weights=None),
+        text=dataclasses.replace(config.text, weights=None),
+    )
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """A repository's files in the local cache of huggingface_hub."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision))
+    except (OSError, ValueError) as error:  # no such repository, no network, not an id
+        raise DataError(f"{name}: neither a model folder nor a repository that can be reached") from error
 
 
 def load_pretrained(model: ReferringSegmentor, path: Path, parts: tuple[str, ...] = PARTS[:3]) -> None:

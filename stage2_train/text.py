@@ -12,6 +12,23 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from shared.errors import DataError
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, SegmentorConfig, TextConfig
 
+TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+"""Files that make up a tokenizer; the first or the second must be there."""
+
+
+def tokenizer_folder(config: TextConfig) -> Path:
+    """Where a config's tokenizer lies.
+
+    Raises:
+        DataError: There is no vocabulary.
+    """
+    folder = EMBEDDED_FOLDER if config.tokenizer == EMBEDDED else Path(config.tokenizer)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES[:2]):
+        raise DataError(
+            f"{folder}: no vocab.txt or tokenizer.json; set text.tokenizer to a BERT tokenizer folder"
+        )
+    return folder
+
 
 class Tokenizer:
     """Sentences to token ids, padded to the longest of the batch."""
@@ -23,11 +40,7 @@ class Tokenizer:
             DataError: The folder holds no vocabulary, or one larger than the word embedding.
         """
         text = config.text
-        folder = EMBEDDED_FOLDER if text.tokenizer == EMBEDDED else Path(text.tokenizer)
-        if not (folder / "vocab.txt").is_file() and not (folder / "tokenizer.json").is_file():
-            raise DataError(
-                f"{folder}: no vocab.txt or tokenizer.json; set text.tokenizer to a BERT tokenizer folder"
-            )
+        folder = tokenizer_folder(text)
         self._tokenizer = BertTokenizer.from_pretrained(str(folder), local_files_only=True)
         self.max_tokens = text.max_tokens
         if len(self._tokenizer) > text.vocab_size:

@@ -33,13 +33,14 @@ from stage2_train.checkpoint import (
     write_json,
 )
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchPlan, BatchSource
+from stage2_train.data import BatchPlan, BatchSource, scorable
 from stage2_train.ema import Ema
 from stage2_train.evaluate import score_samples, spaced, summarise
 from stage2_train.inputs import Inputs, open_inputs
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
+from stage2_train.model_card import write_card
 from stage2_train.monitor import CollapseAlarm, HiddenMasks
 from stage2_train.optim import build_optimizer
 from stage2_train.run_files import export_model, read_json, require_same_run, run_record
@@ -142,7 +143,12 @@ class _Run:
         self.optimizer = build_optimizer(self.model, config.optim)
         self.alarm = CollapseAlarm(config.alarm)
         self.hidden: HiddenMasks | None = None
-        if config.runtime.log_with_hidden_masks and config.uses_unlabelled:
+        hidden = (sample for ref in inputs.split.unlabelled for sample in ref)
+        if (
+            config.runtime.log_with_hidden_masks
+            and config.uses_unlabelled
+            and all(map(inputs.dataset.has_mask, hidden))
+        ):
             self.hidden = HiddenMasks(inputs.dataset, *config.size_hw)
         self.step, self.seconds = 0, 0.0
         self._load_newest()
@@ -226,7 +232,7 @@ class _Run:
 
     def _validate(self) -> dict[str, float]:
         """Scores on the validation sentences, both frames named."""
-        samples = spaced(self.inputs.dataset.samples(self.config.val_split), self.config.val_limit)
+        samples = spaced(scorable(self.inputs.dataset, self.config.val_split), self.config.val_limit)
         model = self.ema.module if self.ema is not None and self.config.ema.export else self.model
         scores = summarise(
             score_samples(
@@ -286,6 +292,7 @@ class _Run:
         if self.accelerator.is_main_process:
             averaged = self.ema is not None and self.config.ema.export
             export_model(self.ema.module if averaged and self.ema is not None else self.model, self.out)
+            write_card(self.out)
             write_json(self.out / "done.json", done)
         self.accelerator.wait_for_everyone()
         return done

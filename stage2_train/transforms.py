@@ -103,6 +103,13 @@ def resize_image(image: Image.Image, height: int, width: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.uint8)
 
 
+def upsample(margin_1HW: torch.Tensor, size_hw: tuple[int, ...]) -> torch.Tensor:
+    """f32 [h,w], bilinear (pixel centres aligned by area, not by corners)."""
+    if tuple(margin_1HW.shape[-2:]) == tuple(size_hw):
+        return margin_1HW[0]
+    return F.interpolate(margin_1HW[None], size=tuple(size_hw), mode="bilinear", align_corners=False)[0, 0]
+
+
 def flip_columns(array: np.ndarray) -> np.ndarray:
     """Mirror the columns of [H,W] or [H,W,3]; a contiguous copy."""
     return np.ascontiguousarray(array[:, ::-1])

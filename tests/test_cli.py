@@ -336,3 +336,100 @@ def test_ablate_hands_everything_on_and_says_whether_its_share_is_done(l2l, monk
     ran = l2l("ablate", grid)
     assert ran.status == 1 and "cells: 4 done" in ran.out
     assert seen[1] == (4, Path("runs/grid"), {"jobs": 1, "only": (0, 1), "quiet": False})
+
+
+def test_predict_hands_everything_on(l2l, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr("stage2_train.predict.predict_one", lambda *args: seen.append(args) or {"area_px": 3})
+    monkeypatch.setattr(
+        "stage2_train.predict.predict_jsonl", lambda *args, batch: seen.append((*args, batch)) or {"num": 2}
+    )
+    assert l2l("predict", "run", "a.jpg", "the mug", "--out", tmp_path, "--json").json == {"area_px": 3}
+    assert l2l("predict", "run", "--jsonl", "p.jsonl", "--batch", "3").out == "num: 2\n"
+    assert seen == [
+        (Path("run"), Path("a.jpg"), "the mug", tmp_path),
+        (Path("run"), Path("p.jsonl"), Path("predictions"), 3),
+    ]
+    for wrong in ((), ("a.jpg", "x", "--jsonl", "p.jsonl")):
+        ran = l2l("predict", "run", *wrong)
+        assert ran.status == 2 and "either IMAGE and EXPRESSION, or --jsonl" in ran.err
+
+
+def test_own_data_goes_the_same_way_as_refer_data(l2l, tmp_path):
+    path = l2l("data", "init", tmp_path / "mine", "--json").json["path"]
+    assert l2l("data", "check", path, "--json").json["unlabelled"] == {"train": 5}
+    split = l2l("data", "split", path, "--fraction", "1", "--json").json
+    assert (split["dataset"], split["num_images"]) == ("photos", 3)
+    plan = l2l(
+        "priors",
+        "run",
+        "embedded",
+        "--set",
+        f"data.root={path}",
+        "--set",
+        "splits=train,val",
+        "--dry-run",
+        "--json",
+    ).json
+    assert plan["splits"] == {"train": 8, "val": 3} and plan["problem"] is None
+    sets = ("--set", f"data.root={path}", "--set", "fraction=1")
+    plan = l2l("train", "fixmatch-embedded", *sets, "--out", tmp_path / "run", "--dry-run", "--json").json
+    assert '"num_unlabelled_refs": 5' in plan["plan"] and plan["config"]["data"]["dataset"] == "photos"
+    ran = l2l("data", "check", tmp_path / "mine")
+    assert ran.status == 2 and "a folder needs --dataset and --split-by" in ran.err
+
+
+def test_leakage_is_status_1(l2l, refshapes, tmp_path):
+    assert l2l("data", "leakage", refshapes, "--dataset", "refshapes:unc").status == 0
+    (tmp_path / "ids.txt").write_text("".join(f"{number}\n" for number in range(1, 100)))
+    ran = l2l(
+        "data", "leakage", refshapes, "--dataset", "refshapes:unc", "--ids", tmp_path / "ids.txt", "--json"
+    )
+    assert ran.status == 1 and ran.json["ok"] is False
+
+
+def test_pack_then_check_without_loose_files(l2l, tmp_path):
+    import shutil
+
+    path = l2l("data", "init", tmp_path / "mine", "--json").json["path"]
+    assert l2l("data", "pack", path, "--json").json["added"] == 11
+    shutil.rmtree(tmp_path / "mine" / "images")
+    assert l2l("data", "check", path).status == 0
+    assert "added: 0" in l2l("data", "pack", path).out
+
+
+def test_export_labels_hands_everything_on(l2l, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(
+        "stage2_train.export_labels.export_labels",
+        lambda run, out, **options: seen.append((run, out, options)) or {"num": 3},
+    )
+    assert l2l("export-labels", "runs/a", "--json").json == {"num": 3}
+    assert l2l("export-labels", "runs/a", "--out", tmp_path, "--batch", "4", "--limit", "9").out == "num: 3\n"
+    assert seen == [
+        (Path("runs/a"), Path("runs/a/labels"), {"batch": 16, "limit": 0, "quiet": True}),
+        (Path("runs/a"), tmp_path, {"batch": 4, "limit": 9, "quiet": False}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"image": "gone.jpg", "expression": "x"}', "line 1: image 'gone.jpg'"),
+        ('{"image": "../a.jpg", "expression": "x"}', "leads out of the image folder"),
+        ('{"image": "bomb.png", "expression": "x"}', "bomb.png: image cannot be read"),
+        ('{"image": 3, "expression": "x"}', "line 1: 'image' is 3"),
+        ("[" * 100_000, "line 1: not JSON"),
+        ("\x00\xff", "line 1: not JSON"),
+    ],
+)
+def test_hostile_lines_are_one_line_of_error(l2l, tmp_path, line, message):
+    from tests.shared.test_images import png_of
+
+    (tmp_path / "bomb.png").write_bytes(png_of(50_000, 50_000))
+    (tmp_path / "own.jsonl").write_text(line + "\n", encoding="latin-1")
+    ran = l2l("data", "split", tmp_path / "own.jsonl", "--fraction", "1")
+    assert ran.status == 2 and ran.out == "" and ran.err.count("\n") == 1, ran.err
+    assert message in ran.err and ran.err.startswith(f"error: {tmp_path}")
+    checked = l2l("data", "check", tmp_path / "own.jsonl")
+    assert checked.status == 1 and message.partition(": ")[0] in checked.out

@@ -67,6 +67,8 @@ class Sources:
 
     def truth(self, sample: Sample) -> np.ndarray | None:
         """True mask, bool [H, W] at the original size, or None."""
+        if not self._dataset.has_mask(sample):
+            return None
         try:
             return np.asarray(self._dataset.mask(sample), dtype=bool)
         except (DataError, OSError) as error:
@@ -96,7 +98,8 @@ class Sources:
             return []
 
     def _open_dataset(self) -> None:
-        from shared.refer import load_refer
+        from shared.config import DataConfig
+        from shared.datasets import load_dataset
 
         self._samples = {}
         root, dataset = self.data.get("root"), self.data.get("dataset")
@@ -104,7 +107,8 @@ class Sources:
             self.missing["data set: the runs do not say which one they used"] = None
             return
         try:
-            self._dataset = load_refer(Path(str(root)), str(dataset), str(self.data.get("split_by", "unc")))
+            split_by = str(self.data.get("split_by", "unc"))
+            self._dataset = load_dataset(DataConfig(root=str(root), dataset=str(dataset), split_by=split_by))
             self._samples = {sample.sample_id: sample for sample in self._dataset.samples()}
         except (DataError, OSError) as error:
             self.missing[f"data set: {error}"] = None

@@ -13,17 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.errors import DataError
 from shared.types import Sample
 from stage2_train.batch import Batch
-from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
 from stage2_train.data import BatchPlan, BatchSource
 from stage2_train.inputs import open_inputs
 from stage2_train.losses import IGNORE
-from stage2_train.methods import METHODS
-from stage2_train.methods.base import Method, Networks, Pseudo
-from stage2_train.run_files import load_model, read_run_config
+from stage2_train.methods.base import Networks, Pseudo
+from stage2_train.run_files import load_model, read_run_config, restore_method
 from stage2_train.text import Tokenizer
 
 
@@ -57,24 +54,11 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
     if not config.uses_unlabelled:
         return []
     networks = Networks(load_model(folder), weak_eval=config.weak_eval)
-    method = METHODS[config.method](config)
-    _restore(method, folder, config)
+    method = restore_method(folder, config)
     with torch.no_grad():
         pseudo = method.loss(networks, _last_batch(config)).pseudo
     assert pseudo is not None, config.method
     return [_taught(pseudo, index) for index in range(min(most, len(pseudo.samples)))]
-
-
-def _restore(method: Method, folder: Path, config: TrainConfig) -> None:
-    """What the method learnt on its own, from the last checkpoint."""
-    if not method.state_dict():
-        return
-    found = list_checkpoints(folder / "checkpoints")
-    if not found:
-        raise DataError(
-            f"{folder / 'checkpoints'}: no checkpoint, so the state of method {config.method} is not known"
-        )
-    method.load_state_dict(load_object(found[-1], "method"))
 
 
 def _last_batch(config: TrainConfig) -> Batch:

@@ -1,16 +1,22 @@
 """Masks: pycocotools' results, independent run lengths, and the inputs pycocotools must never see."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from shared.errors import DataError
+from shared.images import read_mask
 from shared.masks import (
+    MaskFile,
+    Targets,
     decode_segmentation,
     encode_rle,
     mask_box_xyxy_px,
@@ -163,3 +169,36 @@ def test_overhang():
     assert polygon_overhang_px([[0, 0, 10, 0, 10, 8], [-2.5, 0, 10, 0, 10, 9]], 8, 10) == 2.5
     assert polygon_overhang_px([[0, 0, 10, 0, 10, 12]], 8, 10) == 4
     assert polygon_overhang_px({"size": [8, 10], "counts": [80]}, 8, 10) == 0
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=4), st.integers(1, 40), st.integers(1, 40))
+def test_targets_are_the_union_of_their_parts(seeds, height, width):
+    parts = [np.random.default_rng(seed).random((height, width)) < 0.3 for seed in seeds]
+    forms = [
+        encode_rle(m) if i % 2 else {"size": [height, width], "counts": column_runs(m)}
+        for i, m in enumerate(parts)
+    ]
+    expected = np.any(parts, axis=0) if parts else np.zeros((height, width), dtype=bool)
+    united = decode_segmentation(Targets(parts=tuple(forms)), height, width)
+    assert united.dtype == bool
+    np.testing.assert_array_equal(united, expected)
+
+
+@settings(deadline=None, max_examples=25)
+@given(masks | small_masks, st.sampled_from(["1", "L", "I;16"]))
+def test_round_trip_of_mask_images(mask_HW, mode):
+    height, width = mask_HW.shape
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mask.png"
+        image = {
+            "1": lambda: Image.fromarray(mask_HW),
+            "L": lambda: Image.fromarray(mask_HW.astype(np.uint8) * 255),
+            "I;16": lambda: Image.fromarray(mask_HW.astype(np.uint16) * 65_535),
+        }[mode]()
+        image.save(path)
+        np.testing.assert_array_equal(read_mask(path), mask_HW)
+        rle = segmentation_rle(MaskFile(path=path), height, width)
+        assert {**rle, "counts": rle["counts"].decode()} == encode_rle(mask_HW)
+        with pytest.raises(DataError, match="mask.png of height"):
+            segmentation_rle(MaskFile(path=path), height + 1, width)

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from shared.errors import DataError
-from shared.refer import MaskAccessError, ReferringDataset, load_refer, read_image
+from shared.images import read_image
+from shared.refer import MaskAccessError, ReferringDataset, load_refer
+from shared.refer_layout import IMAGE_FOLDERS
 from shared.types import Sample
 from tests.shared.refer_fixture import BROKEN, REF_ORDER, TRAIN_IMAGE_IDS, write_refer_fixture
 
@@ -74,7 +76,7 @@ def test_masks_and_boxes_of_every_form(written, dataset):
         np.testing.assert_array_equal(dataset.box_xyxy_px(sample), expected)
 
 
-@pytest.mark.parametrize("folder", ["images", "images/train2014", "images/mscoco/images/train2014"])
+@pytest.mark.parametrize("folder", IMAGE_FOLDERS)
 def test_image_folders(tmp_path, folder):
     dataset = load_refer(*write_refer_fixture(tmp_path, image_folder=folder).args)
     for sample in dataset.samples():
@@ -93,6 +95,39 @@ def test_every_pickle_protocol_reads_alike(tmp_path, protocol):
 def test_a_pickle_of_python_2_reads_alike(tmp_path):
     plain = load_refer(*write_refer_fixture(tmp_path / "a").args).samples()
     assert load_refer(*write_refer_fixture(tmp_path / "b", python2=True).args).samples() == plain
+
+
+LAYOUTS = {
+    ("refcoco", "unc"): ("images", False),
+    ("refcoco", "google"): ("images", True),
+    ("refcoco+", "unc"): ("images/train2014", False),
+    ("refcocog", "umd"): ("images/mscoco/images/train2014", True),
+    ("refcocog", "google"): ("images/mscoco/images/train2014", False),
+    ("refclef", "unc"): ("images/saiapr_tc-12", True),
+    ("refclef", "berkeley"): ("images/saiapr_tc-12", False),
+}
+
+
+def test_all_layouts_below_one_root(tmp_path):
+    """One root as people have it: images in three places, pickles of both Pythons, several splits of one data set."""
+
+    def several_rles(refs, instances):  # RefCLEF: a list of run lengths
+        for row in instances["annotations"]:
+            if isinstance(row["segmentation"], dict):
+                row["segmentation"] = [row["segmentation"]]
+
+    written = {}
+    for (name, split_by), (folder, python2) in LAYOUTS.items():
+        edit = several_rles if name == "refclef" else None
+        written[name, split_by] = write_refer_fixture(
+            tmp_path, dataset=name, split_by=split_by, image_folder=folder, python2=python2, edit=edit
+        )
+    for (name, split_by), expected in written.items():
+        data = load_refer(tmp_path, name, split_by)
+        assert len({sample.sample_id for sample in data.samples()}) == 18
+        for sample in data.samples():
+            np.testing.assert_array_equal(data.mask(sample), expected.masks[sample.ann_id])
+            assert data.image(sample).size == (sample.width, sample.height)
 
 
 def test_other_split_bys_stand_side_by_side(tmp_path):

@@ -1,0 +1,244 @@
+"""Images of a data set in one HDF5 file, so that a cluster's file system sees one file and not seventeen thousand.
+
+    ROOT/images.h5
+      data     u8 [bytes]    the image files, one after the other, byte for byte
+      offset   i64 [N + 1]   image i is data[offset[i]:offset[i + 1]]
+      name     u8 [text]     the N names as a JSON list
+      digest   u8 [N, 16]    BLAKE2b of each image file
+
+Where the file is there images come from it, and loose files are only looked for if it lacks one. Bytes are those of
+the loose files, so a prior store made from either fits both. A killed build goes on where it stopped: images are
+appended to a flat file with an index beside it, and turned into HDF5, which a kill would tear, in one go at the end.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from shared.errors import DataError
+from shared.images import find_image, image_size_hw, read_image
+from shared.runlog import progress
+
+PACK_NAME = "images.h5"
+"""Name of the file below the data set's root."""
+
+DIGEST_BYTES = 16
+
+_COPY_BYTES = 2**24
+
+
+def digest_of(data: bytes) -> bytes:
+    """BLAKE2b of an image file, `DIGEST_BYTES` long."""
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+class ImagePack:
+    """Reads a pack; opened on first use in each process, and picklable by its path."""
+
+    def __init__(self, path: Path) -> None:
+        """Note the path; nothing is opened."""
+        self.path = path
+        self._process = -1
+        self._rows: dict[str, int] = {}
+        self._file: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The path alone: an open file must not travel to another process."""
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Closed again."""
+        self.__init__(state["path"])  # type: ignore[misc]
+
+    def _open(self) -> None:
+        if self._process == os.getpid():
+            return
+        import h5py  # only where there is a pack
+
+        try:
+            file = h5py.File(self.path, "r")
+            names = json.loads(file["name"][:].tobytes())
+            self._offset_N, self._digest_N16 = file["offset"][:], file["digest"][:]
+            if not len(names) + 1 == len(self._offset_N) == len(self._digest_N16) + 1:
+                raise ValueError("its parts do not fit together")
+            if self._offset_N[-1] != len(file["data"]):
+                raise ValueError("it ends early")
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(f"{self.path}: not a whole image pack: {error}; build it again") from error
+        self._rows = {name: row for row, name in enumerate(names)}
+        self._file, self._process = file, os.getpid()
+
+    @property
+    def names(self) -> list[str]:
+        """Names in the pack, in order."""
+        self._open()
+        return list(self._rows)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether an image is in the pack."""
+        self._open()
+        return name in self._rows
+
+    def size_and_digest(self, name: str) -> tuple[int, bytes]:
+        """Bytes of an image file, and its hash, without reading it."""
+        self._open()
+        row = self._rows[name]
+        return int(self._offset_N[row + 1] - self._offset_N[row]), self._digest_N16[row].tobytes()
+
+    def read(self, name: str) -> bytes:
+        """An image file's bytes.
+
+        Raises:
+            DataError: The pack is damaged there.
+        """
+        self._open()
+        row = self._rows[name]
+        data = self._file["data"][self._offset_N[row] : self._offset_N[row + 1]].tobytes()
+        if digest_of(data) != self._digest_N16[row].tobytes():
+            raise DataError(f"{self.path}: image {name} is damaged; build the pack again")
+        return data
+
+
+class ImageStore:
+    """Images of a data set by name, out of its pack or loose."""
+
+    def __init__(self, root: Path, folders: Sequence[str]) -> None:
+        """Look whether there is a pack below `root`; `folders` as of `shared.images.find_image`."""
+        self.root, self.folders = root, tuple(folders)
+        path = root / PACK_NAME
+        self.pack = ImagePack(path) if path.is_file() else None
+
+    def path(self, name: str) -> Path:
+        """The loose file of an image; raises DataError if there is none."""
+        return find_image(self.root, name, self.folders)
+
+    def place(self, name: str) -> str:
+        """Where an image is read from, for messages; raises DataError if it is nowhere."""
+        return f"{self.pack.path}: {name}" if self.pack and name in self.pack else str(self.path(name))
+
+    def read(self, name: str) -> Image.Image:
+        """The image, upright and RGB; raises DataError if it is nowhere or cannot be decoded."""
+        if self.pack and name in self.pack:
+            return read_image(self.place(name), self.pack.read(name))
+        return read_image(self.path(name))
+
+    def size_hw(self, name: str) -> tuple[int, int]:
+        """Height and width of the upright image from its head; raises as `read`."""
+        if self.pack and name in self.pack:
+            return image_size_hw(self.place(name), self.pack.read(name))
+        return image_size_hw(self.path(name))
+
+
+def build_pack(
+    root: Path, names: Sequence[str], folders: Sequence[str], *, quiet: bool = False
+) -> dict[str, Any]:
+    """Pack images, or add those that a pack lacks; run it again to go on after a kill.
+
+    Args:
+        root: Folder of the data set.
+        names: Image names.
+        folders: Folders below `root` that hold them.
+        quiet: No progress bar.
+
+    Returns:
+        `path`, `images` in the pack, `added` by this run, and `bytes`.
+
+    Raises:
+        DataError: An image that is missing or cannot be read as a file, or a full disk.
+    """
+    path = root / PACK_NAME
+    old = ImagePack(path) if path.is_file() else None
+    old_names = old.names if old else []
+    wanted = list(dict.fromkeys([*old_names, *names]))
+    added = len(wanted) - len(old_names)
+    if added or not old:
+        in_old = set(old_names)
+
+        def bytes_of(name: str) -> bytes:
+            if old and name in in_old:
+                return old.read(name)
+            found = find_image(root, name, folders)
+            try:
+                return found.read_bytes()
+            except OSError as error:
+                raise DataError(f"{found}: cannot be read: {error.strerror or error}") from error
+
+        try:
+            _build(path, wanted, bytes_of, quiet)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    return {"path": str(path), "images": len(wanted), "added": added, "bytes": path.stat().st_size}
+
+
+def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], quiet: bool) -> None:
+    flat, index = path.with_name(f".{path.name}.flat"), path.with_name(f".{path.name}.index")
+    rows = _resumable(flat, index, names)
+    with flat.open("ab") as data_file, index.open("a", encoding="utf-8") as index_file:
+        for name in progress(
+            names[len(rows) :], len(names), "packing", quiet, unit="image", initial=len(rows)
+        ):
+            data = bytes_of(name)
+            data_file.write(data)
+            data_file.flush()
+            row = [name, len(data), digest_of(data).hex()]
+            index_file.write(json.dumps(row) + "\n")
+            index_file.flush()
+            rows.append(row)
+    import h5py
+
+    partial = path.with_name(f".{path.name}.writing")
+    with h5py.File(partial, "w") as file:
+        offset_N = np.cumsum([0, *(size for _, size, _ in rows)], dtype=np.int64)
+        out = file.create_dataset("data", shape=(int(offset_N[-1]),), dtype=np.uint8)
+        start = 0
+        for block in _blocks(flat):
+            out[start : start + len(block)] = np.frombuffer(block, np.uint8)
+            start += len(block)
+        file["offset"] = offset_N
+        file["name"] = np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
+        digests = b"".join(bytes.fromhex(digest) for _, _, digest in rows)
+        file["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
+    with partial.open("rb") as written:
+        os.fsync(written.fileno())
+    os.replace(partial, path)
+    flat.unlink()
+    index.unlink()
+
+
+def _resumable(flat: Path, index: Path, names: Sequence[str]) -> list[list[Any]]:
+    """Rows of an earlier build whose bytes are all there; both files are cut to them."""
+    rows: list[list[Any]] = []
+    total, end = 0, 0
+    if flat.is_file() and index.is_file():
+        size = flat.stat().st_size
+        for line, name in zip(index.read_bytes().splitlines(keepends=True), names, strict=False):
+            row = _row(line)
+            if row is None or row[0] != name or total + row[1] > size:
+                break
+            rows.append(row)
+            total, end = total + row[1], end + len(line)
+    for path, length in ((flat, total), (index, end)):
+        with path.open("ab") as file:
+            file.truncate(length)
+    return rows
+
+
+def _row(line: bytes) -> list[Any] | None:
+    """[name, bytes, digest] of one line of the index; None for what a kill or a power cut left of it."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return row if isinstance(row, list) and len(row) == 3 else None
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(_COPY_BYTES):
+            yield block

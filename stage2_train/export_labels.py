@@ -1,0 +1,225 @@
+"""The pseudo-labels of a finished run's unlabelled sentences, for any other trainer.
+
+    OUT/images                                   a link to the images of the data set
+    OUT/<dataset>-pseudo/instances.json          COCO: one annotation a sentence
+    OUT/<dataset>-pseudo/refs(<split_by>).p      REFER: one ref a sentence, split `train`
+
+The finished network reads the unmirrored weak view, and the method's own code fuses what it fuses and cuts the label,
+without exploration: what the network would be taught next. An annotation's mask is the map the label is cut from, at
+0.5 and at the image's own size. Beside COCO's fields it carries
+
+- `score`: mean of that map over the mask, not calibrated (0 for an empty mask);
+- `accepted_area`, `ignored_area`, `ignored` (RLE): pixels the method would teach, and those it would leave out;
+- `source`: `prediction+prior`, or `prediction` where no usable prior was read;
+- `sample_id`, `ref_id`, `expression`: which sentence of the data set it belongs to.
+
+Every sentence is a ref of its own, since sentences of one object differ in their labels; `ref_id` of a REFER row is the
+data set's sentence id.
+
+Legend: B samples, H W model input, h w an image's own size.
+"""
+
+import json
+import os
+import pickle
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shared.errors import DataError
+from shared.masks import encode_rle, mask_box_xyxy_px, resize_mask_nearest
+from shared.runlog import progress
+from shared.types import Sample
+from stage2_train.batch import UnlabelledPart
+from stage2_train.config import TrainConfig
+from stage2_train.data import BatchPlan, BatchSource
+from stage2_train.inputs import Inputs, open_inputs
+from stage2_train.losses import IGNORE
+from stage2_train.methods.base import Method, Networks, Pseudo
+from stage2_train.run_files import load_model, read_run_config, restore_method
+from stage2_train.text import Tokenizer
+from stage2_train.text_augment import StrongTextConfig
+from stage2_train.transforms import StrongConfig, WeakConfig, upsample
+
+CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
+"""The only category: what a sentence names."""
+
+
+def export_labels(
+    run: str | Path, out: str | Path, *, batch: int = 16, limit: int = 0, quiet: bool = False
+) -> dict[str, Any]:
+    """Write the pseudo-labels.
+
+    Args:
+        run: Folder of a finished run.
+        out: Folder to write below.
+        batch: Sentences per pass.
+        limit: First sentences alone (0 = all).
+        quiet: No progress bar.
+
+    Returns:
+        Where the files lie, `num` sentences, how many by source, and shares of empty masks and ignored pixels.
+
+    Raises:
+        DataError: An unfinished run, one whose method makes no pseudo-labels, data or priors that are gone, or a folder
+            that holds labels already.
+    """
+    run, out = Path(run), Path(out)
+    config = read_run_config(run)
+    if not config.uses_unlabelled:
+        raise DataError(f"{run}: method {config.method} makes no pseudo-labels")
+    folder = out / f"{config.data.dataset}-pseudo"
+    if (folder / "instances.json").exists():
+        raise DataError(f"{folder} holds labels already; remove it or choose another folder")
+    networks = Networks(load_model(run), weak_eval=config.weak_eval)
+    method, inputs = restore_method(run, config), open_inputs(config)
+    samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]
+    annotations: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for pseudo, part in progress(
+            _pseudo(config, inputs, networks, method, samples, batch),
+            -(-len(samples) // batch),
+            "labels",
+            quiet,
+        ):
+            for index in range(len(pseudo.samples)):
+                annotations.append({"id": len(annotations) + 1, **_annotation(pseudo, part, index)})
+    _write(
+        folder, config, samples, annotations, {"run": run.name, "method": config.method, "seed": config.seed}
+    )
+    _link_images(out / "images", config)
+    return {"folder": str(folder), **_summary(annotations)}
+
+
+def _pseudo(
+    config: TrainConfig,
+    inputs: Inputs,
+    networks: Networks,
+    method: Method,
+    samples: Sequence[Sample],
+    batch: int,
+) -> Iterator[tuple[Pseudo, UnlabelledPart]]:
+    """What the method would teach for each batch of samples; nothing is drawn: no flip, no noise."""
+    plan = BatchPlan(
+        seed=config.seed,
+        height=config.size_hw[0],
+        width=config.size_hw[1],
+        batch_labelled=1,
+        batch_unlabelled=batch,
+        accumulation=1,
+        rank=0,
+        num_processes=1,
+        cache_mib=0,
+        weak=WeakConfig(flip_probability=0.0),
+        strong=StrongConfig(operations=0),
+        text=StrongTextConfig(table=config.text.table, candidates=0),
+    )
+    source = BatchSource(inputs.dataset, inputs.split, plan, Tokenizer(config.segmentor), inputs.priors)
+    labelled = inputs.split.labelled[0][:1]
+    for start in range(0, len(samples), batch):
+        made = source.of(labelled, samples[start : start + batch])
+        part = made.unlabelled
+        assert part is not None
+        part = replace(part, noise_B2=torch.zeros_like(part.noise_B2))
+        pseudo = method.loss(networks, replace(made, unlabelled=part)).pseudo
+        assert pseudo is not None and pseudo.samples == part.samples, config.method
+        yield pseudo, part
+
+
+def _annotation(pseudo: Pseudo, part: UnlabelledPart, index: int) -> dict[str, Any]:
+    """The COCO record of one sample but for its id."""
+    sample = pseudo.samples[index]
+    prob_hw = upsample(pseudo.target_B1HW[index].float(), (sample.height, sample.width)).numpy()
+    mask_hw = prob_hw >= 0.5
+    ignored_HW = (pseudo.label_BHW[index] == IGNORE).numpy()
+    ignored_hw = resize_mask_nearest(ignored_HW, mask_hw.shape)
+    x0, y0, x1, y1 = mask_box_xyxy_px(mask_hw).tolist()
+    fused = pseudo.prior_B1HW is not None and part.has_prior_B is not None and bool(part.has_prior_B[index])
+    return {
+        "image_id": sample.image_id,
+        "category_id": CATEGORY["id"],
+        "segmentation": encode_rle(mask_hw),
+        "area": int(mask_hw.sum()),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "iscrowd": 0,
+        "score": float(prob_hw[mask_hw].mean()) if mask_hw.any() else 0.0,
+        "accepted_area": int((~ignored_hw).sum()),
+        "ignored_area": int(ignored_hw.sum()),
+        "ignored": encode_rle(ignored_hw),
+        "source": "prediction+prior" if fused else "prediction",
+        "sample_id": sample.sample_id,
+        "ref_id": sample.ref_id,
+        "expression": sample.expression,
+    }
+
+
+def _ref(sample: Sample, ann_id: int) -> dict[str, Any]:
+    sentence = {
+        "sent_id": sample.sent_id,
+        "sent": sample.expression,
+        "raw": sample.expression,
+        "tokens": sample.expression.split(),
+    }
+    return {
+        "ref_id": sample.sent_id,
+        "ann_id": ann_id,
+        "image_id": sample.image_id,
+        "category_id": CATEGORY["id"],
+        "split": "train",
+        "file_name": sample.file_name,
+        "sent_ids": [sample.sent_id],
+        "sentences": [sentence],
+    }
+
+
+def _write(
+    folder: Path,
+    config: TrainConfig,
+    samples: Sequence[Sample],
+    annotations: Sequence[dict[str, Any]],
+    info: dict[str, Any],
+) -> None:
+    """Both files, each under its name only when it is whole; `instances.json` last."""
+    images = {
+        s.image_id: {"id": s.image_id, "file_name": s.file_name, "height": s.height, "width": s.width}
+        for s in samples
+    }
+    document = {
+        "info": {"description": "pseudo-labels, not drawn by anybody", **info},
+        "images": list(images.values()),
+        "annotations": list(annotations),
+        "categories": [CATEGORY],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    refs = pickle.dumps(
+        [_ref(sample, row["id"]) for sample, row in zip(samples, annotations, strict=True)], protocol=2
+    )
+    files = {f"refs({config.data.split_by}).p": refs, "instances.json": json.dumps(document).encode()}
+    for name, data in files.items():
+        partial = folder / f".{name}.writing"
+        partial.write_bytes(data)
+        os.replace(partial, folder / name)
+
+
+def _link_images(link: Path, config: TrainConfig) -> None:
+    """Images are not copied."""
+    root = Path(config.data.root)
+    target = (root.parent if config.data.is_jsonl else root / "images").resolve()
+    if not link.exists():
+        link.symlink_to(target, target_is_directory=True)
+
+
+def _summary(annotations: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    area = sum(row["accepted_area"] + row["ignored_area"] for row in annotations)
+    return {
+        "num": len(annotations),
+        "sources": dict(Counter(row["source"] for row in annotations)),
+        "empty_share": float(np.mean([row["area"] == 0 for row in annotations])),
+        "ignored_share": sum(row["ignored_area"] for row in annotations) / area,
+        "mean_score": float(np.mean([row["score"] for row in annotations])),
+    }

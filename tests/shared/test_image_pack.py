@@ -1,0 +1,157 @@
+"""The image pack: the bytes of the loose files, whatever interrupts its building, in every process."""
+
+import multiprocessing
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+
+from shared import image_pack
+from shared.errors import DataError
+from shared.image_pack import ImagePack, build_pack
+from shared.jsonl import load_jsonl
+from shared.refer import load_refer
+from shared.refer_check import check_refer
+from shared.refer_layout import IMAGE_FOLDERS
+from shared.synth.example import write_example
+from stage1_priors.identity import images_fingerprint
+from tests.shared.refer_fixture import write_refer_fixture
+
+
+@pytest.fixture
+def written(tmp_path):
+    return write_refer_fixture(tmp_path)
+
+
+def names_of(written):
+    return [image["file_name"] for image in written.instances["images"]]
+
+
+def loose(written):
+    return {path.name: path.read_bytes() for path in (written.root / "images").iterdir()}
+
+
+def test_a_packed_set_reads_like_a_loose_one(written):
+    plain, files = load_refer(*written.args), loose(written)
+    pixels = {s.sample_id: np.asarray(plain.image(s)) for s in plain.samples()}
+    answer = build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
+    assert (answer["images"], answer["added"]) == (6, 6)
+    shutil.rmtree(written.root / "images")
+    packed = load_refer(*written.args)
+    for sample in packed.samples():
+        np.testing.assert_array_equal(np.asarray(packed.image(sample)), pixels[sample.sample_id])
+    assert packed.fingerprint() == plain.fingerprint() and check_refer(*written.args).ok
+    pack = ImagePack(written.root / "images.h5")
+    assert pack.names == names_of(written) and {name: pack.read(name) for name in pack.names} == files
+
+
+@pytest.mark.parametrize("mode", ["content", "size"])
+def test_priors_made_from_loose_files_fit_the_pack(written, tmp_path, mode):
+    def fingerprint():
+        dataset = load_refer(*written.args)
+        names = names_of(written)
+        return images_fingerprint(
+            [(n, dataset.image_identity(n)) for n in names], mode, tmp_path / "memory.json"
+        )
+
+    before = fingerprint()
+    build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
+    assert fingerprint() == before
+
+
+def test_own_data_can_be_packed(tmp_path):
+    path = write_example(tmp_path / "mine")["path"]
+    plain = load_jsonl(path)
+    build_pack(plain.root, [s.file_name for s in plain.samples()], ("",), quiet=True)
+    shutil.rmtree(plain.root / "images")
+    packed = load_jsonl(path)
+    assert packed.samples() == plain.samples() and packed.fingerprint() == plain.fingerprint()
+    assert packed.image(packed.samples()[0]).size == (128, 128)
+
+
+def test_images_are_added_and_a_finished_pack_is_left_alone(written):
+    names = names_of(written)
+    build_pack(written.root, names[:2], IMAGE_FOLDERS, quiet=True)
+    path = written.root / "images.h5"
+    assert (written.root / "images" / names[0]).unlink() is None
+    answer = build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    assert (answer["images"], answer["added"]) == (6, 4) and names[0] in ImagePack(path)
+    stamp = path.stat().st_mtime_ns
+    assert build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)["added"] == 0
+    assert path.stat().st_mtime_ns == stamp
+    assert not list(written.root.glob(".images.h5*"))
+
+
+@pytest.mark.parametrize("torn", [0, 7])
+@pytest.mark.parametrize("killed_after", [1, 4, 6])
+def test_a_killed_build_goes_on(written, monkeypatch, killed_after, torn):
+    names, files = names_of(written), loose(written)
+    read = []
+
+    def dying(data):
+        read.append(data)
+        if len(read) > killed_after:
+            raise KeyboardInterrupt
+        return digest_of(data)
+
+    digest_of = image_pack.digest_of
+    monkeypatch.setattr(image_pack, "digest_of", dying)
+    killed = pytest.raises(KeyboardInterrupt) if killed_after < 6 else None
+    if killed is None:
+        monkeypatch.setattr("h5py.File", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed = pytest.raises(KeyboardInterrupt)
+    with killed:
+        build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    monkeypatch.undo()
+    flat = written.root / ".images.h5.flat"
+    flat.write_bytes(flat.read_bytes()[: flat.stat().st_size - torn])  # what a power cut may take
+    seen = []
+    monkeypatch.setattr(image_pack, "digest_of", lambda data: seen.append(data) or digest_of(data))
+    build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    assert 6 - killed_after <= len(seen) <= 6 - killed_after + 1
+    pack = ImagePack(written.root / "images.h5")
+    assert {name: pack.read(name) for name in pack.names} == files
+
+
+def _read_in_child(pack, name, queue):
+    queue.put(pack.read(name))
+
+
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_every_process_opens_its_own(written, start):
+    names = names_of(written)
+    build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    pack = ImagePack(written.root / "images.h5")
+    expected = pack.read(names[3])
+    assert pickle.loads(pickle.dumps(pack)).read(names[3]) == expected
+    context = multiprocessing.get_context(start)
+    queue = context.Queue()
+    child = context.Process(target=_read_in_child, args=(pack, names[3], queue))
+    child.start()
+    assert queue.get(timeout=60) == expected
+    child.join()
+    queue.close()
+
+
+def test_damage_is_named(written):
+    names = names_of(written)
+    build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    path = written.root / "images.h5"
+    whole, piece = path.read_bytes(), loose(written)[names[2]]
+    at = whole.index(piece) + len(piece) // 2
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(DataError, match=rf"images.h5: image {names[2]} is damaged"):
+        ImagePack(path).read(names[2])
+    report = check_refer(*written.args)
+    assert [problem.kind for problem in report.problems] == ["unreadable image file"]
+    for broken in (whole[: len(whole) // 2], b"", b"no pack"):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match="images.h5: not a whole image pack"):
+            ImagePack(path).read(names[2])
+
+
+def test_a_missing_image_stops_the_build_and_is_named(written):
+    with pytest.raises(DataError, match="image absent.jpg is in none of"):
+        build_pack(written.root, [*names_of(written), "absent.jpg"], IMAGE_FOLDERS, quiet=True)
+    assert not (written.root / "images.h5").exists()

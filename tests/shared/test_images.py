@@ -1,0 +1,116 @@
+"""Image files: every colour mode and orientation comes out as upright RGB, and hostile files are refused by name."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared import images
+from shared.errors import DataError
+from shared.images import image_size_hw, read_image, read_mask
+
+
+def saved(tmp_path, image, name="a.png", **options):
+    image.save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_and_size_from_the_head_agree(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("a.jpg", "a.png"):
+        path = saved(tmp_path, Image.new("RGB", (6, 4)), name, exif=exif)
+        height, width = image_size_hw(path)
+        assert read_image(path).size == (width, height) == ((4, 6) if orientation >= 5 else (6, 4))
+
+
+def test_sixteen_bit_grey_keeps_its_upper_bits(tmp_path):
+    values = np.array([[0, 255, 256], [32_768, 65_279, 65_535]], dtype=np.uint16)
+    image = read_image(saved(tmp_path, Image.fromarray(values)))
+    assert np.asarray(image)[..., 0].tolist() == [[0, 0, 1], [128, 254, 255]]
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    name = {"CMYK": "a.jpg", "YCbCr": "a.jpg", "PA": "a.tif"}.get(mode, "a.png")
+    source = Image.new("LA" if mode == "PA" else mode, (5, 3))
+    assert read_image(saved(tmp_path, source, name)).mode == "RGB"
+
+
+def test_cmyk_keeps_its_colour(tmp_path):
+    red = Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK")
+    pixel = read_image(saved(tmp_path, red, "a.jpg", quality=95)).getpixel((4, 4))
+    assert pixel[0] > 220 and max(pixel[1:]) < 40
+
+
+def test_transparency_is_white(tmp_path):
+    pixels = np.zeros((1, 2, 4), dtype=np.uint8)
+    pixels[0, 1] = (10, 20, 30, 255)
+    assert np.asarray(read_image(saved(tmp_path, Image.fromarray(pixels)))).tolist() == [
+        [[255, 255, 255], [10, 20, 30]]
+    ]
+    palette = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), mode=None).convert("P")
+    path = saved(tmp_path, palette, "p.png", transparency=bytes([0, 255]))
+    assert np.asarray(read_image(path))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_floating_point_is_refused(tmp_path):
+    with pytest.raises(DataError, match="a.tif: image cannot be read: floating-point"):
+        read_image(saved(tmp_path, Image.new("F", (3, 3)), "a.tif"))
+
+
+def png_of(width, height):
+    """A PNG that claims a size and holds next to nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [9_000, 60_000])
+def test_decompression_bombs_are_not_decoded(tmp_path, side):
+    (tmp_path / "bomb.png").write_bytes(png_of(side, side))
+    for read in (read_image, image_size_hw, read_mask):
+        with pytest.raises(DataError, match="bomb.png: (image|mask) cannot be read"):
+            read(tmp_path / "bomb.png")
+
+
+def test_the_limit_is_below_pillows_warning():
+    assert images.MAX_PIXELS < Image.MAX_IMAGE_PIXELS
+
+
+def test_data_read_before_is_named_in_messages(tmp_path):
+    data = saved(tmp_path, Image.new("RGB", (3, 2))).read_bytes()
+    assert read_image("row 5", data).size == (3, 2)
+    with pytest.raises(DataError, match="^row 5: image cannot be read"):
+        read_image("row 5", data[:20])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kind"), [(0, 1, np.uint8), (0, 255, np.uint8), (0, 65_535, np.uint16)]
+)
+def test_masks_of_any_brightness_read_alike(tmp_path, low, high, kind):
+    mask = np.array([[True, False, True], [False, False, True]])
+    image = Image.fromarray(np.where(mask, high, low).astype(kind))
+    np.testing.assert_array_equal(read_mask(saved(tmp_path, image)), mask)
+
+
+def test_smoothed_empty_and_bilevel_masks(tmp_path):
+    smooth = np.array([[0, 100, 127, 128, 255]], dtype=np.uint8)
+    assert read_mask(saved(tmp_path, Image.fromarray(smooth))).tolist() == [[False, False, False, True, True]]
+    assert not read_mask(saved(tmp_path, Image.new("L", (4, 3)))).any()
+    assert read_mask(saved(tmp_path, Image.new("1", (4, 3), 1))).all()
+
+
+def test_masks_of_several_channels_or_objects_are_refused(tmp_path):
+    with pytest.raises(DataError, match="m.png: mask cannot be read: mode RGB"):
+        read_mask(saved(tmp_path, Image.new("RGB", (3, 3)), "m.png"))
+    three = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8))
+    three.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    with pytest.raises(DataError, match="more than two colours"):
+        read_mask(saved(tmp_path, three, "m.png"))

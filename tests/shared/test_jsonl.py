@@ -1,0 +1,181 @@
+"""A user's own data: forms of masks, what counts as labelled, and one line for every broken row."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.config import DataConfig
+from shared.datasets import dataset_layout, load_dataset
+from shared.errors import DataError
+from shared.jsonl import load_jsonl, read_lines
+from shared.masks import encode_rle
+from shared.refer import MaskAccessError, ReferringDataset
+from shared.refer_check import check_layout
+
+SIZE_HW = (8, 10)
+MASK = np.zeros(SIZE_HW, dtype=bool)
+MASK[2:5, 1:7] = True
+
+
+def write(folder, rows, name="photos.jsonl"):
+    """Three images, one of them turned by its EXIF data, a mask image, and the rows."""
+    folder.mkdir(exist_ok=True)
+    for image in ("a.jpg", "b.jpg"):
+        Image.new("RGB", SIZE_HW[::-1]).save(folder / image)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", SIZE_HW).save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(np.where(MASK, 255, 0).astype(np.uint8)).save(folder / "mask.png")
+    path = folder / name
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def pair(image="a.jpg", expression="the mug", **more):
+    return {"image": image, "expression": expression, **more}
+
+
+FORMS = {
+    "polygons": [[1, 2, 7, 2, 7, 5, 1, 5]],
+    "compressed": encode_rle(MASK),
+    "runs": {"size": [8, 10], "counts": [10, 3, 5, 3, 5, 3, 5, 3, 5, 3, 5, 3, 27]},
+    "file": "mask.png",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_mask(tmp_path, form):
+    path = write(tmp_path, ["# a note", "", pair("turned.jpg", mask=FORMS[form], split="val")])
+    dataset = load_jsonl(path)
+    (sample,) = dataset.samples("val")
+    assert (sample.sample_id, sample.height, sample.width) == ("photos.jsonl.3", *SIZE_HW)
+    assert dataset.image(sample).size == SIZE_HW[::-1]
+    assert dataset.has_mask(sample) and isinstance(dataset, ReferringDataset)
+    np.testing.assert_array_equal(dataset.mask(sample), MASK)
+    assert dataset.box_xyxy_px(sample).tolist() == [1, 2, 7, 5]
+    assert check_layout(dataset_layout(DataConfig(root=str(path), dataset=""))).ok
+
+
+def test_who_has_a_mask_is_labelled(tmp_path):
+    rows = [
+        pair(mask=None),
+        pair("b.jpg", mask="mask.png"),
+        pair("b.jpg", "the lid"),
+        pair("b.jpg", "no one", mask=[]),
+    ]
+    dataset = load_dataset(DataConfig(root=str(write(tmp_path, rows)), dataset="whatever"))
+    assert [dataset.has_mask(sample) for sample in dataset.samples("train")] == [False, True, False, True]
+    assert dataset.train_image_ids() == [1, 2] and dataset.drawn_image_ids() == [2]
+    absent = dataset.samples()[3]
+    assert absent.no_target and not dataset.mask(absent).any()
+    with pytest.raises(DataError, match="photos.jsonl: line 1: has no mask"):
+        dataset.mask(dataset.samples()[0])
+
+
+def test_a_reader_without_masks_does_not_know_where_they_lie(tmp_path):
+    dataset = load_jsonl(write(tmp_path, [pair(mask="mask.png"), pair("b.jpg", mask=FORMS["compressed"])]))
+    reader = dataset.without_masks([])
+    for sample in reader.samples():
+        for read in (reader.mask, reader.box_xyxy_px):
+            with pytest.raises(MaskAccessError):
+                read(sample)
+    assert b"mask.png" in pickle.dumps(dataset) and b"mask.png" not in pickle.dumps(reader)
+    assert FORMS["compressed"]["counts"].encode() not in pickle.dumps(reader)
+
+
+def test_more_masks_keep_the_fingerprint_and_other_words_do_not(tmp_path):
+    rows = [pair(), pair("b.jpg", split="val")]
+    first = load_jsonl(write(tmp_path, rows)).fingerprint()
+    assert (
+        load_jsonl(write(tmp_path, [pair(mask="mask.png", box=[1, 2, 3, 4]), rows[1]])).fingerprint() == first
+    )
+    for other in ([pair(expression="the cup"), rows[1]], [pair(split="val"), rows[1]], ["#", *rows]):
+        assert load_jsonl(write(tmp_path, other)).fingerprint() != first
+
+
+def test_weak_labels(tmp_path):
+    dataset = load_jsonl(write(tmp_path, [pair(box=[1, 2, 3, 4], point=[2, 3.5]), pair()]))
+    weak, bare = dataset.samples()
+    assert dataset.weak_box_xyxy_px(weak).tolist() == [1, 2, 4, 6]
+    assert dataset.weak_point_xy_px(weak).tolist() == [2, 3.5]
+    assert dataset.weak_box_xyxy_px(bare) is None and dataset.weak_point_xy_px(bare) is None
+    assert not dataset.has_mask(weak)
+
+
+def test_a_config_names_the_data_set_after_its_file(tmp_path):
+    config = DataConfig(root=str(tmp_path / "my-photos.jsonl"), dataset="refcoco", split_by="umd")
+    assert (config.dataset, config.split_by, config.is_jsonl) == ("my-photos", "jsonl", True)
+    with pytest.raises(DataError, match="rename the file"):
+        load_jsonl(write(tmp_path, [pair()], name="my photos.jsonl"))
+
+
+BROKEN = {
+    "not json": ("{", "not JSON"),
+    "list": ([1], "expected an object, found list"),
+    "typo": (pair(masks="mask.png"), "unknown field 'masks'"),
+    "no image": ({"expression": "x"}, "'image' is None"),
+    "blank": (pair(expression=" "), "'expression' is ' ', not a text"),
+    "split": (pair(split=3), "'split' is 3"),
+    "empty split": (pair(split=""), "'split' is ''"),
+    "mask": (pair(mask=7), "'mask' is 7; it must be polygons"),
+    "short box": (pair(box=[1, 2, 3]), r"'box' is \[1, 2, 3\], not a list of 4 numbers"),
+    "nan box": ('{"image": "a.jpg", "expression": "x", "box": [1, 2, NaN, 3]}', "'box' is"),
+    "outside box": (pair(box=[5, 5, 9, 2]), r"box \[5.0, 5.0, 9.0, 2.0\] .* width 10 and height 8"),
+    "flat box": (pair(box=[5, 5, 0, 2]), "is empty or leaves"),
+    "outside point": (pair(point=[11, 2]), "point .* lies outside"),
+    "absent image": (pair("absent.jpg"), "image 'absent.jpg': .* is in none of the folder itself"),
+    "escape": (pair("../a.jpg"), "leads out of the image folder"),
+    "absolute": (pair("/etc/passwd"), "leads out of the image folder"),
+    "broken image": (pair("photos.jsonl"), "image cannot be read"),
+    "absent mask": (pair(mask="absent.png"), "mask 'absent.png': "),
+    "escaping mask": (pair(mask="../mask.png"), "leads out of the image folder"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_lines_are_named(tmp_path, name):
+    row, message = BROKEN[name]
+    path = write(tmp_path, [pair(), row])
+    with pytest.raises(DataError, match=f"line 2: .*{message}") as caught:
+        load_jsonl(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    assert [problem.count for problem in report.problems if problem.blocks] == [1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind"),
+    [
+        ([[1, 2, 3]], "malformed segmentation"),
+        ([[0, 0, 40, 0, 40, 4]], "mask larger than its image"),
+        ({"size": [10, 8], "counts": [80]}, "mask not of its image's size"),
+        ("a.jpg", "malformed segmentation"),
+        ("small.png", "malformed segmentation"),
+    ],
+)
+def test_the_check_reads_every_mask(tmp_path, mask, kind):
+    path = write(tmp_path, [pair(), pair("b.jpg", mask=mask)])
+    Image.new("L", (3, 3), 255).save(tmp_path / "small.png")
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    assert [problem.kind for problem in report.problems] == [kind]
+    assert report.problems[0].first[0].startswith(f"{path}: line 2: ")
+    assert "note: train: 1 of 2 refs carry no mask" in report.format_table()
+
+
+def test_an_empty_or_missing_file(tmp_path):
+    with pytest.raises(DataError, match="holds no expression"):
+        load_jsonl(write(tmp_path, ["# nothing"]))
+    with pytest.raises(DataError, match="none.jsonl: not found"):
+        load_jsonl(tmp_path / "none.jsonl")
+
+
+def test_lines_can_be_read_without_their_images(tmp_path):
+    path = tmp_path / "wanted.jsonl"
+    path.write_text(json.dumps(pair("later.jpg")) + "\n")
+    assert [(line.number, line.image, line.split) for line in read_lines(path)] == [(1, "later.jpg", "train")]
+    path.write_text("\n")
+    with pytest.raises(DataError, match="holds no line"):
+        read_lines(path)

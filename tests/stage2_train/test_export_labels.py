@@ -1,0 +1,110 @@
+"""Exported pseudo-labels: other tools and our own reader see the same masks, of the unlabelled sentences alone."""
+
+import contextlib
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from shared.errors import DataError
+from shared.masks import decode_segmentation
+from shared.refer import load_refer
+from shared.refer_check import check_refer
+from stage2_train.config import RuntimeConfig
+from stage2_train.export_labels import export_labels
+from stage2_train.inputs import open_inputs
+from stage2_train.run_files import read_run_config
+from stage2_train.train import train
+from tests.stage2_train.miniature import plain_config
+
+
+@pytest.fixture(scope="module")
+def exported(mini_run, tmp_path_factory):
+    """Where the labels of the mini run lie, and what the export said."""
+    out = tmp_path_factory.mktemp("labels")
+    return out, export_labels(mini_run, out, quiet=True)
+
+
+def coco_of(folder):
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(str(folder / "refshapes-pseudo" / "instances.json"))
+
+
+def test_every_unlabelled_sentence_once_and_no_labelled_one(exported, mini_run):
+    out, answer = exported
+    split = open_inputs(read_run_config(mini_run)).split
+    wanted = [sample for ref in split.unlabelled for sample in ref]
+    dataset = load_refer(out, "refshapes-pseudo", "unc")
+    assert [(s.sent_id, s.expression, s.image_id, s.split) for s in dataset.samples()] == [
+        (s.sent_id, s.expression, s.image_id, "train") for s in sorted(wanted, key=lambda s: s.sent_id)
+    ]
+    assert answer["num"] == len(wanted) and not set(dataset.train_image_ids()) & set(split.image_ids)
+    assert dataset.image(dataset.samples()[0]).size == (
+        dataset.samples()[0].width,
+        dataset.samples()[0].height,
+    )
+
+
+def test_pycocotools_and_our_reader_agree(exported):
+    out, _ = exported
+    coco, dataset = coco_of(out), load_refer(out, "refshapes-pseudo", "unc")
+    for sample in dataset.samples():
+        row, mask = coco.anns[sample.ann_id], dataset.mask(sample)
+        np.testing.assert_array_equal(coco.annToMask(row).astype(bool), mask)
+        assert row["area"] == mask.sum() and row["expression"] == sample.expression
+        x0, y0, x1, y1 = dataset.box_xyxy_px(sample).tolist()
+        assert row["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+        ignored = decode_segmentation(row["ignored"], sample.height, sample.width)
+        assert row["ignored_area"] == ignored.sum() and row["accepted_area"] == (~ignored).sum()
+        assert row["score"] >= 0.5 if row["area"] else row["score"] == 0
+    report = check_refer(out, "refshapes-pseudo", "unc")
+    assert {problem.kind for problem in report.problems} <= {"mask of no area"}
+
+
+def test_the_source_says_whether_there_was_a_prior(exported, mini_run):
+    out, answer = exported
+    inputs = open_inputs(read_run_config(mini_run))
+    for row in coco_of(out).anns.values():
+        _, has_prior = inputs.priors.read([row["sample_id"]])
+        assert row["source"] == ("prediction+prior" if has_prior[0] else "prediction")
+    assert answer["sources"]["prediction"] > 0 and answer["sources"]["prediction+prior"] > 0
+
+
+def test_the_batch_changes_nothing(exported, mini_run, tmp_path):
+    out, _ = exported
+    again = export_labels(mini_run, tmp_path, batch=3, limit=7, quiet=True)
+    assert again["num"] == 7
+    for row in coco_of(tmp_path).anns.values():
+        one = coco_of(out).anns[row["id"]]
+        size = row["segmentation"]["size"]
+        masks = [decode_segmentation(r["segmentation"], *size) for r in (row, one)]
+        assert (masks[0] != masks[1]).mean() < 0.01 and row["sample_id"] == one["sample_id"]
+
+
+def test_a_method_without_a_prior_exports_its_predictions(mini_root, tmp_path):
+    runtime = RuntimeConfig(tensorboard=False)
+    train(plain_config(mini_root, "fixmatch", steps=1, runtime=runtime), tmp_path / "run", quiet=True)
+    answer = export_labels(tmp_path / "run", tmp_path / "out", limit=4, quiet=True)
+    assert answer["sources"] == {"prediction": 4}
+
+
+def test_refusals(exported, mini_run, mini_root, tmp_path):
+    with pytest.raises(DataError, match="holds labels already"):
+        export_labels(mini_run, exported[0])
+    run = shutil.copytree(mini_run, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["method"] = "supervised"
+    (run / "config.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match="method supervised makes no pseudo-labels"):
+        export_labels(run, tmp_path / "out")
+    shutil.copy(mini_run / "config.json", run / "config.json")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(DataError, match="no checkpoint, so the state of method l2l"):
+        export_labels(run, tmp_path / "out")
+    shutil.rmtree(run / "model")
+    with pytest.raises(DataError, match="holds no finished model"):
+        export_labels(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,101 @@
+"""A user's own data through stage 2: masks decide who is labelled, and most pairs have none."""
+
+import dataclasses
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shared.config import DataConfig
+from shared.errors import DataError
+from shared.jsonl import load_jsonl
+from shared.refer import load_refer
+from shared.synth.example import write_example
+from stage2_train.config import RuntimeConfig
+from stage2_train.data import make_split
+from stage2_train.evaluate import evaluate_run
+from stage2_train.export_labels import export_labels
+from stage2_train.inputs import open_inputs
+from stage2_train.report import write_report
+from stage2_train.train import train
+from tests.stage2_train.miniature import batch_of, mini_config, write_priors
+
+
+@pytest.fixture(scope="module")
+def config(mini_root, tmp_path_factory):
+    """L2L on the example: 12 training pairs of which 3 have masks, and as many val pairs."""
+    root = tmp_path_factory.mktemp("own")
+    path = write_example(root / "mine", 12)["path"]
+    dataset = load_jsonl(path)
+    write_priors(root / "stores" / "photos.zarr", dataset, splits=("train", "val"))
+    return dataclasses.replace(
+        mini_config(mini_root),
+        data=DataConfig(root=path, dataset=""),
+        cache_root=str(root / "stores"),
+        fraction=1.0,
+        steps=2,
+        eval_every=1,
+        runtime=RuntimeConfig(tensorboard=False, log_every=1),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("own-run") / "photos"
+    train(config, out, quiet=True)
+    return out
+
+
+def test_masks_decide_who_is_labelled(config):
+    dataset = load_jsonl(config.data.root)
+    split = make_split(dataset, 1.0, 0)
+    assert [len(split.labelled), len(split.unlabelled)] == [3, 9]
+    assert all(dataset.has_mask(ref[0]) for ref in split.labelled)
+    fewer = make_split(dataset, 0.34, 0)
+    assert [len(fewer.labelled), len(fewer.unlabelled)] == [1, 11]
+    assert sum(dataset.has_mask(ref[0]) for ref in fewer.unlabelled) == 2
+    kept = pickle.dumps(dataset.without_masks(fewer.image_ids))
+    for image_id in set(split.image_ids) - set(fewer.image_ids):
+        assert f"masks/{image_id:04d}.png".encode() not in kept
+
+
+def test_a_batch_takes_masks_of_labelled_pairs_alone(config):
+    batch = batch_of(config)
+    drawn = load_jsonl(config.data.root).has_mask
+    assert all(map(drawn, batch.labelled.samples)) and not any(map(drawn, batch.unlabelled.samples))
+
+
+def test_training_evaluation_and_report(run):
+    split = json.loads((run / "split.json").read_text())
+    assert (split["num_refs"], split["num_unlabelled_refs"]) == (3, 9)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert "coverage" in json.dumps(lines) and "selected_accuracy" not in json.dumps(lines)
+    assert evaluate_run(run, "val")["num"] == 3
+    scores = evaluate_run(run, "train")
+    assert scores["num"] == 3 and scores["prior"]["original"]["num"] == 3
+    path, _ = write_report([run])
+    assert path.stat().st_size > 10_000
+    assert "photos (jsonl)" in (run / "model" / "README.md").read_text()
+
+
+def test_pseudo_labels_can_be_read_back(run, tmp_path):
+    assert export_labels(run, tmp_path, quiet=True)["num"] == 9
+    dataset = load_refer(tmp_path, "photos-pseudo", "jsonl")
+    for sample in dataset.samples():
+        assert dataset.mask(sample).shape == dataset.image(sample).size[::-1]
+
+
+def test_a_split_without_masks_cannot_be_scored(config, tmp_path):
+    bare = Path(shutil.copytree(Path(config.data.root).parent, tmp_path / "mine")) / "photos.jsonl"
+    rows = [json.loads(line) for line in bare.read_text().splitlines() if not line.startswith("#")]
+    kept = [{k: v for k, v in row.items() if k != "mask" or "split" not in row} for row in rows]
+    bare.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    with pytest.raises(DataError, match="split 'val' carries no mask"):
+        open_inputs(dataclasses.replace(config, data=DataConfig(root=str(bare), dataset="")))
+    for row in rows:
+        row.pop("mask", None)
+    bare.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="no train image carries a mask"):
+        open_inputs(dataclasses.replace(config, data=DataConfig(root=str(bare), dataset="")))

@@ -1,0 +1,100 @@
+"""Prediction: the network's own mask at the image's size, in every file alike, alone or in batches."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.errors import DataError
+from shared.images import image_size_hw
+from shared.masks import decode_segmentation
+from shared.refer import load_refer
+from stage2_train.evaluate import evaluate_run
+from stage2_train.predict import OVERLAY_RGB, Predictor, overlay, predict_jsonl, predict_one
+
+
+def test_one_image_agrees_with_the_evaluation(mini_run, mini_root, tmp_path):
+    run = shutil.copytree(mini_run, tmp_path / "run")
+    evaluate_run(run, "val", batch=1)
+    rows = [json.loads(line) for line in (run / "eval" / "val.jsonl").read_text().splitlines()]
+    data = load_refer(mini_root / "data", "refshapes", "unc")
+    sample = data.samples("val")[0]
+    answer = predict_one(run, data.image_path(sample), sample.expression, tmp_path / "out")
+    assert answer["rle"] == rows[0]["pred_rle"]
+    mask = decode_segmentation(answer["rle"], sample.height, sample.width)
+    assert mask.any() and answer["area_px"] == mask.sum() and 0.5 < answer["confidence"] <= 1
+    np.testing.assert_array_equal(np.asarray(Image.open(answer["files"]["mask"])) == 255, mask)
+    shown, plain = np.asarray(Image.open(answer["files"]["overlay"])), np.asarray(data.image(sample))
+    np.testing.assert_array_equal((shown != plain).any(-1) | mask, mask)
+    (written,) = (tmp_path / "out").glob("*.json")
+    assert json.loads(written.read_text()) == answer
+    x, y, width, height = answer["box_xywh_px"]
+    assert mask[int(y) : int(y + height), int(x) : int(x + width)].sum() == mask.sum()
+
+
+def test_a_model_folder_alone_is_enough(mini_run, tmp_path):
+    shutil.copytree(mini_run / "model", tmp_path / "model")
+    image = Image.new("RGB", (50, 30), (200, 20, 20))
+    (own,) = Predictor.from_pretrained(tmp_path / "model")([image], ["red square"])
+    (same,) = Predictor.from_pretrained(mini_run)([image], ["red square"])
+    np.testing.assert_array_equal(own.mask_hw, same.mask_hw)
+    assert own.mask_hw.shape == (30, 50) and own.confidence == same.confidence
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """Five pairs on two images of different shapes, one of them turned."""
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(folder / "wide.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(rng.integers(0, 256, (30, 45, 3), dtype=np.uint8)).save(folder / "turned.jpg", exif=exif)
+    texts = ["red star", "blue ring left of the star", "größter Kreis / oben", "???", "red star"]
+    names = ["wide.png", "turned.jpg", "wide.png", "turned.jpg", "turned.jpg"]
+    rows = [
+        json.dumps({"image": image, "expression": text}) for image, text in zip(names, texts, strict=True)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(["# what to look for", *rows]))
+    return folder / "pairs.jsonl"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_batches_from_a_file(mini_run, pairs, tmp_path, batch):
+    answer = predict_jsonl(mini_run, pairs, tmp_path / "out", batch=batch)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in rows] == [2, 3, 4, 5, 6] and answer["num"] == 5
+    assert answer["num_empty"] == sum(row["area_px"] == 0 for row in rows)
+    assert [row["rle"]["size"] for row in rows] == [[40, 60], [45, 30], [40, 60], [45, 30], [45, 30]]
+    assert len({row["files"]["mask"] for row in rows}) == 5
+    for row in rows:
+        mask = np.asarray(Image.open(row["files"]["mask"])) == 255
+        np.testing.assert_array_equal(mask, decode_segmentation(row["rle"], *row["rle"]["size"]))
+        assert image_size_hw(Path(row["files"]["overlay"])) == mask.shape
+        if not row["area_px"]:
+            assert row["confidence"] is None
+
+
+def test_refusals_name_the_culprit(mini_run, pairs, tmp_path):
+    with pytest.raises(DataError, match="the expression is blank"):
+        predict_one(mini_run, pairs.parent / "wide.png", "  ", tmp_path)
+    with pytest.raises(DataError, match="absent.png: image cannot be read"):
+        predict_one(mini_run, tmp_path / "absent.png", "star", tmp_path)
+    with pytest.raises(DataError, match="neither a finished run nor a model's folder"):
+        predict_one(tmp_path, pairs.parent / "wide.png", "star", tmp_path)
+    (pairs.parent / "wide.png").write_bytes(b"torn")
+    with pytest.raises(DataError, match="pairs.jsonl: line 2: .*wide.png: image cannot be read"):
+        predict_jsonl(mini_run, pairs, tmp_path / "out")
+
+
+def test_the_overlay_tints_inside_and_outlines_the_border():
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[5:15, 5:15] = True
+    shown = np.asarray(overlay(Image.new("RGB", (20, 20)), mask))
+    assert not shown[~mask].any()
+    assert tuple(shown[5, 10]) == OVERLAY_RGB and tuple(shown[10, 14]) == OVERLAY_RGB
+    assert 0 < shown[10, 10, 0] < OVERLAY_RGB[0]
