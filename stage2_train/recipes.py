@@ -25,23 +25,25 @@ PAPER_STEPS = 40 * 40_300 // PAPER_BATCH
 
 
 def embedded() -> TrainConfig:
-    """L2L on the embedded shapes, 5% of the masks, the tiny network from its shipped weights.
+    """L2L on the embedded shapes, 1% of the masks, the tiny network from its shipped weights.
 
     `train embedded --out runs/l2l`. Needs the embedded data and its prior store. A few minutes on 2 CPU cores.
     """
     return TrainConfig(
         data=DataConfig(root="cache/data/refshapes", dataset="refshapes"),
-        fraction=0.05,
+        fraction=0.01,
         method="l2l",
         segmentor=tiny_config(sesm=True),
-        steps=500,
+        steps=400,
         batch_labelled=16,
         batch_unlabelled=16,
         eval_every=100,
         val_limit=300,
         optim=OptimConfig(
             name="muon",
-            muon=MuonConfig(lr=2e-3, adam_lr=1e-3, weight_decay=1e-2),
+            muon=MuonConfig(lr=6e-3, adam_lr=3e-3, weight_decay=1e-2),
+            pretrained_lr_scale=0.2,
+            pretrained_prefixes=("vision.", "text.", "fusion."),
             warmup_steps=20,
             grad_clip=1.0,
         ),
@@ -53,7 +55,7 @@ def embedded() -> TrainConfig:
 
 
 def supervised_embedded() -> TrainConfig:
-    """The labelled 5% alone: the lower bound of `embedded` (`--set fraction=1` gives the upper one)."""
+    """The labelled 1% alone: the lower bound of `embedded` (`--set fraction=1` gives the upper one)."""
     return _plain(embedded(), method="supervised")
 
 

@@ -73,7 +73,7 @@ def test_paper_numbers() -> None:
         ("l2l.nosuch=1", "no field"),
         ("method=semires", "method semires needs a teacher"),
         ("method=ccvc", "needs segmentor.second_branch"),
-        ("loss.burn_in_steps=500", "burn_in_steps 500 is not below steps 500"),
+        ("loss.burn_in_steps=400", "burn_in_steps 400 is not below steps 400"),
         ("loss.burn_in_steps=-1", "must not be negative"),
         ("resmatch.min_weight=2", "min_weight 2.0"),
         ("resmatch.quality_power=-1", "must not be negative"),

@@ -85,3 +85,18 @@ def test_the_average_is_a_copy_until_the_burn_in_ends() -> None:
         seen.append(ema.module.weight.item())
     first = 0.1 * 2.0 + 0.9 * 3.0
     assert seen == pytest.approx([1.0, 2.0, first, 2 / 11 * first + 9 / 11 * 4.0])
+
+
+def test_muon_trains_pretrained_parts_at_a_lower_rate() -> None:
+    model = _Towers()
+    config = OptimConfig(name="muon", muon=MuonConfig(lr=0.1, adam_lr=0.01), pretrained_lr_scale=0.5)
+    optimizer = build_optimizer(model, config)
+    rates = {id(p): (g["lr"], g["muon"]) for g in optimizer.param_groups for p in g["params"]}
+    assert rates == {
+        id(model.vision.weight): (0.05, True),
+        id(model.vision.bias): (0.005, False),
+        id(model.decoder.weight): (0.1, True),
+        id(model.decoder.bias): (0.01, False),
+    }
+    set_learning_rate(optimizer, 0.5)
+    assert sorted(g["lr"] for g in optimizer.param_groups) == [0.0025, 0.005, 0.025, 0.05]
