@@ -150,6 +150,7 @@ class VllmEngine:
             use_tqdm_on_load=not engine.quiet,
             seed=0,
             **self._normalisation(folder),
+            **self._whole_prompts(),
         )
 
     @staticmethod
@@ -169,6 +170,15 @@ class VllmEngine:
         if {"image_mean", "image_std"} <= stated.keys() or not hasattr(EngineArgs, "mm_device_do_normalize"):
             return {}
         return {"mm_device_do_normalize": False}
+
+    def _whole_prompts(self) -> dict[str, Any]:
+        """Keep vLLM on a CPU from cutting prompts while it samples.
+
+        It rewinds the generator of a seeded request whose prompt was cut, which generators of a CPU cannot do.
+        """
+        from vllm.platforms import current_platform
+
+        return {"enable_chunked_prefill": False} if self._num_samples and current_platform.is_cpu() else {}
 
     @staticmethod
     def _environment(engine: EngineConfig) -> dict[str, str]:
