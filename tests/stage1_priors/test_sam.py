@@ -116,13 +116,13 @@ def test_rows_without_box_or_image_say_nothing(folders, kind):
 @pytest.mark.parametrize("multimask", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_are_those_of_transformers_own_road(folders, kind, multimask):
-    """Box through the processor, image and box through the model at once, mask brought back by the processor."""
+    """Box through the processor, image and box through the model at once, no features kept in between."""
     proposer = proposer_of(folders, kind, multimask=multimask)
-    image, box_norm = picture(7, 96, 64), np.array([0.25, 0.125, 0.75, 0.875], np.float32)
+    image, box_norm = picture(7, 96, 48), np.array([0.25, 0.125, 0.75, 0.875], np.float32)
     prompts = Prompts(box_norm_B4=box_norm[None], edges_B=(None,), names_B=("7.jpg",), images_B=(image,))
     proposals = proposer.propose(prompts)
     processor, model = proposer._processor, proposer._model
-    box_px = [[[float(value) for value in box_norm * (96, 64, 96, 64)]]]
+    box_px = [[[float(value) for value in box_norm * (96, 48, 96, 48)]]]
     inputs = processor(images=image, input_boxes=box_px, return_tensors="pt")
     with torch.no_grad():
         output = model(
@@ -133,16 +133,11 @@ def test_masks_are_those_of_transformers_own_road(folders, kind, multimask):
     best = int(output.iou_scores[0, 0].argmax())
     assert output.iou_scores.shape[-1] == (3 if multimask else 1)
     assert proposals.iou_B[0] == pytest.approx(output.iou_scores[0, 0, best].clamp(0, 1).item(), abs=1e-5)
-    sizes = [inputs["reshaped_input_sizes"]] if kind == "sam" else []
-    prob = output.pred_masks[:, 0, best : best + 1].sigmoid()[:, None]
-    pad = {"pad_size": {"height": 64, "width": 64}} if kind == "sam" else {}
-    full = processor.image_processor.post_process_masks(
-        prob, inputs["original_sizes"], *sizes, binarize=False, **pad
-    )[0]
-    want = F.interpolate(full, (16, 16), mode="bilinear", antialias=True)[0, 0].numpy()
-    got = proposals.map_BGG[0] / 255
-    # The road through the original size resamples twice more, which blurs a little.
-    assert np.abs(got - want).mean() < 0.02 and np.corrcoef(got.ravel(), want.ravel())[0, 1] > 0.97
+    # The image is twice as wide as high: it fills SAM's square down to the middle, and SAM 2's wholly.
+    filled = output.pred_masks[:, 0, best : best + 1].sigmoid()[:, :, : 16 if kind == "sam" else None]
+    assert output.pred_masks.shape[-2:] == (32, 32)
+    want = F.interpolate(filled, (16, 16), mode="bilinear", antialias=True)[0, 0].numpy()
+    np.testing.assert_allclose(proposals.map_BGG[0] / 255, want, atol=0.6 / 255)
 
 
 @pytest.mark.parametrize("kind", KINDS)
