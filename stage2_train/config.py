@@ -179,7 +179,7 @@ class TrainConfig:
 
     data: DataConfig
     """The data set."""
-    cache_root: str = "cache"
+    cache_root: str = "cache/priors"
     """Folder searched for prior stores."""
     store: str = ""
     """Prior store; "" takes the one complete store under `cache_root` that was made for `data`."""
