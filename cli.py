@@ -287,7 +287,8 @@ def train(
         done = train_run(
             config, folder, resume=resume, recipe=recipe, overrides=overrides or [], quiet=as_json
         )
-    _show({"run": str(folder), **done}, as_json, lambda made: _text_of_run(folder, made))
+    if os.environ.get("RANK", "0") == "0":  # of the processes torchrun started, one answers
+        _show({"run": str(folder), **done}, as_json, lambda made: _text_of_run(folder, made))
 
 
 @app.command("eval")
@@ -330,7 +331,9 @@ def evaluate(
 
 @app.command()
 def ablate(
-    grid: Annotated[Path, typer.Argument(metavar="GRID", help="TOML file; grids/ holds examples.")],
+    grid: Annotated[
+        Path, typer.Argument(metavar="GRID", help="TOML file; stage2_train/grids/ holds examples.")
+    ],
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the runs; default runs/<name of the file>.")
     ] = None,

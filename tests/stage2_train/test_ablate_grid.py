@@ -7,7 +7,7 @@ import pytest
 from shared.errors import DataError
 from stage2_train.ablate_grid import read_grid
 
-GRIDS = Path(__file__).parents[2] / "grids"
+GRIDS = Path(__file__).parents[2] / "stage2_train" / "grids"
 
 BASE = """
 reference = "supervised"
