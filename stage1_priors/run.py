@@ -9,9 +9,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows, make_request, read_answers
 from stage1_priors.canary import CanaryResult, run_canary
 from stage1_priors.config import ImportConfig, PriorsConfig
-from stage1_priors.engine import ENGINES, Engine, EngineFactory, Request, generate_isolated
+from stage1_priors.engine import Engine, EngineFactory, Request, generate_isolated
+from stage1_priors.engines import ENGINES
 from stage1_priors.import_masks import import_masks
 from stage1_priors.job import Job, changes, create, describe_plan, make_job, pending_of
 from stage1_priors.plan import Plan, shards_of_worker
@@ -155,6 +156,42 @@ def load_chunk(job: Job, chunk: Chunk) -> LoadedChunk:
     return LoadedChunk(chunk=chunk, requests=requests, errors=errors, images=originals)
 
 
+@dataclass(kw_only=True)
+class Timing:
+    """Where a run's time went, seconds."""
+
+    asking: float = 0.0
+    """The engine was at work."""
+    images: float = 0.0
+    """The engine waited for images to be read."""
+    masks: float = 0.0
+    """The engine waited for masks to be made and shards to be written."""
+
+    @contextmanager
+    def spent_on(self, what: str) -> Iterator[None]:
+        """Count the time inside the block."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self, what, getattr(self, what) + time.monotonic() - started)
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time in which the engine waited, in [0, 1]."""
+        waited = self.images + self.masks
+        return waited / max(waited + self.asking, 1e-9)
+
+    def line(self, cache_hits: Mapping[str, float]) -> str:
+        """One line for a person."""
+        whole = max(self.asking + self.images + self.masks, 1e-9)
+        hits = ", ".join(f"{name} {share:.0%}" for name, share in cache_hits.items())
+        return (
+            f"engine waited {self.waiting:.1%} of the time ({self.images / whole:.1%} for images, "
+            f"{self.masks / whole:.1%} for masks and writing)" + (f"; cache hits: {hits}" if hits else "")
+        )
+
+
 def _write_shards(
     job: Job, engine: Engine, proposer: Proposer, shards: Sequence[int], canary: CanaryResult, quiet: bool
 ) -> Counter[AnswerStatus]:
@@ -164,6 +201,7 @@ def _write_shards(
     before and writes finished shards. No more than these three chunks are in memory.
     """
     tally: Counter[AnswerStatus] = Counter()
+    timing = Timing()
     chunks = list(chunks_of(job.plan, shards, job.config.engine.chunk_rows))
     total = sum(len(chunk.samples) for chunk in chunks)
     finisher = _Finisher(job, proposer, canary)
@@ -175,19 +213,24 @@ def _write_shards(
         future: Future[LoadedChunk] = reading.submit(load_chunk, job, chunks[0])
         unfinished: Future[None] = finishing.submit(lambda: None)
         for index, chunk in enumerate(chunks):
-            loaded = future.result()
+            with timing.spent_on("images"):
+                loaded = future.result()
             if index + 1 < len(chunks):
                 future = reading.submit(load_chunk, job, chunks[index + 1])
-            rows, arrays = ask_chunk(job, engine, loaded)
+            with timing.spent_on("asking"):
+                rows, arrays = ask_chunk(job, engine, loaded)
             tally.update(STATUS_BY_CODE[int(code)] for code in rows.status_B)
             last = index + 1 == len(chunks)
             if last or tally.total() >= job.config.ceiling_min_rows:
                 check_ceilings(job.config, tally, chunk.samples, rows)
-            unfinished.result()
+            with timing.spent_on("masks"):
+                unfinished.result()
             unfinished = finishing.submit(finisher.finish, loaded, rows, arrays)
-            bar.desc = f"priors [{_shares(tally)}]"
+            bar.desc = f"priors [{_shares(tally)}; engine waits {timing.waiting:.0%}]"
             bar.update(len(chunk.samples))
-        unfinished.result()
+        with timing.spent_on("masks"):
+            unfinished.result()
+    _say(timing.line(engine.cache_hits()), quiet)
     return tally
 
 

@@ -85,6 +85,9 @@ class FakeEngine:
         self.num_requests += len(requests)
         return [self.answer_of(request) for request in requests]
 
+    def cache_hits(self):
+        return {}
+
     def close(self):
         self.closed = True
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from stage1_priors.engine import Answer
 from stage1_priors.job import describe_plan
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.proposers import PROPOSERS, BoxProposer
-from stage1_priors.run import run_priors
+from stage1_priors.run import Timing, run_priors
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -343,3 +344,21 @@ def test_a_failing_proposer_stops_the_run_and_keeps_finished_shards(config, monk
 
 def test_priors_without_a_sam_have_no_expected_iou(config):
     assert np.isnan(PriorStore(run(config, FakeEngine())).column("proposer_iou")).all()
+
+
+def test_a_run_says_what_the_engine_waited_for_and_what_its_caches_gave(config, capsys):
+    engine = FakeEngine(delay_s=0.05)
+    engine.cache_hits = lambda: {"prefix": 0.5, "images": 0.75}
+    run_priors(config, engine_factory=engine.factory)
+    said = capsys.readouterr().err
+    assert re.search(r"engine waited \d+\.\d% of the time \(\d+\.\d% for images, \d+\.\d% for masks", said)
+    assert "cache hits: prefix 50%, images 75%" in said
+
+
+def test_timing_counts_what_is_inside():
+    timing = Timing(asking=6.0, images=1.0, masks=1.0)
+    assert timing.waiting == 0.25
+    with pytest.raises(KeyError), timing.spent_on("images"):
+        raise KeyError
+    assert 1.0 < timing.images < 1.5
+    assert Timing().waiting == 0.0 and "cache" not in timing.line({})

@@ -11,11 +11,12 @@ from shared.errors import DataError
 from shared.store.reader import PriorStore
 from shared.store.schema import sample_fields
 from stage1_priors.config import MllmConfig
-from stage1_priors.engine import Answer, keyed_noise
+from stage1_priors.engine import Answer
 from stage1_priors.families import LLAVA_ONEVISION, QWEN2_5_VL
 from stage1_priors.quality import score_store
 from stage1_priors.run import run_priors
 from stage1_priors.samples import mean_pairwise_iou, read_samples
+from stage1_priors.transformers_engine import keyed_noise
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
 
 BOX = (0.0, 0.0, 0.5, 0.5)

@@ -14,7 +14,8 @@ from shared.config import DataConfig, apply_overrides
 from shared.refer import load_refer
 from stage1_priors.answers import make_request
 from stage1_priors.config import CanaryConfig, EngineConfig, MllmConfig, PriorsConfig, ProposerConfig
-from stage1_priors.engine import ENGINES, Request, generate_isolated
+from stage1_priors.engine import Request, generate_isolated
+from stage1_priors.engines import ENGINES
 from stage1_priors.families import family_of, size_rules_of
 from stage1_priors.run import run_priors
 

@@ -22,7 +22,7 @@ def changed(name: str, base: str) -> dict[str, Any]:
     return {key: two.get(key) for key in {**one, **two} if one.get(key) != two.get(key)}
 
 
-BURN_IN = {"embedded": 50, "paper": 10_075}
+BURN_IN = {"embedded": 40, "paper": 10_075}
 
 
 @pytest.mark.parametrize("size", ["embedded", "paper"])

@@ -14,7 +14,8 @@ from PIL import Image
 from stage1_priors.answers import make_request
 from stage1_priors.canary import draw_canary
 from stage1_priors.config import CanaryConfig, EngineConfig, MllmConfig
-from stage1_priors.engine import ENGINES, Request, generate_isolated
+from stage1_priors.engine import Request, generate_isolated
+from stage1_priors.engines import ENGINES
 from stage1_priors.families import family_of, size_rules_of
 
 SHAPES_HW = ((128, 128), (96, 160), (150, 60), (40, 40), (300, 200))

@@ -1,0 +1,167 @@
+"""Batched `generate` of Transformers: the reference vLLM is held against, and for models vLLM cannot serve."""
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from stage1_priors.config import EngineConfig, MllmConfig
+from stage1_priors.edges import Token
+from stage1_priors.engine import Answer, Request, check_image_tokens
+from stage1_priors.families import Family, image_token_id_of
+
+
+class TransformersEngine:
+    """Batched `generate` of Transformers: the reference vLLM is held against, and for models vLLM cannot serve."""
+
+    def __init__(self, folder: Path, family: Family, model: MllmConfig, engine: EngineConfig) -> None:
+        """Load model and processor from local files only."""
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        import torch
+        from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+        from transformers.utils import logging
+
+        if engine.quiet:
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
+        self._family, self._batch_size, self._top = family, engine.batch_size, model.top_logprobs
+        self._num_samples, self._temperature = model.num_samples, model.sample_temperature
+        self._image_token_id = image_token_id_of(folder)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        self._processor.tokenizer.padding_side = "left"
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=getattr(torch, model.dtype), local_files_only=True, use_safetensors=True
+        )
+        self._model: Any = loaded.to(self._device).eval()
+        tokenizer = self._processor.tokenizer
+        stop = self._model.generation_config.eos_token_id
+        stop_ids = stop if isinstance(stop, list) else [stop]
+        self._stop_ids = sorted({token for token in (*stop_ids, tokenizer.eos_token_id) if token is not None})
+        self._generation = GenerationConfig(
+            do_sample=False,
+            max_new_tokens=model.max_tokens,
+            eos_token_id=self._stop_ids,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._stop_ids[0],
+        )
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer every request, in order."""
+        answers: list[Answer] = []
+        for start in range(0, len(requests), self._batch_size):
+            answers += self._generate_batch(requests[start : start + self._batch_size])
+        return answers
+
+    def _generate_batch(self, requests: Sequence[Request]) -> list[Answer]:
+        import torch
+
+        prompts = [
+            self._processor.apply_chat_template(
+                self._family.messages(request.expression, request.image),
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+            for request in requests
+        ]
+        inputs = self._processor(
+            text=prompts, images=[request.image for request in requests], padding=True, return_tensors="pt"
+        ).to(self._device)
+        seen_B = (inputs["input_ids"] == self._image_token_id).sum(1).tolist()
+        for request, seen in zip(requests, seen_B, strict=True):
+            check_image_tokens(seen, request)
+        output = self._model_answers(inputs)
+        new_BT = output.sequences[:, inputs["input_ids"].shape[1] :]
+        logprob_BTV = torch.stack(output.logits, 1).float().log_softmax(-1)
+        answers = [self._answer(ids, logprob) for ids, logprob in zip(new_BT, logprob_BTV, strict=True)]
+        for index in range(self._num_samples):
+            noise = keyed_noise([request.seed + index for request in requests], self._temperature)
+            sampled = self._model_answers(inputs, logits_processor=[noise])
+            new_BT = sampled.sequences[:, inputs["input_ids"].shape[1] :]
+            answers = [
+                replace(answer, samples=(*answer.samples, self._text(ids)))
+                for answer, ids in zip(answers, new_BT.tolist(), strict=True)
+            ]
+        return answers
+
+    def _model_answers(self, inputs: Any, **options: Any) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return self._model.generate(
+                **inputs,
+                generation_config=self._generation,
+                output_logits=True,
+                return_dict_in_generate=True,
+                **options,
+            )
+
+    def _kept(self, ids: list[int]) -> tuple[list[int], str]:
+        """The tokens up to the first that ends an answer, and the reason why they end."""
+        stops = [index for index, token in enumerate(ids) if token in self._stop_ids]
+        return (ids[: stops[0] + 1], "stop") if stops else (ids, "length")
+
+    def _text(self, ids: list[int]) -> tuple[str, str]:
+        kept, reason = self._kept(ids)
+        return self._processor.tokenizer.decode(kept, skip_special_tokens=True), reason
+
+    def _answer(self, ids_T: Any, logprob_TV: Any) -> Answer:
+        tokenizer = self._processor.tokenizer
+        ids, finish_reason = self._kept(ids_T.tolist())
+        length = len(ids)
+        tokens = []
+        if self._top:
+            top = logprob_TV[:length].topk(self._top, dim=-1)
+            for token, row, values, indices in zip(
+                ids, logprob_TV[:length], top.values.tolist(), top.indices.tolist(), strict=True
+            ):
+                alternatives = tuple(
+                    (tokenizer.decode([index]), value) for index, value in zip(indices, values, strict=True)
+                )
+                tokens.append(
+                    Token(
+                        text=tokenizer.decode([token]), logprob=float(row[token]), alternatives=alternatives
+                    )
+                )
+        return Answer(
+            text=tokenizer.decode(ids, skip_special_tokens=True),
+            tokens=tuple(tokens),
+            num_tokens=length,
+            finish_reason=finish_reason,
+        )
+
+    def cache_hits(self) -> dict[str, float]:
+        """There are no caches."""
+        return {}
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model = self._processor = None
+        gc.collect()
+
+
+def keyed_noise(seeds: Sequence[int], temperature: float) -> Callable[[Any, Any], Any]:
+    """A logits processor under which the arg-max is a draw from softmax(logits / temperature).
+
+    It adds Gumbel noise, row by row from a generator of its own, so that a row's draw does not depend on the batch.
+
+    Args:
+        seeds: One per row of the batch.
+        temperature: Above 0.
+
+    Returns:
+        (token ids [B, T], logits [B, V]) -> float64 logits [B, V].
+    """
+    import torch
+
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def process(ids_BT: Any, logit_BV: Any) -> Any:
+        noise_BV = torch.stack(
+            [torch.rand(logit_BV.shape[1], dtype=torch.float64, generator=one) for one in generators]
+        )
+        gumbel_BV = -torch.log(-torch.log(noise_BV.clamp(min=1e-300)))
+        return logit_BV.double() / temperature + gumbel_BV.to(logit_BV.device)
+
+    return process

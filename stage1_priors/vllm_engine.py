@@ -1,0 +1,162 @@
+"""vLLM, one instance on one device. The only file that imports vLLM, and only inside the class."""
+
+import gc
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from stage1_priors.config import EngineConfig, MllmConfig
+from stage1_priors.edges import Token
+from stage1_priors.engine import Answer, Request, check_image_tokens
+from stage1_priors.families import Family, image_token_id_of, read_json
+
+
+class VllmEngine:
+    """vLLM, one instance on one device."""
+
+    def __init__(self, folder: Path, family: Family, model: MllmConfig, engine: EngineConfig) -> None:
+        """Load the model. Environment variables that vLLM reads at import are set first, unless already set."""
+        for name, value in self._environment(engine).items():
+            os.environ.setdefault(name, value)
+        with warnings.catch_warnings():
+            if engine.quiet:
+                warnings.simplefilter("ignore", FutureWarning)
+            self._load(folder, family, model, engine)
+
+    def _load(self, folder: Path, family: Family, model: MllmConfig, engine: EngineConfig) -> None:
+        from vllm import LLM, SamplingParams
+
+        self._family, self._num_samples = family, model.num_samples
+        self._image_token_id = image_token_id_of(folder)
+        self._params = SamplingParams(
+            temperature=0.0, max_tokens=model.max_tokens, logprobs=model.top_logprobs or None, seed=0
+        )
+        self._sampled_params = partial(
+            SamplingParams,
+            n=model.num_samples,
+            temperature=model.sample_temperature,
+            max_tokens=model.max_tokens,
+        )
+        self._llm: Any = LLM(
+            model=str(folder),
+            dtype=model.dtype,
+            max_model_len=model.max_model_len,
+            tensor_parallel_size=1,
+            load_format="safetensors",
+            enforce_eager=engine.eager,
+            gpu_memory_utilization=engine.gpu_memory,
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            skip_mm_profiling=engine.eager,
+            enable_prefix_caching=engine.caching,
+            mm_processor_cache_gb=2.0 if engine.caching else 0.0,
+            disable_log_stats=False,
+            use_tqdm_on_load=not engine.quiet,
+            seed=0,
+            **self._normalisation(folder),
+            **self._whole_prompts(),
+        )
+
+    @staticmethod
+    def _normalisation(folder: Path) -> dict[str, Any]:
+        """Keep vLLM from feeding raw pixels to a model whose files leave the processor's default mean and std unsaid.
+
+        It normalises on the device with the numbers of the processor's file, and takes their absence for "do not".
+        """
+        from vllm.engine.arg_utils import EngineArgs
+
+        file = folder / "preprocessor_config.json"
+        stated = (
+            read_json(file)
+            if file.exists()
+            else read_json(folder / "processor_config.json")["image_processor"]
+        )
+        if {"image_mean", "image_std"} <= stated.keys() or not hasattr(EngineArgs, "mm_device_do_normalize"):
+            return {}
+        return {"mm_device_do_normalize": False}
+
+    def _whole_prompts(self) -> dict[str, Any]:
+        """Keep vLLM on a CPU from cutting prompts while it samples.
+
+        It rewinds the generator of a seeded request whose prompt was cut, which generators of a CPU cannot do.
+        """
+        from vllm.platforms import current_platform
+
+        return {"enable_chunked_prefill": False} if self._num_samples and current_platform.is_cpu() else {}
+
+    @staticmethod
+    def _environment(engine: EngineConfig) -> dict[str, str]:
+        variables = {
+            "VLLM_CPU_KVCACHE_SPACE": str(engine.kv_cache_gb),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0" if engine.one_process else "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        if engine.eager:
+            variables["TORCH_COMPILE_DISABLE"] = "1"
+        if engine.quiet:
+            variables["VLLM_LOGGING_LEVEL"] = "ERROR"
+        return variables
+
+    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer every request, in order: greedy, then the samples in a second pass over the cached prompts."""
+        conversations = [self._conversation(request) for request in requests]
+        outputs = self._llm.chat(conversations, self._params, use_tqdm=False)
+        answers = [self._answer(request, output) for request, output in zip(requests, outputs, strict=True)]
+        if not self._num_samples:
+            return answers
+        params = [self._sampled_params(seed=request.seed) for request in requests]
+        sampled = self._llm.chat(conversations, params, use_tqdm=False)
+        return [
+            replace(answer, samples=tuple((one.text, one.finish_reason) for one in output.outputs))
+            for answer, output in zip(answers, sampled, strict=True)
+        ]
+
+    def _conversation(self, request: Request) -> list[dict[str, Any]]:
+        conversation = self._family.messages(request.expression, request.image)
+        for message in conversation:
+            if isinstance(message["content"], list):
+                message["content"] = [
+                    {"type": "image_pil", "image_pil": part["image"]} if part["type"] == "image" else part
+                    for part in message["content"]
+                ]
+        return conversation
+
+    def _answer(self, request: Request, output: Any) -> Answer:
+        seen = sum(token == self._image_token_id for token in output.prompt_token_ids)
+        check_image_tokens(seen, request)
+        completion = output.outputs[0]
+        tokens = []
+        for token_id, position in zip(completion.token_ids, completion.logprobs or (), strict=False):
+            alternatives = tuple((item.decoded_token or "", item.logprob) for item in position.values())
+            chosen = position[token_id]
+            tokens.append(
+                Token(text=chosen.decoded_token or "", logprob=chosen.logprob, alternatives=alternatives)
+            )
+        return Answer(
+            text=completion.text,
+            tokens=tuple(tokens),
+            num_tokens=len(completion.token_ids),
+            finish_reason=completion.finish_reason,
+        )
+
+    def cache_hits(self) -> dict[str, float]:
+        """Shares of prompt tokens found in the prefix cache (`prefix`) and of images found prepared (`images`)."""
+        counts = {metric.name: getattr(metric, "value", 0) for metric in self._llm.get_metrics()}
+        names = {"prefix": "vllm:prefix_cache", "images": "vllm:mm_cache"}
+        return {
+            cache: counts[f"{name}_hits"] / queries
+            for cache, name in names.items()
+            if (queries := counts.get(f"{name}_queries", 0))
+        }
+
+    def close(self) -> None:
+        """Stop the engine's core and free the model."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
