@@ -10,6 +10,7 @@ from typing import Literal
 
 from shared.config import DataConfig
 from shared.errors import DataError
+from stage2_train.calibration import CalibrationConfig
 from stage2_train.comparison_config import (
     AugsegConfig,
     BlendConfig,
@@ -23,7 +24,8 @@ from stage2_train.comparison_config import (
 )
 from stage2_train.losses import CLASS_WEIGHTS, UnsupervisedLossConfig
 from stage2_train.optim import OptimConfig
-from stage2_train.rple.refine import RpleConfig
+from stage2_train.rple.ddpg import DdpgConfig
+from stage2_train.rple.reward import RewardConfig
 from stage2_train.segmentor_config import SegmentorConfig
 from stage2_train.spm import SpmConfig
 from stage2_train.text_augment import StrongTextConfig
@@ -99,6 +101,16 @@ class L2lConfig:
             raise DataError(f"l2l: tau_bg {self.tau_bg} must be below tau_fg {self.tau_fg}, both in [0,1]")
         if self.band_px < -1:
             raise DataError(f"l2l.band_px is {self.band_px}; -1 scales it, 0 turns it off")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RpleConfig:
+    """Policy learning."""
+
+    ddpg: DdpgConfig = field(default_factory=DdpgConfig)
+    """The learner."""
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    """What it maximises."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +257,8 @@ class TrainConfig:
     """Of method `mllm_blend`."""
     l2l: L2lConfig = field(default_factory=L2lConfig)
     """Of method `l2l`."""
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    """Calibration of the prior on the labelled masks, for every method that reads it."""
     spm: SpmConfig = field(default_factory=SpmConfig)
     """Fusion (eq. 4-6)."""
     rple: RpleConfig = field(default_factory=RpleConfig)

@@ -1,8 +1,9 @@
-"""Opens the prior store a run reads, and refuses one made for other data.
+"""Opens the prior store a run reads, refuses one made for other data, and calibrates it where the run asks for that.
 
 Legend: B samples, G side of the stored grid.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 import torch
 
 from shared.errors import DataError
+from shared.masks import resize_mask_nearest
 from shared.refer import ReferringDataset
 from shared.store.find import find_stores
 from shared.store.reader import PriorStore
 from shared.types import STATUS_CODES, Sample
+from stage2_train.calibration import Calibration, CalibrationConfig, fit
 from stage2_train.config import TrainConfig
 
 HAS_PRIOR = np.array([code for status, code in STATUS_CODES.items() if status.has_prior], dtype=np.uint8)
@@ -37,10 +40,62 @@ class StorePriors:
         proposal_BGG = torch.from_numpy(self.store.batch("proposal", rows))
         return proposal_BGG, torch.from_numpy(np.isin(self.store.batch("status", rows), HAS_PRIOR))
 
+    def confidence(self, sample_ids: Sequence[str]) -> torch.Tensor:
+        """The language model's confidence in its answers, f32 [B], natural log; not finite where unknown."""
+        return torch.from_numpy(self.store.batch("confidence", self.store.rows_of(sample_ids)))
+
     def holds(self, samples: Sequence[Sample]) -> bool:
         """Whether every sample has a row."""
         known = set(self.store.sample_ids)
         return all(sample.sample_id in known for sample in samples)
+
+
+class CalibratedPriors:
+    """`StorePriors` with calibrated maps; which rows have a prior stays the same."""
+
+    def __init__(self, priors: StorePriors, calibration: Calibration) -> None:
+        """Wrap."""
+        self.priors, self.calibration = priors, calibration
+
+    @property
+    def store(self) -> PriorStore:
+        """The store behind it."""
+        return self.priors.store
+
+    def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `StorePriors.read`."""
+        proposal_BGG, has_prior_B = self.priors.read(sample_ids)
+        return self.calibration.apply(proposal_BGG, self.priors.confidence(sample_ids)), has_prior_B
+
+
+def calibrate(
+    priors: StorePriors, dataset: ReferringDataset, labelled: Sequence[Sample], config: CalibrationConfig
+) -> CalibratedPriors:
+    """Calibrate on the labelled samples.
+
+    Args:
+        priors: The store.
+        dataset: Masks of `labelled`.
+        labelled: Samples with masks.
+        config: See there.
+
+    Raises:
+        DataError: No labelled sample has a prior.
+    """
+    step = max(1, math.ceil(len(labelled) / config.max_samples))
+    chosen = list(labelled)[::step]
+    proposal_BGG, has_prior_B = priors.read([sample.sample_id for sample in chosen])
+    chosen = [sample for sample, has in zip(chosen, has_prior_B.tolist(), strict=True) if has]
+    if not chosen:
+        raise DataError(
+            f"{priors.store.path}: calibration.enabled, but no labelled sample has a prior to calibrate on"
+        )
+    proposal_BGG = proposal_BGG[has_prior_B]
+    grid_hw = (proposal_BGG.shape[1], proposal_BGG.shape[2])
+    masks = [resize_mask_nearest(dataset.mask(sample), grid_hw) for sample in chosen]
+    confidence_B = priors.confidence([sample.sample_id for sample in chosen])
+    found = fit(proposal_BGG, confidence_B, torch.from_numpy(np.stack(masks)), config.ridge)
+    return CalibratedPriors(priors, found)
 
 
 def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:

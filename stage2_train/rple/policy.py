@@ -6,7 +6,9 @@ Axes: B samples, H x W pixels, S = 6 state entries, A = 2 action entries (tau_fg
     Eq. 8  a = (tau_fg, tau_bg)
     Eq. 9  label(u) = 1 if P̃†(u) >= tau_fg, 0 if P̃†(u) <= tau_bg, ignored otherwise and in a band at boundaries
 
-OURS: tau_bg <= tau_fg - `MARGIN` by construction, in the policy's output and after exploration noise.
+OURS: each threshold stays on its own side of one half, at least `MARGIN` apart, by construction, in the policy's output
+and after exploration noise. Ordering alone is not enough: nearly all pixels are background, so the reward barely feels
+the foreground, and a policy that may raise tau_bg does so until objects are taught as background.
 """
 
 import math
@@ -25,6 +27,9 @@ START_THRESHOLDS = (0.70, 0.20)
 
 MARGIN = 0.05
 """Least distance between the thresholds."""
+
+LEAST_FG, MOST_BG = 0.5 + MARGIN / 2, 0.5 - MARGIN / 2
+"""Smallest tau_fg and largest tau_bg."""
 
 PAPER_BAND_PX, PAPER_SIZE_PX = 3, 480
 """Ignored band on each side of a boundary, and the resolution it is meant for."""
@@ -58,16 +63,16 @@ class Actor(nn.Module):
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
         foreground, background = START_THRESHOLDS
-        shares = ((foreground - MARGIN) / (1.0 - MARGIN), background / (foreground - MARGIN))
+        shares = ((foreground - LEAST_FG) / (1.0 - LEAST_FG), background / MOST_BG)
         with torch.no_grad():
             last.weight.mul_(0.01)
             last.bias.copy_(torch.tensor([math.log(share / (1.0 - share)) for share in shares]))
 
     def forward(self, state_BS: Tensor) -> Tensor:
-        """Thresholds [B, 2] with MARGIN <= tau_fg <= 1 and 0 <= tau_bg <= tau_fg - MARGIN."""
+        """Thresholds [B, 2] with LEAST_FG <= tau_fg <= 1 and 0 <= tau_bg <= MOST_BG."""
         share_BA = torch.sigmoid(self.net(state_BS))
-        foreground_B = MARGIN + (1.0 - MARGIN) * share_BA[:, 0]
-        background_B = (foreground_B - MARGIN) * share_BA[:, 1]
+        foreground_B = LEAST_FG + (1.0 - LEAST_FG) * share_BA[:, 0]
+        background_B = MOST_BG * share_BA[:, 1]
         return torch.stack((foreground_B, background_B), dim=1)
 
 
@@ -85,9 +90,9 @@ class Critic(nn.Module):
 
 
 def project_action(action_BA: Tensor) -> Tensor:
-    """The nearest ordered thresholds: clip tau_fg to [MARGIN, 1], then tau_bg to [0, tau_fg - MARGIN]."""
-    foreground_B = action_BA[:, 0].clamp(MARGIN, 1.0)
-    background_B = torch.minimum(action_BA[:, 1].clamp(min=0.0), foreground_B - MARGIN)
+    """The nearest allowed thresholds: tau_fg in [LEAST_FG, 1], tau_bg in [0, MOST_BG]."""
+    foreground_B = action_BA[:, 0].clamp(LEAST_FG, 1.0)
+    background_B = action_BA[:, 1].clamp(0.0, MOST_BG)
     return torch.stack((foreground_B, background_B), dim=1)
 
 

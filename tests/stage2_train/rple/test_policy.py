@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stage2_train.rple.policy import (
+    LEAST_FG,
     MARGIN,
+    MOST_BG,
     START_THRESHOLDS,
     Actor,
     Critic,
@@ -26,13 +28,14 @@ def test_actor_starts_at_the_papers_thresholds() -> None:
     assert torch.allclose(action_BA, torch.tensor(START_THRESHOLDS).expand(50, 2), atol=0.02)
 
 
-def test_actor_is_ordered_even_when_saturated() -> None:
+def test_thresholds_keep_to_their_side_even_when_saturated() -> None:
     actor = Actor()
     for scale in (-1e3, 1e3):
         with torch.no_grad():
             actor.net[-1].bias.copy_(torch.tensor([scale, 1e3]))
         tau_fg, tau_bg = actor(torch.rand(4, 6)).unbind(dim=1)
-        assert (tau_fg <= 1).all() and (tau_bg >= 0).all() and (tau_bg < tau_fg).all()
+        assert (tau_fg <= 1).all() and (tau_fg >= LEAST_FG).all()
+        assert (tau_bg >= 0).all() and (tau_bg <= MOST_BG).all() and LEAST_FG > 0.5 > MOST_BG
 
 
 def test_networks_have_the_published_shapes() -> None:
@@ -41,14 +44,14 @@ def test_networks_have_the_published_shapes() -> None:
 
 
 @given(st.floats(-3, 3), st.floats(-3, 3))
-def test_projection_orders_any_action(tau_fg: float, tau_bg: float) -> None:
+def test_projection_allows_any_action(tau_fg: float, tau_bg: float) -> None:
     found_fg, found_bg = project_action(torch.tensor([[tau_fg, tau_bg]]))[0].tolist()
-    assert 0 <= found_bg < found_fg <= 1
+    assert 0 <= found_bg < 0.5 < found_fg <= 1
     assert found_fg - found_bg >= MARGIN - 1e-6
 
 
-def test_projection_keeps_ordered_actions() -> None:
-    action_BA = torch.tensor([[0.7, 0.2], [1.0, 0.0], [0.5, 0.45]])
+def test_projection_keeps_allowed_actions() -> None:
+    action_BA = torch.tensor([[0.7, 0.2], [1.0, 0.0], [0.55, 0.45]])
     assert torch.equal(project_action(action_BA), action_BA)
 
 
