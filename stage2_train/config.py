@@ -295,6 +295,8 @@ class TrainConfig:
             raise DataError(
                 "l2l.use_sesm needs a segmentor built with sesm; use a recipe with it or l2l.use_sesm=false"
             )
+        if self.spm.rule == "arbitrate" and not self.calibration.enabled:
+            raise DataError("spm.rule=arbitrate needs calibration.enabled=true")
         self._check_comparison()
 
     def _check_comparison(self) -> None:

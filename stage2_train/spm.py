@@ -12,6 +12,7 @@ below one half).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,8 +22,10 @@ from shared.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class SpmConfig:
-    """Coefficients of eq. 5 and 6."""
+    """How prior and prediction are fused; the coefficients are those of eq. 5 and 6."""
 
+    rule: Literal["paper", "arbitrate"] = "paper"
+    """`paper`: eq. 5 and 6; `arbitrate`: by how often each is right, see `arbitration` (needs a calibrated prior)."""
     base: float = 0.25
     """Weight of the prior where nothing is certain."""
     prior_certainty: float = 0.40
@@ -37,7 +40,9 @@ class SpmConfig:
     """Probabilities are clamped to [eps, 1 - eps] before the logit."""
 
     def __post_init__(self) -> None:
-        """Check the clamp."""
+        """Check rule and clamp."""
+        if self.rule not in ("paper", "arbitrate"):
+            raise DataError(f"spm.rule is {self.rule!r}, not paper or arbitrate")
         if not 0 < self.eps < 0.5:
             raise DataError(f"spm.eps is {self.eps}; it must be in (0, 0.5)")
 
