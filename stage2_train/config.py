@@ -195,6 +195,8 @@ class TrainConfig:
     """Folder searched for prior stores."""
     store: str = ""
     """Prior store; "" takes the one complete store under `cache_root` that was made for `data`."""
+    misplaced_priors: float = 0.0
+    """Share of the train sentences given the prior of another object of their image, to study robustness."""
     fraction: float = 0.05
     """Share of the train images that carry masks."""
     split_seed: int = 0
@@ -278,6 +280,8 @@ class TrainConfig:
             raise DataError(f"precision is {self.precision!r}, not fp32 or bf16")
         if not 0.0 < self.fraction <= 1.0:
             raise DataError(f"fraction is {self.fraction}, not in (0,1]")
+        if not 0.0 <= self.misplaced_priors <= 1.0:
+            raise DataError(f"misplaced_priors is {self.misplaced_priors}, not in [0,1]")
         if self.steps < 1 or self.batch_labelled < 1 or self.batch_unlabelled < 0 or self.accumulation < 1:
             raise DataError(
                 "steps, batch_labelled and accumulation must be at least 1, batch_unlabelled at least 0"

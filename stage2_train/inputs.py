@@ -10,7 +10,14 @@ from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
 from stage2_train.data import Split, load_data, make_split, scorable
 from stage2_train.params import count_parameters
-from stage2_train.prior_source import CalibratedPriors, StorePriors, calibrate, choose_store, open_priors
+from stage2_train.prior_source import (
+    CalibratedPriors,
+    MisplacedPriors,
+    StorePriors,
+    calibrate,
+    choose_store,
+    open_priors,
+)
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels
 
 
@@ -64,7 +71,10 @@ def open_inputs(config: TrainConfig) -> Inputs:
     priors: StorePriors | CalibratedPriors | None = None
     candidates, weak_labels = None, None
     if config.uses_prior or config.uses_candidates:
-        opened = open_priors(choose_store(config, dataset), config, dataset, dataset.samples("train"))
+        samples = dataset.samples("train")
+        opened = open_priors(choose_store(config, dataset), config, dataset, samples)
+        if config.misplaced_priors:
+            opened = MisplacedPriors(opened.store, samples, config.misplaced_priors, config.seed)
         if config.uses_prior:
             labelled = [sample for ref in split.labelled for sample in ref]
             use = config.calibration

@@ -13,6 +13,7 @@ import torch
 from shared.errors import DataError
 from shared.masks import resize_mask_nearest
 from shared.refer import ReferringDataset
+from shared.seeding import rng
 from shared.store.find import find_stores
 from shared.store.reader import PriorStore
 from shared.types import STATUS_CODES, Sample
@@ -48,6 +49,39 @@ class StorePriors:
         """Whether every sample has a row."""
         known = set(self.store.sample_ids)
         return all(sample.sample_id in known for sample in samples)
+
+
+class MisplacedPriors(StorePriors):
+    """`StorePriors` in which a share of the rows carries the answer given for another object of the same image.
+
+    For robustness studies. Which rows, and whose answer, is a function of (seed, sample id); a row whose image holds no
+    other object keeps its own. Mask, status and confidence move together, as if the model had answered so.
+    """
+
+    def __init__(self, store: PriorStore, samples: Sequence[Sample], share: float, seed: int) -> None:
+        """Decide for every one of `samples`."""
+        super().__init__(store)
+        by_image: dict[int, list[Sample]] = {}
+        for sample in samples:
+            by_image.setdefault(sample.image_id, []).append(sample)
+        self._taken_from: dict[str, str] = {}
+        for sample in samples:
+            draw = rng(seed, sample.sample_id, "misplaced prior")
+            others = [one for one in by_image[sample.image_id] if one.ann_id != sample.ann_id]
+            if draw.random() < share and others:
+                self._taken_from[sample.sample_id] = others[int(draw.integers(len(others)))].sample_id
+
+    def __len__(self) -> int:
+        """Rows that carry another object's answer."""
+        return len(self._taken_from)
+
+    def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `StorePriors.read`."""
+        return super().read([self._taken_from.get(one, one) for one in sample_ids])
+
+    def confidence(self, sample_ids: Sequence[str]) -> torch.Tensor:
+        """See `StorePriors.confidence`."""
+        return super().confidence([self._taken_from.get(one, one) for one in sample_ids])
 
 
 class CalibratedPriors:

@@ -14,7 +14,7 @@ from stage2_train.batch import Batch
 from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
 from stage2_train.loader import iterate
 from stage2_train.order import draw, group_by_ref, micro_positions
-from stage2_train.prior_source import StorePriors, choose_store, open_priors
+from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig
@@ -281,3 +281,24 @@ def _store(mini_root: Path):
     from shared.store.reader import PriorStore
 
     return PriorStore(mini_root / "stores" / "refshapes.test.zarr")
+
+
+def test_misplaced_priors_are_another_objects_of_the_same_image(mini_root: Path) -> None:
+    """All rows at a share of 1, about half at one half, none at 0; the same rows again for the same seed."""
+    samples = load_refer(mini_root / "data", "refshapes", "unc").samples("train")
+    store = StorePriors(_store(mini_root)).store
+    whole = MisplacedPriors(store, samples, 1.0, 0)
+    by_id = {sample.sample_id: sample for sample in samples}
+    objects: dict[int, set[int]] = {}
+    for sample in samples:
+        objects.setdefault(sample.image_id, set()).add(sample.ann_id)
+    assert len(whole) == sum(len(objects[sample.image_id]) > 1 for sample in samples) > 0
+    for own, other in whole._taken_from.items():
+        assert by_id[own].image_id == by_id[other].image_id and by_id[own].ann_id != by_id[other].ann_id
+    own, other = next(iter(whole._taken_from.items()))
+    plain = StorePriors(store)
+    assert torch.equal(whole.read([own])[0], plain.read([other])[0])
+    assert torch.equal(whole.confidence([own]), plain.confidence([other]))
+    half = MisplacedPriors(store, samples, 0.5, 0)
+    assert 0 < len(half) < len(whole) and len(MisplacedPriors(store, samples, 0.0, 0)) == 0
+    assert half._taken_from == MisplacedPriors(store, samples, 0.5, 0)._taken_from
