@@ -91,3 +91,11 @@ def box_to_norm(box_xyxy: np.ndarray, frame_hw: np.ndarray) -> np.ndarray:
     """
     extent_N4 = np.asarray(frame_hw, np.float64)[:, [1, 0, 1, 0]]
     return (np.asarray(box_xyxy, np.float64) / extent_N4).astype(np.float32)
+
+
+def user_turn(question: str, image: Any) -> dict[str, Any]:
+    """The user's chat message: the image, then the question, so that questions about one image share their prefix."""
+    return {
+        "role": "user",
+        "content": [{"type": "image", "image": image}, {"type": "text", "text": question}],
+    }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
-from stage1_priors.families.family import THOUSANDTHS, Family, SizeRules, positive_integers
+from stage1_priors.families.family import THOUSANDTHS, Family, SizeRules, positive_integers, user_turn
 
 QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{expression}</ref>"
 
@@ -82,15 +82,7 @@ def processed_size(height: int, width: int, rules: SizeRules) -> tuple[int, int]
 
 def messages(expression: str, image: Any) -> list[dict[str, Any]]:
     """Chat messages: the image, then the question."""
-    return [
-        {
-            "role": "user",
-            "content": [
-                {"type": "image", "image": image},
-                {"type": "text", "text": QUESTION.format(expression=expression)},
-            ],
-        },
-    ]
+    return [user_turn(QUESTION.format(expression=expression), image)]
 
 
 def answer_frame_hw(processed_hw: tuple[int, int]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from shared.errors import DataError
-from stage1_priors.families.family import PIXELS, Family, SizeRules, positive_integers
+from stage1_priors.families.family import PIXELS, Family, SizeRules, positive_integers, user_turn
 
 SYSTEM = "You are a helpful assistant."
 QUESTION = "Output the bounding box of the {expression} in the image."
@@ -111,16 +111,8 @@ def _nearest_aspect(height: int, width: int, rules: SizeRules) -> tuple[int, int
 
 def messages(expression: str, image: Any) -> list[dict[str, Any]]:
     """Chat messages: the system line, then the image, then the question (images first share their prefix)."""
-    return [
-        {"role": "system", "content": SYSTEM},
-        {
-            "role": "user",
-            "content": [
-                {"type": "image", "image": image},
-                {"type": "text", "text": QUESTION.format(expression=expression)},
-            ],
-        },
-    ]
+    question = user_turn(QUESTION.format(expression=expression), image)
+    return [{"role": "system", "content": SYSTEM}, question]
 
 
 def answer_frame_hw(processed_hw: tuple[int, int]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ disagree whether the numbers end at 999 or at 1000: 1000 is taken, which shifts 
 
 from typing import Any
 
-from stage1_priors.families.family import THOUSANDTHS, Family
+from stage1_priors.families.family import THOUSANDTHS, Family, user_turn
 from stage1_priors.families.qwen2_5_vl import num_image_tokens, processed_size, size_rules
 
 QUESTION = "Locate the {expression} in the image and output its bbox coordinates in JSON format."
@@ -15,15 +15,7 @@ QUESTION = "Locate the {expression} in the image and output its bbox coordinates
 
 def messages(expression: str, image: Any) -> list[dict[str, Any]]:
     """Chat messages: the image, then the question. The model was trained without a system line."""
-    return [
-        {
-            "role": "user",
-            "content": [
-                {"type": "image", "image": image},
-                {"type": "text", "text": QUESTION.format(expression=expression)},
-            ],
-        },
-    ]
+    return [user_turn(QUESTION.format(expression=expression), image)]
 
 
 def answer_frame_hw(processed_hw: tuple[int, int]) -> tuple[int, int]:

@@ -9,10 +9,7 @@ run continues from `OUT.training/checkpoint.pt` when the same command is given a
 Left out on purpose: any mask, any picture of RefShapes, any GPU.
 """
 
-import argparse
 import dataclasses
-import json
-import math
 import os
 import shutil
 import socket
@@ -28,6 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGenera
 
 from shared.errors import DataError
 from shared.muon import Muon, MuonConfig, split_parameters
+from shared.retraining import parse_arguments, training_folder
 from shared.seeding import seed_of
 from stage1_priors.tiny import WEIGHTS_DIR
 from stage1_priors.tiny.data import ask, collate
@@ -215,13 +213,7 @@ def train(config: TrainConfig, out: Path) -> Score:
     Raises:
         DataError: A checkpoint of another recipe lies in the way.
     """
-    folder = out.with_name(out.name + ".training")
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = json.loads(json.dumps(dataclasses.asdict(config)))
-    recipe_path = folder / "recipe.json"
-    if recipe_path.exists() and json.loads(recipe_path.read_text(encoding="utf-8")) != recipe:
-        raise DataError(f"{folder} holds a run of another recipe; remove it or choose another --out")
-    recipe_path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    folder, recipe = training_folder(config, out)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if config.num_ranks == 1:
         run_rank(0, config, folder, 0)
@@ -254,15 +246,9 @@ def _free_port() -> int:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Train the embedded Qwen2.5-VL on drawn scenes.")
-    parser.add_argument(
-        "--minutes", type=float, default=None, help="anneal over this much time, not over steps"
+    arguments = parse_arguments(
+        "Train the embedded Qwen2.5-VL on drawn scenes.", TrainConfig.num_steps, WEIGHTS_DIR
     )
-    parser.add_argument("--steps", type=int, default=TrainConfig.num_steps, help="optimizer steps")
-    parser.add_argument("--out", type=Path, default=WEIGHTS_DIR, help="folder to write")
-    arguments = parser.parse_args()
-    if arguments.minutes is not None and not math.isfinite(arguments.minutes):
-        parser.error("--minutes must be finite")
     train(TrainConfig(minutes=arguments.minutes, num_steps=arguments.steps), arguments.out)
 
 

@@ -12,10 +12,8 @@ others (the best of them, as SAM does). Left out on purpose: point and mask prom
 (there always is one), any picture of RefShapes.
 """
 
-import argparse
 import dataclasses
 import json
-import math
 import os
 import shutil
 import time
@@ -29,6 +27,7 @@ from transformers import Sam2Model
 
 from shared.errors import DataError
 from shared.muon import Muon, MuonConfig, split_parameters
+from shared.retraining import parse_arguments, training_folder
 from shared.seeding import seed_of
 from stage1_priors.tiny_sam import WEIGHTS_DIR
 from stage1_priors.tiny_sam.data import collate, draw_boxed, draw_boxes_alone
@@ -174,13 +173,7 @@ def train(config: TrainConfig, out: Path) -> Score:
     Raises:
         DataError: A checkpoint of another recipe lies in the way.
     """
-    folder = out.with_name(out.name + ".training")
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe = json.loads(json.dumps(dataclasses.asdict(config)))
-    recipe_path = folder / "recipe.json"
-    if recipe_path.exists() and json.loads(recipe_path.read_text(encoding="utf-8")) != recipe:
-        raise DataError(f"{folder} holds a run of another recipe; remove it or choose another --out")
-    recipe_path.write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    folder, recipe = training_folder(config, out)
     torch.set_num_threads(1)
     trainer = Trainer(config, folder)
     run(trainer)
@@ -205,15 +198,9 @@ def train(config: TrainConfig, out: Path) -> Score:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description="Train the embedded Sam2Model on drawn scenes.")
-    parser.add_argument(
-        "--minutes", type=float, default=None, help="anneal over this much time, not over steps"
+    arguments = parse_arguments(
+        "Train the embedded Sam2Model on drawn scenes.", TrainConfig.num_steps, WEIGHTS_DIR
     )
-    parser.add_argument("--steps", type=int, default=TrainConfig.num_steps, help="optimizer steps")
-    parser.add_argument("--out", type=Path, default=WEIGHTS_DIR, help="folder to write")
-    arguments = parser.parse_args()
-    if arguments.minutes is not None and not math.isfinite(arguments.minutes):
-        parser.error("--minutes must be finite")
     train(TrainConfig(minutes=arguments.minutes, num_steps=arguments.steps), arguments.out)
 
 
