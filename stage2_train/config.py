@@ -10,7 +10,6 @@ from typing import Literal
 
 from shared.config import DataConfig
 from shared.errors import DataError
-from stage2_train.calibration import CalibrationConfig
 from stage2_train.comparison_config import (
     AugsegConfig,
     BlendConfig,
@@ -259,8 +258,6 @@ class TrainConfig:
     """Of method `mllm_blend`."""
     l2l: L2lConfig = field(default_factory=L2lConfig)
     """Of method `l2l`."""
-    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
-    """Calibration of the prior on the labelled masks, for every method that reads it."""
     spm: SpmConfig = field(default_factory=SpmConfig)
     """Fusion (eq. 4-6)."""
     rple: RpleConfig = field(default_factory=RpleConfig)
@@ -299,8 +296,6 @@ class TrainConfig:
             raise DataError(
                 "l2l.use_sesm needs a segmentor built with sesm; use a recipe with it or l2l.use_sesm=false"
             )
-        if self.spm.rule == "arbitrate" and not self.calibration.enabled:
-            raise DataError("spm.rule=arbitrate needs calibration.enabled=true")
         self._check_comparison()
 
     def _check_comparison(self) -> None:

@@ -10,14 +10,7 @@ from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
 from stage2_train.data import Split, load_data, make_split, scorable
 from stage2_train.params import count_parameters
-from stage2_train.prior_source import (
-    CalibratedPriors,
-    MisplacedPriors,
-    StorePriors,
-    calibrate,
-    choose_store,
-    open_priors,
-)
+from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels
 
 
@@ -29,7 +22,7 @@ class Inputs:
     """The data set."""
     split: Split
     """Its labelled and unlabelled part."""
-    priors: StorePriors | CalibratedPriors | None
+    priors: StorePriors | None
     """The prior store, where the method needs one."""
     candidates: StoreCandidates | None = None
     """Candidate masks out of the prior store, where the method needs them."""
@@ -43,11 +36,6 @@ class Inputs:
         if reader is None:
             return None
         return {"path": str(reader.store.path), "fingerprint": reader.store.fingerprint}
-
-    @property
-    def calibration(self) -> dict[str, float] | None:
-        """What the calibration of the prior found, where there is one."""
-        return self.priors.calibration.to_dict() if isinstance(self.priors, CalibratedPriors) else None
 
 
 def open_inputs(config: TrainConfig) -> Inputs:
@@ -68,17 +56,13 @@ def open_inputs(config: TrainConfig) -> Inputs:
         )
     if config.eval_every:
         scorable(dataset, config.val_split)
-    priors: StorePriors | CalibratedPriors | None = None
-    candidates, weak_labels = None, None
+    priors, candidates, weak_labels = None, None, None
     if config.uses_prior or config.uses_candidates:
         samples = dataset.samples("train")
         opened = open_priors(choose_store(config, dataset), config, dataset, samples)
         if config.misplaced_priors:
             opened = MisplacedPriors(opened.store, samples, config.misplaced_priors, config.seed)
-        if config.uses_prior:
-            labelled = [sample for ref in split.labelled for sample in ref]
-            use = config.calibration
-            priors = calibrate(opened, dataset, labelled, use) if use.enabled else opened
+        priors = opened if config.uses_prior else None
         candidates = StoreCandidates(opened.store, config.semires) if config.uses_candidates else None
     if config.weak_label:
         samples = [sample for ref in split.unlabelled for sample in ref]
@@ -95,7 +79,6 @@ def describe(config: TrainConfig) -> str:
         json.dumps(config_to_dict(config), indent=1),
         f"labelled split: {json.dumps(summary)}",
         f"store: {json.dumps(inputs.store)}",
-        *([f"calibration: {json.dumps(inputs.calibration)}"] if inputs.calibration else []),
         f"parameters: {json.dumps(count_parameters(config.segmentor))}",
         f"steps: {config.steps} of {config.batch_labelled} labelled + "
         f"{config.batch_unlabelled if config.uses_unlabelled else 0} unlabelled samples",

@@ -1,9 +1,8 @@
-"""Opens the prior store a run reads, refuses one made for other data, and calibrates it where the run asks for that.
+"""Opens the prior store a run reads, and refuses one made for other data.
 
 Legend: B samples, G side of the stored grid.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,13 +10,11 @@ import numpy as np
 import torch
 
 from shared.errors import DataError
-from shared.masks import resize_mask_nearest
 from shared.refer import ReferringDataset
 from shared.seeding import rng
 from shared.store.find import find_stores
 from shared.store.reader import PriorStore
 from shared.types import STATUS_CODES, Sample
-from stage2_train.calibration import Calibration, CalibrationConfig, fit
 from stage2_train.config import TrainConfig
 
 HAS_PRIOR = np.array([code for status, code in STATUS_CODES.items() if status.has_prior], dtype=np.uint8)
@@ -41,10 +38,6 @@ class StorePriors:
         proposal_BGG = torch.from_numpy(self.store.batch("proposal", rows))
         return proposal_BGG, torch.from_numpy(np.isin(self.store.batch("status", rows), HAS_PRIOR))
 
-    def confidence(self, sample_ids: Sequence[str]) -> torch.Tensor:
-        """The language model's confidence in its answers, f32 [B], natural log; not finite where unknown."""
-        return torch.from_numpy(self.store.batch("confidence", self.store.rows_of(sample_ids)))
-
     def holds(self, samples: Sequence[Sample]) -> bool:
         """Whether every sample has a row."""
         known = set(self.store.sample_ids)
@@ -55,7 +48,7 @@ class MisplacedPriors(StorePriors):
     """`StorePriors` in which a share of the rows carries the answer given for another object of the same image.
 
     For robustness studies. Which rows, and whose answer, is a function of (seed, sample id); a row whose image holds no
-    other object keeps its own. Mask, status and confidence move together, as if the model had answered so.
+    other object keeps its own. Mask and status move together, as if the model had answered so.
     """
 
     def __init__(self, store: PriorStore, samples: Sequence[Sample], share: float, seed: int) -> None:
@@ -78,58 +71,6 @@ class MisplacedPriors(StorePriors):
     def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """See `StorePriors.read`."""
         return super().read([self._taken_from.get(one, one) for one in sample_ids])
-
-    def confidence(self, sample_ids: Sequence[str]) -> torch.Tensor:
-        """See `StorePriors.confidence`."""
-        return super().confidence([self._taken_from.get(one, one) for one in sample_ids])
-
-
-class CalibratedPriors:
-    """`StorePriors` with calibrated maps; which rows have a prior stays the same."""
-
-    def __init__(self, priors: StorePriors, calibration: Calibration) -> None:
-        """Wrap."""
-        self.priors, self.calibration = priors, calibration
-
-    @property
-    def store(self) -> PriorStore:
-        """The store behind it."""
-        return self.priors.store
-
-    def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `StorePriors.read`."""
-        proposal_BGG, has_prior_B = self.priors.read(sample_ids)
-        return self.calibration.apply(proposal_BGG, self.priors.confidence(sample_ids)), has_prior_B
-
-
-def calibrate(
-    priors: StorePriors, dataset: ReferringDataset, labelled: Sequence[Sample], config: CalibrationConfig
-) -> CalibratedPriors:
-    """Calibrate on the labelled samples.
-
-    Args:
-        priors: The store.
-        dataset: Masks of `labelled`.
-        labelled: Samples with masks.
-        config: See there.
-
-    Raises:
-        DataError: No labelled sample has a prior.
-    """
-    step = max(1, math.ceil(len(labelled) / config.max_samples))
-    chosen = list(labelled)[::step]
-    proposal_BGG, has_prior_B = priors.read([sample.sample_id for sample in chosen])
-    chosen = [sample for sample, has in zip(chosen, has_prior_B.tolist(), strict=True) if has]
-    if not chosen:
-        raise DataError(
-            f"{priors.store.path}: calibration.enabled, but no labelled sample has a prior to calibrate on"
-        )
-    proposal_BGG = proposal_BGG[has_prior_B]
-    grid_hw = (proposal_BGG.shape[1], proposal_BGG.shape[2])
-    masks = [resize_mask_nearest(dataset.mask(sample), grid_hw) for sample in chosen]
-    confidence_B = priors.confidence([sample.sample_id for sample in chosen])
-    found = fit(proposal_BGG, confidence_B, torch.from_numpy(np.stack(masks)), config.ridge)
-    return CalibratedPriors(priors, found)
 
 
 def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:

@@ -12,7 +12,6 @@ below one half).
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +21,8 @@ from shared.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class SpmConfig:
-    """How prior and prediction are fused; the coefficients are those of eq. 5 and 6."""
+    """Coefficients of eq. 5 and 6."""
 
-    rule: Literal["paper", "arbitrate"] = "paper"
-    """`paper`: eq. 5 and 6; `arbitrate`: by how often each is right, see `arbitration` (needs a calibrated prior)."""
     base: float = 0.25
     """Weight of the prior where nothing is certain."""
     prior_certainty: float = 0.40
@@ -40,9 +37,7 @@ class SpmConfig:
     """Probabilities are clamped to [eps, 1 - eps] before the logit."""
 
     def __post_init__(self) -> None:
-        """Check rule and clamp."""
-        if self.rule not in ("paper", "arbitrate"):
-            raise DataError(f"spm.rule is {self.rule!r}, not paper or arbitrate")
+        """Check the clamp."""
         if not 0 < self.eps < 0.5:
             raise DataError(f"spm.eps is {self.eps}; it must be in (0, 0.5)")
 

@@ -96,8 +96,6 @@ def train(
         out.mkdir(parents=True, exist_ok=True)
         split = {"fraction": config.fraction, "seed": config.split_seed, **inputs.split.summary()}
         write_json(out / "split.json", split)
-        if inputs.calibration:
-            write_json(out / "calibration.json", inputs.calibration)
         write_json(out / "config.json", record)
     run = _Run(config, out, accelerator, inputs, quiet)
     return run.to_the_end()

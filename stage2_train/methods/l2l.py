@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stage2_train.arbitration import Arbiter
 from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
 from stage2_train.config import TrainConfig
 from stage2_train.methods.base import (
@@ -46,7 +45,6 @@ class L2l(Method):
         own = config.l2l
         self.band_px = band_px(config.size_hw[0]) if own.band_px < 0 else own.band_px
         self.agent = Agent(config.rple.ddpg, config.seed) if own.use_rple else None
-        self.arbiter = Arbiter() if own.use_spm and config.spm.rule == "arbitrate" else None
         self._transitions: list[Tensor] = []
 
     def loss(self, networks: Networks, batch: Batch) -> StepOutput:
@@ -93,18 +91,12 @@ class L2l(Method):
         return both_B1HW[:num], both_B1HW[num:]
 
     def _target(self, part: LabelledPart | UnlabelledPart, weak_B1HW: Tensor) -> tuple[Tensor, Tensor]:
-        """P̃† and the mean lam in it (0 by another rule); Pw and 0 without SPM or without a proposal."""
+        """P̃† and the mean weight of the prior in it; Pw and 0 without SPM or without a proposal."""
         if not self.config.l2l.use_spm:
             return weak_B1HW, weak_B1HW.new_zeros(())
         assert part.has_prior_B is not None
+        fused_B1HW, lam_B1HW = fuse(known_prior(part, weak_B1HW), weak_B1HW, self.config.spm)
         has_B111 = part.has_prior_B[:, None, None, None]
-        prior_B1HW = known_prior(part, weak_B1HW)
-        if self.arbiter is not None:
-            if isinstance(part, UnlabelledPart):
-                self.arbiter.observe(prior_B1HW, weak_B1HW, part.has_prior_B)
-            fused_B1HW = self.arbiter.fuse(prior_B1HW, weak_B1HW, self.config.spm.eps)
-            return torch.where(has_B111, fused_B1HW, weak_B1HW), weak_B1HW.new_zeros(())
-        fused_B1HW, lam_B1HW = fuse(prior_B1HW, weak_B1HW, self.config.spm)
         return torch.where(has_B111, fused_B1HW, weak_B1HW), (lam_B1HW * has_B111).mean()
 
     def _field(
@@ -152,25 +144,22 @@ class L2l(Method):
         return label_BHW, extra
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """One policy update, and the arbiter's, on the global mini-batch."""
-        figures = self.arbiter.finish_step(gather) if self.arbiter is not None else {}
+        """One policy update on the global mini-batch's transitions."""
         if self.agent is None:
-            return figures
+            return {}
         rows = torch.cat([gather(block) for block in self._transitions])
         self._transitions.clear()
         self.agent.observe(*_columns(rows))
-        return figures | {f"policy_{name}": value for name, value in self.agent.update().items()}
+        return {f"policy_{name}": value for name, value in self.agent.update().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The policy with its replay buffer and generators, and the arbiter's sums."""
-        parts = {"agent": self.agent, "arbiter": self.arbiter}
-        return {name: part.state_dict() for name, part in parts.items() if part is not None}
+        """The policy with its replay buffer and generators."""
+        return {} if self.agent is None else self.agent.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo `state_dict`."""
-        for name, part in (("agent", self.agent), ("arbiter", self.arbiter)):
-            if part is not None:
-                part.load_state_dict(state[name])
+        if self.agent is not None:
+            self.agent.load_state_dict(state)
 
 
 def _columns(rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

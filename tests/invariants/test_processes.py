@@ -63,9 +63,7 @@ def test_two_processes_train_and_evaluate_as_one(mini_root: Path, tmp_path: Path
     for name in weights[0]:
         if not name.endswith("bias"):
             assert torch.allclose(weights[0][name], weights[1][name], atol=TOLERANCE), name
-    policies = [
-        load_object(list_checkpoints(run / "checkpoints")[-1], "method")["agent"] for run in (one, two)
-    ]
+    policies = [load_object(list_checkpoints(run / "checkpoints")[-1], "method") for run in (one, two)]
     assert policies[0]["replay_seen"] == policies[1]["replay_seen"] == 16
     assert torch.allclose(policies[0]["replay_rows"], policies[1]["replay_rows"], atol=TOLERANCE)
 

@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from stage2_train.arbitration import Arbiter
 from stage2_train.batch import Batch
-from stage2_train.calibration import CalibrationConfig
 from stage2_train.config import L2lConfig, SampleLossConfig, TrainConfig
 from stage2_train.losses import IGNORE
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
-from stage2_train.spm import SpmConfig, fuse
+from stage2_train.spm import fuse
 from stage2_train.text_augment import StrongTextConfig
 from tests.stage2_train.miniature import mini_config, plain_config
 
@@ -224,7 +222,7 @@ def test_policy_state_travels(mini_root: Path, read_batch: ReadBatch, make_model
         torch.manual_seed(5)
         method.loss(networks, read_batch(config, 1))
         method.finish_step(lambda rows: rows)
-    a, b = one.state_dict()["agent"], two.state_dict()["agent"]
+    a, b = one.state_dict(), two.state_dict()
     assert torch.equal(a["replay_rows"], b["replay_rows"]) and torch.equal(a["thresholds"], b["thresholds"])
     assert all(torch.equal(a["actor"][k], b["actor"][k]) for k in a["actor"])
 
@@ -278,21 +276,3 @@ def test_strong_text_is_one_of_the_candidates(
         assert any(torch.equal(row, candidate) for candidate in candidates)
     ids, _, share = Networks(make_model(config)).strong_text(part, 1.0)
     assert share <= 1
-
-
-def test_the_arbiters_target_and_state(mini_root: Path, read_batch: ReadBatch, make_model: MakeModel) -> None:
-    """The target is the arbiter's, and its state travels."""
-    config = mini_config(
-        mini_root, spm=SpmConfig(rule="arbitrate"), calibration=CalibrationConfig(enabled=True)
-    )
-    one, other = METHODS["l2l"](config), METHODS["l2l"](config)
-    batch = read_batch(config)
-    pseudo = one.loss(Networks(make_model(config)), batch).pseudo
-    assert pseudo is not None and batch.unlabelled is not None
-    has = batch.unlabelled.has_prior_B
-    expected = Arbiter().fuse(batch.unlabelled.prior_B1HW, pseudo.weak_B1HW, config.spm.eps)
-    assert torch.allclose(pseudo.target_B1HW[has], expected[has])
-    assert "weak_reliability" in one.finish_step(lambda rows: rows)
-    other.load_state_dict(one.state_dict())
-    assert torch.equal(one.arbiter.sums_4, other.arbiter.sums_4)
-    assert not torch.equal(one.arbiter.sums_4, Arbiter().sums_4)
