@@ -172,6 +172,8 @@ class RuntimeConfig:
     """Steps between lines of `metrics.jsonl`; each line describes its own step."""
     tensorboard: bool = True
     """Whether the log is also written for TensorBoard."""
+    tracker: Literal["", "wandb", "mlflow"] = ""
+    """Also tell Weights & Biases or MLflow, set up by their own environment variables; "" neither."""
     log_with_hidden_masks: bool = True
     """Compare pseudo-labels with the masks held back from the unlabelled samples, for the log only."""
 
@@ -180,6 +182,8 @@ class RuntimeConfig:
         for name in ("workers", "prefetch", "cache_mib", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise DataError(f"runtime.{name} is {getattr(self, name)}, below 0")
+        if self.tracker not in ("", "wandb", "mlflow"):
+            raise DataError(f"runtime.tracker is {self.tracker!r}, not wandb or mlflow")
         if self.log_every < 1 or self.keep_checkpoints < 1:
             raise DataError("runtime.log_every and runtime.keep_checkpoints must be at least 1")
 

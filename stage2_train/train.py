@@ -47,6 +47,7 @@ from stage2_train.run_files import export_model, read_json, require_same_run, ru
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.step import StepResult, mean_over_processes, train_step
 from stage2_train.text import Tokenizer
+from stage2_train.tracking import require_installed, tracked
 
 RESUBMIT_EXIT_CODE = 75
 """Exit status of an interrupted run that wants to be started again (Slurm: `RequeueExit=75`)."""
@@ -103,7 +104,8 @@ def train(
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     """Processes and device; refuses a launcher that started fewer processes than it was asked for."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    require_installed(config.runtime.tracker)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=config.runtime.tracker or None)
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise DataError(
@@ -303,8 +305,16 @@ class _Run:
         if not self.accelerator.is_main_process:
             yield lambda kind, step, figures: None
             return
-        with RunLog(self.out, tensorboard=self.config.runtime.tensorboard, resume_step=first) as log:
-            yield lambda kind, step, figures: log.log(step, kind, **figures)
+        with (
+            RunLog(self.out, tensorboard=self.config.runtime.tensorboard, resume_step=first) as log,
+            tracked(self.accelerator, self.config, self.out) as tell,
+        ):
+
+            def write(kind: str, step: int, figures: dict[str, float]) -> None:
+                log.log(step, kind, **figures)
+                tell(step, kind, figures)
+
+            yield write
 
 
 @contextmanager
