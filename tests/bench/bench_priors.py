@@ -53,7 +53,8 @@ PLAN_PAIRS = 320_000
 def draw(root: Path, num_pairs: int) -> Path:
     """A drawn data set with about that many pairs in its train split; drawn once."""
     folder = root / f"data-{num_pairs}"
-    write_refshapes(folder, num_train_images=max(1, round(num_pairs / PAIRS_PER_IMAGE)), progress=False)
+    if not folder.exists():
+        write_refshapes(folder, num_train_images=max(1, round(num_pairs / PAIRS_PER_IMAGE)), progress=False)
     return folder
 
 
