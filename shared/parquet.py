@@ -95,8 +95,7 @@ def read_rows(files: list[Path], columns: Mapping[str, str], quiet: bool) -> Ite
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{source_of(files)}: not Parquet: {error}") from error
     total = sum(table.metadata.num_rows for _, table in opened)
-    for row in progress(_rows(opened, columns), total, "importing", quiet, unit="row"):
-        yield row
+    yield from progress(_rows(opened, columns), total, "importing", quiet, unit="row")
 
 
 def source_of(files: list[Path]) -> str:
@@ -208,7 +207,10 @@ def _mask(value: Any, root: Path, where: str) -> Any:
         return _written_image(value, root, "masks", where)
     if isinstance(value, dict) and {"size", "counts"} <= value.keys():
         counts = value["counts"]
-        return {"size": value["size"], "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts}
+        return {
+            "size": value["size"],
+            "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+        }
     if isinstance(value, list):
         return [value] if value and all(isinstance(number, int | float) for number in value) else value
     raise DataError(f"{where}: mask is {short(value)}, neither an image nor polygons nor an RLE")

@@ -28,7 +28,7 @@ from shared.image_pack import ImageStore
 from shared.images import scales_down
 from shared.layout import Layout
 from shared.masks import decode_segmentation, rle_box_xyxy_px, segmentation_rle
-from shared.refer_layout import read_layout
+from shared.refer_layout import collector_paused, read_layout
 from shared.types import Sample
 
 SPLIT_ORDER = ("train", "val", "testA", "testB", "test")
@@ -269,7 +269,8 @@ def open_layout(layout: Layout) -> ReferDataset:
         raise DataError(blocking[0].line + more)
     if not any(ref.sentences for ref in layout.refs):
         raise DataError(f"{layout.refs_path}: holds no expression")
-    return ReferDataset(layout)
+    with collector_paused():
+        return ReferDataset(layout)
 
 
 def ordered_splits(names: Collection[str]) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
     python tests/bench/bench_priors.py [--part engine --part plan ...] [--pairs 2000] [--repeats 3] [--dir FOLDER]
 
-Everything runs the recipe `embedded` on a drawn data set: the real engine, the shipped models. Repeats alternate between
-contenders, since rates of a shared machine move; medians are shown, with the range. `--set` changes the recipe.
+Everything runs the recipe `embedded` on a drawn data set: the real engine, the shipped models. Repeats alternate
+between contenders, since rates of a shared machine move; medians are shown, with the range. `--set` changes the recipe.
 
 - engine   pairs/s of a run over those of vLLM given the same prompts in one call; the engine's start is excluded
 - loop     pairs/s of a run over those of one pair at a time with Transformers (`one_at_a_time.py`)
@@ -155,7 +155,9 @@ def bench_engine(work: Path, args: argparse.Namespace) -> list[Figure]:
     return [
         figure("run with SAM 2", sam, "pairs/s", note=note),
         figure("bare engine, same prompts", bare, "pairs/s", note=note),
-        figure("run with SAM 2 over bare engine", over, "x", ">= 0.95", "SAM 2 shares the CPU with the engine"),
+        figure(
+            "run with SAM 2 over bare engine", over, "x", ">= 0.95", "SAM 2 shares the CPU with the engine"
+        ),
         figure("run with soft boxes over bare engine", over_box, "x", ">= 0.95", note),
     ]
 

@@ -143,7 +143,8 @@ def test_a_large_jpeg_decoded_smaller_gives_nearly_the_same_small_image(
     assert smaller.size == (scaled_hw[::-1] if orientation == 1 else scaled_hw)
     assert smaller.width >= 2 * wanted_hw[1] and smaller.height >= 2 * wanted_hw[0]
     shrunk = [
-        np.asarray(image.resize(wanted_hw[::-1], Image.Resampling.BILINEAR), int) for image in (whole, smaller)
+        np.asarray(image.resize(wanted_hw[::-1], Image.Resampling.BILINEAR), int)
+        for image in (whole, smaller)
     ]
     difference = np.abs(shrunk[0] - shrunk[1])
     assert difference.mean() < 1 and np.quantile(difference, 0.99) <= 4

@@ -89,7 +89,9 @@ def test_what_cannot_be_used_is_named_and_no_file_is_made(tmp_path, values, mess
 
 
 def test_columns_are_mapped_and_missing_ones_are_named():
-    assert chosen_columns(["sentence", "image", "bbox", "id"], {"expression": "sentence", "box": "bbox"}, "a") == {
+    assert chosen_columns(
+        ["sentence", "image", "bbox", "id"], {"expression": "sentence", "box": "bbox"}, "a"
+    ) == {
         "image": "image",
         "expression": "sentence",
         "box": "bbox",
