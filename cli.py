@@ -96,6 +96,33 @@ def data_init(
     _show(write_example(out, images), as_json, _text_of_mapping)
 
 
+@data_app.command("import")
+def data_import(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A .parquet file, or a folder of them.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .jsonl file to make; images go beside it.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option("--column", metavar="NAME=COLUMN", help="A column of another name; may be repeated."),
+    ] = None,
+    corners: Annotated[
+        bool, typer.Option("--corners", help="Boxes are x0, y0, x1, y1 instead of x, y, width, height.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a Parquet export of Hugging Face `datasets` into your own data: a JSONL file and images."""
+    from shared.parquet import import_parquet
+
+    columns = {}
+    for one in column or []:
+        name, separator, value = one.partition("=")
+        if not separator or not value:
+            raise DataError(f"--column is {one!r}, expected NAME=COLUMN")
+        columns[name] = value
+    with _only_answers_on_stdout():
+        answer = import_parquet(source, out, columns=columns, corners=corners, quiet=as_json)
+    _show(answer, as_json, _text_of_mapping)
+
+
 @data_app.command("check")
 def data_check(root: Root, dataset: Dataset = "", split_by: SplitBy = "", as_json: Json = False) -> None:
     """Look for every fault in a data set; exit status 1 if there is one."""

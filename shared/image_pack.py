@@ -14,6 +14,7 @@ appended to a flat file with an index beside it, and turned into HDF5, which a k
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,17 +63,22 @@ class ImagePack:
         import h5py  # only where there is a pack
 
         try:
-            file = h5py.File(self.path, "r")
-            names = json.loads(file["name"][:].tobytes())
-            self._offset_N, self._digest_N16 = file["offset"][:], file["digest"][:]
-            if not len(names) + 1 == len(self._offset_N) == len(self._digest_N16) + 1:
-                raise ValueError("its parts do not fit together")
-            if self._offset_N[-1] != len(file["data"]):
-                raise ValueError("it ends early")
+            with h5py.File(self.path, "r") as file:
+                names = json.loads(file["name"][:].tobytes())
+                self._offset_N, self._digest_N16 = file["offset"][:], file["digest"][:]
+                if not len(names) + 1 == len(self._offset_N) == len(self._digest_N16) + 1:
+                    raise ValueError("its parts do not fit together")
+                if self._offset_N[-1] != len(file["data"]):
+                    raise ValueError("it ends early")
+                start = file["data"].id.get_offset()
+                if start is None and len(file["data"]):
+                    raise ValueError("its images are not one after the other")
+            opened = self.path.open("rb", buffering=0)
         except (OSError, KeyError, ValueError) as error:
             raise DataError(f"{self.path}: not a whole image pack: {error}; build it again") from error
         self._rows = {name: row for row, name in enumerate(names)}
-        self._file, self._process = file, os.getpid()
+        weakref.finalize(self, opened.close)
+        self._start, self._file, self._process = start or 0, opened, os.getpid()
 
     @property
     def names(self) -> list[str]:
@@ -92,14 +98,15 @@ class ImagePack:
         return int(self._offset_N[row + 1] - self._offset_N[row]), self._digest_N16[row].tobytes()
 
     def read(self, name: str) -> bytes:
-        """An image file's bytes.
+        """An image file's bytes, straight from where HDF5 has put them: its own road takes ten times as long.
 
         Raises:
             DataError: The pack is damaged there.
         """
         self._open()
         row = self._rows[name]
-        data = self._file["data"][self._offset_N[row] : self._offset_N[row + 1]].tobytes()
+        first, stop = int(self._offset_N[row]), int(self._offset_N[row + 1])
+        data = os.pread(self._file.fileno(), stop - first, self._start + first)
         if digest_of(data) != self._digest_N16[row].tobytes():
             raise DataError(f"{self.path}: image {name} is damaged; build the pack again")
         return data
@@ -122,11 +129,14 @@ class ImageStore:
         """Where an image is read from, for messages; raises DataError if it is nowhere."""
         return f"{self.pack.path}: {name}" if self.pack and name in self.pack else str(self.path(name))
 
-    def read(self, name: str) -> Image.Image:
-        """The image, upright and RGB; raises DataError if it is nowhere or cannot be decoded."""
+    def read(self, name: str, at_least_hw: tuple[int, int] | None = None) -> Image.Image:
+        """The image, upright and RGB; raises DataError if it is nowhere or cannot be decoded.
+
+        `at_least_hw` as of `shared.images.read_image`.
+        """
         if self.pack and name in self.pack:
-            return read_image(self.place(name), self.pack.read(name))
-        return read_image(self.path(name))
+            return read_image(self.place(name), self.pack.read(name), at_least_hw=at_least_hw)
+        return read_image(self.path(name), at_least_hw=at_least_hw)
 
     def size_hw(self, name: str) -> tuple[int, int]:
         """Height and width of the upright image from its head; raises as `read`."""

@@ -25,9 +25,10 @@ from PIL import Image
 
 from shared.errors import DataError
 from shared.image_pack import ImageStore
+from shared.images import scales_down
 from shared.layout import Layout
 from shared.masks import decode_segmentation, rle_box_xyxy_px, segmentation_rle
-from shared.refer_layout import read_layout
+from shared.refer_layout import collector_paused, read_layout
 from shared.types import Sample
 
 SPLIT_ORDER = ("train", "val", "testA", "testB", "test")
@@ -49,8 +50,8 @@ class ReferringDataset(Protocol):
     def samples(self, split: str | None = None) -> list[Sample]:
         """Samples of one split, or all, in the data set's own order."""
 
-    def image(self, sample: Sample) -> Image.Image:
-        """The original image as RGB, `sample.width` x `sample.height`."""
+    def image(self, sample: Sample, at_least_hw: tuple[int, int] | None = None) -> Image.Image:
+        """The original image as RGB, `sample.width` x `sample.height`; smaller by choice (see `ReferDataset`)."""
 
     def has_mask(self, sample: Sample) -> bool:
         """Whether somebody has drawn a mask for it; says nothing about whether this reader may see it."""
@@ -152,17 +153,27 @@ class ReferDataset:
         except DataError:
             return None
 
-    def image(self, sample: Sample) -> Image.Image:
+    def image(self, sample: Sample, at_least_hw: tuple[int, int] | None = None) -> Image.Image:
         """The original image as RGB, turned upright where its EXIF data say so.
+
+        Args:
+            sample: Names the image.
+            at_least_hw: Height and width to which the caller will shrink it: a large JPEG is then decoded at a reduced
+                scale (see `shared.images.read_image`).
 
         Raises:
             DataError: The file is missing, cannot be decoded to the end, or is not of the annotated size.
         """
-        image = self._images.read(sample.file_name)
-        if image.size != (sample.width, sample.height):
-            place = self._images.place(sample.file_name)
+        name = sample.file_name
+        if at_least_hw is not None and scales_down((sample.height, sample.width), at_least_hw):
+            image = self._images.read(name, at_least_hw)
+            height, width = self._images.size_hw(name)
+        else:
+            image = self._images.read(name)
+            height, width = image.height, image.width
+        if (height, width) != (sample.height, sample.width):
             raise DataError(
-                f"{place}: image {sample.image_id}: width x height {image.width} x {image.height}, "
+                f"{self._images.place(name)}: image {sample.image_id}: width x height {width} x {height}, "
                 f"but {self._instances_path} says {sample.width} x {sample.height}"
             )
         return image
@@ -258,7 +269,8 @@ def open_layout(layout: Layout) -> ReferDataset:
         raise DataError(blocking[0].line + more)
     if not any(ref.sentences for ref in layout.refs):
         raise DataError(f"{layout.refs_path}: holds no expression")
-    return ReferDataset(layout)
+    with collector_paused():
+        return ReferDataset(layout)
 
 
 def ordered_splits(names: Collection[str]) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
     refs_bytes = read_bytes(refs_path, _hint(folder, split_by))
     instances_bytes = read_bytes(instances_path)
     problems: list[Problem] = []
-    with _collector_paused():
+    with collector_paused():
         general = refs_path == general_path
         refs_rows = _parse_json(refs_bytes, refs_path) if general else loads_plain(refs_bytes, str(refs_path))
         if not isinstance(refs_rows, list):
@@ -80,7 +80,7 @@ def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Pause the cyclic collector: it walks the millions of new containers again and again and finds no cycle."""
     enabled = gc.isenabled()
     gc.disable()

@@ -139,7 +139,8 @@ class ResizedReader:
         """u8 [H,W,3]."""
         found = self._images.get(sample.file_name)
         if found is None:
-            found = resize_image(self.dataset.image(sample), self.height, self.width)
+            size_hw = (self.height, self.width)
+            found = resize_image(self.dataset.image(sample, size_hw), *size_hw)
             if self.keeps:
                 self._images[sample.file_name] = found
         return found

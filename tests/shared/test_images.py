@@ -10,6 +10,7 @@ from PIL import Image
 from shared import images
 from shared.errors import DataError
 from shared.images import image_size_hw, read_image, read_mask
+from shared.seeding import rng
 
 
 def saved(tmp_path, image, name="a.png", **options):
@@ -114,3 +115,44 @@ def test_masks_of_several_channels_or_objects_are_refused(tmp_path):
     three.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
     with pytest.raises(DataError, match="more than two colours"):
         read_mask(saved(tmp_path, three, "m.png"))
+
+
+def photo(height, width):
+    """Soft colours at several scales with hard-edged patches on top, as u8 [H, W, 3]."""
+    generator = rng("photo", height, width)
+    value_HW3 = np.zeros((height, width, 3), np.float32)
+    for cells in (4, 16, 64):
+        small = generator.integers(0, 256, (cells, cells, 3)).astype(np.uint8)
+        value_HW3 += np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)) / 3
+    for _ in range(20):
+        y, x = generator.integers(0, height - 100), generator.integers(0, width - 100)
+        value_HW3[y : y + generator.integers(10, 100), x : x + 50] = generator.integers(0, 256, 3)
+    return value_HW3.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("size_hw", "scaled_hw"), [((900, 1200), (225, 300)), ((450, 700), (225, 350))])
+def test_a_large_jpeg_decoded_smaller_gives_nearly_the_same_small_image(
+    tmp_path, size_hw, scaled_hw, orientation
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = saved(tmp_path, Image.fromarray(photo(*size_hw)), "a.jpg", quality=92, exif=exif)
+    wanted_hw = (100, 110) if orientation == 1 else (110, 100)
+    whole, smaller = read_image(path), read_image(path, at_least_hw=wanted_hw)
+    assert smaller.size == (scaled_hw[::-1] if orientation == 1 else scaled_hw)
+    assert smaller.width >= 2 * wanted_hw[1] and smaller.height >= 2 * wanted_hw[0]
+    shrunk = [
+        np.asarray(image.resize(wanted_hw[::-1], Image.Resampling.BILINEAR), int)
+        for image in (whole, smaller)
+    ]
+    difference = np.abs(shrunk[0] - shrunk[1])
+    assert difference.mean() < 1 and np.quantile(difference, 0.99) <= 4
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_what_cannot_be_decoded_smaller_comes_whole(tmp_path, name):
+    path = saved(tmp_path, Image.fromarray(photo(200, 210)), name)
+    whole = np.asarray(read_image(path))
+    wanted_hw = (10, 10) if name == "a.png" else (101, 101)
+    np.testing.assert_array_equal(np.asarray(read_image(path, at_least_hw=wanted_hw)), whole)

@@ -227,6 +227,16 @@ def test_image_of_another_size(written, dataset):
         dataset.image(sample)
 
 
+def test_a_smaller_image_is_given_only_where_the_file_has_the_annotated_size(written, dataset):
+    sample = dataset.samples()[0]
+    assert dataset.image(sample, (4, 2)).size == (5, 8)  # 10 x 16 at half its size
+    assert dataset.image(sample, (5, 2)).size == (10, 16)
+    Image.new("RGB", (2 * sample.width, 2 * sample.height)).save(dataset.image_path(sample))
+    for size_hw in (None, (4, 2), (5, 2)):
+        with pytest.raises(DataError, match="width x height 20 x 32, but .* says 10 x 16"):
+            dataset.image(sample, size_hw)
+
+
 def test_truncated_and_corrupt_images(written, dataset):
     sample = dataset.samples()[0]
     path = dataset.image_path(sample)

@@ -177,6 +177,33 @@ def test_resume_after_sigkill(config, tmp_path):
     assert not list(path.rglob("*.partial"))
 
 
+@pytest.mark.slow
+def test_killed_twice_in_one_shard(config, tmp_path):
+    """Two processes die within shard 0, the second further on; a third writes the rows of an undisturbed run."""
+    calm = run(config, FakeEngine())
+    killed = dataclasses.replace(config, cache_root=str(tmp_path / "other"))
+    code = (
+        "import os, pickle, signal, sys\n"
+        "from stage1_priors.run import run_priors\n"
+        "from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer\n"
+        "engine = FakeEngine()\n"
+        "def answer(request):\n"
+        "    if engine.num_requests > int(sys.argv[1]):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return random_box_answer(request)\n"
+        "engine.answer_of = answer\n"
+        f"run_priors(pickle.loads({_pickled(killed)!r}), engine_factory=engine.factory, quiet=True)\n"
+    )
+    path = Path(killed.cache_root) / calm.name
+    for requests in (150, 350):
+        done = subprocess.run([sys.executable, "-c", code, str(requests)], cwd=REPOSITORY)
+        assert done.returncode == -signal.SIGKILL
+        assert PriorStore(path).done_shards == []
+    assert run(killed, FakeEngine()) == path
+    assert_same_rows(calm, path)
+    assert not list(path.rglob("*.partial"))
+
+
 def test_failed_requests_fail_alone(config):
     def fails_on_stars(request):
         if "star" in request.expression:

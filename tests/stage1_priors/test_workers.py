@@ -49,21 +49,33 @@ def test_a_complete_store_starts_nobody(config, monkeypatch):
     assert run_workers(config, 2, ["embedded"], quiet=True) == path
 
 
-def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch):
+DEATHS = {
+    "an error before it starts": ("sys.exit('no more memory')", r"1: no more memory"),
+    "SIGKILL in the middle of its shard": ("engine.answer_of = kill_at_100", r"-9: .*"),
+}
+
+
+@pytest.mark.parametrize("death", DEATHS)
+def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch, death):
     """Worker 1 dies; worker 0 goes through its shards. Real processes, with the engine that needs no model."""
+    statement, told_status = DEATHS[death]
     monkeypatch.setattr(workers, "STAGGER_S", 0.0)
     code = (
-        "import json, sys\n"
-        "from pathlib import Path\n"
+        "import json, os, sys\n"
         "from shared.config import apply_overrides\n"
         "from stage1_priors.recipes import embedded\n"
         "from stage1_priors.run import run_priors\n"
-        "from tests.stage1_priors.fake_engine import FakeEngine\n"
+        "from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer\n"
+        "engine = FakeEngine()\n"
+        "def kill_at_100(request):\n"
+        "    if engine.num_requests > 100:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return random_box_answer(request)\n"
         "number, settings = int(sys.argv[1]), json.loads(sys.argv[2])\n"
         "if number == 1 and settings.pop():\n"
-        "    sys.exit('no more memory')\n"
+        f"    {statement}\n"
         "config = apply_overrides(embedded(), settings if number == 1 else settings[:-1])\n"
-        "run_priors(config, worker=number, num_workers=2, engine_factory=FakeEngine().factory)\n"
+        "run_priors(config, worker=number, num_workers=2, engine_factory=engine.factory)\n"
     )
     settings = [
         f"data.root={config.data.root}",
@@ -81,9 +93,7 @@ def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch):
             return subprocess.Popen([sys.executable, "-c", code, str(worker.index), told], stderr=log)
 
     monkeypatch.setattr(workers, "_start", start)
-    with pytest.raises(
-        DataError, match=r"1 of 2 workers failed; worker 1 ended with status 1: no more memory"
-    ):
+    with pytest.raises(DataError, match=f"1 of 2 workers failed; worker 1 ended with status {told_status}"):
         run_workers(own, 2, settings, quiet=True)
     store = PriorStore(describe_plan(own)["store"])
     assert store.done_shards == [0] and not store.is_complete

@@ -143,6 +143,24 @@ def test_repair_unmarks_and_a_run_completes(full_store):
         repair_store(full_store, [7])
 
 
+def test_repair_schedules_the_damaged_shards_alone(full_store):
+    """Damage in two shards, in a data file of one and the mark of the other: the third is not touched."""
+    untouched = {file: file.read_bytes() for file in _all_files(full_store) if file.name.startswith("c.1")}
+    untouched[full_store / "done" / "1.json"] = (full_store / "done" / "1.json").read_bytes()
+    for name in ("proposal/c.0.0.0", "done/2.json"):
+        data = bytearray((full_store / name).read_bytes())
+        data[len(data) // 2] ^= 4
+        (full_store / name).write_bytes(data)
+    report = verify_store(full_store)
+    assert report["bad_shards"] == [0, 2]
+    repair_store(full_store, report["bad_shards"])
+    assert pending_shards(full_store) == [0, 2]
+    assert verify_store(full_store)["ok"]  # what is left is whole
+    store_factory.fill(full_store)
+    assert verify_store(full_store)["pending_shards"] == []
+    assert {file: file.read_bytes() for file in untouched} == untouched
+
+
 def test_status_is_told_from_the_files_alone(empty_store):
     store_factory.fill(empty_store, range(2, 3))
     status = store_status(empty_store)

@@ -206,6 +206,20 @@ def test_killed_at_every_step_of_a_shard(tmp_path):
     _has_rows(path, 1024, arrays)
 
 
+def test_killed_twice_in_one_shard(tmp_path):
+    """The second writer dies in the same shard, earlier or later than the first; the third completes it."""
+    path = store_factory.create(tmp_path / "a.zarr", store_factory.MINI_FIELDS)
+    arrays = store_factory.mini_shard(2)
+    for steps in ((2, 2), (3, 7), (7, 3), (6, 10), (10, 6)):
+        for step in steps:
+            assert not _run_killed(step, lambda: write_shard(path, 2, arrays, {}))
+        assert verify_store(path)["ok"] and pending_shards(path) == [0, 1, 2]
+        write_shard(path, 2, arrays, {})
+        _has_rows(path, 1024, arrays)
+        assert verify_store(path)["ok"] and not _partials(path)
+        (path / "done" / "2.json").unlink()
+
+
 def test_killed_while_creating_leaves_no_store(tmp_path):
     path = tmp_path / "a.zarr"
     step, absent = 0, 0
@@ -381,6 +395,29 @@ def test_a_full_disk_is_told_and_survived(empty_store, monkeypatch, code, failin
     assert "a.zarr: cannot write shard 1" in message and os.strerror(code) in message and "again" in message
     assert "\n" not in message and not _partials(empty_store)
     assert {name: data for name, data in _files(empty_store).items() if name in before} == before
+    assert pending_shards(empty_store) == [1, 2]
+    store_factory.fill(empty_store)
+    _same_rows(empty_store)
+
+
+_SMALL_FILES = """
+import resource, sys
+from tests.shared.store import store_factory
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+store_factory.fill(sys.argv[1], range(1, 2))
+"""
+
+
+def test_a_write_that_the_kernel_cuts_is_told_and_survived(empty_store):
+    """Nothing is simulated: the process may not write files of more than 20,000 bytes, and `proposal` is larger."""
+    store_factory.fill(empty_store, range(1))
+    before = _files(empty_store)
+    done = subprocess.run(
+        [sys.executable, "-c", _SMALL_FILES, str(empty_store), "20000"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "DataError" in done.stderr and "a.zarr: cannot write shard 1: File too large" in done.stderr
+    assert _files(empty_store) == before and not _partials(empty_store)
     assert pending_shards(empty_store) == [1, 2]
     store_factory.fill(empty_store)
     _same_rows(empty_store)

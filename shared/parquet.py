@@ -1,0 +1,225 @@
+"""A Parquet export of Hugging Face `datasets` as a user's own data: images out of its bytes, one JSON line a pair.
+
+| column       | what it may hold                                                                               |
+|--------------|------------------------------------------------------------------------------------------------|
+| `image`      | `{"bytes": ..., "path": ...}` as `datasets` writes an image, or the file's bytes               |
+| `expression` | a text, or a list of texts that all mean the same object                                       |
+| `mask`       | optional: an image as above, polygons, one flat polygon, an RLE, `[]` for no target, or null   |
+| `box`        | optional: four numbers, `[x, y, width, height]` or corners `[x0, y0, x1, y1]`, or null         |
+| `split`      | optional: a text; without it the file's name says (`train-00000-of-00004.parquet`), else train |
+
+Columns of other names are mapped. Images are named after their content, so one that occurs in many rows is written
+once. The JSONL file (`shared.jsonl`) comes last; a killed import is run again and writes what is missing.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from shared.errors import DataError, short
+from shared.images import image_size_hw
+from shared.runlog import progress
+
+REQUIRED = ("image", "expression")
+OPTIONAL = ("mask", "box", "split")
+
+_SPLIT = re.compile(r"(train|validation|val|test[A-Z]?)(?![a-z])")
+_BATCH_ROWS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParquetRow:
+    """One row of an export."""
+
+    where: str
+    """File and number, for messages."""
+    split: str
+    """The split that the file's name says."""
+    values: Mapping[str, Any]
+    """`image`, `expression` and what there is of the optional columns."""
+
+
+def import_parquet(
+    source: Path,
+    out: Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    corners: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Write the JSONL file and the images beside it.
+
+    Args:
+        source: A `.parquet` file, or a folder with such files below it.
+        out: The JSONL file to make; must not be there yet.
+        columns: Names of columns that are called otherwise, for example `{"expression": "sentence"}`.
+        corners: Boxes are `[x0, y0, x1, y1]`.
+        quiet: No progress bar.
+
+    Returns:
+        `path`, and the numbers of `images`, `pairs` and `masks`.
+
+    Raises:
+        DataError: pyarrow is not installed, or a file, column or value cannot be used; names file, row and value.
+    """
+    if out.suffix != ".jsonl":
+        raise DataError(f"{out}: the file to make must end in .jsonl")
+    if out.exists():
+        raise DataError(f"{out} is there already; choose another file")
+    files = [source] if source.is_file() else sorted(source.rglob("*.parquet"))
+    if not files:
+        raise DataError(f"{source}: no .parquet file there")
+    for name in columns or {}:
+        if name not in (*REQUIRED, *OPTIONAL):
+            raise DataError(f"column {name!r}: known are {', '.join((*REQUIRED, *OPTIONAL))}")
+    return write_rows(read_rows(files, columns or {}, quiet), out, corners)
+
+
+def read_rows(files: list[Path], columns: Mapping[str, str], quiet: bool) -> Iterator[ParquetRow]:
+    """The rows of some files, a few at a time in memory; raises as `import_parquet` does."""
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError("reading Parquet needs pyarrow: pip install 'l2l[parquet]'") from None
+    try:
+        opened = [(file, parquet.ParquetFile(file)) for file in files]
+    except (arrow.ArrowException, OSError) as error:
+        raise DataError(f"{source_of(files)}: not Parquet: {error}") from error
+    total = sum(table.metadata.num_rows for _, table in opened)
+    yield from progress(_rows(opened, columns), total, "importing", quiet, unit="row")
+
+
+def source_of(files: list[Path]) -> str:
+    """A name for some files in a message."""
+    return str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
+
+
+def _rows(opened: list[tuple[Path, Any]], columns: Mapping[str, str]) -> Iterator[ParquetRow]:
+    for file, table in opened:
+        names = chosen_columns(table.schema_arrow.names, columns, str(file))
+        number = 0
+        for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=list(names.values())):
+            for record in batch.to_pylist():
+                values = {name: record[column] for name, column in names.items()}
+                yield ParquetRow(where=f"{file}: row {number}", split=split_of(file), values=values)
+                number += 1
+
+
+def chosen_columns(found: Iterable[str], columns: Mapping[str, str], where: str) -> dict[str, str]:
+    """The file's column for each of ours that it has.
+
+    Raises:
+        DataError: It lacks a required column or one that was named.
+    """
+    found = list(found)
+    chosen = {}
+    for name in (*REQUIRED, *OPTIONAL):
+        column = columns.get(name, name)
+        if column in found:
+            chosen[name] = column
+        elif name in REQUIRED or name in columns:
+            known = ", ".join(found)
+            raise DataError(f"{where}: has no column {column!r} for {name} (it has {known}); see --column")
+    return chosen
+
+
+def split_of(file: Path) -> str:
+    """The split that a file's name begins with, `validation` being val; train if it says none."""
+    found = _SPLIT.match(file.name)
+    return "train" if found is None else {"validation": "val"}.get(found[1], found[1])
+
+
+def write_rows(rows: Iterable[ParquetRow], out: Path, corners: bool) -> dict[str, Any]:
+    """Write images, masks and lines of some rows; result and errors as of `import_parquet`."""
+    for folder in ("images", "masks"):
+        (out.parent / folder).mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    images: set[str] = set()
+    num_pairs = num_masks = 0
+    with partial.open("w", encoding="utf-8") as file:
+        for row in rows:
+            for line in lines_of(row, out.parent, corners):
+                file.write(json.dumps(line) + "\n")
+                images.add(line["image"])
+                num_pairs += 1
+                num_masks += "mask" in line
+    os.replace(partial, out)
+    return {"path": str(out), "images": len(images), "pairs": num_pairs, "masks": num_masks}
+
+
+def lines_of(row: ParquetRow, root: Path, corners: bool) -> list[dict[str, Any]]:
+    """The lines that a row becomes, one an expression; its images are written below `root`.
+
+    Raises:
+        DataError: A value of another kind than the module's table says.
+    """
+    values = row.values
+    line: dict[str, Any] = {"image": _written_image(values["image"], root, "images", row.where)}
+    mask = values.get("mask")
+    if mask is not None:
+        line["mask"] = _mask(mask, root, row.where)
+    box = values.get("box")
+    if box is not None:
+        line["box"] = _box(box, corners, row.where)
+    split = row.split if values.get("split") is None else values["split"]
+    if not isinstance(split, str):
+        raise DataError(f"{row.where}: split is {short(split)}, not a text")
+    line["split"] = {"validation": "val"}.get(split, split)
+    expressions = values["expression"]
+    if isinstance(expressions, str):
+        expressions = [expressions]
+    if not isinstance(expressions, list) or not expressions:
+        raise DataError(f"{row.where}: expression is {short(expressions)}, neither a text nor texts")
+    for expression in expressions:
+        if not isinstance(expression, str) or not expression.strip():
+            raise DataError(f"{row.where}: expression is {short(expression)}, not a text")
+    return [{"image": line["image"], "expression": expression, **line} for expression in expressions]
+
+
+def _written_image(value: Any, root: Path, folder: str, where: str) -> str:
+    """The name below `root` of an image that is written there, unless it is there already."""
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        hint = "; export the files' bytes with it" if isinstance(value, dict) and value.get("path") else ""
+        raise DataError(f"{where}: {folder[:-1]} is {short(value)}, without the bytes of an image{hint}")
+    image_size_hw(f"{where}: {folder[:-1]}", data)  # refuses what is no image
+    with Image.open(io.BytesIO(data)) as image:
+        suffix = {"JPEG": "jpg"}.get(str(image.format), str(image.format).lower())
+    name = f"{folder}/{hashlib.blake2b(data, digest_size=12).hexdigest()}.{suffix}"
+    path = root / name
+    if not path.exists() or path.stat().st_size != len(data):
+        path.write_bytes(data)
+    return name
+
+
+def _mask(value: Any, root: Path, where: str) -> Any:
+    """A mask in one of the forms of `shared.jsonl`."""
+    if isinstance(value, bytes) or (isinstance(value, dict) and "bytes" in value):
+        return _written_image(value, root, "masks", where)
+    if isinstance(value, dict) and {"size", "counts"} <= value.keys():
+        counts = value["counts"]
+        return {
+            "size": value["size"],
+            "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
+        }
+    if isinstance(value, list):
+        return [value] if value and all(isinstance(number, int | float) for number in value) else value
+    raise DataError(f"{where}: mask is {short(value)}, neither an image nor polygons nor an RLE")
+
+
+def _box(value: Any, corners: bool, where: str) -> list[float]:
+    """A box as `[x, y, width, height]`."""
+    numbers = isinstance(value, list) and all(isinstance(number, int | float) for number in value)
+    if not numbers or len(value) != 4:
+        raise DataError(f"{where}: box is {short(value)}, not a list of 4 numbers")
+    x, y, right, bottom = map(float, value)
+    return [x, y, right - x, bottom - y] if corners else [x, y, right, bottom]

@@ -1,0 +1,148 @@
+"""A Parquet export as a user's own data: what becomes of each kind of value, and of what cannot be used."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared import parquet
+from shared.config import DataConfig
+from shared.datasets import load_dataset
+from shared.errors import DataError
+from shared.masks import encode_rle
+from shared.parquet import ParquetRow, chosen_columns, import_parquet, split_of, write_rows
+
+MASK = np.zeros((8, 10), dtype=bool)
+MASK[2:5, 1:7] = True
+POLYGON = [1.0, 2.0, 7.0, 2.0, 7.0, 5.0, 1.0, 5.0]
+
+
+def encoded(array, form="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, form)
+    return buffer.getvalue()
+
+
+PHOTO = encoded(np.full((8, 10, 3), 90, np.uint8), "JPEG")
+
+
+def row(number=0, split="train", **values):
+    filled = {"image": {"bytes": PHOTO, "path": "../../a.jpg"}, "expression": "the mug", **values}
+    return ParquetRow(where=f"a.parquet: row {number}", split=split, values=filled)
+
+
+MASKS = {
+    "image": {"bytes": encoded(MASK.astype(np.uint8) * 255), "path": None},
+    "flat polygon": POLYGON,
+    "polygons": [POLYGON],
+    "RLE": encode_rle(MASK),
+    "RLE in bytes": {**encode_rle(MASK), "counts": encode_rle(MASK)["counts"].encode()},
+}
+
+
+@pytest.mark.parametrize("form", MASKS)
+def test_every_form_of_a_mask_is_read_back(tmp_path, form):
+    write_rows([row(mask=MASKS[form], split="validation")], tmp_path / "own.jsonl", corners=False)
+    dataset = load_dataset(DataConfig(root=str(tmp_path / "own.jsonl"), dataset=""))
+    (sample,) = dataset.samples("val")
+    np.testing.assert_array_equal(dataset.mask(sample), MASK)
+    assert dataset.image(sample).size == (10, 8)
+
+
+def test_pairs_splits_and_boxes(tmp_path):
+    rows = [
+        row(0, expression=["the mug", "a cup"], box=[1, 2, 7, 5]),
+        row(1, split="testA", image=PHOTO, mask=None, box=None),
+        row(2, image={"bytes": encoded(MASK.astype(np.uint8)), "path": None}, mask=[]),
+    ]
+    out = tmp_path / "own.jsonl"
+    assert write_rows(rows, out, corners=True) == {"path": str(out), "images": 2, "pairs": 4, "masks": 1}
+    dataset = load_dataset(DataConfig(root=str(out), dataset=""))
+    first, second, third, fourth = dataset.samples()
+    assert [sample.expression for sample in (first, second)] == ["the mug", "a cup"]
+    assert first.file_name == second.file_name == third.file_name != fourth.file_name
+    assert dataset.weak_box_xyxy_px(first).tolist() == [1, 2, 7, 5]
+    assert (third.split, fourth.no_target, dataset.has_mask(third)) == ("testA", True, False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks", "own.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"image": {"bytes": None, "path": "a.jpg"}}, "row 3: image is .* export the files' bytes"),
+        ({"image": b"no image"}, "row 3: image: image cannot be read"),
+        ({"expression": " "}, "row 3: expression is ' ', not a text"),
+        ({"expression": []}, r"row 3: expression is \[\], neither"),
+        ({"expression": 7}, "row 3: expression is 7, neither"),
+        ({"mask": 7}, "row 3: mask is 7, neither"),
+        ({"box": [1, 2, 3]}, r"row 3: box is \[1, 2, 3\], not a list of 4 numbers"),
+        ({"split": 1}, "row 3: split is 1, not a text"),
+    ],
+)
+def test_what_cannot_be_used_is_named_and_no_file_is_made(tmp_path, values, message):
+    with pytest.raises(DataError, match=message):
+        write_rows([row(2), row(3, **values)], tmp_path / "own.jsonl", corners=False)
+    assert not (tmp_path / "own.jsonl").exists()
+
+
+def test_columns_are_mapped_and_missing_ones_are_named():
+    assert chosen_columns(
+        ["sentence", "image", "bbox", "id"], {"expression": "sentence", "box": "bbox"}, "a"
+    ) == {
+        "image": "image",
+        "expression": "sentence",
+        "box": "bbox",
+    }
+    with pytest.raises(DataError, match="a: has no column 'expression' for expression .it has image, text."):
+        chosen_columns(["image", "text"], {}, "a")
+    with pytest.raises(DataError, match="a: has no column 'bbox' for box"):
+        chosen_columns(["image", "expression"], {"box": "bbox"}, "a")
+
+
+def test_the_split_of_a_file(tmp_path):
+    names = ("train-00000-of-00004", "validation-0", "val", "testA-00000", "test-0", "tests", "photos")
+    assert [split_of(tmp_path / f"{name}.parquet") for name in names] == [
+        *("train", "val", "val", "testA", "test", "train", "train")
+    ]
+
+
+def test_arguments_that_cannot_be_used(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    (tmp_path / "there.jsonl").write_text("")
+    with pytest.raises(DataError, match="must end in .jsonl"):
+        import_parquet(tmp_path, tmp_path / "own.json")
+    with pytest.raises(DataError, match="there.jsonl is there already"):
+        import_parquet(tmp_path, tmp_path / "there.jsonl")
+    with pytest.raises(DataError, match="no .parquet file there"):
+        import_parquet(tmp_path / "nowhere", tmp_path / "own.jsonl")
+    with pytest.raises(DataError, match="column 'sentence': known are image"):
+        import_parquet(tmp_path, tmp_path / "own.jsonl", columns={"sentence": "expression"})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match="needs pyarrow: pip install"):
+        import_parquet(tmp_path, tmp_path / "own.jsonl")
+
+
+def test_a_file_of_pyarrow(tmp_path):
+    """The rows of a real file, in several batches, and a file that is none."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as written
+
+    image = {"bytes": PHOTO, "path": "a.jpg"}
+    count = 2 * parquet._BATCH_ROWS + 1
+    columns = {
+        "image": [image] * count,
+        "sentence": [f"mug {number}" for number in range(count)],
+        "mask": [MASKS["image"], *[None] * (count - 1)],
+    }
+    written.write_table(arrow.table(columns), tmp_path / "validation-00000-of-00001.parquet")
+    answer = import_parquet(tmp_path, tmp_path / "own.jsonl", columns={"expression": "sentence"}, quiet=True)
+    assert (answer["images"], answer["pairs"], answer["masks"]) == (1, count, 1)
+    lines = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
+    assert [line["expression"] for line in lines] == columns["sentence"]
+    assert {line["split"] for line in lines} == {"val"}
+    (tmp_path / "broken.parquet").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="not Parquet"):
+        import_parquet(tmp_path / "broken.parquet", tmp_path / "other.jsonl", quiet=True)
