@@ -98,7 +98,7 @@ class VisionConfig:
             raise DataError(f"vision.absolute_positions: {self.kind} has none")
         if self.pretrained_windows and (self.kind != "swinv2" or len(self.pretrained_windows) != NUM_STAGES):
             raise DataError(
-                f"vision.pretrained_windows is {self.pretrained_windows}; it takes {NUM_STAGES} numbers with swinv2 alone"
+                f"vision.pretrained_windows is {self.pretrained_windows}; it is {NUM_STAGES} numbers, for swinv2 alone"
             )
 
     @property

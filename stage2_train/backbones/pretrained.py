@@ -1,4 +1,4 @@
-"""Pretrained towers from local files: a Hugging Face folder, a repository in the local Hub cache, or our own safetensors.
+"""Pretrained towers from local files: a Hugging Face folder, a repository of the local Hub cache, or our safetensors.
 
 Nothing is fetched here. `hf download NAME` fills the cache beforehand.
 """
@@ -34,7 +34,7 @@ def pretrained_folder(name: str, field: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
         raise DataError(
-            f"{field}: {name} is neither a folder nor a repository in the local Hub cache (`hf download` puts one there)"
+            f"{field}: {name} is neither a folder nor a repository in the local Hub cache (`hf download` fills it)"
         ) from error
 
 
