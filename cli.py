@@ -31,8 +31,10 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make, check and split data in the REFER layout.", no_args_is_help=True)
 priors_app = typer.Typer(help="Stage 1: write, check and score stores of priors.", no_args_is_help=True)
+weights_app = typer.Typer(help="Published checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(priors_app, name="priors")
+app.add_typer(weights_app, name="weights")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Set = Annotated[
@@ -451,6 +453,19 @@ def params(
     from stage2_train.params import count_parameters
 
     _show(count_parameters(config.segmentor), as_json, _text_of_counts)
+
+
+@weights_app.command("convert")
+def weights_convert(
+    source: Annotated[Path, typer.Argument(metavar="IN.pth", help="The published checkpoint.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
+    family: Annotated[str, typer.Option("--from", metavar="FAMILY", help="swin or lavt.")],
+    as_json: Json = False,
+) -> None:
+    """Rename the tensors of a published Swin or LAVT checkpoint; nothing in it is executed."""
+    from stage2_train.official_weights import convert
+
+    _show(convert(source, target, family), as_json, _text_of_mapping)
 
 
 @app.command()

@@ -26,7 +26,7 @@ from shared.masks import encode_rle, resize_mask_nearest
 from shared.metrics import SegmentationMeter, iou, iou_counts
 from shared.refer import ReferringDataset
 from shared.types import Sample
-from stage2_train.backbone import normalise_image
+from stage2_train.backbones.images import normalise_image
 from stage2_train.checkpoint import write_json
 from stage2_train.config import TrainConfig
 from stage2_train.data import PriorReader, Tokenise, load_data, scorable

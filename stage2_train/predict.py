@@ -19,7 +19,7 @@ from shared.image_pack import ImageStore
 from shared.images import read_image
 from shared.jsonl import read_lines
 from shared.masks import encode_rle, mask_box_xyxy_px
-from stage2_train.backbone import normalise_image
+from stage2_train.backbones.images import normalise_image
 from stage2_train.run_files import model_folder
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.text import Tokenizer

@@ -2,7 +2,7 @@
 
 Axes: B image-expression pairs, T tokens, H x W input pixels, N tokens and C channels of a stage.
 
-Stage j, with V_j the output of its Swin blocks:
+Stage j, with V_j the output of the vision tower's blocks:
 
     F_j = PixelWordAttention(V_j, S)            what the decoder reads (after a norm)
     E_j = V_j + gate(F_j) * F_j                 what goes on to stage j + 1
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
-from stage2_train.backbone import SwinStages
+from stage2_train.backbones import build_text, build_vision
 from stage2_train.branch import BranchMaps, SecondBranch
 from stage2_train.decoder import TopDownDecoder
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, NUM_STAGES, PARTS, SegmentorConfig
 from stage2_train.sesm import Sesm
-from stage2_train.text import TOKENIZER_FILES, TextEncoder, mean_pool, tokenizer_folder
+from stage2_train.text import TOKENIZER_FILES, mean_pool, tokenizer_folder
 from stage2_train.word_attention import WordFusion
 
 WEIGHTS_NAME = "model.safetensors"
@@ -56,8 +56,8 @@ class ReferringSegmentor(nn.Module):
         super().__init__()
         self.config = config
         dims, text_dim = config.vision.dims, config.text.hidden
-        self.vision = SwinStages(config.vision)
-        self.text = TextEncoder(config.text)
+        self.vision = build_vision(config.vision)
+        self.text = build_text(config.text)
         self.fusion = nn.ModuleList(
             WordFusion(dim, text_dim, config.fusion_dropout, config.fusion_norm) for dim in dims
         )

@@ -17,14 +17,25 @@ EMBEDDED_FOLDER = Path(__file__).parent / "tiny" / "weights"
 
 NUM_STAGES = 4
 
+VISION_KINDS: tuple[str, ...] = ("swin", "swinv2", "convnextv2", "dinov3-convnext")
+"""Families of vision towers."""
+
+WINDOWED: tuple[str, ...] = ("swin", "swinv2")
+"""Those that attend within windows; the others are convolutional."""
+
+TEXT_KINDS: tuple[str, ...] = ("bert", "siglip", "modernbert")
+"""Families of language towers."""
+
 PARTS: tuple[str, ...] = ("vision", "text", "fusion", "decoder", "sesm", "branch")
 """Sub-modules of a segmentor, as named in its state dict and in `weight_parts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """A Swin transformer."""
+    """A vision tower of four stages; each family has its file in `backbones`."""
 
+    kind: Literal["swin", "swinv2", "convnextv2", "dinov3-convnext"] = "swin"
+    """Family of the tower."""
     image_size: int
     """Height and width of the input, pixels; absolute positions are interpolated for any other."""
     patch: int = 4
@@ -33,10 +44,12 @@ class VisionConfig:
     """Channels of stage 1; each later stage doubles them."""
     depths: tuple[int, ...]
     """Blocks of each of the four stages."""
-    heads: tuple[int, ...]
-    """Attention heads of each stage."""
-    window: int
-    """Side of an attention window, tokens."""
+    heads: tuple[int, ...] = ()
+    """Attention heads of each stage; empty for a convolutional tower."""
+    window: int = 0
+    """Side of an attention window, tokens; 0 for a convolutional tower."""
+    pretrained_windows: tuple[int, ...] = ()
+    """swinv2: side of the windows of each stage that the weights were pretrained with; empty if as now."""
     mlp_ratio: float = 4.0
     """Hidden width of a block's MLP over its channels."""
     drop_path: float = 0.0
@@ -44,24 +57,49 @@ class VisionConfig:
     absolute_positions: bool = False
     """Learn one embedding per patch. Words of place need it in a network too shallow to infer borders."""
     weights: str | None = None
-    """Local folder of a pretrained Hugging Face Swin; None starts from random weights."""
+    """Pretrained Hugging Face folder, or name of a repository in the local Hub cache, or a `.safetensors` file of
+    `l2l weights convert`; None starts from random weights."""
 
     def __post_init__(self) -> None:
         """Check that the stages fit together."""
-        for name in ("depths", "heads"):
+        if self.kind not in VISION_KINDS:
+            raise DataError(f"vision.kind is {self.kind!r}; it must be one of {', '.join(VISION_KINDS)}")
+        for name in ("depths", "heads") if self.kind in WINDOWED else ("depths",):
             if len(getattr(self, name)) != NUM_STAGES:
                 raise DataError(f"vision.{name} is {getattr(self, name)}; {NUM_STAGES} stages are needed")
+        self._check_kind()
         if self.image_size % self.patch:
             raise DataError(
                 f"vision.image_size {self.image_size} is not a multiple of vision.patch {self.patch}"
             )
-        for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=True)):
+        for stage, (dim, heads) in enumerate(zip(self.dims, self.heads, strict=False)):
             if dim % heads:
                 raise DataError(
                     f"vision.heads: {heads} heads do not divide the {dim} channels of stage {stage + 1}"
                 )
         if not 0 <= self.drop_path < 1:
             raise DataError(f"vision.drop_path is {self.drop_path}; it must be in [0, 1)")
+
+    def _check_kind(self) -> None:
+        """Refuse what a family does not have, rather than ignore it."""
+        if self.kind in WINDOWED:
+            if self.window < 1:
+                raise DataError(f"vision.window is {self.window}; {self.kind} needs at least 1")
+        elif self.heads or self.window or self.mlp_ratio != 4.0:
+            raise DataError(f"vision.kind {self.kind} has no heads or window, and its mlp_ratio is 4")
+        elif self.image_size % (self.patch * 2 ** (NUM_STAGES - 1)):
+            raise DataError(
+                f"vision.image_size {self.image_size} must be a multiple of {self.patch * 2 ** (NUM_STAGES - 1)}: "
+                f"{self.kind} halves its map {NUM_STAGES - 1} times and cuts off what is left over"
+            )
+        if self.kind == "dinov3-convnext" and self.patch != 4:
+            raise DataError(f"vision.patch is {self.patch}; dinov3-convnext has 4")
+        if self.absolute_positions and self.kind != "swin":
+            raise DataError(f"vision.absolute_positions: {self.kind} has none")
+        if self.pretrained_windows and (self.kind != "swinv2" or len(self.pretrained_windows) != NUM_STAGES):
+            raise DataError(
+                f"vision.pretrained_windows is {self.pretrained_windows}; it is {NUM_STAGES} numbers, for swinv2 alone"
+            )
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -71,10 +109,13 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """A BERT without pooler and its tokenizer."""
+    """A language tower and its tokenizer; each family has its file in `backbones`."""
 
+    kind: Literal["bert", "siglip", "modernbert"] = "bert"
+    """Family of the tower."""
     tokenizer: str
-    """Local folder holding `vocab.txt` (BERT WordPiece), or `embedded`."""
+    """Folder, or name of a repository in the local Hub cache, holding `tokenizer.json` or, for BERT, `vocab.txt`; or
+    `embedded`."""
     vocab_size: int
     """Rows of the word embedding; at least the tokenizer's."""
     hidden: int
@@ -86,16 +127,18 @@ class TextConfig:
     mlp: int
     """Hidden width of a layer's MLP."""
     max_tokens: int = 20
-    """Longest sentence, [CLS] and [SEP] included; the rest is cut."""
+    """Longest sentence, special tokens included; the rest is cut."""
     positions: int = 512
-    """Rows of the position embedding."""
+    """Rows of the position embedding; for ModernBERT, which has none, the longest input."""
     dropout: float = 0.1
-    """Dropout of states and attention."""
+    """Dropout of states and attention (SigLIP: of attention)."""
     weights: str | None = None
-    """Local folder of a pretrained Hugging Face BERT; None starts from random weights."""
+    """As `VisionConfig.weights`."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
+        if self.kind not in TEXT_KINDS:
+            raise DataError(f"text.kind is {self.kind!r}; it must be one of {', '.join(TEXT_KINDS)}")
         if not 3 <= self.max_tokens <= self.positions:
             raise DataError(f"text.max_tokens is {self.max_tokens}; it must be in [3, {self.positions}]")
         if self.hidden % self.heads:
@@ -213,8 +256,8 @@ def paper_config(
 
     Args:
         sesm: Build the structural enhancement.
-        vision_weights: Local folder of the pretrained Swin-B.
-        text_weights: Local folder of BERT-base uncased, tokenizer included.
+        vision_weights: The pretrained Swin-B, as `VisionConfig.weights`.
+        text_weights: Folder or cached repository of BERT-base uncased, tokenizer included.
     """
     return SegmentorConfig(
         vision=VisionConfig(
@@ -227,7 +270,7 @@ def paper_config(
             weights=vision_weights,
         ),
         text=TextConfig(
-            tokenizer=text_weights or "bert-base-uncased",
+            tokenizer=text_weights or "google-bert/bert-base-uncased",
             vocab_size=30522,
             hidden=768,
             layers=12,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.types import Sample
-from stage2_train.backbone import normalise_image
+from stage2_train.backbones.images import normalise_image
 from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
 from stage2_train.branch import BranchMaps
 from stage2_train.config import TrainConfig

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from shared.muon import Muon, MuonConfig, split_parameters
 from shared.seeding import rng
-from stage2_train.backbone import normalise_image
+from stage2_train.backbones.images import normalise_image
 from stage2_train.segmentor import WEIGHTS_NAME, ReferringSegmentor, build_segmentor, save_segmentor
 from stage2_train.segmentor_config import EMBEDDED_FOLDER, SegmentorConfig, tiny_config
 from stage2_train.text import Tokenizer

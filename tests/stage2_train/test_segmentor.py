@@ -197,7 +197,7 @@ def test_tokenizer_spells_unknown_words_and_cuts_long_ones() -> None:
 
 
 def test_a_missing_tokenizer_is_named() -> None:
-    with pytest.raises(DataError, match="no vocab.txt or tokenizer.json"):
+    with pytest.raises(DataError, match="text.tokenizer: .* neither a folder"):
         Tokenizer(paper_config())
 
 

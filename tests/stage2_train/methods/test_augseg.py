@@ -67,7 +67,7 @@ def test_the_strong_view_holds_labelled_pixels_and_its_label_does_not(mini_root:
 
 
 def _normalised(image: torch.Tensor) -> torch.Tensor:
-    from stage2_train.backbone import normalise_image
+    from stage2_train.backbones.images import normalise_image
 
     return normalise_image(image)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stage2_train.backbone import normalise_image
+from stage2_train.backbones.images import normalise_image
 from stage2_train.config import CcvcConfig
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks

@@ -1,0 +1,129 @@
+"""Pretrained towers from local files: a Hugging Face folder, a repository of the local Hub cache, or our safetensors.
+
+Nothing is fetched here. `hf download NAME` fills the cache beforehand.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from shared.errors import DataError
+
+
+def pretrained_folder(name: str, field: str) -> Path:
+    """Where a folder or a repository of the local Hub cache lies.
+
+    Args:
+        name: A folder, or a repository such as `google-bert/bert-base-uncased`.
+        field: Config field that holds the name, for the message.
+
+    Raises:
+        DataError: It is neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError) as error:
+        raise DataError(
+            f"{field}: {name} is neither a folder nor a repository in the local Hub cache (`hf download` fills it)"
+        ) from error
+
+
+def build_tower(
+    model_class: Any,
+    own: Any,
+    weights: str | None,
+    *,
+    field: str,
+    prefix: str,
+    same: Sequence[str],
+    dropped: Sequence[str] = (),
+    **options: Any,
+) -> Any:
+    """A transformers model of our own config, with random or pretrained weights.
+
+    Args:
+        model_class: A transformers model class.
+        own: Its config, made from ours.
+        weights: A folder, a cached repository, a `.safetensors` file of our own names, or None.
+        field: Config field of `weights`, for messages.
+        prefix: What the tower's tensors are called in a `.safetensors` file, dot included.
+        same: Fields of the config in which a pretrained folder must agree with `own`. What only training reads
+            (dropout, stochastic depth) is ours and is not compared.
+        dropped: Sub-modules that the segmentor does not use; they become identities.
+        **options: Passed to the model class.
+
+    Raises:
+        DataError: Weights that are missing, or of another network.
+    """
+    from_file = weights is not None and weights.endswith(".safetensors")
+    if weights is None or from_file:
+        model = model_class(own, **options)
+    else:
+        model = _from_folder(model_class, own, weights, field, same, options)
+    for name in dropped:
+        setattr(model, name, nn.Identity())
+    if from_file:
+        _load_file(model, Path(str(weights)), prefix, field)
+    return model
+
+
+def _from_folder(
+    model_class: Any, own: Any, weights: str, field: str, same: Sequence[str], options: dict[str, Any]
+) -> Any:
+    folder = pretrained_folder(weights, field)
+    if not (folder / "config.json").is_file():
+        raise DataError(f"{field}: {folder} has no config.json")
+    found = type(own).from_pretrained(folder, local_files_only=True)
+    for name in same:
+        theirs, ours = _plain(getattr(found, name)), _plain(getattr(own, name))
+        if theirs != ours:
+            raise DataError(f"{field}: {folder} has {name} {theirs}, not {ours}")
+    try:
+        model, info = model_class.from_pretrained(
+            folder,
+            config=own,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, RuntimeError, SafetensorError) as error:  # no weights file, a torn one, another shape
+        raise DataError(f"{field}: {folder} cannot be loaded ({str(error).splitlines()[0]})") from error
+    if info["missing_keys"]:
+        raise DataError(f"{field}: {folder} lacks tensor {min(info['missing_keys'])}")
+    return model
+
+
+def _load_file(model: nn.Module, path: Path, prefix: str, field: str) -> None:
+    """Load the tensors below `prefix`; all of the model's must be there in its shapes."""
+    if not path.is_file():
+        raise DataError(f"{field}: {path} does not exist")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{field}: {path} is not a safetensors file ({error})") from error
+    own = model.state_dict()
+    for name, value in own.items():
+        found = tensors.get(prefix + name)
+        if found is None:
+            raise DataError(f"{field}: {path} lacks tensor {prefix}{name}")
+        if found.shape != value.shape:
+            raise DataError(
+                f"{field}: {path}: {prefix}{name} has shape {tuple(found.shape)}, the model has {tuple(value.shape)}"
+            )
+    model.load_state_dict({name: tensors[prefix + name].to(own[name].dtype) for name in own})
+
+
+def _plain(value: Any) -> Any:
+    """Lists and tuples alike; whole floats as they are."""
+    return list(value) if isinstance(value, (list, tuple)) else value
