@@ -31,12 +31,13 @@ def plan_training(
     config.require_shares(num_nodes * num_processes)
     command = ("train", *arguments, "--out", str(out), "--resume")
     job = ClusterJob(name="train", command=command, num_nodes=num_nodes, num_processes=num_processes)
+    done = (out / "done.json").is_file()
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}")
     return Work(
         target=out,
         folder=jobs_folder(out),
-        jobs=() if (out / "done.json").is_file() else (job,),
-        here=((*launcher, "-m", "cli", *command),),
+        jobs=() if done else (job,),
+        here=() if done else ((*launcher, "-m", "cli", *command),),
     )
 
 
