@@ -353,7 +353,10 @@ def test_submit_dry_run_prints_the_scripts_and_writes_nothing(l2l, refshapes, gr
         assert "#SBATCH --partition=gpu\n" in ran.out and f"name={name} " in ran.out
         jobs = l2l("submit", name, *arguments, "--site", site, "--dry-run", "--json").json["jobs"]
         assert [job["name"] for job in jobs] == ([name, "verify"] if name == "priors" else [name])
-    assert "--nnodes=2 --nproc-per-node=4" in l2l("submit", "train", *commands["train"], "--dry-run", "--site", site).out
+    assert (
+        "--nnodes=2 --nproc-per-node=4"
+        in l2l("submit", "train", *commands["train"], "--dry-run", "--site", site).out
+    )
     assert not any((tmp_path / name).exists() for name in ("run", "grid"))
     site.write_text("gpus = 4\n")
     ran = l2l("submit", "ablate", grid, "--site", site, "--dry-run")

@@ -1,7 +1,7 @@
 """The batch script of a job, as text: a pure function of the job and the site.
 
 Every script has the same frame. It keeps a small file per task that says how the task fares (`status.py` reads it),
-and touches that file while it lives. Told to stop, by USR1 some time before the limit, it stops its command with TERM,
+and touches that file while it lives. Told to stop, by USR1 some time before the limit, it tells its command to stop,
 waits for it, and is queued again: by its exit status where the site's `RequeueExit` holds `STOPPED`, else by `scontrol
 requeue`.
 
@@ -76,7 +76,7 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
             start_mark=START_MARK,
             beat_s=BEAT_S,
             max_restarts=site.max_restarts,
-            stop=_STOP_STEP if job.num_processes else _STOP_CHILD,
+            stop=_STOP_STEP.format(patience_s=site.notice_s // 2) if job.num_processes else _STOP_CHILD,
         ),
         *site.setup,
         "export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1",
@@ -118,8 +118,13 @@ first=${1:-0} # an array wider than the site allows comes as several, each with 
 task=$((first + SLURM_ARRAY_TASK_ID)) job=$SLURM_ARRAY_JOB_ID
 log=$name.${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.log"""
 
-_STOP_CHILD = 'kill -TERM "$child" 2>/dev/null || true'
-_STOP_STEP = 'scancel --signal=TERM "$SLURM_JOB_ID.0" 2>/dev/null || kill -TERM "$child" 2>/dev/null || true'
+_STOP_CHILD = '  kill -TERM "$child" 2>/dev/null || true'
+_STOP_STEP = """\
+  # The processes of a training take USR1 and save; torchrun ignores it and waits for them. TERM, which it hands on and
+  # follows by KILL, is for those that do not listen yet.
+  local signal=$1 step=$SLURM_JOB_ID.0
+  scancel --signal="$signal" "$step" 2>/dev/null || kill -TERM "$child" 2>/dev/null || true
+  if [ "$signal" = USR1 ]; then (sleep {patience_s} && kill -0 $$ && scancel --signal=TERM "$step") 2>/dev/null & fi"""
 
 _FRAME = """\
 file=$folder/$name.$task.json restarts=${{SLURM_RESTART_COUNT:-0}}
@@ -147,8 +152,8 @@ run() {{ # COMMAND...: to its end, or until this job is told to stop
   local asked= caught status
   "$@" &
   child=$!
-  trap 'caught=1 asked=1; stop' USR1
-  trap 'caught=1; stop' TERM
+  trap 'caught=1 asked=1; stop USR1' USR1
+  trap 'caught=1; stop TERM' TERM
   while :; do
     caught= status=0
     wait "$child" || status=$?
@@ -157,8 +162,8 @@ run() {{ # COMMAND...: to its end, or until this job is told to stop
   if [ "$status" -ne 0 ] && [ -n "$asked" ]; then exit {stopped}; fi
   exit "$status"
 }}
-stop() {{
-  {stop}
+stop() {{ # SIGNAL: pass it on
+{stop}
 }}
 
 echo "{start_mark}$name, task $task: start $((restarts + 1)) on $(hostname)"
@@ -187,7 +192,7 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         "# $SLURM_NODEID is each node's own: the inner shell fills it in, not this one.",
         # srun does not take over --cpus-per-task from sbatch.
         f"run srun --cpus-per-task={site.cpus_per_process * job.num_processes} --kill-on-bad-exit=1 \\",
-        "  bash -c 'PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)) exec \"$@\"' node \\",
+        '  bash -c \'trap "" USR1; PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)) exec "$@"\' node \\',
         f"  {launcher} \\",
         f"  --nnodes={job.num_nodes} --nproc-per-node={job.num_processes} --max-restarts=0 --rdzv-backend=c10d \\",
         '  --rdzv-endpoint="$address:$((10000 + SLURM_JOB_ID % 9000))" --rdzv-id="$SLURM_JOB_ID.$restarts" \\',
