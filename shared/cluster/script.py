@@ -134,10 +134,14 @@ record() {{ # STATE STATUS: how this task fares, for `l2l status`
   printf "{{$form}}\\n" "$job" "$(hostname)" "$restarts" "$log" "$1" "$2" >"$file.$$"
   mv "$file.$$" "$file"
 }}
+owns() {{ # whether no later start of this task has taken the file over, as when Slurm lost sight of this one
+  [[ $(<"$file") == *'"job": "'"$job"'", '*'"restarts": '"$restarts, "* ]]
+}}
 finish() {{
   local status=$?
   trap '' TERM USR1
   kill "$beat" 2>/dev/null || true
+  if ! owns; then exit "$status"; fi
   if [ "$status" -eq {stopped} ] && [ "$restarts" -ge {max_restarts} ]; then
     echo "error: stopped and queued again $restarts times without coming to an end" >&2
     status=1
@@ -168,7 +172,7 @@ stop() {{ # SIGNAL: pass it on
 
 echo "{start_mark}$name, task $task: start $((restarts + 1)) on $(hostname)"
 record running 0
-(while sleep {beat_s} && kill -0 $$ 2>/dev/null; do touch "$file"; done) &
+(while sleep {beat_s} && kill -0 $$ 2>/dev/null && owns; do touch "$file"; done) &
 beat=$!
 trap finish EXIT
 """

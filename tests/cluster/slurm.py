@@ -101,8 +101,24 @@ class Slurm:
         wait_for((munge / "socket").exists, "munged listens", 30)
         self._daemon("slurmctld", "-D")
         for node in NODES:
-            self._daemon("slurmd", "-D", "-N", node)
+            self.start_node(node)
         wait_for(lambda: self._registered() == len(NODES), "both nodes register", 60)
+
+    def start_node(self, node: str) -> None:
+        """Start the daemon of a node."""
+        self._daemon("slurmd", "-D", "-N", node)
+
+    def kill_node(self, node: str) -> None:
+        """End the daemon of a node as a loss of power does."""
+        daemon = self._daemons[f"slurmd{node}"]
+        daemon.kill()
+        daemon.wait()
+
+    def script_pid(self, job: str, node: str) -> int:
+        """Process of a job's script; its parent is Slurm's step daemon."""
+        lines = [line.split() for line in self.call("scontrol", "listpids", job, node).splitlines()[1:]]
+        (pid,) = [int(line[0]) for line in lines if line[2] == "batch" and line[4] == "0"]
+        return pid
 
     def _daemon(self, program: str, *arguments: str) -> None:
         path = shutil.which(program, path=SEARCH)

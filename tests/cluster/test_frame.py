@@ -97,12 +97,7 @@ def test_a_task_whose_script_was_killed_is_lost(slurm, on_slurm, tmp_path):
     (job,) = on_slurm(ClusterJob(name="ablate", command=("sleep",)))
     file = tmp_path / "grid" / "jobs" / "ablate.0.json"
     wait_for(file.exists, "the script has begun", 60)
-    (pid,) = [
-        int(line.split()[0])
-        for line in slurm.call("scontrol", "listpids", job, "n1").splitlines()[1:]
-        if line.split()[2] == "batch" and line.split()[4] == "0"
-    ]
-    os.kill(pid, signal.SIGKILL)
+    os.kill(slurm.script_pid(job, "n1"), signal.SIGKILL)
     slurm.wait_for_state(job, {"COMPLETED", "FAILED", "CANCELLED"}, 60)
     assert slurm.state(job) == "FAILED"
     lost = task(tmp_path, now=file.stat().st_mtime + SILENT_S + 1)

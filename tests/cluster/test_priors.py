@@ -5,7 +5,7 @@ import json
 import pytest
 
 from shared.store.reader import PriorStore
-from shared.synth.refshapes import write_refshapes
+from tests.cluster.drawn import priors_recipe
 from tests.cluster.slurm import wait_for
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -19,18 +19,7 @@ def checksums(store, shard):
 
 
 def test_four_workers_on_two_nodes_one_of_them_queued_again(slurm, site, l2l, tmp_path):
-    write_refshapes(tmp_path / "data", "refshapes", SCENES, 0, progress=False)
-    settings = {
-        "data.root": tmp_path / "data",
-        "cache_root": tmp_path / "stores",
-        "splits": "train",
-        "engine.kind": "transformers",
-        "canary.mode": "skip",
-    }
-    recipe = [
-        "embedded-soft-box",
-        *(part for item in settings.items() for part in ("--set", "{}={}".format(*item))),
-    ]
+    recipe = priors_recipe(tmp_path, SCENES)
     answer = l2l("submit", "priors", *recipe, "--tasks", 4, "--site", site)
     (array, verify), store = answer["jobs"], tmp_path / "stores" / answer["target"].rpartition("/")[2]
     assert array["tasks"] == [0, 1, 2, 3] and verify["name"] == "verify"
