@@ -5,7 +5,7 @@
 #   make setup                            the environment in .venv
 #   make priors RECIPE=.. [DATA=..] [MLLM=..] [SET="a.b=c d=e"]
 #   make train  RECIPE=.. [RUN=runs/..] [SET="a.b=c d=e"]
-#   make test | check | bench | embedded-models | clean
+#   make test | test-cluster | check | bench | embedded-models | clean
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -33,7 +33,7 @@ RECIPE ?= embedded
 RUN ?= runs/$(RECIPE)
 sets = $(foreach one,$(SET),--set $(one))
 
-.PHONY: all setup data priors train test check bench embedded-models clean
+.PHONY: all setup data priors train test test-cluster check bench embedded-models clean
 
 all:
 	@if $(MAKE) --no-print-directory --question $(REPORT) >/dev/null 2>&1; then \
@@ -108,6 +108,10 @@ PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet $(PYTEST_ARGS)
+
+# Batch jobs on a throw-away Slurm of two virtual nodes; skipped where Slurm is not installed.
+test-cluster: $(STAMP)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -m slurm tests/cluster
 
 check: $(STAMP)
 	$(PY) -m ruff check .

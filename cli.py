@@ -18,6 +18,7 @@ import typer
 from shared.errors import DataError
 
 if TYPE_CHECKING:
+    from shared.cluster.submit import Work
     from shared.config import DataConfig
 
 T = TypeVar("T")
@@ -31,9 +32,13 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Make, check and split data in the REFER layout.", no_args_is_help=True)
 priors_app = typer.Typer(help="Stage 1: write, check and score stores of priors.", no_args_is_help=True)
+submit_app = typer.Typer(
+    help="Submit batch jobs to Slurm; without Slurm, run them here.", no_args_is_help=True
+)
 weights_app = typer.Typer(help="Published checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(priors_app, name="priors")
+app.add_typer(submit_app, name="submit")
 app.add_typer(weights_app, name="weights")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -47,6 +52,10 @@ Root = Annotated[
 ]
 Dataset = Annotated[str, typer.Option("--dataset", help="Sub-folder of a folder ROOT, for example refcoco.")]
 SplitBy = Annotated[str, typer.Option("--split-by", help="unc, umd or google; for a folder ROOT.")]
+Site = Annotated[
+    Path | None,
+    typer.Option("--site", metavar="FILE", help="What the cluster is like; default cluster.toml."),
+]
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a prior store (*.zarr).")]
 
 
@@ -232,7 +241,7 @@ def priors_run(
         if dry_run:
             answer = describe_plan(config)
         elif (started_here := num_workers_of(workers)) > 1:
-            arguments = [recipe, *(part for one in overrides or [] for part in ("--set", one))]
+            arguments = _as_arguments(recipe, overrides)
             answer = {"store": str(run_workers(config, started_here, arguments, quiet=as_json))}
         else:
             store = run_priors(config, worker=worker, num_workers=num_workers, quiet=as_json)
@@ -254,6 +263,9 @@ def priors_verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Let the next run write damaged shards again.")
     ] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="An unfinished store is no good either.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare every byte of a store with its checksums; exit status 1 if one differs."""
@@ -263,7 +275,7 @@ def priors_verify(
     if repair and not report["ok"]:
         repair_store(store, report["bad_shards"])
     _show(report, as_json, _text_of_mapping)
-    if not report["ok"]:
+    if not report["ok"] or (complete and report["pending_shards"]):
         raise typer.Exit(1)
 
 
@@ -395,6 +407,86 @@ def ablate(
         raise typer.Exit(1)
 
 
+@submit_app.command("priors")
+def submit_priors(
+    recipe: Annotated[str, typer.Argument(help="Name in stage1_priors/recipes.py.")],
+    overrides: Set = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Workers, one GPU each.")] = 8,
+    site: Site = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Fill a prior store by an array of workers, then verify it. Submit it again to go on, with any --tasks."""
+    from shared.config import apply_overrides
+    from stage1_priors.recipes import RECIPES
+
+    config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
+    from stage1_priors.cluster_jobs import plan_work
+
+    with _only_answers_on_stdout():
+        work = plan_work(config, _as_arguments(recipe, overrides), tasks)
+    _submit(work, site, dry_run, as_json)
+
+
+@submit_app.command("train")
+def submit_train(
+    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    overrides: Set = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run folder; default runs/<recipe>.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=0, help="Processes per node; 0: one per GPU of the site's nodes.")
+    ] = 0,
+    site: Site = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a run, or go on with it. Before its time is up it writes a checkpoint and is queued again."""
+    from shared.cluster.site import read_site
+    from shared.config import apply_overrides
+    from stage2_train.recipes import RECIPES
+
+    config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
+    from stage2_train.cluster_jobs import plan_training
+
+    folder, each = out or Path("runs") / recipe, processes or max(1, read_site(site).gpus_per_node)
+    _submit(
+        plan_training(config, _as_arguments(recipe, overrides), folder, nodes, each), site, dry_run, as_json
+    )
+
+
+@submit_app.command("ablate")
+def submit_ablate(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="TOML file.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the runs; default runs/<name of the file>.")
+    ] = None,
+    tasks: Annotated[int, typer.Option(min=0, help="Tasks, one GPU each; 0: one per run of the grid.")] = 0,
+    site: Site = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train and score a grid of runs by an array. Submit it again to go on, with any --tasks."""
+    from stage2_train.ablate_grid import read_grid
+    from stage2_train.cluster_jobs import plan_grid
+
+    work = plan_grid(read_grid(grid), out or Path("runs") / grid.stem, tasks)
+    _submit(work, site, dry_run, as_json)
+
+
+@app.command()
+def status(
+    target: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="Folder of a store, a run or a grid.")],
+    as_json: Json = False,
+) -> None:
+    """Say what is done, running, failed and why, from files alone."""
+    from shared.cluster.status import format_status, status_of
+
+    _show(status_of(target), as_json, format_status)
+
+
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a model's folder.")],
@@ -503,6 +595,35 @@ def _data_config(root: Path, dataset: str, split_by: str) -> "DataConfig":
     return DataConfig(root=str(root), dataset=dataset, split_by=split_by)
 
 
+def _as_arguments(recipe: str, overrides: list[str] | None) -> list[str]:
+    """A recipe and its changes as a command takes them."""
+    return [recipe, *(part for one in overrides or [] for part in ("--set", one))]
+
+
+def _submit(work: "Work", site_file: Path | None, dry_run: bool, as_json: bool) -> None:
+    """Submit jobs, or print their scripts, or do their work here."""
+    from shared.cluster.site import read_site
+    from shared.cluster.submit import has_slurm, run_here, sbatch_commands, scripts, submit
+
+    site = read_site(site_file)
+    answer: dict[str, Any] = {"target": str(work.target), "folder": str(work.folder), "jobs": []}
+    if dry_run:
+        files = scripts(work, site)
+        for index, (job, (file, text)) in enumerate(zip(work.jobs, files.items(), strict=True)):
+            calls = sbatch_commands(job, site, file, [f"<{other.name}>" for other in work.jobs[:index]])
+            answer["jobs"].append({"name": job.name, "script": str(file), "sbatch": calls, "text": text})
+    elif not work.jobs:
+        answer["note"] = "done already, nothing to submit"
+    elif has_slurm():
+        answer["jobs"] = submit(work, site)
+    else:
+        print("no sbatch on this machine: the work is done here", file=sys.stderr, flush=True)
+        with _only_answers_on_stdout():
+            run_here(work)
+        answer["note"] = "done here, without Slurm"
+    _show(answer, as_json, _text_of_jobs)
+
+
 def _recipe(recipes: Mapping[str, Callable[[], T]], name: str) -> T:
     """The config of the recipe `name`.
 
@@ -591,6 +712,23 @@ def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
             lines.append(f"{split:<7}{result['prior_note']}")
         if result["limit"]:
             lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
+    return "\n".join(lines)
+
+
+def _text_of_jobs(answer: Mapping[str, Any]) -> str:
+    """The scripts of a dry run, else a line per job."""
+    lines = []
+    for job in answer["jobs"]:
+        if "text" in job:
+            calls = [" ".join(call) for call in job["sbatch"]]
+            lines += [f"#### {job['script']}", *(f"#### {call}" for call in calls), job["text"]]
+        else:
+            tasks = f"{len(job['tasks'])} task{'s' if len(job['tasks']) > 1 else ''}"
+            lines.append(f"{job['name']}: job {job['job']}, {tasks}, {job['script']}")
+    if "note" in answer:
+        lines.append(f"{answer['target']}: {answer['note']}")
+    elif not any("text" in job for job in answer["jobs"]):
+        lines.append(f"how they fare: l2l status {answer['target']}")
     return "\n".join(lines)
 
 

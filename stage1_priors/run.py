@@ -92,7 +92,7 @@ def run_priors(
 
 def _separate_from_other_workers(worker: int) -> None:
     """Own port range and compile cache for this process, unless the environment says otherwise."""
-    os.environ.setdefault("VLLM_PORT", str(20_000 + 64 * worker))
+    os.environ.setdefault("VLLM_PORT", str(20_000 + 64 * (worker % 512)))  # ports end at 65535
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm" / f"worker-{worker}"
     os.environ.setdefault("VLLM_CACHE_ROOT", str(cache))
 

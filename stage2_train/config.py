@@ -316,6 +316,19 @@ class TrainConfig:
         if self.loss.burn_in_steps >= self.steps:
             raise DataError(f"loss.burn_in_steps {self.loss.burn_in_steps} is not below steps {self.steps}")
 
+    def require_shares(self, num_processes: int) -> None:
+        """Refuse a number of processes that the batches cannot be shared out over.
+
+        Raises:
+            DataError: A batch that is no multiple of processes times micro-batches.
+        """
+        for name in ("batch_labelled", "batch_unlabelled"):
+            if getattr(self, name) % (self.accumulation * num_processes):
+                raise DataError(
+                    f"{name} {getattr(self, name)} cannot be shared out over {num_processes} process(es) "
+                    f"and {self.accumulation} micro-batch(es)"
+                )
+
     @property
     def uses_unlabelled(self) -> bool:
         """Whether unlabelled samples are read."""

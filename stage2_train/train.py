@@ -111,13 +111,7 @@ def _accelerator(config: TrainConfig) -> Accelerator:
         raise DataError(
             f"{accelerator.num_processes} process(es) run, WORLD_SIZE is {wanted}: start with torchrun"
         )
-    parts = config.accumulation * accelerator.num_processes
-    for name in ("batch_labelled", "batch_unlabelled"):
-        if getattr(config, name) % parts:
-            raise DataError(
-                f"{name} {getattr(config, name)} cannot be shared out over {accelerator.num_processes} process(es) "
-                f"and {config.accumulation} micro-batch(es)"
-            )
+    config.require_shares(accelerator.num_processes)
     return accelerator
 
 

@@ -338,6 +338,65 @@ def test_ablate_hands_everything_on_and_says_whether_its_share_is_done(l2l, monk
     assert seen[1] == (4, Path("runs/grid"), {"jobs": 1, "only": (0, 1), "quiet": False})
 
 
+def test_submit_dry_run_prints_the_scripts_and_writes_nothing(l2l, refshapes, grid, tmp_path):
+    site = tmp_path / "cluster.toml"
+    site.write_text('partition = "gpu"\ngpus_per_node = 4\n')
+    sets = ("--set", f"data.root={refshapes}", "--set", f"cache_root={tmp_path}/stores")
+    commands = {
+        "priors": ("embedded", *sets, "--tasks", "2"),
+        "train": ("embedded", *sets, "--out", tmp_path / "run", "--nodes", "2"),
+        "ablate": (grid, "--out", tmp_path / "grid"),
+    }
+    for name, arguments in commands.items():
+        ran = l2l("submit", name, *arguments, "--site", site, "--dry-run")
+        assert ran.status == 0, ran.err
+        assert "#SBATCH --partition=gpu\n" in ran.out and f"name={name} " in ran.out
+        jobs = l2l("submit", name, *arguments, "--site", site, "--dry-run", "--json").json["jobs"]
+        assert [job["name"] for job in jobs] == ([name, "verify"] if name == "priors" else [name])
+    assert (
+        "--nnodes=2 --nproc-per-node=4"
+        in l2l("submit", "train", *commands["train"], "--dry-run", "--site", site).out
+    )
+    assert not any((tmp_path / name).exists() for name in ("run", "grid"))
+    site.write_text("gpus = 4\n")
+    ran = l2l("submit", "ablate", grid, "--site", site, "--dry-run")
+    assert ran.status == 2 and f"{site}: gpus: no such key" in ran.err and ran.err.count("\n") == 1
+
+
+def test_without_slurm_submit_does_the_work_here(l2l, refshapes, tmp_path, monkeypatch):
+    """Masks are imported, which needs no model; then the store is verified."""
+    import numpy as np
+
+    from shared.refer import load_refer
+
+    (tmp_path / "masks").mkdir()
+    for sample in load_refer(refshapes, "refshapes", "unc").samples("val"):
+        np.save(tmp_path / "masks" / f"{sample.sample_id}.npy", np.full((8, 8), 0.5, np.float32))
+    sets = {
+        "data.root": refshapes,
+        "data.dataset": "refshapes",
+        "source": tmp_path / "masks",
+        "splits": "val",
+        "grid": "16",
+        "cache_root": tmp_path / "stores",
+    }
+    recipe = ["import", *(part for name, value in sets.items() for part in ("--set", f"{name}={value}"))]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    ran = l2l("submit", "priors", *recipe, "--json")
+    assert ran.status == 0, ran.err
+    assert "no sbatch on this machine: the work is done here" in ran.err
+    assert ran.json["note"] == "done here, without Slurm" and ran.json["jobs"] == []
+    status = l2l("status", ran.json["target"], "--json").json
+    assert status["state"] == "done" and status["tasks"] == []
+    assert l2l("submit", "priors", *recipe).out.endswith("done already, nothing to submit\n")
+
+
+def test_status_of_nothing_is_one_line(l2l, tmp_path):
+    ran = l2l("status", tmp_path / "none")
+    assert ran.status == 2 and "none" in ran.err and ran.err.count("\n") == 1
+
+
 def test_predict_hands_everything_on(l2l, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr("stage2_train.predict.predict_one", lambda *args: seen.append(args) or {"area_px": 3})

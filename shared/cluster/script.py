@@ -1,0 +1,228 @@
+"""The batch script of a job, as text: a pure function of the job and the site.
+
+Every script has the same frame. It keeps a small file per task that says how the task fares (`status.py` reads it),
+and touches that file while it lives. Told to stop, by USR1 some time before the limit, it tells its command to stop,
+waits for it, and is queued again: by its exit status where the site's `RequeueExit` holds `STOPPED`, else by `scontrol
+requeue`.
+
+A training is one torchrun per node. Its rendezvous is the first node of the job's own list at the address Slurm has for
+it, and without that the job fails; the first node is told that it is the host, which torchrun else guesses from names.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.cluster.site import SiteConfig
+from shared.errors import DataError
+
+STOPPED = 75
+"""Exit status of a command, and of a job, that was stopped in order and wants to go on."""
+
+BEAT_S = 15
+"""Seconds between two touches of a task's file."""
+
+
+START_MARK = "== "
+"""A line of a log that begins so opens one start of its task."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterJob:
+    """One job, or one array of jobs."""
+
+    name: str
+    """What it does: `priors`, `verify`, `train` or `ablate`; part of the names of its files."""
+    command: tuple[str, ...]
+    """Arguments of `l2l`."""
+    per_task: str = ""
+    """Further arguments, as shell text in which `$task` is the number of the task."""
+    tasks: tuple[int, ...] = ()
+    """Numbers of the tasks of an array; empty: a single job, whose task is 0."""
+    num_nodes: int = 1
+    """Nodes of a training."""
+    num_processes: int = 0
+    """Processes per node that torchrun starts; 0: a single process without torchrun."""
+    use_gpu: bool = True
+    """Whether it needs GPUs, if the site has some."""
+    after_others: bool = False
+    """Whether it waits for all jobs submitted before it together with it, and is dropped if one of them fails."""
+
+
+def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: Path, python: str) -> str:
+    """The script of a job.
+
+    Args:
+        job: The job.
+        site: The site.
+        folder: Absolute folder of scripts, logs and task files.
+        working_folder: Absolute folder in which the command runs.
+        python: Interpreter, where the site names none.
+
+    Raises:
+        DataError: A folder whose name Slurm would change.
+    """
+    python = site.python or python
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH {line}" for line in _options(job, site, folder, working_folder)),
+        "",
+        "set -eo pipefail",
+        f"name={job.name} folder={shlex.quote(str(folder))}",
+        _TASK if job.tasks else "task=0 job=$SLURM_JOB_ID log=$name.$SLURM_JOB_ID.log",
+        _FRAME.format(
+            stopped=STOPPED,
+            start_mark=START_MARK,
+            beat_s=BEAT_S,
+            max_restarts=site.max_restarts,
+            stop=_STOP_STEP.format(patience_s=site.notice_s // 2) if job.num_processes else _STOP_CHILD,
+        ),
+        *site.setup,
+        "export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1",
+        "",
+        *(_torchrun(job, site, python) if job.num_processes else _single(job, site, python)),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _options(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: Path) -> list[str]:
+    for path in (folder, working_folder):
+        if not path.is_absolute() or set(str(path)) & set("%\n\r\"'\\"):
+            raise DataError(f"{path}: Slurm takes no percent sign, quote or backslash in a folder's name")
+    processes = max(1, job.num_processes)
+    gpus = (processes if site.gpus_per_node else 0) if job.use_gpu else 0
+    gres = f"{site.gpu_type}:{gpus}" if site.gpu_type else str(gpus)
+    log = f"{job.name}.{'%A_%a' if job.tasks else '%j'}.log"
+    options = {
+        "job-name": f"l2l-{job.name}",
+        "partition": site.partition,
+        "account": site.account,
+        "time": site.time,
+        "nodes": str(job.num_nodes),
+        "ntasks-per-node": "1",
+        "cpus-per-task": str(site.cpus_per_process * processes),
+        "mem": f"{site.memory_mb_per_process * processes}M" if site.memory_mb_per_process else "",
+        "gres": f"gpu:{gres}" if gpus else "",
+        "signal": f"B:USR1@{site.notice_s}",
+        "open-mode": "append",
+        "chdir": f'"{working_folder}"',
+        "output": f'"{folder / log}"',
+    }
+    return [*(f"--{name}={value}" for name, value in options.items() if value), "--requeue", *site.sbatch]
+
+
+_TASK = """\
+first=${1:-0} # an array wider than the site allows comes as several, each with an offset
+task=$((first + SLURM_ARRAY_TASK_ID)) job=$SLURM_ARRAY_JOB_ID
+log=$name.${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.log"""
+
+_STOP_CHILD = '  kill -TERM "$child" 2>/dev/null || true'
+_STOP_STEP = """\
+  # The processes of a training take USR1 and save; torchrun ignores it and waits for them. TERM, which it hands on and
+  # follows by KILL, is for those that do not listen yet.
+  local signal=$1 step=$SLURM_JOB_ID.0
+  scancel --signal="$signal" "$step" 2>/dev/null || kill -TERM "$child" 2>/dev/null || true
+  if [ "$signal" = USR1 ]; then (sleep {patience_s} && kill -0 $$ && scancel --signal=TERM "$step") 2>/dev/null & fi"""
+
+_FRAME = """\
+file=$folder/$name.$task.json restarts=${{SLURM_RESTART_COUNT:-0}}
+
+record() {{ # STATE STATUS: how this task fares, for `l2l status`
+  local form='"job": "%s", "host": "%s", "restarts": %d, "log": "%s", "state": "%s", "status": %d'
+  printf "{{$form}}\\n" "$job" "$(hostname)" "$restarts" "$log" "$1" "$2" >"$file.$$"
+  mv "$file.$$" "$file"
+}}
+owns() {{ # whether no later start of this task has taken the file over, as when Slurm lost sight of this one
+  [[ $(<"$file") == *'"job": "'"$job"'", '*'"restarts": '"$restarts, "* ]]
+}}
+finish() {{
+  local status=$?
+  trap '' TERM USR1
+  kill "$beat" 2>/dev/null || true
+  if ! owns; then exit "$status"; fi
+  if [ "$status" -eq {stopped} ] && [ "$restarts" -ge {max_restarts} ]; then
+    echo "error: stopped and queued again $restarts times without coming to an end" >&2
+    status=1
+  fi
+  record ended "$status"
+  if [ "$status" -eq {stopped} ] && ! scontrol show config | grep -Eq '^RequeueExit +=(.*[ ,])?{stopped}(,|$| )'; then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$status"
+}}
+run() {{ # COMMAND...: to its end, or until this job is told to stop
+  local asked= caught status
+  "$@" &
+  child=$!
+  trap 'caught=1 asked=1; stop USR1' USR1
+  trap 'caught=1; stop TERM' TERM
+  while :; do
+    caught= status=0
+    wait "$child" || status=$?
+    if [ -z "$caught" ] || [ "$status" -le 128 ]; then break; fi
+  done
+  if [ "$status" -ne 0 ] && [ -n "$asked" ]; then exit {stopped}; fi
+  exit "$status"
+}}
+stop() {{ # SIGNAL: pass it on
+{stop}
+}}
+
+echo "{start_mark}$name, task $task: start $((restarts + 1)) on $(hostname)"
+record running 0
+(while sleep {beat_s} && kill -0 $$ 2>/dev/null && owns; do touch "$file"; done) &
+beat=$!
+trap finish EXIT
+"""
+
+
+def _single(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
+    words = [*shlex.split(site.container), python, "-m", "cli", *job.command]
+    return [" ".join(part for part in ("run", shlex.join(words), job.per_task) if part)]
+
+
+def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
+    launcher = shlex.join([*shlex.split(site.container), python, "-m", "torch.distributed.run"])
+    return [
+        "read -r head < <(scontrol show hostnames \"$SLURM_JOB_NODELIST\") || head=''",
+        r"""address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')""",
+        'if [ -z "$head" ] || [ -z "$address" ]; then',
+        '  echo "error: the first node of \\"$SLURM_JOB_NODELIST\\" has no address: no rendezvous" >&2',
+        "  exit 1",
+        "fi",
+        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
+        "# $SLURM_NODEID is each node's own: the inner shell fills it in, not this one.",
+        # srun does not take over --cpus-per-task from sbatch.
+        f"run srun --cpus-per-task={site.cpus_per_process * job.num_processes} --kill-on-bad-exit=1 \\",
+        '  bash -c \'trap "" USR1; PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)) exec "$@"\' node \\',
+        f"  {launcher} \\",
+        f"  --nnodes={job.num_nodes} --nproc-per-node={job.num_processes} --max-restarts=0 --rdzv-backend=c10d \\",
+        '  --rdzv-endpoint="$address:$((10000 + SLURM_JOB_ID % 9000))" --rdzv-id="$SLURM_JOB_ID.$restarts" \\',
+        f"  -m cli {shlex.join(job.command)}",
+    ]
+
+
+def array_chunks(tasks: Sequence[int], max_array_size: int) -> list[tuple[int, str]]:
+    """Arrays that hold all tasks, as (offset, value of `--array`); no index reaches `max_array_size`.
+
+    Args:
+        tasks: Numbers of the tasks, ascending.
+        max_array_size: `MaxArraySize`, which bounds the highest index and not the count.
+    """
+    chunks: dict[int, list[int]] = {}
+    for task in tasks:
+        chunks.setdefault(task // max_array_size * max_array_size, []).append(task % max_array_size)
+    return [(offset, _ranges(indices)) for offset, indices in chunks.items()]
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    """`0-2,5` of 0, 1, 2, 5."""
+    parts: list[list[int]] = []
+    for index in indices:
+        if parts and parts[-1][1] == index - 1:
+            parts[-1][1] = index
+        else:
+            parts.append([index, index])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)

@@ -1,0 +1,220 @@
+"""How a store, a run or a grid fares: what is done, running, failed and why, from its files alone.
+
+Slurm is not asked, so this works on any machine that sees the folder. A task whose file nobody has touched for
+`SILENT_S` seconds is lost: it was killed, or its node died. A submitted task without a file of its own has not started:
+it waits in the queue, or was dropped from it.
+"""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.cluster.script import BEAT_S, START_MARK, STOPPED
+from shared.cluster.submit import SUBMITTED_FILE, jobs_folder
+from shared.errors import DataError
+from shared.runlog import METRICS_FILE, read_records
+from shared.store.verify import store_status
+
+SILENT_S = 6 * BEAT_S
+"""A task that lives touches its file several times within this."""
+
+_TAIL_BYTES = 16_384
+_QUEUED_AGAIN = re.compile(r"DUE TO (JOB REQUEUE|PREEMPTION)")
+_CHECKPOINT = re.compile(r"step_(\d{8})")
+
+
+def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
+    """How a store, run or grid fares.
+
+    Args:
+        target: Its folder; of jobs that wait it need not be there yet.
+        now: Seconds since the epoch (tests).
+
+    Returns:
+        A JSON-able object: `path`, `kind` (`store`, `run` or `grid`), `state` (`done`, `failed`, `running`, `waiting`
+        or `unfinished`), `progress` (what the product's own files say) and `tasks`, those of the latest submission of
+        each job: `name`, `task`, `job`, `state`, `host`, `restarts`, `log` and `why`.
+
+    Raises:
+        DataError: Neither a product nor jobs of one, or a file that is damaged.
+    """
+    tasks = _tasks(jobs_folder(target), time.time() if now is None else now)
+    if target.suffix == ".zarr":
+        kind, (done, progress) = "store", _store(target)
+    elif (target / "config.json").is_file() or any(task["name"] == "train" for task in tasks):
+        kind, (done, progress) = "run", _run(target)
+    elif tasks or (target / "table.json").is_file():
+        kind, (done, progress) = "grid", _grid(target, tasks)
+    else:
+        raise DataError(f"{target}: neither a store (*.zarr) nor a run or grid, and no jobs of one")
+    if not tasks and not target.exists():
+        raise DataError(f"{target}: not there, and no jobs were submitted for it")
+    return {
+        "path": str(target),
+        "kind": kind,
+        "state": _overall(done, tasks),
+        "progress": progress,
+        "tasks": tasks,
+    }
+
+
+def _overall(done: bool, tasks: Sequence[Mapping[str, Any]]) -> str:
+    """One word for all: a product that is there but did not pass its check has failed."""
+    states = [task["state"] for task in tasks if not done or task["name"] == "verify"]
+    for state, word in (
+        ("running", "running"),
+        ("failed", "failed"),
+        ("lost", "failed"),
+        ("stopped", "waiting"),
+        ("waiting", "waiting"),
+    ):
+        if state in states:
+            return word
+    return "done" if done else "unfinished"
+
+
+def _store(path: Path) -> tuple[bool, dict[str, Any]]:
+    if not path.exists():
+        return False, {"shards": "0 (no store yet)"}
+    found = store_status(path)
+    return found["complete"], {
+        "shards": f"{len(found['done_shards'])} of {found['num_shards']}",
+        "rows": f"{found['rows_done']} of {found['num_rows']}",
+        "answers": found["status_counts"],
+    }
+
+
+def _run(path: Path) -> tuple[bool, dict[str, Any]]:
+    config = path / "config.json"
+    if not config.is_file():
+        return False, {"steps": "0 (not begun)"}
+    try:
+        steps = json.loads(config.read_text(encoding="utf-8"))["config"]["steps"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{config}: damaged, not the settings of a run ({error})") from error
+    log = path / METRICS_FILE
+    records = read_records(log) if log.is_file() else []
+    saved = sorted(
+        match[1]
+        for file in (path / "checkpoints").glob("step_*")
+        if (match := _CHECKPOINT.fullmatch(file.name))
+    )
+    return (path / "done.json").is_file(), {
+        "steps": f"{max((record['step'] for record in records), default=0)} of {steps}",
+        "checkpoint": f"step {int(saved[-1])}" if saved else "none",
+        "resumed": sum(record.get("kind") == "resume" for record in records),
+    }
+
+
+def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[str, Any]]:
+    """The cells that have begun; a grid is done when every task is, as a task ends well only if all its cells have."""
+    cells: dict[str, str] = {}
+    for cell in sorted(path.glob("*/fraction-*/seed-*")):
+        failed = cell / "failed.json"
+        name = str(cell.relative_to(path))
+        if failed.is_file():
+            cells[name] = "failed: " + str(json.loads(failed.read_text(encoding="utf-8")).get("reason"))
+        elif (cell / "done.json").is_file():
+            cells[name] = "done" if any((cell / "eval").glob("*.json")) else "trained"
+        else:
+            cells[name] = _run(cell)[1]["steps"]
+    table = path / "table.json"
+    if tasks:
+        done = all(task["state"] == "done" for task in tasks)
+    else:
+        done = not json.loads(table.read_text(encoding="utf-8")).get("unfinished", True)
+    return done, {"cells": cells}
+
+
+def _tasks(folder: Path, now: float) -> list[dict[str, Any]]:
+    """The tasks of the latest submission of each job, in order."""
+    tasks = []
+    for name, jobs in _latest(folder).items():
+        for number, job in sorted(jobs.items()):
+            file = folder / f"{name}.{number}.json"
+            tasks.append({"name": name, "task": number, "job": job, **_fare(folder, file, job, now)})
+    return tasks
+
+
+def _latest(folder: Path) -> dict[str, dict[int, str]]:
+    """Job id by task, by name of the job, of the last submission that had such a job."""
+    file = folder / SUBMITTED_FILE
+    if not file.is_file():
+        return {}
+    found: dict[str, dict[int, str]] = {}
+    latest: dict[str, int] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if record["submission"] != latest.get(record["name"]):
+                latest[record["name"]], found[record["name"]] = record["submission"], {}
+            found[record["name"]].update(dict.fromkeys(record["tasks"], record["job"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file}, line {number}: not a submitted job ({error})") from error
+    return found
+
+
+def _fare(folder: Path, file: Path, job: str, now: float) -> dict[str, Any]:
+    """How one task fares, by the file its script keeps."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        silent = now - file.stat().st_mtime
+    except FileNotFoundError:
+        record = {"job": None}
+    except ValueError as error:
+        raise DataError(f"{file}: damaged, not the state of a task ({error})") from error
+    if record["job"] != job:
+        return {"state": "waiting", "host": "", "restarts": 0, "log": "", "why": "not started"}
+    said = _last_line(folder / record["log"])
+    if record["state"] == "running":
+        state, why = "running", ""
+        if silent > SILENT_S:
+            state, why = "lost", f"no sign of life for {silent:.0f} s; it last said: {said}"
+    elif record["status"] == 0:
+        state, why = "done", ""
+    elif record["status"] == STOPPED or _QUEUED_AGAIN.search(said):
+        state, why = "stopped", f"queued again: {said}"
+    else:
+        state, why = "failed", f"exit status {record['status']}: {said}"
+    shown = {name: record[name] for name in ("host", "restarts")}
+    return {"state": state, **shown, "log": str(folder / record["log"]), "why": why}
+
+
+def _last_line(log: Path) -> str:
+    """What the latest start of a task said last: its last `error:` line, else its last line."""
+    if not log.is_file():
+        return "nothing (no log)"
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    starts = [number for number, line in enumerate(lines) if line.startswith(START_MARK)]
+    said = [line.strip() for line in lines[starts[-1] if starts else 0 :] if line.strip()]
+    errors = [line for line in said if line.startswith("error: ")]
+    return (errors or said or ["nothing"])[-1][:300]
+
+
+def format_status(status: Mapping[str, Any]) -> str:
+    """The lines for a person: the product, a count by state for each job, and every task that is not simply done."""
+    lines = [f"{status['path']}: {status['kind']}, {status['state']}"]
+    for name, value in status["progress"].items():
+        if isinstance(value, Mapping):
+            lines += [f"  {name}:", *(f"    {key}: {one}" for key, one in value.items())]
+        else:
+            lines.append(f"  {name}: {value}")
+    for job in dict.fromkeys(task["name"] for task in status["tasks"]):
+        own = [task for task in status["tasks"] if task["name"] == job]
+        counts = Counter(task["state"] for task in own)
+        lines.append(f"job {job}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+        for task in own:
+            if task["state"] not in ("done", "waiting"):
+                where = (
+                    f"task {task['task']} ({task['job']} on {task['host']}, started {task['restarts'] + 1}x)"
+                )
+                lines.append(f"  {where}: {task['state']}" + (f", {task['why']}" if task["why"] else ""))
+                if task["why"]:
+                    lines.append(f"    log: {task['log']}")
+    return "\n".join(lines)

@@ -1,0 +1,143 @@
+"""Hands jobs to Slurm, or runs the same work here where there is none.
+
+A folder of jobs holds, for each job, `<name>.sh`, its script, which can be read and submitted again by hand;
+`<name>.<task>.json`, how a task fares, written by the script; and `<name>.<job>.log`, what it said. `submitted.jsonl`
+has one line a job: its id, its tasks, and which submission it was part of.
+"""
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.cluster.script import ClusterJob, array_chunks, script_of
+from shared.cluster.site import SiteConfig
+from shared.errors import DataError
+
+SUBMITTED_FILE = "submitted.jsonl"
+"""Name of the list of submitted jobs in a folder of jobs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be done for one store, run or grid."""
+
+    target: Path
+    """The store, run or grid folder."""
+    folder: Path
+    """Where scripts, logs and task files go."""
+    jobs: tuple[ClusterJob, ...]
+    """The jobs, in the order of their submission; empty: all is done already."""
+    here: tuple[tuple[str, ...], ...]
+    """The same work on one machine without Slurm: arguments of Python, one process after the other."""
+
+
+def jobs_folder(target: Path) -> Path:
+    """Where the jobs of a store (beside it, `<name>.jobs`) or of a run or grid (in it, `jobs`) keep their files."""
+    return target.with_suffix(".jobs") if target.suffix == ".zarr" else target / "jobs"
+
+
+def has_slurm() -> bool:
+    """Whether jobs can be submitted from this machine."""
+    return shutil.which("sbatch") is not None
+
+
+def scripts(work: Work, site: SiteConfig) -> dict[Path, str]:
+    """The script of every job by its file; nothing is written."""
+    folder = work.folder.resolve()
+    return {
+        folder / f"{job.name}.sh": script_of(job, site, folder, Path.cwd(), sys.executable)
+        for job in work.jobs
+    }
+
+
+def sbatch_commands(job: ClusterJob, site: SiteConfig, file: Path, before: Sequence[str]) -> list[list[str]]:
+    """The calls of sbatch that submit a job: one, or one per part of a wide array.
+
+    Args:
+        job: The job.
+        site: The site.
+        file: Its script.
+        before: Ids of the jobs submitted before it.
+    """
+    options = ["sbatch", "--parsable"]
+    if job.after_others and before:
+        options += [f"--dependency=afterok:{':'.join(before)}", "--kill-on-invalid-dep=yes"]
+    if not job.tasks:
+        return [[*options, str(file)]]
+    running = f"%{site.max_running}" if site.max_running else ""
+    return [
+        [*options, f"--array={indices}{running}", str(file), *([str(offset)] if offset else [])]
+        for offset, indices in array_chunks(job.tasks, site.max_array_size)
+    ]
+
+
+def submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
+    """Write the scripts and submit them.
+
+    Returns:
+        One object a job: `name`, `job` (its id), `tasks`, `script`.
+
+    Raises:
+        DataError: sbatch refuses a job; those before it stay submitted and are named.
+    """
+    work.folder.mkdir(parents=True, exist_ok=True)
+    submitted: list[dict[str, Any]] = []
+    submission = time.time_ns()
+    for job, (file, text) in zip(work.jobs, scripts(work, site).items(), strict=True):
+        file.write_text(text, encoding="utf-8")
+        parts = [tasks for _, tasks in _parts(job, site)]
+        commands = sbatch_commands(job, site, file, [one["job"] for one in submitted])
+        for tasks, command in zip(parts, commands, strict=True):
+            record = {
+                "name": job.name,
+                "job": _sbatch(command, submitted),
+                "tasks": tasks,
+                "script": str(file),
+            }
+            with (work.folder / SUBMITTED_FILE).open("a", encoding="utf-8") as log:
+                log.write(json.dumps({**record, "submission": submission}) + "\n")
+            submitted.append(record)
+    return submitted
+
+
+def _parts(job: ClusterJob, site: SiteConfig) -> list[tuple[int, list[int]]]:
+    """Offset and tasks of each array of a job."""
+    if not job.tasks:
+        return [(0, [0])]
+    size = site.max_array_size
+    return [
+        (offset, [task for task in job.tasks if offset <= task < offset + size])
+        for offset, _ in array_chunks(job.tasks, size)
+    ]
+
+
+def _sbatch(command: list[str], before: Sequence[dict[str, Any]]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    number = done.stdout.strip().partition(";")[0]  # "id" or "id;cluster"
+    if done.returncode or not number.isdecimal():
+        said = (done.stderr or done.stdout).strip().splitlines()
+        named = ", ".join(one["job"] for one in before) or "none"
+        raise DataError(
+            f"{shlex.join(command)}: {said[-1] if said else f'exit status {done.returncode}'} "
+            f"(jobs submitted before it: {named})"
+        )
+    return number
+
+
+def run_here(work: Work) -> None:
+    """Do the work on this machine, one process after the other.
+
+    Raises:
+        SystemExit: With the exit status of the first process that fails.
+    """
+    for arguments in work.here:
+        status = subprocess.run([sys.executable, *arguments], check=False).returncode
+        if status:
+            raise SystemExit(status if status > 0 else 128 - status)

@@ -1,0 +1,44 @@
+"""The batch jobs of stage 1: an array of workers over the shards that are missing, then a check of the whole store."""
+
+from collections.abc import Sequence
+
+from shared.cluster.script import ClusterJob
+from shared.cluster.submit import Work, jobs_folder
+from shared.errors import DataError
+from stage1_priors.config import ImportConfig, PriorsConfig
+from stage1_priors.job import job_of, pending_of
+
+
+def plan_work(config: PriorsConfig | ImportConfig, arguments: Sequence[str], num_tasks: int) -> Work:
+    """The jobs that fill a store.
+
+    A task is a worker, `priors run --worker i --num-workers n`: whole shards, those with number = i (mod n). Workers
+    whose shards are all there are not submitted, and no job is when the store is complete; what is written does not
+    depend on n, so another submission may be wider or narrower.
+
+    Args:
+        config: The recipe.
+        arguments: Arguments of `priors run` that give it: its name and `--set` options.
+        num_tasks: Workers (n); no more than there are shards.
+
+    Raises:
+        DataError: Unusable data or no model on this machine, found before anything is queued.
+    """
+    if num_tasks < 1:
+        raise DataError(f"--tasks is {num_tasks}, expected at least 1")
+    job = job_of(config)
+    width = min(num_tasks, job.plan.num_shards)
+    tasks = tuple(sorted({shard % width for shard in pending_of(job)}))
+    run, verify = ("priors", "run", *arguments), ("priors", "verify", str(job.path), "--complete")
+    jobs = (
+        ClusterJob(
+            name="priors", command=run, per_task=f'--worker "$task" --num-workers {width}', tasks=tasks
+        ),
+        ClusterJob(name="verify", command=verify, use_gpu=False, after_others=True),
+    )
+    return Work(
+        target=job.path,
+        folder=jobs_folder(job.path),
+        jobs=jobs if tasks else (),
+        here=(("-m", "cli", *run, "--workers", "auto"), ("-m", "cli", *verify)) if tasks else (),
+    )

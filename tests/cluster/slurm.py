@@ -1,0 +1,177 @@
+"""A throw-away Slurm: two virtual nodes on the loopback interface, one folder, daemons that end with the tests."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "srun")
+SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/local/sbin"])
+NODES = ("n1", "n2")
+CPUS = 2
+"""Cores that each node claims to have, whatever the machine has."""
+
+
+def missing_programs() -> list[str]:
+    """What of Slurm and MUNGE is not installed here."""
+    return [name for name in PROGRAMS if shutil.which(name, path=SEARCH) is None]
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float) -> None:
+    """Look again and again until the condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"
+        time.sleep(0.3)
+
+
+class Slurm:
+    """A running cluster; `environment` is what a process needs to use it."""
+
+    def __init__(self, folder: Path, *, requeue_exit: bool) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": SEARCH}
+        self._daemons: dict[str, subprocess.Popen[bytes]] = {}
+        for name in ("state", "munge", *NODES):
+            (folder / name).mkdir()
+        key = folder / "munge" / "key"
+        key.write_bytes(secrets.token_bytes(128))
+        key.chmod(0o600)
+        (folder / "slurm.conf").write_text(self._conf(requeue_exit))
+
+    def _conf(self, requeue_exit: bool) -> str:
+        host, user = socket.gethostname().partition(".")[0], subprocess.check_output(["id", "-un"], text=True)
+        ports = _free_ports(1 + len(NODES))
+        settings = {
+            "ClusterName": "test",
+            "SlurmctldHost": f"{host}(127.0.0.1)",
+            "SlurmctldPort": ports[0],
+            "SlurmUser": user.strip(),
+            "SlurmdUser": user.strip(),
+            "AuthType": "auth/munge",
+            "CredType": "cred/munge",
+            "AuthInfo": f"socket={self.folder / 'munge' / 'socket'},cred_expire=5",  # the wait before a requeued job
+            "CommunicationParameters": "NoCtldInAddrAny,NoInAddrAny",
+            "MpiDefault": "none",
+            "ProctrackType": "proctrack/linuxproc",
+            "TaskPlugin": "task/none",
+            "JobAcctGatherType": "jobacct_gather/none",
+            "SelectType": "select/cons_tres",
+            "SelectTypeParameters": "CR_Core",
+            "SchedulerParameters": "sched_interval=2,bf_interval=2,batch_sched_delay=1",
+            "SlurmdParameters": "config_overrides",
+            "ReturnToService": 2,
+            "SlurmdTimeout": 15,
+            "KillWait": 20,
+            "JobRequeue": 1,
+            "MinJobAge": 3600,
+            "AccountingStorageType": "accounting_storage/none",
+            "StateSaveLocation": self.folder / "state",
+            "SlurmctldPidFile": self.folder / "slurmctld.pid",
+            "SlurmctldLogFile": self.folder / "slurmctld.log",
+            "SlurmdPidFile": self.folder / "slurmd-%n.pid",
+            "SlurmdLogFile": self.folder / "slurmd-%n.log",
+            "SlurmdSpoolDir": self.folder / "%n",
+            **({"RequeueExit": 75} if requeue_exit else {}),
+        }
+        nodes = [
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} CoresPerSocket={CPUS} "
+            "RealMemory=8000 State=UNKNOWN"
+            for node, port in zip(NODES, ports[1:], strict=True)
+        ]
+        lines = [f"{name}={value}" for name, value in settings.items()]
+        return "\n".join([*lines, *nodes, "PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE", ""])
+
+    def start(self) -> None:
+        """Start the daemons and wait until both nodes have registered."""
+        munge = self.folder / "munge"
+        files = {
+            "key-file": "key",
+            "socket": "socket",
+            "pid-file": "pid",
+            "log-file": "log",
+            "seed-file": "seed",
+        }
+        options = [f"--{option}={munge / name}" for option, name in files.items()]
+        self._daemon("munged", "--foreground", "--force", *options)
+        wait_for((munge / "socket").exists, "munged listens", 30)
+        self._daemon("slurmctld", "-D")
+        for node in NODES:
+            self.start_node(node)
+        wait_for(lambda: self._registered() == len(NODES), "both nodes register", 60)
+
+    def start_node(self, node: str) -> None:
+        """Start the daemon of a node."""
+        self._daemon("slurmd", "-D", "-N", node)
+
+    def kill_node(self, node: str) -> None:
+        """End the daemon of a node as a loss of power does."""
+        daemon = self._daemons[f"slurmd{node}"]
+        daemon.kill()
+        daemon.wait()
+
+    def script_pid(self, job: str, node: str) -> int:
+        """Process of a job's script; its parent is Slurm's step daemon."""
+        lines = [line.split() for line in self.call("scontrol", "listpids", job, node).splitlines()[1:]]
+        (pid,) = [int(line[0]) for line in lines if line[2] == "batch" and line[4] == "0"]
+        return pid
+
+    def _daemon(self, program: str, *arguments: str) -> None:
+        path = shutil.which(program, path=SEARCH)
+        assert path is not None
+        name = program + "".join(argument for argument in arguments if argument in NODES)
+        with (self.folder / f"{name}.out").open("ab") as out:
+            self._daemons[name] = subprocess.Popen(
+                [path, *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+            )
+
+    def _registered(self) -> int:
+        done = subprocess.run(
+            ["scontrol", "show", "node"], env=self.environment, capture_output=True, text=True, check=False
+        )
+        return sum(f"CPULoad={digit}" in line for line in done.stdout.splitlines() for digit in "0123456789")
+
+    def stop(self) -> None:
+        """End all jobs, then the daemons, each by its own process."""
+        if "slurmctld" in self._daemons and self._daemons["slurmctld"].poll() is None:
+            self.call("scancel", "--full", "--user", str(os.getuid()))
+            wait_for(lambda: not self.call("squeue", "--noheader"), "the queue is empty", 60)
+        for name, daemon in reversed(self._daemons.items()):
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+            assert daemon.returncode is not None, name
+
+    def call(self, *command: str) -> str:
+        """What a client of Slurm answers."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def state(self, job: str) -> str:
+        """`RUNNING`, `PENDING`, `COMPLETED`, ... of a job or a task of an array (`12_3`)."""
+        shown = self.call("scontrol", "show", "job", job)
+        return shown.partition("JobState=")[2].split()[0]
+
+    def wait_for_state(self, job: str, states: set[str], seconds: float) -> None:
+        """Wait until a job is in one of the states."""
+        wait_for(lambda: self.state(job) in states, f"job {job} is {' or '.join(sorted(states))}", seconds)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports nobody listens on at the moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

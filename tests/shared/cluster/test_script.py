@@ -1,0 +1,133 @@
+"""Scripts as text, and what the frame of one does around a command; on a real Slurm see tests/cluster."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.cluster.script import ClusterJob, array_chunks, script_of
+from shared.cluster.site import SiteConfig
+from shared.errors import DataError
+
+PRIORS = ClusterJob(name="priors", command=("priors", "run", "r"), per_task='--worker "$task"', tasks=(0, 1))
+TRAINING = ClusterJob(name="train", command=("train", "r", "--set", "a=b c"), num_nodes=2, num_processes=4)
+VERIFY = ClusterJob(name="verify", command=("priors", "verify", "s.zarr"), use_gpu=False)
+
+
+def script(job, folder=Path("/jobs"), **site):
+    return script_of(job, SiteConfig(**site), folder, Path("/code"), "/env/python")
+
+
+def options(text):
+    lines = [line for line in text.splitlines() if line.startswith("#SBATCH ")]
+    assert lines == text.splitlines()[1 : 1 + len(lines)], "Slurm reads options up to the first command"
+    return dict(line.removeprefix("#SBATCH --").partition("=")[::2] for line in lines)
+
+
+def test_a_task_of_an_array_takes_one_gpu():
+    asked = options(script(PRIORS, gpus_per_node=4, cpus_per_process=6))
+    assert (asked["nodes"], asked["gres"], asked["cpus-per-task"]) == ("1", "gpu:1", "6")
+    assert asked["output"] == '"/jobs/priors.%A_%a.log"' and asked["open-mode"] == "append"
+    assert asked["signal"] == "B:USR1@120" and "requeue" in asked
+
+
+def test_a_training_takes_a_gpu_for_every_process_of_a_node():
+    asked = options(script(TRAINING, gpus_per_node=4, gpu_type="a100", memory_mb_per_process=1000))
+    assert (asked["nodes"], asked["ntasks-per-node"], asked["gres"]) == ("2", "1", "gpu:a100:4")
+    assert (asked["cpus-per-task"], asked["mem"]) == ("16", "4000M")
+    assert asked["output"] == '"/jobs/train.%j.log"'
+
+
+def test_no_gpu_is_asked_for_where_there_is_none_or_none_is_needed():
+    assert "gres" not in options(script(PRIORS, gpus_per_node=0))
+    assert "gres" not in options(script(VERIFY, gpus_per_node=4))
+
+
+def test_what_the_site_says_is_in_its_place():
+    site = {
+        "partition": "gpu",
+        "account": "vision",
+        "time": "8:00:00",
+        "notice_s": 300,
+        "setup": ("module load cuda/12.8",),
+        "container": "apptainer exec --nv l2l.sif",
+        "python": "python3",
+        "sbatch": ("--constraint=a100",),
+    }
+    text = script(PRIORS, **site)
+    asked = options(text)
+    assert (asked["partition"], asked["account"], asked["time"]) == ("gpu", "vision", "8:00:00")
+    assert asked["signal"] == "B:USR1@300" and asked["constraint"] == "a100"
+    lines = text.splitlines()
+    command = 'run apptainer exec --nv l2l.sif python3 -m cli priors run r --worker "$task"'
+    assert lines.index("module load cuda/12.8") < lines.index(command)
+    assert next(line for line in lines if "HF_HUB_OFFLINE=1" in line).startswith("export ")
+
+
+def test_a_rendezvous_is_the_first_node_or_nothing():
+    text = script(TRAINING)
+    assert 'scontrol show hostnames "$SLURM_JOB_NODELIST"' in text and "no rendezvous" in text
+    assert '--rdzv-backend=c10d \\\n  --rdzv-endpoint="$address:' in text
+    assert "--nnodes=2 --nproc-per-node=4 --max-restarts=0" in text and "-m cli train r --set 'a=b c'" in text
+    assert "localhost" not in text and "127.0.0.1" not in text
+
+
+@pytest.mark.parametrize("job", [PRIORS, TRAINING, VERIFY], ids=lambda job: job.name)
+def test_bash_can_read_it(job):
+    text = script(job, folder=Path("/jobs of mine/$HOME"))
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+@pytest.mark.parametrize("name", ["/50%", "/it's", '/a"b', "/a\nb", "relative"])
+def test_a_folder_whose_name_slurm_would_change_is_refused(name):
+    with pytest.raises(DataError, match="in a folder's name"):
+        script(PRIORS, folder=Path(name))
+
+
+PROGRAM = """\
+#!/bin/bash
+echo "$@" >"$(dirname "$0")/said"
+echo "error: status $5" >&2
+exit "$5"
+"""
+
+
+@pytest.mark.parametrize("status", [0, 1, 3])
+def test_a_task_records_how_it_ended(tmp_path, status):
+    program = tmp_path / "program"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    job = ClusterJob(name="ablate", command=("a b",), per_task=f'"$task" {status}', tasks=(7,))
+    text = script_of(job, SiteConfig(), tmp_path, tmp_path, str(program))
+    slurm = {"SLURM_ARRAY_JOB_ID": "41", "SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "43"}
+    done = subprocess.run(
+        ["bash", "-c", text, "script", "5"], env={**os.environ, **slurm}, capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    assert done.stdout.startswith("== ablate, task 7: start 1 on ")
+    assert (tmp_path / "said").read_text() == f"-m cli a b 7 {status}\n"
+    record = json.loads((tmp_path / "ablate.7.json").read_text())
+    assert (record["job"], record["state"], record["status"]) == ("41", "ended", status)
+    assert (record["restarts"], record["log"]) == (0, "ablate.41_2.log")
+
+
+def test_arrays_stay_below_the_largest_index():
+    assert array_chunks(range(5), 1001) == [(0, "0-4")]
+    assert array_chunks([0, 1, 2, 4, 9], 1001) == [(0, "0-2,4,9")]
+    assert array_chunks([0, 999, 1000, 1001, 2500], 1001) == [(0, "0,999-1000"), (1001, "0"), (2002, "498")]
+    assert array_chunks([], 1001) == []
+
+
+@given(st.sets(st.integers(0, 500)), st.integers(2, 50))
+def test_no_task_is_dropped_or_doubled(tasks, size):
+    found = []
+    for offset, indices in array_chunks(sorted(tasks), size):
+        for part in indices.split(","):
+            first, _, last = part.partition("-")
+            assert 0 <= int(first) <= int(last or first) < size
+            found += [offset + index for index in range(int(first), int(last or first) + 1)]
+    assert found == sorted(tasks)

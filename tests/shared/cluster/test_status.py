@@ -1,0 +1,159 @@
+"""What the files of a store, a run or a grid say about it; they are written here as the jobs leave them."""
+
+import json
+import os
+
+import pytest
+
+from shared.cluster.status import SILENT_S, format_status, status_of
+from shared.errors import DataError
+from shared.runlog import RunLog
+from shared.store.schema import prior_fields
+from shared.store.writer import create_store, write_shard
+from tests.shared.store.store_factory import ATTRS, GRID, NUM_ROWS, shard_arrays, static_arrays
+
+NOW = 1_800_000_000.0
+
+
+def submitted(folder, submission, name, job, tasks):
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"name": name, "job": job, "tasks": tasks, "script": "s", "submission": submission}
+    with (folder / "submitted.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def task(folder, name, number, job, state, status=0, *, said="", restarts=0, age=0.0):
+    """The file and the log of a task, last touched `age` seconds ago."""
+    log = f"{name}.{job}_{number}.log"
+    (folder / log).write_text(f"error: of an earlier start\n== {name}: start {restarts + 1}\n{said}\n")
+    record = {"job": job, "host": "n1", "restarts": restarts, "log": log, "state": state, "status": status}
+    file = folder / f"{name}.{number}.json"
+    file.write_text(json.dumps(record))
+    os.utime(file, (NOW - age, NOW - age))
+
+
+def store(path, shards):
+    create_store(path, num_rows=NUM_ROWS, fields=prior_fields(GRID), attrs=ATTRS, static=static_arrays())
+    for shard in shards:
+        write_shard(path, shard, shard_arrays(shard), {"ok": 1})
+    return path
+
+
+def test_a_store_and_each_of_its_tasks(tmp_path):
+    path, jobs = store(tmp_path / "s.zarr", [0]), tmp_path / "s.jobs"
+    submitted(jobs, 1, "priors", "7", [0, 1, 2, 3, 4])
+    submitted(jobs, 1, "verify", "8", [0])
+    task(jobs, "priors", 0, "7", "ended", 0)
+    task(jobs, "priors", 1, "7", "ended", 2, said="loading\nerror: no model\nsrun: bye")
+    task(jobs, "priors", 2, "7", "running", age=SILENT_S / 2)
+    task(jobs, "priors", 3, "7", "running", age=SILENT_S + 1, said="chunk 3 of 9")
+    task(jobs, "priors", 4, "7", "ended", 75, restarts=2, said="stopped")
+    status = status_of(path, NOW)
+    assert (status["kind"], status["state"]) == ("store", "running")
+    assert status["progress"]["shards"] == "1 of 3" and status["progress"]["rows"] == f"512 of {NUM_ROWS}"
+    assert [one["state"] for one in status["tasks"]] == [
+        "done", "failed", "running", "lost", "stopped", "waiting"
+    ]  # fmt: skip
+    whys = [one["why"] for one in status["tasks"]]
+    assert whys[1] == "exit status 2: error: no model"
+    assert whys[3] == f"no sign of life for {SILENT_S + 1} s; it last said: chunk 3 of 9"
+    assert whys[4] == "queued again: stopped" and status["tasks"][4]["restarts"] == 2
+    text = format_status(status)
+    assert "job priors: 1 done, 1 failed, 1 running, 1 lost, 1 stopped\njob" not in text
+    assert "task 1 (7 on n1, started 1x): failed, exit status 2: error: no model\n" in text
+    assert f"log: {jobs / 'priors.7_1.log'}" in text and text.endswith("job verify: 1 waiting")
+
+
+def test_a_later_submission_counts_alone(tmp_path):
+    path, jobs = store(tmp_path / "s.zarr", [0, 1]), tmp_path / "s.jobs"
+    submitted(jobs, 1, "priors", "7", [0, 1])
+    task(jobs, "priors", 0, "7", "ended", 1)
+    task(jobs, "priors", 1, "7", "ended", 1)
+    assert status_of(path, NOW)["state"] == "failed"
+    submitted(jobs, 2, "priors", "9", [1])
+    (only,) = status_of(path, NOW)["tasks"]
+    assert (only["task"], only["job"], only["state"]) == (1, "9", "waiting")
+    task(jobs, "priors", 1, "9", "ended", 0)
+    assert status_of(path, NOW)["state"] == "unfinished"
+
+
+def test_a_complete_store_is_done_unless_its_check_failed(tmp_path):
+    path, jobs = store(tmp_path / "s.zarr", [0, 1, 2]), tmp_path / "s.jobs"
+    assert status_of(path)["state"] == "done"
+    submitted(jobs, 1, "priors", "7", [0])
+    submitted(jobs, 1, "verify", "8", [0])
+    task(jobs, "priors", 0, "7", "ended", 1)
+    task(jobs, "verify", 0, "8", "ended", 0)
+    assert status_of(path, NOW)["state"] == "done"
+    task(jobs, "verify", 0, "8", "ended", 1)
+    assert status_of(path, NOW)["state"] == "failed"
+
+
+def test_a_preempted_task_waits_in_the_queue(tmp_path):
+    path, jobs = store(tmp_path / "s.zarr", []), tmp_path / "s.jobs"
+    submitted(jobs, 1, "priors", "7", [0])
+    said = "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2030-01-01T00:00:00 DUE TO JOB REQUEUE ***"
+    task(jobs, "priors", 0, "7", "ended", 143, said=said)
+    status = status_of(path, NOW)
+    assert status["state"] == "waiting" and status["tasks"][0]["state"] == "stopped"
+
+
+def test_jobs_that_wait_need_no_product_yet(tmp_path):
+    submitted(tmp_path / "s.jobs", 1, "priors", "7", [0, 1])
+    status = status_of(tmp_path / "s.zarr", NOW)
+    assert status["state"] == "waiting" and status["progress"] == {"shards": "0 (no store yet)"}
+    submitted(tmp_path / "run" / "jobs", 1, "train", "7", [0])
+    assert status_of(tmp_path / "run", NOW)["kind"] == "run"
+
+
+def test_a_run_on_its_way_and_at_its_end(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step_00000004").mkdir(parents=True)
+    (run / "checkpoints" / "step_00000006.partial").mkdir()
+    (run / "config.json").write_text(json.dumps({"config": {"steps": 9}}))
+    for resume_step in (0, 4):
+        with RunLog(run, tensorboard=False, resume_step=resume_step) as log:
+            log.log(resume_step + 1, "train", loss=0.5)
+    status = status_of(run)
+    assert (status["kind"], status["state"]) == ("run", "unfinished")
+    assert status["progress"] == {"steps": "5 of 9", "checkpoint": "step 4", "resumed": 1}
+    (run / "done.json").write_text("{}")
+    assert status_of(run)["state"] == "done"
+
+
+def test_a_grid_and_its_cells(tmp_path):
+    grid = tmp_path / "grid"
+    for seed in (1, 2, 3):
+        (grid / "l2l" / "fraction-0.1" / f"seed-{seed}").mkdir(parents=True)
+    one, two, _ = sorted((grid / "l2l" / "fraction-0.1").iterdir())
+    (one / "eval").mkdir()
+    (one / "eval" / "val.json").write_text("{}")
+    (one / "done.json").write_text("{}")
+    (two / "failed.json").write_text(json.dumps({"reason": "collapsed"}))
+    submitted(grid / "jobs", 1, "ablate", "5", [0])
+    task(grid / "jobs", "ablate", 0, "5", "ended", 1, said="error: 1 of 3 failed")
+    status = status_of(grid, NOW)
+    assert (status["kind"], status["state"]) == ("grid", "failed")
+    assert status["progress"]["cells"] == {
+        "l2l/fraction-0.1/seed-1": "done",
+        "l2l/fraction-0.1/seed-2": "failed: collapsed",
+        "l2l/fraction-0.1/seed-3": "0 (not begun)",
+    }
+    task(grid / "jobs", "ablate", 0, "5", "ended", 0)
+    assert status_of(grid, NOW)["state"] == "done"
+
+
+def test_what_is_nothing_or_damaged_is_named(tmp_path):
+    with pytest.raises(DataError, match="neither a store"):
+        status_of(tmp_path)
+    with pytest.raises(DataError, match=r"none\.zarr: not there"):
+        status_of(tmp_path / "none.zarr")
+    jobs = tmp_path / "run" / "jobs"
+    submitted(jobs, 1, "train", "7", [0])
+    (jobs / "train.0.json").write_text("{")
+    with pytest.raises(DataError, match=r"train\.0\.json: damaged"):
+        status_of(tmp_path / "run")
+    with (jobs / "submitted.jsonl").open("a") as file:
+        file.write('{"name": "train"}\n')
+    with pytest.raises(DataError, match=r"submitted\.jsonl, line 2: not a submitted job"):
+        status_of(tmp_path / "run")

@@ -1,0 +1,103 @@
+"""What is handed to sbatch, what is kept of it, and the same work without Slurm."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.cluster import submit as module
+from shared.cluster.script import ClusterJob
+from shared.cluster.site import SiteConfig
+from shared.cluster.submit import Work, has_slurm, jobs_folder, run_here, sbatch_commands, scripts, submit
+from shared.errors import DataError
+
+FILE = Path("/jobs/priors.sh")
+ARRAY = ClusterJob(name="priors", command=("priors",), tasks=(0, 1, 3))
+AFTER = ClusterJob(name="verify", command=("verify",), after_others=True)
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """A program of that name that numbers its calls, writes them down, and refuses the third."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "sbatch"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import json, pathlib, sys\n"
+        f"calls = pathlib.Path({str(tmp_path / 'calls')!r})\n"
+        "with calls.open('a') as file:\n"
+        "    print(json.dumps(sys.argv[1:]), file=file)\n"
+        "number = len(calls.read_text().splitlines())\n"
+        "if number == 3:\n"
+        "    sys.exit('sbatch: error: Invalid account')\n"
+        "print(f'{100 + number};here')\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    return lambda: [json.loads(line) for line in (tmp_path / "calls").read_text().splitlines()]
+
+
+def work(folder, *jobs, here=()):
+    return Work(target=folder / "run", folder=folder / "run" / "jobs", jobs=jobs, here=here)
+
+
+def test_files_are_beside_a_store_and_in_a_run():
+    assert jobs_folder(Path("a/b.c.zarr")) == Path("a/b.c.jobs")
+    assert jobs_folder(Path("runs/l2l-0.5")) == Path("runs/l2l-0.5/jobs")
+
+
+def test_a_wide_array_is_several_calls_with_an_offset():
+    calls = sbatch_commands(ARRAY, SiteConfig(max_array_size=2, max_running=8), FILE, [])
+    assert [call[2:] for call in calls] == [
+        ["--array=0-1%8", str(FILE)],
+        ["--array=1%8", str(FILE), "2"],
+    ]
+
+
+def test_a_job_that_waits_for_others_is_dropped_when_they_fail():
+    (call,) = sbatch_commands(AFTER, SiteConfig(), FILE, ["7", "8"])
+    assert call[2:] == ["--dependency=afterok:7:8", "--kill-on-invalid-dep=yes", str(FILE)]
+    assert sbatch_commands(AFTER, SiteConfig(), FILE, []) == [["sbatch", "--parsable", str(FILE)]]
+
+
+def test_jobs_are_submitted_in_order_and_written_down(sbatch, tmp_path):
+    assert has_slurm()
+    todo = work(tmp_path, ARRAY, AFTER)
+    submitted = submit(todo, SiteConfig())
+    assert [(one["name"], one["job"], one["tasks"]) for one in submitted] == [
+        ("priors", "101", [0, 1, 3]),
+        ("verify", "102", [0]),
+    ]
+    assert sbatch()[1][1:3] == ["--dependency=afterok:101", "--kill-on-invalid-dep=yes"]
+    kept = [json.loads(line) for line in (todo.folder / "submitted.jsonl").read_text().splitlines()]
+    assert [one["job"] for one in kept] == ["101", "102"] and kept[0]["submission"] == kept[1]["submission"]
+    assert {path: path.read_text() for path in todo.folder.glob("*.sh")} == scripts(todo, SiteConfig())
+
+
+def test_a_refusal_says_what_was_submitted_before(sbatch, tmp_path):
+    with pytest.raises(DataError, match=r"Invalid account \(jobs submitted before it: 101, 102\)"):
+        submit(work(tmp_path, ARRAY, AFTER), SiteConfig(max_array_size=2))
+
+
+def test_the_answer_must_be_a_number(tmp_path, monkeypatch):
+    program = tmp_path / "sbatch"
+    program.write_text("#!/bin/sh\necho Submitted\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(DataError, match=r"Submitted \(jobs submitted before it: none\)"):
+        module.submit(work(tmp_path, AFTER), SiteConfig())
+
+
+def test_without_slurm_the_processes_run_here_in_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not has_slurm()
+    log = tmp_path / "log"
+    steps = [("-c", f"open({str(log)!r}, 'a').write('{name}'); raise SystemExit({end})") for name, end in
+             (("a", 0), ("b", 3), ("c", 0))]  # fmt: skip
+    run_here(work(tmp_path, here=(steps[0], steps[2])))
+    assert log.read_text() == "ac"
+    with pytest.raises(SystemExit) as ended:
+        run_here(work(tmp_path, here=tuple(steps)))
+    assert ended.value.code == 3 and log.read_text() == "acab"
