@@ -293,6 +293,36 @@ def priors_score(
     _show(scores, as_json, _text_of_mapping)
 
 
+@priors_app.command("inspect")
+def priors_inspect(
+    store: Store,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one page to this HTML file instead.")
+    ] = None,
+    text: Annotated[str, typer.Option("--find", help="Part of the expression or of the sample id.")] = "",
+    status: Annotated[str, typer.Option(help="A status, 'without a prior' or 'with a prior'.")] = "",
+    root: Annotated[str | None, typer.Option(help="Where the data set lies now, if it was moved.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 is any free one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Look at a store in a browser: answers, confidences, masks over the images; Ctrl-C ends it."""
+    from stage1_priors.inspect import write_inspection
+    from stage1_priors.inspect.catalogue import Query
+
+    query = Query(text=text, status=status)
+    if out is not None:
+        found = write_inspection(store, out, query, root)
+        _show({"page": str(out), "found": found}, as_json, lambda made: f"page: {made['page']}")
+        return
+    from stage1_priors.inspect.server import address, make_server
+    from stage1_priors.inspect.view import open_view
+
+    with make_server(open_view(store, root), port) as server:
+        url = address(server) + query.address()
+        _show({"url": url}, as_json, lambda made: f"{made['url']} (Ctrl-C ends it)")
+        server.serve_forever()
+
+
 @app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],

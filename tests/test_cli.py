@@ -189,7 +189,7 @@ def test_a_fraction_of_no_image_is_refused(l2l, refshapes):
     assert ran.status == 2 and "0.01" in ran.err
 
 
-@pytest.mark.parametrize("command", ["status", "verify", "score"])
+@pytest.mark.parametrize("command", ["status", "verify", "score", "inspect"])
 def test_a_missing_store_is_named(l2l, tmp_path, command):
     ran = l2l("priors", command, tmp_path / "none.zarr")
     assert ran.status == 2 and "none.zarr" in ran.err and ran.err.count("\n") == 1

@@ -60,7 +60,7 @@ def render(runs: list[RunData], healths: dict[str, PriorHealth], sources: Source
         budget -= sum(card.num_bytes for card in found)
         taught += [(run.name, found)] if found else []
     main_charts, other_charts = curve_charts(runs)
-    script, style = _asset("page.js"), _asset("style.css")
+    script, style = _asset("page.js"), _look() + _asset("style.css")
     context = {
         "runs": runs,
         "style": style,
@@ -110,6 +110,11 @@ def _environment() -> Environment:
 
 def _asset(name: str) -> str:
     return resources.files("stage2_train.report").joinpath("assets", name).read_text("utf-8")
+
+
+def _look() -> str:
+    """The rules that every page of the project begins with."""
+    return resources.files("shared").joinpath("look.css").read_text("utf-8")
 
 
 def _sha256(text: str) -> str:

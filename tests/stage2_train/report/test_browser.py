@@ -4,20 +4,15 @@ import base64
 import hashlib
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from stage2_train.report import write_report
+from tests.browser import NEEDS_BROWSER, browse, console
 from tests.stage2_train.report.fake_runs import HOSTILE
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine (apt-get install chromium)"),
-    pytest.mark.slow,
-]
+pytestmark = NEEDS_BROWSER
 
 DRIVER = """
 const form = document.querySelector("form.filter");
@@ -54,29 +49,6 @@ document.body.append(answer);
 """
 
 
-def browse(page: Path, profile: Path, *more: str) -> tuple[str, str]:
-    """The document after its scripts ran, and what the browser printed."""
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
-    command += [
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--enable-logging=stderr",
-        f"--user-data-dir={profile}",
-    ]
-    done = subprocess.run(
-        [*command, *more, "--dump-dom", page.resolve().as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=True,
-    )
-    return done.stdout, done.stderr
-
-
-def console(printed: str) -> list[str]:
-    return [line for line in printed.splitlines() if "CONSOLE" in line]
-
-
 @pytest.fixture
 def page(make_run, tmp_path) -> Path:
     runs = [
@@ -89,7 +61,7 @@ def page(make_run, tmp_path) -> Path:
 
 
 def test_page_runs_without_an_error_and_runs_no_data(page, tmp_path):
-    document, printed = browse(page, tmp_path / "profile")
+    document, printed = browse(page.as_uri(), tmp_path / "profile")
     assert console(printed) == []
     assert re.search(r"<html[^>]* class=\"js\"", document), "the page's own script ran"
     assert document.count("<script") == 1
@@ -99,7 +71,7 @@ def test_page_runs_without_an_error_and_runs_no_data(page, tmp_path):
 def test_console_check_can_fail(tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text("<!doctype html><script>nothing.here()</script>")
-    assert console(browse(broken, tmp_path / "profile")[1])
+    assert console(browse(broken.as_uri(), tmp_path / "profile")[1])
 
 
 @pytest.mark.parametrize("width", [1280, 420])
@@ -110,7 +82,7 @@ def test_charts_filter_sort_and_keys(page, tmp_path, width):
     html = html.replace("</body>", f"<script>{DRIVER}</script></body>")
     driven = tmp_path / "driven.html"
     driven.write_text(html, "utf-8")
-    document, printed = browse(driven, tmp_path / "profile", f"--window-size={width},900")
+    document, printed = browse(driven.as_uri(), tmp_path / "profile", f"--window-size={width},900")
     assert console(printed) == []
     answer = re.search(r'<pre id="result">([^<]*)</pre>', document)
     assert answer, "the driver did not finish"
