@@ -447,6 +447,15 @@ def test_leakage_is_status_1(l2l, refshapes, tmp_path):
     assert ran.status == 1 and ran.json["ok"] is False
 
 
+def test_parquet_that_cannot_be_imported_is_status_2(l2l, tmp_path):
+    out = tmp_path / "own.jsonl"
+    ran = l2l("data", "import", tmp_path, out)
+    assert ran.status == 2 and "no .parquet file there" in ran.err and ran.err.count("\n") == 1
+    ran = l2l("data", "import", tmp_path, out, "--column", "sentence")
+    assert ran.status == 2 and "--column is 'sentence', expected NAME=COLUMN" in ran.err
+    assert not out.exists()
+
+
 def test_pack_then_check_without_loose_files(l2l, tmp_path):
     import shutil
 

@@ -10,7 +10,7 @@ from shared.synth.refshapes import write_refshapes
 from stage1_priors.recipes import embedded
 from stage1_priors.workers import run_workers
 
-NUM_IMAGES = 100
+NUM_IMAGES = 110
 """Somewhat more than one shard of pairs, so that both workers have something to write."""
 
 
