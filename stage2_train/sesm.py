@@ -11,7 +11,8 @@ that the decoder reads. Where a sample sees no field its residual is exactly zer
 without a field is the plain network's.
 
 The paper leaves the heads and output projections open; here one head and no output projection (the stage after it
-mixes channels).
+mixes channels). With Swin-B and BERT-base that is 9.765M parameters, the paper's 9.353M: word attention 4.348M,
+geometric operators 4.019M, gates 1.395M, lifts 0.004M.
 """
 
 import torch

@@ -99,6 +99,10 @@ def test_params_counts_the_parts_of_a_recipe(l2l):
     assert f"{full['segmentor']:,}" in l2l("params", "embedded").out
 
 
+def test_params_of_the_paper_are_the_published_ones(l2l):
+    assert "227,739,514" in l2l("params", "paper-baseline").out
+
+
 def test_missing_data_is_status_2(l2l, tmp_path):
     ran = l2l("data", "check", tmp_path, "--dataset", "refcoco", "--split-by", "unc")
     assert ran.status == 2 and ran.out == ""

@@ -151,6 +151,18 @@ def test_instance_norm_is_torchs() -> None:
     assert torch.allclose(instance_norm(x_BNC), expected, atol=1e-5)
 
 
+@pytest.mark.slow
+def test_compiled_it_is_the_same_network() -> None:
+    """Captured and differentiated by torch.compile, without generated code: forward and backward."""
+    model = small_model().eval()
+    compiled = torch.compile(model, backend="aot_eager")
+    expected, got = model(*batch()), compiled(*batch())
+    assert torch.allclose(got, expected, atol=1e-5)
+    (theirs,) = torch.autograd.grad(expected.square().mean(), model.decoder.classify.weight)
+    (ours,) = torch.autograd.grad(got.square().mean(), model.decoder.classify.weight)
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
 def test_text_embedding_is_the_detached_mean_of_words() -> None:
     model = small_model().eval()
     _, ids, mask = batch()
