@@ -42,6 +42,7 @@ app.add_typer(submit_app, name="submit")
 app.add_typer(weights_app, name="weights")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change one field of the recipe; may be repeated."),
@@ -225,6 +226,7 @@ def priors_run(
     workers: Annotated[
         str, typer.Option(help="Start this many workers here and wait for them; auto is one per GPU.")
     ] = "1",
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Ask the frozen model for what is missing of a store; does nothing if nothing is."""
@@ -242,9 +244,9 @@ def priors_run(
             answer = describe_plan(config)
         elif (started_here := num_workers_of(workers)) > 1:
             arguments = _as_arguments(recipe, overrides)
-            answer = {"store": str(run_workers(config, started_here, arguments, quiet=as_json))}
+            answer = {"store": str(run_workers(config, started_here, arguments, quiet=quiet or as_json))}
         else:
-            store = run_priors(config, worker=worker, num_workers=num_workers, quiet=as_json)
+            store = run_priors(config, worker=worker, num_workers=num_workers, quiet=quiet or as_json)
             answer = {"store": str(store)}
     _show(answer, as_json, _text_of_mapping if dry_run else lambda made: made["store"])
 
@@ -332,6 +334,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that is already there.")] = False,
     dry_run: DryRun = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Stage 2: train a run to its end, or go on with it."""
@@ -356,7 +359,7 @@ def train(
 
     with _only_answers_on_stdout():
         done = train_run(
-            config, folder, resume=resume, recipe=recipe, overrides=overrides or [], quiet=as_json
+            config, folder, resume=resume, recipe=recipe, overrides=overrides or [], quiet=quiet or as_json
         )
     if os.environ.get("RANK", "0") == "0":  # of the processes torchrun started, one answers
         _show({"run": str(folder), **done}, as_json, lambda made: _text_of_run(folder, made))
@@ -376,6 +379,7 @@ def evaluate(
     self_guided: Annotated[
         bool, typer.Option("--self-guided", help="Also score a second pass that sees the first one's mask.")
     ] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Score a run's network, without any prior, and write `eval/<split>.json` and `.jsonl`.
@@ -394,6 +398,7 @@ def evaluate(
                 workers=workers,
                 self_guided=self_guided,
                 write=not limit,
+                quiet=quiet or as_json,
             )
             for name in split or ["val"]
         }
@@ -413,6 +418,7 @@ def ablate(
         str, typer.Option(metavar="I/N", help="Take share I of N, from 0: for job arrays.")
     ] = "0/1",
     dry_run: DryRun = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train and score a grid of runs over one prior store, and print one table.
@@ -430,7 +436,7 @@ def ablate(
         answer = (
             describe_grid(cells, folder)
             if dry_run
-            else run_grid(cells, folder, jobs=jobs, only=share, quiet=as_json)
+            else run_grid(cells, folder, jobs=jobs, only=share, quiet=quiet or as_json)
         )
     _show(answer, as_json, _text_of_cells if dry_run else as_text)
     if not dry_run and answer["own_unfinished"]:
@@ -551,13 +557,14 @@ def export_labels_of(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sentences per pass.")] = 16,
     limit: Annotated[int, typer.Option(min=0, help="First sentences alone; 0 is all.")] = 0,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Write the pseudo-labels of the unlabelled sentences as COCO JSON and in the REFER layout."""
     from stage2_train.export_labels import export_labels
 
     with _only_answers_on_stdout():
-        answer = export_labels(run, out or run / "labels", batch=batch, limit=limit, quiet=as_json)
+        answer = export_labels(run, out or run / "labels", batch=batch, limit=limit, quiet=quiet or as_json)
     _show(answer, as_json, _text_of_mapping)
 
 

@@ -154,6 +154,10 @@ class AlarmConfig:
             raise DataError("alarm: need 0 <= min_foreground < max_foreground <= 1 and min_coverage in [0,1]")
 
 
+TRACKER_NAMES = ("wandb", "mlflow")
+"""Trackers besides TensorBoard: Weights & Biases, MLflow."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     """How a run is carried out; nothing here changes its result, so a resumed run may change it."""
@@ -172,8 +176,8 @@ class RuntimeConfig:
     """Steps between lines of `metrics.jsonl`; each line describes its own step."""
     tensorboard: bool = True
     """Whether the log is also written for TensorBoard."""
-    tracker: Literal["", "wandb", "mlflow"] = ""
-    """Also tell Weights & Biases or MLflow, set up by their own environment variables; "" neither."""
+    trackers: tuple[str, ...] = ()
+    """Where the log goes besides: any of `TRACKER_NAMES`."""
     log_with_hidden_masks: bool = True
     """Compare pseudo-labels with the masks held back from the unlabelled samples, for the log only."""
 
@@ -182,8 +186,9 @@ class RuntimeConfig:
         for name in ("workers", "prefetch", "cache_mib", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise DataError(f"runtime.{name} is {getattr(self, name)}, below 0")
-        if self.tracker not in ("", "wandb", "mlflow"):
-            raise DataError(f"runtime.tracker is {self.tracker!r}, not wandb or mlflow")
+        for name in self.trackers:
+            if name not in TRACKER_NAMES:
+                raise DataError(f"runtime.trackers: {name!r} is none of {', '.join(TRACKER_NAMES)}")
         if self.log_every < 1 or self.keep_checkpoints < 1:
             raise DataError("runtime.log_every and runtime.keep_checkpoints must be at least 1")
 

@@ -25,6 +25,7 @@ from shared.errors import DataError
 from shared.masks import encode_rle, resize_mask_nearest
 from shared.metrics import SegmentationMeter, iou, iou_counts
 from shared.refer import ReferringDataset
+from shared.runlog import progress
 from shared.types import Sample
 from stage2_train.backbones.images import normalise_image
 from stage2_train.checkpoint import write_json
@@ -112,6 +113,7 @@ def evaluate_run(
     limit: int = 0,
     self_guided: bool = False,
     write: bool = True,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Score a finished run and write `eval/<split>.json` and `.jsonl`.
 
@@ -124,6 +126,7 @@ def evaluate_run(
         limit: Evenly spaced sentences to score (0 = all).
         self_guided: Also score a second pass with the first one's prediction as field.
         write: Whether to write the files.
+        quiet: No progress line.
 
     Returns:
         The content of the JSON file, on every process.
@@ -152,6 +155,7 @@ def evaluate_run(
         workers=workers,
         self_guided=self_guided,
         keep_masks=write,
+        quiet=quiet or not accelerator.is_main_process,
     )
     result = {
         "split": split,
@@ -204,6 +208,7 @@ def score_samples(
     workers: int = 0,
     self_guided: bool = False,
     keep_masks: bool = False,
+    quiet: bool = True,
 ) -> list[dict[str, Any]]:
     """Score every sample once; the work is shared out over processes and every process gets all rows.
 
@@ -219,6 +224,7 @@ def score_samples(
         workers: As `loader.iterate`.
         self_guided: Also run the second pass.
         keep_masks: Add `pred_rle` (original frame) to each row.
+        quiet: No progress line.
 
     Returns:
         One dictionary per sample, in the order of `samples`.
@@ -228,7 +234,9 @@ def score_samples(
     was_training = model.training
     model.eval()
     rows: list[dict[str, Any]] = []
-    for item in iterate(reader, range(-(-len(own) // batch)), workers=workers, prefetch=2):
+    num_batches = -(-len(own) // batch)
+    batches = iterate(reader, range(num_batches), workers=workers, prefetch=2)
+    for item in progress(batches, num_batches, "score", quiet, unit="batch"):
         inputs = [t.to(accelerator.device) for t in (item.image_BHW3, item.ids_BT, item.token_mask_BT)]
         inputs[0] = normalise_image(inputs[0])
         logit_B2HW = model(*inputs).float()

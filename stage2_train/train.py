@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from shared.config import config_to_dict
 from shared.errors import DataError
 from shared.runlog import RunLog, progress
 from shared.seeding import seed_of
@@ -47,7 +48,7 @@ from stage2_train.run_files import export_model, read_json, require_same_run, ru
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.step import StepResult, mean_over_processes, train_step
 from stage2_train.text import Tokenizer
-from stage2_train.tracking import require_installed, tracked
+from stage2_train.trackers import open_trackers, require_installed
 
 RESUBMIT_EXIT_CODE = 75
 """Exit status of an interrupted run that wants to be started again (Slurm: `RequeueExit=75`)."""
@@ -87,6 +88,7 @@ def train(
         return {**read_json(out / "done.json"), "already_finished": True}
     if found and not resume:
         raise DataError(f"{out}: holds an unfinished run; resume it, or choose another folder")
+    require_installed(config.runtime.trackers)
     accelerator = _accelerator(config)
     inputs = open_inputs(config)
     record = run_record(config, recipe, overrides, inputs.store, accelerator.num_processes)
@@ -104,8 +106,7 @@ def train(
 
 def _accelerator(config: TrainConfig) -> Accelerator:
     """Processes and device; refuses a launcher that started fewer processes than it was asked for."""
-    require_installed(config.runtime.tracker)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), log_with=config.runtime.tracker or None)
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != wanted:
         raise DataError(
@@ -299,14 +300,13 @@ class _Run:
         if not self.accelerator.is_main_process:
             yield lambda kind, step, figures: None
             return
-        with (
-            RunLog(self.out, tensorboard=self.config.runtime.tensorboard, resume_step=first) as log,
-            tracked(self.accelerator, self.config, self.out) as tell,
-        ):
+        runtime = self.config.runtime
+        trackers = open_trackers(runtime.trackers, self.out, config_to_dict(self.config))
+        with closing(trackers), RunLog(self.out, tensorboard=runtime.tensorboard, resume_step=first) as log:
 
             def write(kind: str, step: int, figures: dict[str, float]) -> None:
                 log.log(step, kind, **figures)
-                tell(step, kind, figures)
+                trackers.log(step, kind, figures)
 
             yield write
 

@@ -257,7 +257,11 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
     assert list(l2l("eval", tmp_path, "--json").json) == ["val"]
     more = ["--limit", "7", "--workers", "2", "--store", "x", "--self-guided"]
     assert "7 evenly spaced" in l2l("eval", tmp_path, *more).out
-    assert asked[-1][1] == {"store": "x", "limit": 7, "workers": 2, "self_guided": True, "write": False}
+    wanted = {"store": "x", "limit": 7, "workers": 2, "self_guided": True, "write": False, "quiet": False}
+    assert asked[-1][1] == wanted
+    for option in ("--quiet", "--json"):
+        l2l("eval", tmp_path, option)
+        assert asked[-1][1]["quiet"] is True
 
 
 def test_train_hands_everything_on(l2l, monkeypatch, tmp_path):
@@ -279,7 +283,9 @@ def test_train_hands_everything_on(l2l, monkeypatch, tmp_path):
         "quiet": True,
     }
     assert l2l("train", "embedded", "--set", "steps=9").out == "runs/embedded: 9 steps in 1 s\n"
-    assert seen["resume"] is False
+    assert seen["resume"] is False and seen["quiet"] is False
+    l2l("train", "embedded", "--set", "steps=9", "--quiet")
+    assert seen["quiet"] is True
 
 
 GRID = """

@@ -1,0 +1,83 @@
+"""The log of a run sent to experiment trackers besides TensorBoard, through Accelerate's own classes for them.
+
+`metrics.jsonl` stays the record: a tracker gets the same numbers and is never read. A resumed run is another run of the
+same name there, as neither service can take steps back.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import GeneralTracker, MLflowTracker, WandBTracker
+
+from shared.errors import DataError
+from stage2_train.config import TRACKER_NAMES
+
+PROJECT = "l2l"
+"""Project (Weights & Biases) or experiment (MLflow) that runs are filed under."""
+
+_OPEN: dict[str, Callable[[Path], GeneralTracker]] = {
+    "wandb": lambda out: WandBTracker(PROJECT, name=out.name, dir=str(out)),
+    "mlflow": lambda out: MLflowTracker(PROJECT, run_name=out.name),
+}
+assert tuple(_OPEN) == TRACKER_NAMES
+
+
+def require_installed(names: Sequence[str]) -> None:
+    """Refuse a tracker whose package is missing, before anything is opened.
+
+    Raises:
+        DataError: The package is not installed; the message says how to get it.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise DataError(f"runtime.trackers: {name} is not installed; pip install {name}")
+
+
+class Trackers:
+    """Some started trackers; the main process alone makes one.
+
+    Args:
+        trackers: Not started yet.
+        settings: The run's config as nested mappings, shown beside the curves.
+    """
+
+    def __init__(self, trackers: Sequence[GeneralTracker], settings: Mapping[str, Any]) -> None:
+        self._trackers = list(trackers)
+        for tracker in self._trackers:
+            tracker.start()
+            tracker.store_init_configuration(flat(settings))
+
+    def log(self, step: int, kind: str, figures: Mapping[str, Any]) -> None:
+        """Send the finite numbers of one record, each as `<kind>/<name>`."""
+        values = {
+            f"{kind}/{name}": float(value)
+            for name, value in figures.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        }
+        for tracker in self._trackers:
+            tracker.log(values, step=step)
+
+    def close(self) -> None:
+        """End every run."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def open_trackers(names: Sequence[str], out: Path, settings: Mapping[str, Any]) -> Trackers:
+    """The trackers of `runtime.trackers`, started, each with a run named after the folder `out`."""
+    require_installed(names)
+    return Trackers([_OPEN[name](out) for name in names], settings)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Nested settings as `a.b.c: value`; what is no plain value becomes text."""
+    values: dict[str, bool | int | float | str] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            values |= flat(value, f"{prefix}{name}.")
+        else:
+            values[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return values
