@@ -41,6 +41,11 @@ def is_gone(pid):
     return stat(pid)[0] == "Z"
 
 
+def second_start(log):
+    """What the second start of the worker has said so far."""
+    return log.read_text().partition("== priors, task 0: start 2")[2]
+
+
 @pytest.fixture
 def submitted(slurm, site, l2l, tmp_path):
     """One worker that has begun on node n1: job of the array, job of the check, store, log, the script's process."""
@@ -62,14 +67,14 @@ def assert_whole(slurm, l2l, verify, store):
 
 def test_two_writers_of_one_shard(slurm, l2l, submitted):
     """The step daemon is killed, its script lives on; Slurm starts another, and both write."""
-    array, verify, store, log, script = submitted
+    _, verify, store, log, script = submitted
     _, daemon = stat(script)
     unseen = family(script)
     os.kill(daemon, signal.SIGKILL)
     wait_for(lambda: is_gone(daemon), "the step daemon is gone", 10)
     for pid in unseen:  # not before: a stopped group is hung up when it loses its parent
         os.kill(pid, signal.SIGSTOP)
-    wait_for(lambda: log.read_text().count("== priors") >= 2, "Slurm has started it again", 240)
+    wait_for(lambda: " pairs (" in second_start(log), "Slurm has started it again, and it is at work", 240)
     for pid in unseen:
         os.kill(pid, signal.SIGCONT)
     assert_whole(slurm, l2l, verify, store)
