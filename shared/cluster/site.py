@@ -13,6 +13,7 @@ import re
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from shared.errors import DataError
 
@@ -65,11 +66,10 @@ class SiteConfig:
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for field in fields(self):
-            value = getattr(self, field.name)
-            kind = type(field.default)
-            if type(value) is not kind:
+            value, kind = getattr(self, field.name), type(field.default)
+            if type(value) is not kind:  # True is no number of GPUs
                 raise DataError(f"{field.name} is {value!r}, expected {_NAMES[kind]}")
-            for line in (value,) if kind is str else value if kind is tuple else ():
+            for line in _lines_of(value):
                 if not isinstance(line, str) or "\n" in line or "\r" in line:
                     raise DataError(f"{field.name} holds {line!r}, expected one line of text")
         for name in ("partition", "account", "gpu_type"):
@@ -83,6 +83,11 @@ class SiteConfig:
         for line in self.sbatch:
             if not line.startswith("--"):
                 raise DataError(f"sbatch holds {line!r}, expected an option such as --constraint=a100")
+
+
+def _lines_of(value: Any) -> tuple[Any, ...]:
+    """What of a field's value must be single lines of text."""
+    return value if isinstance(value, tuple) else (value,) if isinstance(value, str) else ()
 
 
 _NAMES = {str: "text", int: "a whole number", tuple: "a list of lines"}

@@ -116,7 +116,8 @@ class Slurm:
 
     def script_pid(self, job: str, node: str) -> int:
         """Process of a job's script; its parent is Slurm's step daemon."""
-        lines = [line.split() for line in self.call("scontrol", "listpids", job, node).splitlines()[1:]]
+        number = self.call("scontrol", "show", "job", job).partition("JobId=")[2].split()[0]
+        lines = [line.split() for line in self.call("scontrol", "listpids", number, node).splitlines()[1:]]
         (pid,) = [int(line[0]) for line in lines if line[2] == "batch" and line[4] == "0"]
         return pid
 

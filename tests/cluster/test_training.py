@@ -11,7 +11,7 @@ from tests.stage2_train.test_train import assert_same_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-STEPS = 30
+STEPS = 24
 SETTINGS = {
     "fraction": 0.25,
     "steps": STEPS,
@@ -43,7 +43,7 @@ def test_a_preempted_training_ends_with_the_same_bits(slurm, site, l2l, tmp_path
     wait_for(lambda: l2l("status", stopped)["tasks"][0]["state"] == "stopped", "the run has stopped", 90)
     saved = l2l("status", stopped)["progress"]["checkpoint"]
     said = next((stopped / "jobs").glob("*.log")).read_text()
-    assert "closing signal" not in said, "torchrun was told to stop as well, and hurries its processes"
+    assert "death signal" not in said, "torchrun was told to stop as well, and hurries its processes"
     assert saved.startswith("step ") and 3 <= int(saved.split()[1]) < STEPS
 
     for run in (whole, stopped):
