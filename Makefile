@@ -107,7 +107,7 @@ train: $(STAMP)
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest --quiet -m "not slurm" $(PYTEST_ARGS)
 
 # Batch jobs on a throw-away Slurm of two virtual nodes; skipped where Slurm is not installed.
 test-cluster: $(STAMP)
@@ -120,7 +120,7 @@ check: $(STAMP)
 	$(MAKE) --no-print-directory test
 
 bench: $(STAMP)
-	@for file in tests/bench/bench_*.py; do echo "$$file"; $(PY) $$file; done
+	@for file in tests/bench/bench_*.py; do echo "$$file"; PYTHONPATH=. $(PY) $$file; done
 
 embedded-models: $(STAMP)
 	$(PY) -m stage1_priors.tiny.train
