@@ -84,9 +84,7 @@ class _EvalReader:
         images: dict[str, np.ndarray] = {}
         for sample in samples:
             if sample.file_name not in images:
-                images[sample.file_name] = resize_image(
-                    self.dataset.image(sample, self.size_hw), *self.size_hw
-                )
+                images[sample.file_name] = resize_image(self.dataset.image(sample), *self.size_hw)
         stacked = np.stack([images[sample.file_name] for sample in samples])
         ids_BT, token_mask_BT = self.tokenise([sample.expression for sample in samples])
         prior_BGG = None
