@@ -11,14 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from shared.errors import DataError
 from shared.image_pack import ImageStore
 from shared.layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord
 from shared.masks import polygon_overhang_px, rle_area, segmentation_rle
 from shared.refer import ordered_splits
 from shared.refer_layout import read_layout
+from shared.runlog import progress as progress_over
 
 PUBLISHED_SIZES: dict[tuple[str, str], dict[str, dict[str, int]]] = {
     ("refcoco", "unc"): {
@@ -138,7 +137,7 @@ def check_refer(
         dataset: For example `refcoco`.
         split_by: For example `unc`.
         read_images: Decode every image that is referred to (most of the time a large set takes).
-        progress: Show progress on standard error when it is a terminal.
+        progress: Show progress on standard error.
 
     Raises:
         DataError: An annotation file is missing or cannot be read at all.
@@ -288,4 +287,4 @@ def _by_kind(problems: list[Problem]) -> tuple[KindOfProblem, ...]:
 
 
 def _progress(rows: dict[int, None], what: str, progress: bool) -> Any:
-    return tqdm(rows, desc=f"checking {what}", unit=what[:-1], disable=None if progress else True)
+    return progress_over(rows, len(rows), f"checking {what}", quiet=not progress, unit=what[:-1])

@@ -197,11 +197,12 @@ class ProgressBar:
         """The plain line: share done, rate, and the time left at that rate."""
         seconds = self._clock() - self._started
         share = f" ({self.done / self.total:.0%})" if self.total else ""
-        text = f"{self.desc}: {self.done}/{self.total} {self.unit}s{share}"
+        units = self.unit + ("es" if self.unit.endswith("ch") else "s")
+        text = f"{self.desc}: {self.done}/{self.total} {units}{share}"
         if seconds <= 0 or self.done == self.initial:
             return text
         rate = (self.done - self.initial) / seconds
-        per = f"{rate:.2f} {self.unit}s/s" if rate >= 1 else f"{1 / rate:.2f} s/{self.unit}"
+        per = f"{rate:.2f} {units}/s" if rate >= 1 else f"{1 / rate:.2f} s/{self.unit}"
         if self.done >= self.total:
             return f"{text}, {per}, took {duration(seconds)}"
         return f"{text}, {per}, {duration((self.total - self.done) / rate)} left"

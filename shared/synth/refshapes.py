@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from tqdm import tqdm
 
 from shared.errors import DataError
+from shared.runlog import ProgressBar
 from shared.seeding import rng
 from shared.synth.expressions import FLAVOURS, Expression, describe
 from shared.synth.scenes import SCENE_SIZE_PX, Scene, draw_scene
@@ -88,20 +88,14 @@ def write_refshapes(
     counts = {"train": num_train_images, "val": tenth, "testA": tenth, "testB": tenth}
     builder = _Annotations(flavour)
     digest = hashlib.sha256()
-    bar = tqdm(
-        total=sum(counts.values()),
-        desc=f"drawing {flavour}",
-        unit="image",
-        disable=not progress,
-    )
-    for split, count in counts.items():
-        for described in _scenes(split, count, flavour, seed):
-            file_name = builder.add(split, described)
-            data = _jpeg(described.scene.image_HW3)
-            digest.update(data)
-            _write(image_folder / file_name, data)
-            bar.update()
-    bar.close()
+    with ProgressBar(sum(counts.values()), f"drawing {flavour}", "image", quiet=not progress) as bar:
+        for split, count in counts.items():
+            for described in _scenes(split, count, flavour, seed):
+                file_name = builder.add(split, described)
+                data = _jpeg(described.scene.image_HW3)
+                digest.update(data)
+                _write(image_folder / file_name, data)
+                bar.update()
     refs, instances = builder.refs_bytes(), builder.instances_bytes()
     digest.update(refs)
     digest.update(instances)

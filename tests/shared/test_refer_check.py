@@ -137,8 +137,12 @@ def test_published_sizes(tmp_path, monkeypatch):
     assert report.ok and "3 images, 5 refs" in report.format_table()
 
 
-def test_progress_is_silent_without_a_terminal(tmp_path, capfd):
-    check_refer(*write_refer_fixture(tmp_path).args)
+def test_progress_goes_to_standard_error_or_nowhere(tmp_path, capfd):
+    args = write_refer_fixture(tmp_path).args
+    check_refer(*args)
+    out, err = capfd.readouterr()
+    assert out == "" and "checking masks: " in err and "checking images: 3/3 images (100%)" in err
+    check_refer(*args, progress=False)
     assert capfd.readouterr() == ("", "")
 
 
