@@ -141,7 +141,7 @@ def test_progress_goes_to_standard_error_or_nowhere(tmp_path, capfd):
     args = write_refer_fixture(tmp_path).args
     check_refer(*args)
     out, err = capfd.readouterr()
-    assert out == "" and "checking masks: " in err and "checking images: 3/3 images (100%)" in err
+    assert out == "" and "checking masks: " in err and "checking images: 6/6 images (100%)" in err
     check_refer(*args, progress=False)
     assert capfd.readouterr() == ("", "")
 
