@@ -4,10 +4,12 @@ Axes: B samples, N tokens of a stage (row-major, N = H_j W_j), C channels of the
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
-from stage2_train.segmentor_config import TextConfig, VisionConfig
+from stage2_train.segmentor_config import NUM_STAGES, TextConfig, VisionConfig
 
 
 class VisionTower(nn.Module, ABC):
@@ -36,6 +38,30 @@ class VisionTower(nn.Module, ABC):
         """Halve the map after a stage and double its channels; the last stage returns its input."""
 
 
+class ConvTower(VisionTower):
+    """A convolutional tower; its map is halved before a stage, hence after the one before it."""
+
+    @abstractmethod
+    def stage_layers(self, stage: int) -> Iterable[nn.Module]:
+        """The blocks of a stage."""
+
+    @abstractmethod
+    def halving_layers(self, stage: int) -> Iterable[nn.Module]:
+        """What halves the map in front of a stage after the first."""
+
+    def blocks(self, stage: int, tokens_BNC: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+        """See `VisionTower.blocks`."""
+        return to_tokens(through(self.stage_layers(stage), to_map(tokens_BNC, grid_hw)))[0]
+
+    def merge(
+        self, stage: int, tokens_BNC: Tensor, grid_hw: tuple[int, int]
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """See `VisionTower.merge`."""
+        if stage + 1 == NUM_STAGES:
+            return tokens_BNC, grid_hw
+        return to_tokens(through(self.halving_layers(stage + 1), to_map(tokens_BNC, grid_hw)))
+
+
 class TextTower(nn.Module, ABC):
     """Token ids to one feature per token."""
 
@@ -44,9 +70,13 @@ class TextTower(nn.Module, ABC):
         super().__init__()
         self.config = config
 
+    @property
     @abstractmethod
+    def encoder(self) -> Any:
+        """The transformers model; a property, so that its tensors have one name, the family's."""
+
     def forward(self, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Tensor:
-        """Encode.
+        """Encode; the last hidden states.
 
         Args:
             token_ids_BT: int64.
@@ -55,6 +85,47 @@ class TextTower(nn.Module, ABC):
         Returns:
             Features [B, T, C], float.
         """
+        return self.encoder(input_ids=token_ids_BT, attention_mask=token_mask_BT.long()).last_hidden_state
+
+
+TEXT_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+"""What every language tower of the library calls its sizes."""
+
+
+def text_sizes(config: TextConfig) -> dict[str, int]:
+    """`TEXT_SIZES` of a config, for the library's own."""
+    values = (
+        config.vocab_size,
+        config.hidden,
+        config.layers,
+        config.heads,
+        config.mlp,
+        config.positions,
+    )
+    return dict(zip(TEXT_SIZES, values, strict=True))
+
+
+def merge_patches(
+    merging: Any, tokens_BNC: Tensor, grid_hw: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int]]:
+    """A Swin layer's patch merging and the grid after it; None, after the last stage, returns its input."""
+    if merging is None:
+        return tokens_BNC, grid_hw
+    return merging(tokens_BNC, grid_hw), ((grid_hw[0] + 1) // 2, (grid_hw[1] + 1) // 2)
+
+
+def through(layers: Iterable[nn.Module], map_BCHW: Tensor) -> Tensor:
+    """A map through layers one after the other."""
+    for layer in layers:
+        map_BCHW = layer(map_BCHW)
+    return map_BCHW
 
 
 def output_norms(config: VisionConfig) -> nn.ModuleList:

@@ -1,19 +1,15 @@
 """BERT (arXiv 1810.04805) without pooler, LAVT's language tower."""
 
-from torch import Tensor
+from typing import Any
+
 from transformers import BertConfig, BertModel
 
-from stage2_train.backbones.base import TextTower
+from stage2_train.backbones.base import TEXT_SIZES, TextTower, text_sizes
 from stage2_train.backbones.pretrained import build_tower
 from stage2_train.segmentor_config import TextConfig
 
 SAME = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
+    *TEXT_SIZES,
     "type_vocab_size",
     "hidden_act",
     "layer_norm_eps",
@@ -28,12 +24,7 @@ class BertText(TextTower):
         """Build (and load) the tower."""
         super().__init__(config)
         own = BertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=config.mlp,
-            max_position_embeddings=config.positions,
+            **text_sizes(config),
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
         )
@@ -47,6 +38,7 @@ class BertText(TextTower):
             add_pooling_layer=False,
         )
 
-    def forward(self, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Tensor:
-        """See `TextTower.forward`."""
-        return self.bert(input_ids=token_ids_BT, attention_mask=token_mask_BT.long()).last_hidden_state
+    @property
+    def encoder(self) -> Any:
+        """See `TextTower.encoder`."""
+        return self.bert

@@ -3,19 +3,21 @@
 Axes: B samples, N tokens of a stage (row-major, N = H_j W_j), C channels of the stage.
 """
 
-from torch import Tensor
+from collections.abc import Iterable
+
+from torch import Tensor, nn
 from transformers import ConvNextV2Config, ConvNextV2Model
 
-from stage2_train.backbones.base import VisionTower, output_norms, to_map, to_tokens
+from stage2_train.backbones.base import ConvTower, output_norms, to_tokens
 from stage2_train.backbones.pretrained import build_tower
-from stage2_train.segmentor_config import NUM_STAGES, VisionConfig
+from stage2_train.segmentor_config import VisionConfig
 
 SAME = ("patch_size", "hidden_sizes", "depths", "hidden_act")
 """Fields in which pretrained weights must agree with the config."""
 
 
-class ConvNextV2Stages(VisionTower):
-    """A ConvNeXt V2 cut at its stages; the map is halved before a stage, hence after the one before it."""
+class ConvNextV2Stages(ConvTower):
+    """A ConvNeXt V2 cut at its stages."""
 
     def __init__(self, config: VisionConfig) -> None:
         """Build (and load) the tower, without final norm, and one output norm per stage."""
@@ -42,20 +44,10 @@ class ConvNextV2Stages(VisionTower):
         """See `VisionTower.embed`."""
         return to_tokens(self.convnextv2.embeddings(image_B3HW))
 
-    def blocks(self, stage: int, tokens_BNC: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-        """See `VisionTower.blocks`."""
-        map_BCHW = to_map(tokens_BNC, grid_hw)
-        for layer in self.convnextv2.encoder.stages[stage].layers:
-            map_BCHW = layer(map_BCHW)
-        return to_tokens(map_BCHW)[0]
+    def stage_layers(self, stage: int) -> Iterable[nn.Module]:
+        """See `ConvTower.stage_layers`."""
+        return self.convnextv2.encoder.stages[stage].layers
 
-    def merge(
-        self, stage: int, tokens_BNC: Tensor, grid_hw: tuple[int, int]
-    ) -> tuple[Tensor, tuple[int, int]]:
-        """See `VisionTower.merge`."""
-        if stage + 1 == NUM_STAGES:
-            return tokens_BNC, grid_hw
-        map_BCHW = to_map(tokens_BNC, grid_hw)
-        for layer in self.convnextv2.encoder.stages[stage + 1].downsampling_layer:
-            map_BCHW = layer(map_BCHW)
-        return to_tokens(map_BCHW)
+    def halving_layers(self, stage: int) -> Iterable[nn.Module]:
+        """See `ConvTower.halving_layers`."""
+        return self.convnextv2.encoder.stages[stage].downsampling_layer

@@ -1,19 +1,15 @@
 """ModernBERT (arXiv 2412.13663): rotary positions and gated MLPs."""
 
-from torch import Tensor
+from typing import Any
+
 from transformers import ModernBertConfig, ModernBertModel
 
-from stage2_train.backbones.base import TextTower
+from stage2_train.backbones.base import TEXT_SIZES, TextTower, text_sizes
 from stage2_train.backbones.pretrained import build_tower
 from stage2_train.segmentor_config import TextConfig
 
 SAME = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
+    *TEXT_SIZES,
     "hidden_activation",
     "norm_eps",
     "norm_bias",
@@ -33,12 +29,7 @@ class ModernBertText(TextTower):
         """Build (and load) the tower."""
         super().__init__(config)
         own = ModernBertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=config.mlp,
-            max_position_embeddings=config.positions,
+            **text_sizes(config),
             attention_dropout=config.dropout,
             embedding_dropout=config.dropout,
             mlp_dropout=config.dropout,
@@ -53,6 +44,7 @@ class ModernBertText(TextTower):
             same=SAME,
         )
 
-    def forward(self, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Tensor:
-        """See `TextTower.forward`."""
-        return self.modernbert(input_ids=token_ids_BT, attention_mask=token_mask_BT.long()).last_hidden_state
+    @property
+    def encoder(self) -> Any:
+        """See `TextTower.encoder`."""
+        return self.modernbert

@@ -4,20 +4,16 @@ SigLIP is pretrained on sentences padded to a fixed length, padding attended to.
 tower, so that a sentence's features do not depend on its neighbours' lengths.
 """
 
-from torch import Tensor
+from typing import Any
+
 from transformers import SiglipTextConfig, SiglipTextModel
 
-from stage2_train.backbones.base import TextTower
+from stage2_train.backbones.base import TEXT_SIZES, TextTower, text_sizes
 from stage2_train.backbones.pretrained import build_tower
 from stage2_train.segmentor_config import TextConfig
 
 SAME = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
+    *TEXT_SIZES,
     "hidden_act",
     "layer_norm_eps",
 )
@@ -31,12 +27,7 @@ class SiglipText(TextTower):
         """Build (and load) the tower."""
         super().__init__(config)
         own = SiglipTextConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden,
-            num_hidden_layers=config.layers,
-            num_attention_heads=config.heads,
-            intermediate_size=config.mlp,
-            max_position_embeddings=config.positions,
+            **text_sizes(config),
             attention_dropout=config.dropout,
         )
         self.siglip = build_tower(
@@ -49,6 +40,7 @@ class SiglipText(TextTower):
             dropped=("head",),
         )
 
-    def forward(self, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Tensor:
-        """See `TextTower.forward`."""
-        return self.siglip(input_ids=token_ids_BT, attention_mask=token_mask_BT.long()).last_hidden_state
+    @property
+    def encoder(self) -> Any:
+        """See `TextTower.encoder`."""
+        return self.siglip

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 from transformers.models.swin.modeling_swin import SwinMLP
 
-from stage2_train.backbones.base import VisionTower, output_norms
+from stage2_train.backbones.base import VisionTower, merge_patches, output_norms
 from stage2_train.backbones.pretrained import build_tower
 from stage2_train.segmentor_config import VisionConfig
 
@@ -104,7 +104,4 @@ class SwinStages(VisionTower):
         self, stage: int, tokens_BNC: Tensor, grid_hw: tuple[int, int]
     ) -> tuple[Tensor, tuple[int, int]]:
         """See `VisionTower.merge`."""
-        merging = self.swin.encoder.layers[stage].downsample
-        if merging is None:
-            return tokens_BNC, grid_hw
-        return merging(tokens_BNC, grid_hw), ((grid_hw[0] + 1) // 2, (grid_hw[1] + 1) // 2)
+        return merge_patches(self.swin.encoder.layers[stage].downsample, tokens_BNC, grid_hw)

@@ -6,7 +6,7 @@ Axes: B samples, N tokens of a stage (row-major, N = H_j W_j), C channels of the
 from torch import Tensor
 from transformers import Swinv2Config, Swinv2Model
 
-from stage2_train.backbones.base import VisionTower, output_norms
+from stage2_train.backbones.base import VisionTower, merge_patches, output_norms
 from stage2_train.backbones.pretrained import build_tower
 from stage2_train.segmentor_config import NUM_STAGES, VisionConfig
 
@@ -71,7 +71,4 @@ class SwinV2Stages(VisionTower):
         self, stage: int, tokens_BNC: Tensor, grid_hw: tuple[int, int]
     ) -> tuple[Tensor, tuple[int, int]]:
         """See `VisionTower.merge`."""
-        merging = self.swinv2.encoder.layers[stage].downsample
-        if merging is None:
-            return tokens_BNC, grid_hw
-        return merging(tokens_BNC, grid_hw), ((grid_hw[0] + 1) // 2, (grid_hw[1] + 1) // 2)
+        return merge_patches(self.swinv2.encoder.layers[stage].downsample, tokens_BNC, grid_hw)
