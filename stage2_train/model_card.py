@@ -3,26 +3,16 @@
 Written when a run ends and again whenever it is scored, so that the card never claims what was not measured.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from stage2_train.card_template import CARD_TEMPLATE, card_data
 from stage2_train.run_files import read_json
 
 _METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
-
-_USE = """```python
-from PIL import Image
-from stage2_train.predict import Predictor
-
-predict = Predictor.from_pretrained("path/to/this/folder")
-(found,) = predict([Image.open("photo.jpg").convert("RGB")], ["the red mug on the left"])
-found.mask_hw          # bool [height, width] of the photo
-```
-
-or `l2l predict path/to/this/folder photo.jpg "the red mug on the left"`.
-`ReferringSegmentor.from_pretrained` of `stage2_train.segmentor` gives the bare network."""
 
 
 def write_card(run: Path) -> None:
@@ -33,33 +23,45 @@ def write_card(run: Path) -> None:
     """
     path = run / "model" / "README.md"
     partial = path.with_name(".README.md.writing")
-    partial.write_text(model_card(run), encoding="utf-8")
+    partial.write_text(str(model_card(run)), encoding="utf-8")
     partial.replace(path)
 
 
-def model_card(run: Path) -> str:
-    """The card as Markdown with a YAML head."""
+def model_card(run: Path) -> ModelCard:
+    """The card, with the network's own scores also as the Hub's evaluation results."""
     record, split = read_json(run / "config.json"), read_json(run / "split.json")
     data = record["config"]["data"]
-    head = {
-        "license": "apache-2.0",
-        "pipeline_tag": "image-segmentation",
-        "library_name": "l2l",
-        "tags": ["referring-image-segmentation", "semi-supervised", str(record["method"])],
-    }
-    lines = ["---", *(f"{name}: {json.dumps(value)}" for name, value in head.items()), "---", ""]
-    lines += ["# Referring segmentation: " + f"{record['method']} on {data['dataset']}", ""]
-    lines += [
-        "An image and a sentence go in, a mask of the object the sentence names comes out.",
-        "",
-        _USE,
-        "",
-    ]
-    lines += ["## Training", "", "| | |", "|---|---|"]
+    name = f"{record['method']} on {data['dataset']}"
+    results = [read_json(path) for path in sorted((run / "eval").glob("*.json"))]
+    lines = ["## Training", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(record, split).items()]
-    lines += ["", "## Scores", "", *_scores(run, data)]
+    lines += ["", "## Scores", "", *_scores(results, data)]
     lines += ["", "## Limits", "", "Trained with few masks; confidences are not calibrated."]
-    return "\n".join(lines) + "\n"
+    head = card_data(str(record["method"]))
+    found = _hub_results(results, data)
+    if found:
+        head |= {"model_name": name, "eval_results": found}
+    return ModelCard.from_template(
+        ModelCardData(**head), template_str=CARD_TEMPLATE, title=name, body="\n".join(lines)
+    )
+
+
+def _hub_results(results: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> list[EvalResult]:
+    """The network's scores at the images' original size."""
+    return [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="Referring image segmentation",
+            dataset_type=data["dataset"],
+            dataset_name=f"{data['dataset']} ({data['split_by']})",
+            dataset_split=result["split"],
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=round(result["original"][metric], 4),
+        )
+        for result in results
+        for metric in ("oiou", "miou")
+    ]
 
 
 def _facts(record: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,10 +89,9 @@ def _override(text: str) -> str:
     return f"--set {name}=..." if "/" in value else f"--set {text}"
 
 
-def _scores(run: Path, data: Mapping[str, Any]) -> list[str]:
+def _scores(results: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> list[str]:
     """A table of every split that was scored, both frames named, the frozen prior beside the network."""
-    paths = sorted((run / "eval").glob("*.json"))
-    if not paths:
+    if not results:
         return ["Not scored yet."]
     lines = [
         f"On {data['dataset']}; every sentence once. Frames: the images' original size, and the network's input.",
@@ -99,8 +100,7 @@ def _scores(run: Path, data: Mapping[str, Any]) -> list[str]:
         "| split | sentences | frame | scored | " + " | ".join(_METRICS) + " |",
         "|" + "---|" * (4 + len(_METRICS)),
     ]
-    for path in paths:
-        result = read_json(path)
+    for result in results:
         size = "x".join(map(str, result["resolution"]))
         for scorer, found in (("network", result), ("frozen prior", result.get("prior"))):
             for frame, shown in (("original", "original"), ("model", size)):

@@ -15,9 +15,12 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from huggingface_hub.constants import REPOCARD_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +28,7 @@ from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
 from stage2_train.backbones import build_text, build_vision
 from stage2_train.branch import BranchMaps, SecondBranch
+from stage2_train.card_template import CARD_TEMPLATE, card_data
 from stage2_train.decoder import TopDownDecoder
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, NUM_STAGES, PARTS, SegmentorConfig
 from stage2_train.sesm import Sesm
@@ -48,8 +52,15 @@ class StageMaps:
     """What the decoder reads."""
 
 
-class ReferringSegmentor(nn.Module):
-    """Image and expression to a two-class logit map."""
+class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CARD_TEMPLATE, **card_data()):
+    """Image and expression to a two-class logit map.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are huggingface_hub's; a model folder holds the weights
+    (safetensors), `config.json`, the tokenizer and a card.
+    """
+
+    card: ModelCard | None = None
+    """The card of the folder it was loaded from; kept when it is saved elsewhere or pushed."""
 
     def __init__(self, config: SegmentorConfig) -> None:
         """Build the modules; `build_segmentor` also loads `config.weights`."""
@@ -154,10 +165,9 @@ class ReferringSegmentor(nn.Module):
             tokens_BNC, grid_hw = self.vision.merge(stage, visual_BNC, grid_hw)
         return maps
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a self-contained model folder: tokenizer, weights, and the config last (it says the rest is whole)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write tokenizer, weights, and the config last (it says the rest is whole)."""
+        folder = Path(save_directory)
         source = tokenizer_folder(self.config.text)
         for name in TOKENIZER_FILES:
             if (source / name).is_file() and source.resolve() != folder.resolve():
@@ -170,31 +180,37 @@ class ReferringSegmentor(nn.Module):
         os.replace(folder / f".{CONFIG_NAME}.writing", folder / CONFIG_NAME)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, revision: str | None = None) -> "ReferringSegmentor":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **options: Any
+    ) -> "ReferringSegmentor":
         """A finished network in evaluation mode on the CPU; `stage2_train.text.Tokenizer(model.config)` fits it.
 
         Args:
-            name: A folder that `save_pretrained` wrote, or the id of a Hugging Face repository with its files.
-            revision: Branch, tag or commit of a repository.
+            pretrained_model_name_or_path: A folder that `save_pretrained` wrote, or the id of a Hugging Face
+                repository with its files.
+            **options: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, for a repository.
 
         Raises:
             DataError: No such folder or repository, or files that do not fit together.
         """
-        folder = Path(name) if Path(name).is_dir() else _download(str(name), revision)
-        path = folder / CONFIG_NAME
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read ({error})") from error
-        if not isinstance(values, dict):
-            raise DataError(f"{path}: not a JSON object")
-        config = without_pretrained(config_from_dict(SegmentorConfig, values, str(path)))
-        if config.text.tokenizer == BESIDE:
-            config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=str(folder)))
-        model = build_segmentor(config)
+        name = pretrained_model_name_or_path
+        folder = Path(name) if Path(name).is_dir() else _download(str(name), **options)
+        return super().from_pretrained(folder, config=_read_config(folder))
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "ReferringSegmentor":
+        """The network of a local folder; of `options` only `config` matters, the rest concern a download."""
+        folder = Path(model_id)
+        model = cls(options["config"])
         parts = {key.partition(".")[0] for key in model.state_dict()}
         load_pretrained(model, folder / WEIGHTS_NAME, tuple(part for part in PARTS if part in parts))
+        if (folder / REPOCARD_NAME).is_file():
+            model.card = ModelCard.load(folder / REPOCARD_NAME)
         return model.eval()
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """The card it came with, or one that says that nothing is known of its training."""
+        return self.card or super().generate_model_card(*args, **kwargs)
 
     @torch.no_grad()
     def text_embedding(self, token_ids_BT: Tensor, token_mask_BT: Tensor) -> Tensor:
@@ -229,14 +245,29 @@ def without_pretrained(config: SegmentorConfig) -> SegmentorConfig:
     )
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _download(name: str, **options: Any) -> Path:
     """A repository's files in the local cache of huggingface_hub."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision))
+        return Path(snapshot_download(name, **options))
     except (OSError, ValueError) as error:  # no such repository, no network, not an id
         raise DataError(f"{name}: neither a model folder nor a repository that can be reached") from error
+
+
+def _read_config(folder: Path) -> SegmentorConfig:
+    """The config of a model folder, its tokenizer found."""
+    path = folder / CONFIG_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: not a JSON object")
+    config = without_pretrained(config_from_dict(SegmentorConfig, values, str(path)))
+    if config.text.tokenizer == BESIDE:
+        config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=str(folder)))
+    return config
 
 
 def load_pretrained(model: ReferringSegmentor, path: Path, parts: tuple[str, ...] = PARTS[:3]) -> None:

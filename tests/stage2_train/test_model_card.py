@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin
 
 from shared.errors import DataError
 from shared.refer import load_refer
 from stage2_train.evaluate import evaluate_run
+from stage2_train.recipes import RECIPES
 from stage2_train.run_files import load_model
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.text import Tokenizer
@@ -34,10 +37,12 @@ def test_the_folder_stands_alone(run, tmp_path, monkeypatch):
     ids, mask = Tokenizer(model.config)(["big red star"])
     assert ids.shape == mask.shape == (1, 5)
     model.save_pretrained(tmp_path / "again")
-    kept = {path.name for path in (tmp_path / "moved").iterdir()} - {"README.md"}
+    kept = {path.name for path in (tmp_path / "moved").iterdir()}
     assert (
         {path.name for path in (tmp_path / "again").iterdir()} == kept >= {"vocab.txt", "model.safetensors"}
     )
+    for name in ("README.md", "config.json"):
+        assert (tmp_path / "again" / name).read_text() == (tmp_path / "moved" / name).read_text()
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, revision: str(tmp_path / "again"))
     assert ReferringSegmentor.from_pretrained("someone/model", revision="main").config.text.max_tokens == 20
 
@@ -69,8 +74,8 @@ def test_what_is_no_folder_is_one_line():
 
 def test_the_card_grows_with_what_was_measured(run, mini_root, tmp_path):
     card = (run / "model" / "README.md").read_text()
-    head = card.split("---\n")[1]
-    assert "license: " in head and '"l2l"' in head
+    head = ModelCard.load(run / "model" / "README.md").data
+    assert head.license == "apache-2.0" and "l2l" in head.tags and head.eval_results is None
     assert (
         "| method | l2l |" in card
         and "| seed | 22 |" in card
@@ -83,9 +88,34 @@ def test_the_card_grows_with_what_was_measured(run, mini_root, tmp_path):
     assert f"| val | {scores['num']} | original | network | {scores['original']['oiou']:.4f} |" in card
     assert f"| 32x32 | network | {scores['model']['oiou']:.4f} |" in card
     assert "frozen prior | not known" in card and "Not scored" not in card
+    found = ModelCard.load(run / "model" / "README.md").data.eval_results
+    assert {(e.dataset_split, e.metric_type): e.metric_value for e in found} == {
+        ("val", name): round(scores["original"][name], 4) for name in ("oiou", "miou")
+    }
     data = load_refer(mini_root / "data", "refshapes", "unc")
     store = write_priors(tmp_path / "all.zarr", data, splits=("val",), fingerprint="e" * 16)
     scores = evaluate_run(run, "val", store=str(store))
     card = (run / "model" / "README.md").read_text()
     assert f"| original | frozen prior | {scores['prior']['original']['oiou']:.4f} |" in card
     assert "not known" not in card
+
+
+def test_what_is_pushed_is_the_folder(run, monkeypatch):
+    model = ReferringSegmentor.from_pretrained(run / "model")
+    assert isinstance(model, PyTorchModelHubMixin)
+    pushed = {}
+
+    def upload(self, *, repo_id, folder_path, **options):
+        pushed[repo_id] = {path.name: path.read_bytes() for path in folder_path.iterdir()}
+
+    monkeypatch.setattr(
+        HfApi, "create_repo", lambda self, repo_id, **options: SimpleNamespace(repo_id=repo_id)
+    )
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    model.push_to_hub("someone/model")
+    assert pushed == {"someone/model": {path.name: path.read_bytes() for path in (run / "model").iterdir()}}
+
+
+def test_a_network_saved_outside_a_run_claims_nothing(tmp_path):
+    ReferringSegmentor(RECIPES["embedded"]().segmentor).save_pretrained(tmp_path)
+    assert "nothing is known of its training" in (tmp_path / "README.md").read_text()
