@@ -10,7 +10,7 @@ import pytest
 from stage1_priors.inspect import server, write_inspection
 from stage1_priors.inspect.catalogue import PAGE_ROWS, Query
 from stage1_priors.inspect.page import render
-from tests.browser import NEEDS_BROWSER, browse, console
+from tests.browser import NEEDS_BROWSER, browse, console, cut_off, pdf_pages
 from tests.stage1_priors.inspect.hostile import HOSTILE, PROSE
 from tests.stage1_priors.inspect.test_server import serving
 
@@ -81,3 +81,10 @@ def test_data_never_run(store, tmp_path):
     assert console(printed) == []
     assert "<script" not in document and "onerror=alert(2)&gt;" in document
     assert HOSTILE.split()[0] not in document and PROSE.split()[0] not in document
+
+
+def test_nothing_is_cut_off_on_paper(store, tmp_path):
+    page = tmp_path / "page.html"
+    write_inspection(store, page, Query())
+    assert cut_off(page, tmp_path) == []
+    assert pdf_pages(page, tmp_path) >= 1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from stage2_train.report import write_report
-from tests.browser import NEEDS_BROWSER, browse, console
+from tests.browser import NEEDS_BROWSER, browse, console, cut_off, pdf_pages
 from tests.stage2_train.report.fake_runs import HOSTILE
 
 pytestmark = NEEDS_BROWSER
@@ -96,3 +96,16 @@ def test_charts_filter_sort_and_keys(page, tmp_path, width):
     assert result["drawn"] >= result["lines"] - 4 > 10, "lines are drawn"
     assert result["pictures"] == result["all"]
     assert result["wide"] == [], "the page is wider than its window"
+
+
+def test_nothing_is_cut_off_on_paper(page, tmp_path):
+    assert cut_off(page, tmp_path) == []
+    assert pdf_pages(page, tmp_path) > 1
+
+
+def test_the_check_of_paper_can_fail(page, tmp_path):
+    wide = tmp_path / "wide.html"
+    wide.write_text(
+        page.read_text("utf-8").replace("<main", '<table style="width: 900px"><tr><td>x</table><main', 1)
+    )
+    assert cut_off(wide, tmp_path)
