@@ -99,7 +99,8 @@ def examine(root: Path = ROOT, probe_timeout_s: float = 120.0) -> dict[str, Any]
     Returns:
         A JSON-able object: `python`, `platform`, `versions` (None where absent), `cpu` (`count`, `memory_gb`), `gpu`
         (`visible`: names from nvidia-smi, `usable`: what torch sees), `torch_cuda`, `vllm` (`kind`, `version`),
-        `torchvision` (`native`, `shim`, `broken` or `absent`, with a detail), `weights`, `extras` (`present`, `install`), `disk` and `problems`.
+        `torchvision` (`native`, `shim`, `broken` or `absent`, with a detail), `weights`,
+        `extras` (`present`, `install`), `disk` and `problems`.
     """
     versions = {name: installed_version(name) for name in (*NEEDED, *OPTIONAL)}
     probe = _probe(probe_timeout_s) if versions["torch"] else {"cuda": [], "torch_cuda": None}
