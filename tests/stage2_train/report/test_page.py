@@ -56,6 +56,11 @@ def test_report_goes_to_the_first_run_and_says_what_it_holds(make_run):
     Outline(path.read_text("utf-8"))
 
 
+def test_a_data_set_without_published_figures_says_so(make_run):
+    page = " ".join(Outline(report(make_run("ours"))[0]).text)
+    assert "gives no figure for this data set and share of labels" in page
+
+
 def test_the_page_asks_for_nothing(make_run):
     html, _ = report(make_run("ours"), make_run("base", method="supervised"))
     for tag, attrs in Outline(html).tags:
