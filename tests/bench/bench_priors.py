@@ -91,7 +91,7 @@ class Kept:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.generate, self.cache_hits = engine.generate, engine.cache_hits
+        self.submit, self.collect, self.cache_hits = engine.submit, engine.collect, engine.cache_hits
 
     def close(self) -> None:
         """Leave it running."""
