@@ -58,8 +58,9 @@ def read_layout(root: str | Path, dataset: str, split_by: str) -> Layout:
         if not isinstance(refs_rows, list):
             raise DataError(f"{refs_path}: expected a list of refs, found {type(refs_rows).__name__}")
         instances = _parse_instances(instances_bytes, instances_path)
-        images = _read_images(instances["images"], str(instances_path), problems)
-        annotations = _read_annotations(instances["annotations"], images, str(instances_path), problems)
+        # Taken out, so that what was parsed is freed piece by piece.
+        images = _read_images(instances.pop("images"), str(instances_path), problems)
+        annotations = _read_annotations(instances.pop("annotations"), images, str(instances_path), problems)
         refs = _Refs(str(refs_path), images, annotations, problems, general).read(refs_rows)
     digest = hashlib.blake2b(digest_size=16)
     for data in (refs_bytes, instances_bytes):

@@ -74,7 +74,10 @@ class EngineConfig:
     kind: Literal["vllm", "transformers"] = "vllm"
     """`vllm`, or `transformers` (batched `generate`, the parity reference)."""
     chunk_rows: int = 512
-    """Pairs handed to the engine in one call."""
+    """Pairs read, asked and turned into masks together."""
+    ahead_rows: int = 512
+    """Pairs that are with the engine besides those it is asked to finish, in whole chunks, so that its batch stays full
+    from chunk to chunk. Bounds the memory for images."""
     batch_size: int = 32
     """Pairs per forward pass of the `transformers` engine."""
     caching: bool = True
@@ -93,7 +96,11 @@ class EngineConfig:
     def __post_init__(self) -> None:
         """Refuse sizes below 1."""
         _positive(
-            "engine", chunk_rows=self.chunk_rows, batch_size=self.batch_size, kv_cache_gb=self.kv_cache_gb
+            "engine",
+            chunk_rows=self.chunk_rows,
+            ahead_rows=self.ahead_rows,
+            batch_size=self.batch_size,
+            kv_cache_gb=self.kv_cache_gb,
         )
         if not 0 < self.gpu_memory <= 1:
             raise DataError(f"engine.gpu_memory is {self.gpu_memory}, expected a share in (0, 1]")

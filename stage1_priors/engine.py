@@ -1,14 +1,15 @@
 """What runs a model: requests in, answers out. The engines themselves are in `vllm_engine` and `transformers_engine`.
 
-An engine gets images that already have the size the model sees. It must answer every request in order. Failures of
-single requests are isolated by `generate_isolated` and become answers with an `error`, never an exception.
+An engine gets images that already have the size the model sees. It must answer every request in order. Requests are
+submitted before earlier ones are answered, so that its batch stays full. Failures of single requests are isolated by
+`collect_isolated` and become answers with an `error`, never an exception.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -50,10 +51,14 @@ class Answer:
 
 
 class Engine(Protocol):
-    """A running model."""
+    """A running model. `submit` may be called from another thread than the one that calls `collect`."""
 
-    def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer every request, in order: the greedy answer, and `model.num_samples` sampled ones with it."""
+    def submit(self, requests: Sequence[Request]) -> Any:
+        """Take requests without answering them yet; returns what `collect` needs."""
+        ...
+
+    def collect(self, submitted: Any) -> list[Answer]:
+        """Answers to submitted requests, in order: the greedy one, and `model.num_samples` sampled ones with it."""
         ...
 
     def cache_hits(self) -> dict[str, float]:
@@ -69,16 +74,41 @@ EngineFactory = Callable[[Path, Family, MllmConfig, EngineConfig], Engine]
 """(model folder, family, model config, engine config) -> a running engine."""
 
 
-def generate_isolated(engine: Engine, requests: Sequence[Request]) -> list[Answer]:
+@dataclass(frozen=True, kw_only=True)
+class Submitted:
+    """Requests that an engine has taken, or refused as a whole."""
+
+    requests: Sequence[Request]
+    """The requests."""
+    ticket: Any = None
+    """What the engine returned for them."""
+    error: Exception | None = None
+    """Why it took none; None if it did."""
+
+
+def submit_isolated(engine: Engine, requests: Sequence[Request]) -> Submitted:
+    """Hand requests to the engine; a refusal is dealt with by `collect_isolated`."""
+    if not requests:
+        return Submitted(requests=requests)
+    try:
+        return Submitted(requests=requests, ticket=engine.submit(requests))
+    except Exception as error:
+        return Submitted(requests=requests, error=error)
+
+
+def collect_isolated(engine: Engine, submitted: Submitted) -> list[Answer]:
     """Answers to all requests; a request that fails, fails alone.
 
     The batch is halved around a failure until the guilty requests stand alone. A single failing request is tried
     a second time before it becomes an answer with an `error`.
     """
+    requests = submitted.requests
     if not requests:
         return []
     try:
-        answers = engine.generate(requests)
+        if submitted.error is not None:
+            raise submitted.error
+        answers = engine.collect(submitted.ticket)
         assert len(answers) == len(requests), f"{len(answers)} answers to {len(requests)} requests"
         return answers
     except Exception as error:
@@ -87,9 +117,14 @@ def generate_isolated(engine: Engine, requests: Sequence[Request]) -> list[Answe
             return generate_isolated(engine, requests[:middle]) + generate_isolated(engine, requests[middle:])
         first = error
     try:
-        return engine.generate(requests)
+        return engine.collect(engine.submit(requests))
     except Exception:
         return [Answer(text="", error=f"{type(first).__name__}: {first}")]
+
+
+def generate_isolated(engine: Engine, requests: Sequence[Request]) -> list[Answer]:
+    """Submit and collect at once."""
+    return collect_isolated(engine, submit_isolated(engine, requests))
 
 
 def engine_versions(kind: str) -> dict[str, str]:

@@ -81,7 +81,7 @@ def make_job(config: PriorsConfig) -> Job:
     Raises:
         DataError: Missing or unusable data, or no model on this machine.
     """
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(config.data).without_masks(())  # which are not for a prior, and take memory
     plan = _plan(config, dataset)
     model = locate_model(config.model)
     family = family_of(model.folder)

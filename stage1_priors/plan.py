@@ -27,6 +27,10 @@ class Plan:
         """Shards needed for all rows."""
         return -(-len(self.samples) // self.shard_rows)
 
+    def rows_of(self, index: int) -> int:
+        """Rows of shard `index`."""
+        return min(self.shard_rows, len(self.samples) - index * self.shard_rows)
+
     def shard(self, index: int) -> tuple[Sample, ...]:
         """Samples of shard `index`, in row order."""
         return self.samples[index * self.shard_rows : (index + 1) * self.shard_rows]

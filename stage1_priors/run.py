@@ -8,11 +8,12 @@ one writer.
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,14 @@ from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows, make_request, read_answers
 from stage1_priors.canary import CanaryResult, run_canary
 from stage1_priors.config import ImportConfig, PriorsConfig
-from stage1_priors.engine import Engine, EngineFactory, Request, generate_isolated
+from stage1_priors.engine import (
+    Engine,
+    EngineFactory,
+    Request,
+    Submitted,
+    collect_isolated,
+    submit_isolated,
+)
 from stage1_priors.engines import ENGINES
 from stage1_priors.import_masks import import_masks
 from stage1_priors.job import Job, changes, create, describe_plan, make_job, pending_of
@@ -99,7 +107,7 @@ def _separate_from_other_workers(worker: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Rows handed to the engine in one call."""
+    """Rows whose answers are collected together."""
 
     shard: int
     """Shard they belong to."""
@@ -121,6 +129,8 @@ class LoadedChunk:
     """Why there is no request, per row."""
     images: list[Image.Image | None]
     """The original images, one per row, for a proposer that looks at them; else all None."""
+    submitted: Submitted
+    """The requests there are, in the engine's hands."""
 
 
 def chunks_of(plan: Plan, shards: Sequence[int], rows: int) -> Iterator[Chunk]:
@@ -132,8 +142,11 @@ def chunks_of(plan: Plan, shards: Sequence[int], rows: int) -> Iterator[Chunk]:
             yield Chunk(shard=shard, is_last=start + rows >= len(samples), samples=part)
 
 
-def load_chunk(job: Job, chunk: Chunk) -> LoadedChunk:
-    """Read and resize the images of a chunk, each image once. An unreadable image is an error of its rows only."""
+def load_chunk(job: Job, engine: Engine, chunk: Chunk) -> LoadedChunk:
+    """Read and resize the images of a chunk, each image once, and submit its requests.
+
+    An unreadable image is an error of its rows only.
+    """
     images: dict[str, Image.Image | str] = {}
     requests: list[Request | None] = []
     errors: list[str] = []
@@ -153,7 +166,8 @@ def load_chunk(job: Job, chunk: Chunk) -> LoadedChunk:
         requests.append(make_request(image, sample.expression, job.family, job.rules, sample.sample_id))
         errors.append("")
         originals.append(image if job.config.proposer.is_sam else None)
-    return LoadedChunk(chunk=chunk, requests=requests, errors=errors, images=originals)
+    submitted = submit_isolated(engine, [request for request in requests if request is not None])
+    return LoadedChunk(chunk=chunk, requests=requests, errors=errors, images=originals, submitted=submitted)
 
 
 @dataclass(kw_only=True)
@@ -176,19 +190,21 @@ class Timing:
         finally:
             setattr(self, what, getattr(self, what) + time.monotonic() - started)
 
+    def share(self, seconds: float) -> float:
+        """Part of the whole time, in [0, 1]."""
+        return seconds / max(self.asking + self.images + self.masks, 1e-9)
+
     @property
     def waiting(self) -> float:
         """Share of the time in which the engine waited, in [0, 1]."""
-        waited = self.images + self.masks
-        return waited / max(waited + self.asking, 1e-9)
+        return self.share(self.images + self.masks)
 
     def line(self, cache_hits: Mapping[str, float]) -> str:
         """One line for a person."""
-        whole = max(self.asking + self.images + self.masks, 1e-9)
         hits = ", ".join(f"{name} {share:.0%}" for name, share in cache_hits.items())
         return (
-            f"engine waited {self.waiting:.1%} of the time ({self.images / whole:.1%} for images, "
-            f"{self.masks / whole:.1%} for masks and writing)" + (f"; cache hits: {hits}" if hits else "")
+            f"engine waited {self.waiting:.1%} of the time ({self.share(self.images):.1%} for images, "
+            f"{self.share(self.masks):.1%} for masks and writing)" + (f"; cache hits: {hits}" if hits else "")
         )
 
 
@@ -197,37 +213,42 @@ def _write_shards(
 ) -> Counter[AnswerStatus]:
     """Ask and parse chunk by chunk.
 
-    While the engine works on a chunk, one thread reads the images of the next, and another makes the masks of the one
-    before and writes finished shards. No more than these three chunks are in memory.
+    While the engine works on a chunk, one thread reads the images of the next ones and submits them, so that the
+    engine's batch does not run empty between chunks, and another makes the masks of the one before and writes finished
+    shards. Chunks are collected in order; the rows do not depend on what shared a batch with them.
     """
     tally: Counter[AnswerStatus] = Counter()
     timing = Timing()
-    chunks = list(chunks_of(job.plan, shards, job.config.engine.chunk_rows))
-    total = sum(len(chunk.samples) for chunk in chunks)
+    engine_config, plan = job.config.engine, job.plan
+    chunks = chunks_of(plan, shards, engine_config.chunk_rows)
+    num_ahead = 1 + -(-engine_config.ahead_rows // engine_config.chunk_rows)
+    total = sum(plan.rows_of(shard) for shard in shards)
     finisher = _Finisher(job, proposer, canary)
     with (
         ThreadPoolExecutor(1) as reading,
         ThreadPoolExecutor(1) as finishing,
         ProgressBar(total, "priors", "pair", quiet=quiet) as bar,
     ):
-        future: Future[LoadedChunk] = reading.submit(load_chunk, job, chunks[0])
+        ahead = deque(reading.submit(load_chunk, job, engine, one) for one in islice(chunks, num_ahead))
         unfinished: Future[None] = finishing.submit(lambda: None)
-        for index, chunk in enumerate(chunks):
-            with timing.spent_on("images"):
-                loaded = future.result()
-            if index + 1 < len(chunks):
-                future = reading.submit(load_chunk, job, chunks[index + 1])
-            with timing.spent_on("asking"):
-                rows, arrays = ask_chunk(job, engine, loaded)
-            tally.update(STATUS_BY_CODE[int(code)] for code in rows.status_B)
-            last = index + 1 == len(chunks)
-            if last or tally.total() >= job.config.ceiling_min_rows:
-                check_ceilings(job.config, tally, chunk.samples, rows)
-            with timing.spent_on("masks"):
-                unfinished.result()
-            unfinished = finishing.submit(finisher.finish, loaded, rows, arrays)
-            bar.desc = f"priors [{_shares(tally)}; engine waits {timing.waiting:.0%}]"
-            bar.update(len(chunk.samples))
+        try:
+            while ahead:
+                with timing.spent_on("images"):
+                    loaded = ahead.popleft().result()
+                ahead.extend(reading.submit(load_chunk, job, engine, one) for one in islice(chunks, 1))
+                with timing.spent_on("asking"):
+                    rows, arrays = ask_chunk(job, engine, loaded)
+                tally.update(STATUS_BY_CODE[int(code)] for code in rows.status_B)
+                if not ahead or tally.total() >= job.config.ceiling_min_rows:
+                    check_ceilings(job.config, tally, loaded.chunk.samples, rows)
+                with timing.spent_on("masks"):
+                    unfinished.result()
+                unfinished = finishing.submit(finisher.finish, loaded, rows, arrays)
+                bar.desc = f"priors [{_shares(tally)}; engine waits {timing.waiting:.0%}]"
+                bar.update(len(rows.status_B))
+        finally:
+            for future in ahead:
+                future.cancel()
         with timing.spent_on("masks"):
             unfinished.result()
     _say(timing.line(engine.cache_hits()), quiet)
@@ -272,8 +293,7 @@ def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows
     Raises:
         DataError: Every request of a chunk failed: the engine is dead, and rows of errors would be no priors.
     """
-    asked = [request for request in loaded.requests if request is not None]
-    given = generate_isolated(engine, asked)
+    given = collect_isolated(engine, loaded.submitted)
     if len(given) >= MIN_CHUNK_OF_ERRORS and all(answer.error is not None for answer in given):
         raise DataError(
             f"the engine failed on all {len(given)} requests from {loaded.chunk.samples[0].sample_id} on: "

@@ -47,11 +47,15 @@ class TransformersEngine:
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._stop_ids[0],
         )
 
-    def generate(self, requests: Sequence[Request]) -> list[Answer]:
+    def submit(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """Nothing yet: a batch is generated as a whole, from prompt to end."""
+        return requests
+
+    def collect(self, submitted: Sequence[Request]) -> list[Answer]:
         """Answer every request, in order."""
         answers: list[Answer] = []
-        for start in range(0, len(requests), self._batch_size):
-            answers += self._generate_batch(requests[start : start + self._batch_size])
+        for start in range(0, len(submitted), self._batch_size):
+            answers += self._generate_batch(submitted[start : start + self._batch_size])
         return answers
 
     def _generate_batch(self, requests: Sequence[Request]) -> list[Answer]:

@@ -1,10 +1,13 @@
 """vLLM, one instance on one device. The only file that imports vLLM, and only inside the class."""
 
 import gc
+import itertools
 import os
+import threading
 import warnings
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,18 @@ from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.edges import Token
 from stage1_priors.engine import Answer, Request, check_image_tokens
 from stage1_priors.families import Family, image_token_id_of, read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """Requests within vLLM."""
+
+    requests: Sequence[Request]
+    """The requests."""
+    greedy: tuple[str, ...]
+    """Keys of their greedy answers."""
+    sampled: tuple[str, ...] = ()
+    """Keys of their sampled answers; empty if none are asked for."""
 
 
 class VllmEngine:
@@ -29,18 +44,24 @@ class VllmEngine:
 
     def _load(self, folder: Path, family: Family, model: MllmConfig, engine: EngineConfig) -> None:
         from vllm import LLM, SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         self._family, self._num_samples = family, model.num_samples
         self._image_token_id = image_token_id_of(folder)
-        self._params = SamplingParams(
-            temperature=0.0, max_tokens=model.max_tokens, logprobs=model.top_logprobs or None, seed=0
-        )
-        self._sampled_params = partial(
+        # Token ids alone: spelling out every alternative of every token, as vLLM would, takes a third of a tiny model's
+        # time. `_piece` spells each token once.
+        asked = partial(
             SamplingParams,
-            n=model.num_samples,
-            temperature=model.sample_temperature,
             max_tokens=model.max_tokens,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        self._params = asked(temperature=0.0, logprobs=model.top_logprobs or None, seed=0)
+        self._sampled_params = partial(asked, n=model.num_samples, temperature=model.sample_temperature)
+        self._pieces: dict[int, str] = {}
+        self._numbers, self._rendering = itertools.count(), threading.Lock()
+        self._waiting: deque[tuple[str, Any, Any]] = deque()
+        self._outcomes: dict[str, Any] = {}
         self._llm: Any = LLM(
             model=str(folder),
             dtype=model.dtype,
@@ -59,6 +80,7 @@ class VllmEngine:
             **self._normalisation(folder),
             **self._whole_prompts(),
         )
+        self._tokenizer: Any = self._llm.get_tokenizer()
 
     @staticmethod
     def _normalisation(folder: Path) -> dict[str, Any]:
@@ -102,19 +124,68 @@ class VllmEngine:
             variables["VLLM_LOGGING_LEVEL"] = "ERROR"
         return variables
 
-    def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer every request, in order: greedy, then the samples in a second pass over the cached prompts."""
-        conversations = [self._conversation(request) for request in requests]
-        outputs = self._llm.chat(conversations, self._params, use_tqdm=False)
-        answers = [self._answer(request, output) for request, output in zip(requests, outputs, strict=True)]
+    def submit(self, requests: Sequence[Request]) -> "Ticket":
+        """Render the prompts and process their images; the thread that collects adds them to the batch as it goes.
+
+        The greedy questions come first, then the sampled ones over the same, by then cached, prompts.
+        """
+        with self._rendering:
+            ticket = Ticket(requests=requests, greedy=self._queue(requests, [self._params] * len(requests)))
+            if self._num_samples:
+                params = [self._sampled_params(seed=request.seed) for request in requests]
+                ticket = replace(ticket, sampled=self._queue(requests, params))
+        return ticket
+
+    def _queue(self, requests: Sequence[Request], params: Sequence[Any]) -> tuple[str, ...]:
+        """Render prompts in the order in which they are added, which vLLM's cache of images relies on."""
+        ids = []
+        for request, asked in zip(requests, params, strict=True):
+            ids.append(f"l2l-{next(self._numbers)}")
+            try:
+                (prompt,) = self._llm._preprocess_chat([self._conversation(request)])  # as `LLM.chat` does
+            except Exception as error:
+                self._outcomes[ids[-1]] = error
+                continue
+            self._waiting.append((ids[-1], prompt, asked))
+        return tuple(ids)
+
+    def collect(self, submitted: "Ticket") -> list[Answer]:
+        """Let the engine work, on all that was submitted since too, until these requests are answered.
+
+        Raises:
+            Exception: One of them failed; what vLLM said of the first.
+        """
+        while any(key not in self._outcomes for key in (*submitted.greedy, *submitted.sampled)):
+            self._step()
+        greedy, sampled = (
+            [self._outcomes.pop(key) for key in keys] for keys in (submitted.greedy, submitted.sampled)
+        )
+        for outcome in (*greedy, *sampled):
+            if isinstance(outcome, Exception):
+                raise outcome
+        answers = [
+            self._answer(request, output) for request, output in zip(submitted.requests, greedy, strict=True)
+        ]
         if not self._num_samples:
             return answers
-        params = [self._sampled_params(seed=request.seed) for request in requests]
-        sampled = self._llm.chat(conversations, params, use_tqdm=False)
         return [
-            replace(answer, samples=tuple((one.text, one.finish_reason) for one in output.outputs))
+            replace(answer, samples=tuple((self._text(one), one.finish_reason) for one in output.outputs))
             for answer, output in zip(answers, sampled, strict=True)
         ]
+
+    def _step(self) -> None:
+        """Add what is waiting and advance the batch by a token."""
+        while self._waiting:
+            key, prompt, asked = self._waiting.popleft()
+            try:
+                self._llm.llm_engine.add_request(key, prompt, asked)
+            except Exception as error:  # too long a prompt, say
+                self._outcomes[key] = error
+        if not self._llm.llm_engine.has_unfinished_requests():
+            return
+        for output in self._llm.llm_engine.step():
+            if output.finished:
+                self._outcomes[output.request_id] = output
 
     def _conversation(self, request: Request) -> list[dict[str, Any]]:
         conversation = self._family.messages(request.expression, request.image)
@@ -132,17 +203,31 @@ class VllmEngine:
         completion = output.outputs[0]
         tokens = []
         for token_id, position in zip(completion.token_ids, completion.logprobs or (), strict=False):
-            alternatives = tuple((item.decoded_token or "", item.logprob) for item in position.values())
-            chosen = position[token_id]
+            alternatives = tuple((self._piece(other), item.logprob) for other, item in position.items())
             tokens.append(
-                Token(text=chosen.decoded_token or "", logprob=chosen.logprob, alternatives=alternatives)
+                Token(
+                    text=self._piece(token_id), logprob=position[token_id].logprob, alternatives=alternatives
+                )
             )
         return Answer(
-            text=completion.text,
+            text=self._text(completion),
             tokens=tuple(tokens),
             num_tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,
         )
+
+    def _text(self, completion: Any) -> str:
+        """The answer without special tokens and without the token that ended it, which need not be a special one."""
+        ended = completion.finish_reason == "stop"
+        return self._tokenizer.decode(
+            list(completion.token_ids)[: -1 if ended else None], skip_special_tokens=True
+        )
+
+    def _piece(self, token_id: int) -> str:
+        """What a token spells by itself."""
+        if token_id not in self._pieces:
+            self._pieces[token_id] = self._tokenizer.decode([token_id])
+        return self._pieces[token_id]
 
     def cache_hits(self) -> dict[str, float]:
         """Shares of prompt tokens found in the prefix cache (`prefix`) and of images found prepared (`images`)."""

@@ -159,7 +159,7 @@ def _start(worker: Worker, num_workers: int, arguments: Sequence[str]) -> "subpr
 
 def _watch(job: StoreJob, processes: "Sequence[subprocess.Popen[bytes]]", quiet: bool) -> None:
     """Show the store's progress until every process has ended."""
-    rows = [len(job.plan.shard(shard)) for shard in range(job.plan.num_shards)]
+    rows = [job.plan.rows_of(shard) for shard in range(job.plan.num_shards)]
     seen: set[int] = set(_done(job, range(len(rows))))
     before = sum(rows[shard] for shard in seen)
     with ProgressBar(

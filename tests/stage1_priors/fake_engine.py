@@ -79,7 +79,10 @@ class FakeEngine:
         self.answer_of, self.delay_s = answer_of, delay_s
         self.num_requests, self.num_started, self.closed = 0, 0, False
 
-    def generate(self, requests):
+    def submit(self, requests):
+        return requests
+
+    def collect(self, requests):
         if self.delay_s:
             time.sleep(self.delay_s)
         self.num_requests += len(requests)

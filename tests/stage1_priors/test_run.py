@@ -339,11 +339,11 @@ def test_masks_are_made_while_the_engine_works_on_the_next_chunk(config, monkeyp
     made, waited = threading.Semaphore(0), []
 
     class Waiting(FakeEngine):
-        def generate(self, requests):
+        def collect(self, requests):
             # Every chunk but the first waits for the masks of the one before to be begun.
             if self.num_requests:
                 waited.append(made.acquire(timeout=20))
-            return super().generate(requests)
+            return super().collect(requests)
 
     proposer = WatchedProposer(config.proposer, made.release)
     monkeypatch.setitem(PROPOSERS, "soft-box", lambda *_arguments: proposer)
