@@ -107,6 +107,50 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CandidatesConfig:
+    """Masks of whatever there is in an image, for method `semires`: SAM's everything mode, off unless `num` is set.
+
+    Every field is part of the fingerprint once `num` is above 0.
+    """
+
+    num: int = 0
+    """Masks kept of an image (M); 0: none, and the store has no array `candidates`."""
+    side: int = 64
+    """Side G' of the stored G' x G' candidates over the whole image."""
+    prompts: Literal["points", "boxes"] = "points"
+    """`points`: each point of the grid prompts three masks, as published. `boxes`: squares around the points prompt one
+    mask each, for a model that was trained on boxes alone."""
+    points_per_side: int = 32
+    """Points of the grid along each side of the image."""
+    box_sides: tuple[float, ...] = (0.15, 0.25, 0.35)
+    """Sides of the squares of `boxes`, share of the image side; about those of the things looked for."""
+    min_iou: float = 0.8
+    """Least IoU the model expects of a mask that is kept."""
+    min_stability: float = 0.95
+    """Least IoU of a mask at a threshold raised and lowered by `stability_offset`."""
+    stability_offset: float = 1.0
+    """That change of the threshold, logits."""
+    same_iou: float = 0.7
+    """A mask is dropped if its IoU with a better one exceeds this."""
+
+    def __post_init__(self) -> None:
+        """Refuse negative counts, empty grids and shares outside [0, 1]."""
+        group = "proposer.candidates"
+        if self.num < 0:
+            raise DataError(f"{group}.num is {self.num}, expected 0 or more")
+        _positive(
+            group,
+            side=self.side,
+            points_per_side=self.points_per_side,
+            stability_offset=self.stability_offset,
+            **{f"box_sides[{index}]": side for index, side in enumerate(self.box_sides)},
+        )
+        if self.prompts == "boxes" and not self.box_sides:
+            raise DataError(f"{group}.box_sides is empty, prompts=boxes needs at least one side")
+        _share(group, min_iou=self.min_iou, min_stability=self.min_stability, same_iou=self.same_iou)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProposerConfig:
     """How a box becomes a soft mask. Every field but the two batch sizes is part of the fingerprint."""
 
@@ -133,7 +177,9 @@ class ProposerConfig:
     batch_images: int = 8
     """Images SAM encodes together."""
     batch_boxes: int = 64
-    """Boxes of one image whose masks SAM decodes together."""
+    """Prompts of one image whose masks SAM decodes together."""
+    candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
+    """Masks of whatever there is in an image, kept besides."""
 
     @property
     def is_sam(self) -> bool:
@@ -151,6 +197,11 @@ class ProposerConfig:
             batch_images=self.batch_images,
             batch_boxes=self.batch_boxes,
         )
+        if self.candidates.num and not self.is_sam:
+            raise DataError(
+                f"proposer.candidates.num is {self.candidates.num}, but proposer.kind={self.kind} makes no candidates; "
+                "use sam2 or sam"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 from shared.config import config_fingerprint
 from shared.errors import DataError
+from stage1_priors.candidates import CANDIDATES_VERSION
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.engine import engine_versions
 from stage1_priors.families import Family
@@ -211,6 +212,10 @@ def identity_of(
         del asked[name], proposing[name]
     for name in ("batch_images", "batch_boxes"):
         del proposing[name]
+    if config.proposer.candidates.num:
+        proposing["candidates"]["version"] = CANDIDATES_VERSION
+    else:
+        del proposing["candidates"]
     if proposer is not None:
         proposing["model"] = proposer.identity
     return {

@@ -20,6 +20,7 @@ from shared.store.schema import (
     EXPRESSION_BYTES,
     SAMPLE_ID_BYTES,
     SHARD_ROWS,
+    candidate_fields,
     encode_text_rows,
     prior_fields,
     sample_fields,
@@ -149,7 +150,9 @@ def create(job: StoreJob, attrs: dict[str, Any]) -> None:
         grid, fields = config.grid, prior_fields(config.grid)
     else:
         grid = config.proposer.grid
+        candidates = config.proposer.candidates
         fields = prior_fields(grid) + sample_fields(config.model.num_samples)
+        fields += candidate_fields(candidates.num, candidates.side)
     code = {split: index for index, split in enumerate(job.plan.splits)}
     static = {
         "sample_id": encode_text_rows([s.sample_id for s in samples], SAMPLE_ID_BYTES, strict=True),

@@ -42,6 +42,9 @@ class Proposals:
     """uint8 [B, G, G], round(255 x probability); `NO_PRIOR` throughout where there is no box."""
     iou_B: np.ndarray
     """float32 [B], the IoU the proposer expects of its mask, in [0, 1]; NaN if it does not say."""
+    candidates_BMGG: np.ndarray | None = None
+    """uint8 [B, M, G', G'], masks of whatever there is in the row's image, best first, absent ones all zero; None if
+    not asked for."""
 
 
 class Proposer(Protocol):

@@ -7,6 +7,7 @@ from pathlib import Path
 from shared.config import DataConfig
 from stage1_priors.config import (
     CanaryConfig,
+    CandidatesConfig,
     EngineConfig,
     ImportConfig,
     MllmConfig,
@@ -30,7 +31,13 @@ def embedded() -> PriorsConfig:
         model=MllmConfig(path=str(TINY_WEIGHTS), dtype="float32", max_model_len=256, max_tokens=24),
         splits=("train", "val", "testA", "testB"),
         engine=EngineConfig(chunk_rows=128, eager=True, kv_cache_gb=1),
-        proposer=ProposerConfig(kind="sam2", path=str(TINY_SAM_WEIGHTS), grid=64),
+        proposer=ProposerConfig(
+            kind="sam2",
+            path=str(TINY_SAM_WEIGHTS),
+            grid=64,
+            # The tiny Sam2Model knows boxes alone, and expects much the same of every mask.
+            candidates=CandidatesConfig(prompts="boxes", points_per_side=8, min_iou=0.0, min_stability=0.0),
+        ),
         canary=CanaryConfig(mode="refuse", scenes=16, min_mean_iou=0.4),
     )
 

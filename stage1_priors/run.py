@@ -21,7 +21,7 @@ from PIL import Image
 
 from shared.errors import DataError
 from shared.runlog import ProgressBar
-from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows
+from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows, first_rows
 from shared.store.writer import write_shard
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows, make_request, read_answers
@@ -270,6 +270,9 @@ class _Finisher:
         if not chunk.is_last:
             return
         columns = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
+        if "candidates" in columns:  # an image's are stored once a shard
+            first_N = first_rows(np.array([one.image_id for one in self._job.plan.shard(chunk.shard)]))
+            columns["candidates"][first_N != np.arange(len(first_N))] = 0
         info = {"fingerprint": self._job.fingerprint, "seconds": round(time.monotonic() - self._started, 3)}
         write_shard(self._job.path, chunk.shard, columns, info | {"canary_passed": self._canary.passed})
         self._parts, self._started = [], time.monotonic()
@@ -284,7 +287,10 @@ def propose_chunk(proposer: Proposer, loaded: LoadedChunk, rows: AnswerRows) -> 
         images_B=tuple(loaded.images),
     )
     proposals = proposer.propose(prompts)
-    return {"proposal": proposals.map_BGG, "proposer_iou": proposals.iou_B}
+    columns = {"proposal": proposals.map_BGG, "proposer_iou": proposals.iou_B}
+    if proposals.candidates_BMGG is not None:
+        columns["candidates"] = proposals.candidates_BMGG
+    return columns
 
 
 def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows, dict[str, np.ndarray]]:

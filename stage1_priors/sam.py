@@ -2,13 +2,13 @@
 
 An image is encoded once, however many boxes it has: rows of an image are neighbours, several images are encoded
 together, and the features of the last one are kept for the next call, which may go on with the same image. No other
-features outlive a call.
+features outlive a call. Candidates (`candidates.py`), if asked for, come from the same features, once an image.
 
 Frames: a box comes in the normalised frame of the original image. SAM 2 stretches the image to its square; SAM scales
 the longer side and fills the square from the top left. So the box in the model's pixels is the normalised box times
 the size of the filled part, and the stored grid covers exactly the filled part of the mask logits.
 
-Legend: N boxes of one image, J masks per box (1 or 3), M side of the mask logits, G side of the stored grid.
+Legend: N prompts of one image, J masks per prompt (1 or 3), M side of the mask logits, G side of the stored grid.
 """
 
 import gc
@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import Sam2Model, Sam2Processor, SamModel, SamProcessor
 
 from shared.errors import DataError
+from stage1_priors.candidates import choose, prompt_boxes, prompt_points
 from stage1_priors.config import ProposerConfig
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.proposers import Prompts, Proposals
@@ -44,6 +45,16 @@ class EncodedImage:
     """Height and width of the part of the model's square that the image fills, px."""
     square_hw: tuple[int, int]
     """Size of the square, px."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownImage:
+    """What is kept of an image."""
+
+    encoded: EncodedImage
+    """Its features."""
+    candidates_KGG: np.ndarray
+    """uint8 [num, side, side], its candidates, absent ones all zero."""
 
 
 class SamProposer:
@@ -76,15 +87,18 @@ class SamProposer:
         self._stream = torch.cuda.Stream() if self._device.type == "cuda" else None
         if self._stream is not None:
             torch.cuda.synchronize()
-        self._last: tuple[str, EncodedImage] | None = None
+        self._last: tuple[str, KnownImage] | None = None
 
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks and expected IoU of all rows; rows without a box or an image get `NO_PRIOR` and NaN."""
         num, grid = len(prompts.box_norm_B4), self._config.grid
+        asked = self._config.candidates
         map_BGG = np.full((num, grid, grid), NO_PRIOR, np.uint8)
         iou_B = np.full(num, np.nan, np.float32)
+        candidates_BKGG = np.zeros((num, asked.num, asked.side, asked.side), np.uint8)
+        has_box_B = np.isfinite(prompts.box_norm_B4).all(axis=1)
         rows_of: dict[str, list[int]] = {}
-        for row in np.flatnonzero(np.isfinite(prompts.box_norm_B4).all(axis=1)):
+        for row in np.flatnonzero(has_box_B | (asked.num > 0)):
             if prompts.images_B[row] is not None:
                 rows_of.setdefault(prompts.names_B[row], []).append(int(row))
         images = {name: prompts.images_B[rows[0]] for name, rows in rows_of.items()}
@@ -92,25 +106,28 @@ class SamProposer:
         with torch.inference_mode(), self._on_own_stream():
             for start in range(0, len(names), self._config.batch_images):
                 batch = names[start : start + self._config.batch_images]
-                encoded = self._encode_or_recall({name: images[name] for name in batch})
+                known = self._look_or_recall({name: images[name] for name in batch})
                 for name in batch:
-                    for first in range(0, len(rows_of[name]), self._config.batch_boxes):
-                        rows = rows_of[name][first : first + self._config.batch_boxes]
-                        prob_NGG, iou_N = self._decode(encoded[name], prompts.box_norm_B4[rows])
+                    candidates_BKGG[rows_of[name]] = known[name].candidates_KGG
+                    boxed = [row for row in rows_of[name] if has_box_B[row]]
+                    for first in range(0, len(boxed), self._config.batch_boxes):
+                        rows = boxed[first : first + self._config.batch_boxes]
+                        prob_NGG, iou_N = self._decode(known[name].encoded, prompts.box_norm_B4[rows])
                         map_BGG[rows] = np.rint(prob_NGG * 255).astype(np.uint8)
                         iou_B[rows] = iou_N
-                self._last = (batch[-1], encoded[batch[-1]])
-        return Proposals(map_BGG=map_BGG, iou_B=iou_B)
+                self._last = (batch[-1], known[batch[-1]])
+        return Proposals(map_BGG=map_BGG, iou_B=iou_B, candidates_BMGG=candidates_BKGG if asked.num else None)
 
     def _on_own_stream(self) -> AbstractContextManager[Any]:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def _encode_or_recall(self, images: dict[str, Any]) -> dict[str, EncodedImage]:
-        """Features of some images by name; only those that are not at hand are encoded."""
+    def _look_or_recall(self, images: dict[str, Any]) -> dict[str, KnownImage]:
+        """What is known of some images by name; only those that are not at hand are looked at."""
         found = {self._last[0]: self._last[1]} if self._last is not None and self._last[0] in images else {}
         fresh = [name for name in images if name not in found]
         if fresh:
-            found |= dict(zip(fresh, self.encode([images[name] for name in fresh]), strict=True))
+            for name, encoded in zip(fresh, self.encode([images[name] for name in fresh]), strict=True):
+                found[name] = KnownImage(encoded=encoded, candidates_KGG=self._candidates(encoded))
         return found
 
     def encode(self, images: Sequence[Image.Image]) -> list[EncodedImage]:
@@ -140,24 +157,65 @@ class SamProposer:
 
     def _decode(self, image: EncodedImage, box_norm_N4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Soft masks float32 [N, G, G] and expected IoU float32 [N] of boxes of one image."""
-        height, width = image.filled_hw
-        box_N4 = np.asarray(box_norm_N4, np.float64) * (width, height, width, height)
-        output = self._model(
-            image_embeddings=list(image.features) if self._config.kind == "sam2" else image.features[0],
-            input_boxes=torch.tensor(box_N4, dtype=torch.float32, device=self._device)[None],
-            multimask_output=self._config.multimask,
-        )
-        logit_NJMM, iou_NJ = output.pred_masks[0].float(), output.iou_scores[0].float()
+        logit_NJMM, iou_NJ = self._ask(image, box_norm_N4, self._config.multimask)
         best_N = iou_NJ.argmax(dim=1)
         row_N = torch.arange(len(best_N), device=self._device)
-        prob_NMM = logit_NJMM[row_N, best_N].sigmoid()
-        sizes = zip(prob_NMM.shape[1:], image.filled_hw, image.square_hw, strict=True)
-        down_GM, across_GM = (
-            resampling(size, filled / square, self._config.grid).to(self._device)
-            for size, filled, square in sizes
-        )
-        prob_NGG = (down_GM @ prob_NMM @ across_GM.T).clamp(0, 1)
+        prob_NGG = self._on_grid(image, logit_NJMM[row_N, best_N], self._config.grid)
         return prob_NGG.cpu().numpy(), iou_NJ[row_N, best_N].clamp(0, 1).cpu().numpy()
+
+    def _candidates(self, image: EncodedImage) -> np.ndarray:
+        """Candidates of an image: uint8 [num, side, side], best first, absent ones all zero."""
+        asked = self._config.candidates
+        found_KGG = np.zeros((asked.num, asked.side, asked.side), np.uint8)
+        if not asked.num:
+            return found_KGG
+        points = asked.prompts == "points"
+        prompt_PX = prompt_points(asked) if points else prompt_boxes(asked)
+        parts = []
+        for first in range(0, len(prompt_PX), self._config.batch_boxes):
+            logit_NJMM, iou_NJ = self._ask(image, prompt_PX[first : first + self._config.batch_boxes], points)
+            logit_NMM, iou_N = logit_NJMM.flatten(0, 1), iou_NJ.flatten()
+            stability_N = stability(logit_NMM, asked.stability_offset)
+            good_N = (iou_N >= asked.min_iou) & (stability_N >= asked.min_stability)
+            prob_NGG = self._on_grid(image, logit_NMM[good_N], asked.side)
+            soft_NGG = (prob_NGG * 255).round().to(torch.uint8)
+            parts.append((soft_NGG.cpu().numpy(), iou_N[good_N].cpu().numpy()))
+        soft_NGG, iou_N = (np.concatenate(column) for column in zip(*parts, strict=True))
+        kept = choose(soft_NGG, iou_N, asked)
+        found_KGG[: len(kept)] = soft_NGG[kept]
+        return found_KGG
+
+    def _ask(self, image: EncodedImage, prompt_NX: np.ndarray, multimask: bool) -> tuple[Tensor, Tensor]:
+        """Mask logits float32 [N, J, M, M] and expected IoU float32 [N, J] of prompts of one image.
+
+        Args:
+            image: The image.
+            prompt_NX: Points [N, 2] or boxes [N, 4] in the normalised frame.
+            multimask: Three masks of each prompt instead of one.
+        """
+        height, width = image.filled_hw
+        scale = (width, height) * (prompt_NX.shape[1] // 2)
+        prompt_1NX = torch.tensor(np.asarray(prompt_NX, np.float64) * scale, dtype=torch.float32)[None]
+        prompt_1NX = prompt_1NX.to(self._device)
+        if prompt_NX.shape[1] == 4:
+            asked = {"input_boxes": prompt_1NX}
+        else:
+            inside_1N1 = torch.ones(1, len(prompt_NX), 1, dtype=torch.int64, device=self._device)
+            asked = {"input_points": prompt_1NX[:, :, None], "input_labels": inside_1N1}
+        output = self._model(
+            image_embeddings=list(image.features) if self._config.kind == "sam2" else image.features[0],
+            multimask_output=multimask,
+            **asked,
+        )
+        return output.pred_masks[0].float(), output.iou_scores[0].float()
+
+    def _on_grid(self, image: EncodedImage, logit_NMM: Tensor, grid: int) -> Tensor:
+        """Probabilities over the whole image, float32 [N, G, G]."""
+        sizes = zip(logit_NMM.shape[1:], image.filled_hw, image.square_hw, strict=True)
+        down_GM, across_GM = (
+            resampling(size, filled / square, grid).to(self._device) for size, filled, square in sizes
+        )
+        return (down_GM @ logit_NMM.sigmoid() @ across_GM.T).clamp(0, 1)
 
     def close(self) -> None:
         """Free the model."""
@@ -165,6 +223,13 @@ class SamProposer:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def stability(logit_NMM: Tensor, offset: float) -> Tensor:
+    """IoU of each mask with the threshold raised and lowered by `offset`, float32 [N]; 0 for an empty mask."""
+    inner_N = (logit_NMM > offset).flatten(1).sum(1)
+    outer_N = (logit_NMM > -offset).flatten(1).sum(1)
+    return inner_N / outer_N.clamp(min=1)
 
 
 def resampling(size: int, share: float, grid: int) -> Tensor:

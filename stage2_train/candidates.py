@@ -1,9 +1,9 @@
 """Class-agnostic candidate masks of an image: what SemiRES takes from SAM's everything mode.
 
-A store may hold an array `candidates` (u8, rows [M,G,G], probability x 255, absent ones all zero). Where it does not,
-the candidates of an image are the proposals of all its training rows, one for each thing: the set says what there is in
-the image, not which row asked for it, and so tells nothing about the sentence at hand. They are soft boxes, coarser
-than SAM's masks, and cover only what some sentence names.
+A store may hold an array `candidates` (u8, rows [M,G,G], probability x 255, absent ones all zero; an image's first row
+in a shard holds them for all its rows there). Where it does not, the candidates of an image are the proposals of all
+its training rows, one for each thing: the set says what there is in the image, not which row asked for it, and so tells
+nothing about the sentence at hand. They cover only what some sentence names, and are as good as the answers.
 
 Legend: B samples, R rows of an image, M candidates, G side of the stored grid.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shared.errors import DataError
 from shared.store.reader import PriorStore
+from shared.store.schema import first_rows
 from shared.types import Sample
 from stage2_train.comparison_config import SemiresConfig
 from stage2_train.prior_source import HAS_PRIOR
@@ -44,6 +45,7 @@ class StoreCandidates:
             )
         self._stored = spec is not None
         self._rows = {} if self._stored else _rows_by_image(store)
+        self._first_N = first_rows(store.column("image_id")) if self._stored else np.empty(0, np.int64)
         self._distinct: dict[int, list[int]] = {}
 
     def read(self, samples: Sequence[Sample]) -> Tensor:
@@ -53,7 +55,7 @@ class StoreCandidates:
             DataError: A sample the store does not hold, or damaged data.
         """
         if self._stored:
-            rows = self.store.rows_of([sample.sample_id for sample in samples])
+            rows = self._first_N[self.store.rows_of([sample.sample_id for sample in samples])]
             stored_BMGG = self.store.batch(FIELD, rows)[:, : self.config.max_candidates]
             return torch.from_numpy(np.stack([_padded(m, self.config.max_candidates) for m in stored_BMGG]))
         return torch.from_numpy(np.stack([self._of_image(sample.image_id) for sample in samples]))

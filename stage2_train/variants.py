@@ -35,7 +35,11 @@ def resmatch(base: TrainConfig) -> TrainConfig:
 
 
 def semires(base: TrainConfig) -> TrainConfig:
-    """SemiRES with IoU-based optimal matching, an averaged teacher and burn-in."""
+    """SemiRES with IoU-based optimal matching, an averaged teacher and burn-in.
+
+    Give it a store with candidates (`priors ... --set proposer.candidates.num=16`); without them the proposals of all
+    training rows of an image stand in.
+    """
     unlabelled = dataclasses.replace(base.loss.unlabelled, class_weights=(0.9, 1.1))
     loss = dataclasses.replace(base.loss, unlabelled=unlabelled, burn_in_steps=_burn_in(base))
     return dataclasses.replace(base, method="semires", ema=TEACHER, loss=loss)

@@ -135,6 +135,39 @@ def sample_fields(num_samples: int) -> tuple[FieldSpec, ...]:
     )
 
 
+def candidate_fields(num: int, side: int) -> tuple[FieldSpec, ...]:
+    """The field a prior store has besides, if candidate masks were asked for.
+
+    Args:
+        num: M, masks of an image; 0: none were asked for, no field.
+        side: G', cells.
+
+    Returns:
+        `candidates`: masks of things in the row's image, whatever the sentence, best first, probability x 255 over the
+        whole image, absent ones all zero. The first row of an image in a shard (`first_rows`) holds them for all its
+        rows there; the others are zero, which compresses to nothing.
+    """
+    if not num:
+        return ()
+    if not 1 <= side <= 4096:
+        raise DataError(f"side {side} of candidates is outside 1..4096")
+    return (
+        FieldSpec(name="candidates", dtype="uint8", row_shape=(num, side, side), chunk="row", compress=True),
+    )
+
+
+def first_rows(image_id_N: np.ndarray) -> np.ndarray:
+    """For every row, the first row of its shard with the same image: i64 [N].
+
+    Args:
+        image_id_N: Image of each row, from the first row of a shard on.
+    """
+    shard_N = np.arange(len(image_id_N)) // SHARD_ROWS
+    pairs_N2 = np.stack([shard_N, image_id_N], 1)
+    _, first, which = np.unique(pairs_N2, axis=0, return_index=True, return_inverse=True)
+    return first[which.reshape(-1)]
+
+
 STATIC_PRIOR_FIELDS = ("sample_id", "expression", "image_id", "split", "image_hw")
 """Fields of `prior_fields` that do not depend on the model: given to `create_store` as `static`."""
 

@@ -7,9 +7,9 @@
    with probability `field_probability`.
 5. After the optimiser step: one policy update on the transitions of the whole global mini-batch.
 
-Exploration noise comes with the sample (keyed), not from the agent's own generator, so that the number of processes and
-of micro-batches changes nothing. "Unprimed" quantities are the same sample's under the thresholds in force before the
-step (the mean action of the step before).
+Exploration noise comes with the sample (keyed), so that the number of processes and of micro-batches changes nothing.
+"Unprimed" quantities are the same sample's under the thresholds in force before the step (the mean action of the step
+before).
 """
 
 from collections.abc import Callable
@@ -124,7 +124,7 @@ class L2l(Method):
             return pseudo_label(target_B1HW, fixed_BA[:, 0], fixed_BA[:, 1], self.band_px), {}
         before_BA = self.agent.thresholds_A.to(target_B1HW.device).expand(len(target_B1HW), -1)
         state_BS = state(target_B1HW, weak_B1HW, before_BA, self.band_px)
-        greedy_BA = self.agent.act(state_BS, explore=False)
+        greedy_BA = self.agent.act(state_BS)
         action_BA = project_action(greedy_BA + self.config.rple.ddpg.noise_std * noise_B2)
         label_BHW = pseudo_label(target_B1HW, action_BA[:, 0], action_BA[:, 1], self.band_px)
         old_BHW = pseudo_label(target_B1HW, before_BA[:, 0], before_BA[:, 1], self.band_px)

@@ -5,9 +5,9 @@ Axes: B transitions, S state entries, A action entries.
     Eq. 13  y = R + gamma Q'(s', pi(s')),  critic loss (Q(s, a) - y)^2
     Eq. 14  actor gradient of mean Q(s, pi(s)),  Q' <- (1 - rate) Q' + rate Q
 
-The agent owns its two random generators and its buffer, and `state_dict` carries all of it as tensors and plain
-numbers, so a resumed agent is the uninterrupted one bit for bit. The target of eq. 13 uses the online policy, as
-written, so there is no target policy.
+The agent owns the random generator of its replay and its buffer, and `state_dict` carries all of it as tensors and
+plain numbers, so a resumed agent is the uninterrupted one bit for bit. Exploration is the caller's: noise comes with
+the samples (`methods/l2l.py`). The target of eq. 13 uses the online policy, as written, so there is no target policy.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shared.errors import DataError
 from shared.seeding import Key, seed_of, torch_generator
-from stage2_train.rple.policy import ACTION_DIM, START_THRESHOLDS, STATE_DIM, Actor, Critic, project_action
+from stage2_train.rple.policy import ACTION_DIM, START_THRESHOLDS, STATE_DIM, Actor, Critic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,13 @@ class ReplayBuffer:
 
 
 class Agent:
-    """Policy, value, buffer, optimizers and random generators, on the CPU: the networks are tiny.
+    """Policy, value, buffer, optimizers and random generator, on the CPU: the networks are tiny.
 
-    Ranks that feed every agent the same transitions in the same order keep identical agents; only the exploration
-    noise should differ, through `noise_key`.
+    Ranks that feed every agent the same transitions in the same order keep identical agents.
     """
 
-    def __init__(self, config: DdpgConfig, *key: Key, noise_key: Key = 0) -> None:
-        """Build an agent whose every draw is a function of `key` (and the noise also of `noise_key`)."""
+    def __init__(self, config: DdpgConfig, *key: Key) -> None:
+        """Build an agent whose every draw is a function of `key`."""
         self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(*key, "rple networks"))
@@ -94,19 +93,14 @@ class Agent:
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr)
         self.buffer = ReplayBuffer(config.capacity)
-        self.noise_generator = torch_generator(*key, "rple noise", noise_key)
         self.sample_generator = torch_generator(*key, "rple replay")
         self.thresholds_A = torch.tensor(START_THRESHOLDS)
         """The thresholds in force: the mean action of the last mini-batch."""
 
     @torch.no_grad()
-    def act(self, state_BS: Tensor, explore: bool = True) -> Tensor:
-        """Ordered thresholds [B, 2] on the state's device, with exploration noise if wanted."""
-        action_BA = self.actor(state_BS.detach().float().cpu())
-        if explore and self.config.noise_std > 0:
-            noise_BA = torch.randn(action_BA.shape, generator=self.noise_generator)
-            action_BA = project_action(action_BA + self.config.noise_std * noise_BA)
-        return action_BA.to(state_BS.device)
+    def act(self, state_BS: Tensor) -> Tensor:
+        """The policy's thresholds [B, 2], ordered, on the state's device; without exploration noise."""
+        return self.actor(state_BS.detach().float().cpu()).to(state_BS.device)
 
     def observe(self, state_BS: Tensor, action_BA: Tensor, reward_B: Tensor, next_BS: Tensor) -> None:
         """Store transitions and put their mean action in force."""
@@ -152,7 +146,6 @@ class Agent:
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "replay_rows": self.buffer.rows[: len(self.buffer)].clone(),
             "replay_seen": self.buffer.num_seen,
-            "noise_rng": self.noise_generator.get_state(),
             "sample_rng": self.sample_generator.get_state(),
             "thresholds": self.thresholds_A.clone(),
         }
@@ -173,6 +166,5 @@ class Agent:
         self.buffer.rows.zero_()
         self.buffer.rows[: len(rows)] = rows
         self.buffer.num_seen = seen
-        self.noise_generator.set_state(values["noise_rng"].cpu())
         self.sample_generator.set_state(values["sample_rng"].cpu())
         self.thresholds_A = values["thresholds"].clone()

@@ -1,10 +1,12 @@
 """Fields and text rows."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import DataError
+from shared.store import schema
 from shared.store.schema import (
     STATIC_PRIOR_FIELDS,
     FieldSpec,
@@ -85,3 +87,18 @@ def test_cut_text_is_a_prefix(text, width):
     (got,) = decode_text_rows(encode_text_rows([text], width))
     assert text.startswith(got)
     assert got == text or len((got + text[len(got)]).encode()) > width
+
+
+def test_the_first_row_of_an_image_by_hand(monkeypatch):
+    monkeypatch.setattr(schema, "SHARD_ROWS", 4)
+    images = np.array([7, 7, 5, 7, 7, 5, 5, 7, 5])
+    assert schema.first_rows(images).tolist() == [0, 0, 2, 0, 4, 5, 5, 4, 8]
+    assert schema.first_rows(images[:0]).tolist() == []
+
+
+def test_candidates_are_a_field_only_if_asked_for():
+    assert schema.candidate_fields(0, 64) == ()
+    (spec,) = schema.candidate_fields(3, 8)
+    assert (spec.row_shape, spec.chunk, spec.compress) == ((3, 8, 8), "row", True)
+    with pytest.raises(DataError, match="side 5000 of candidates is outside"):
+        schema.candidate_fields(3, 5000)
