@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shared.store.publish import publish_file
 from stage2_train.run_files import read_json
 
 _METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
@@ -31,10 +32,7 @@ def write_card(run: Path) -> None:
     Raises:
         DataError: A file of the run that cannot be read.
     """
-    path = run / "model" / "README.md"
-    partial = path.with_name(".README.md.writing")
-    partial.write_text(model_card(run), encoding="utf-8")
-    partial.replace(path)
+    publish_file(run / "model" / "README.md", model_card(run).encode())
 
 
 def model_card(run: Path) -> str:
