@@ -128,5 +128,5 @@ embedded-models: $(STAMP)
 	$(PY) -m stage2_train.tiny.train
 
 clean:
-	rm -rf $(L2L_RUN) $(BASE_RUN) $(DATA_ROOT) cache/priors/refshapes-unc.*.zarr
+	rm -rf $(L2L_RUN) $(BASE_RUN) $(DATA_ROOT) cache/priors/refshapes-unc.*.zarr cache/priors/refshapes-unc.*.jobs
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

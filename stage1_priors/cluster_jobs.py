@@ -32,7 +32,11 @@ def plan_work(config: PriorsConfig | ImportConfig, arguments: Sequence[str], num
     run, verify = ("priors", "run", *arguments), ("priors", "verify", str(job.path), "--complete")
     jobs = (
         ClusterJob(
-            name="priors", command=run, per_task=f'--worker "$task" --num-workers {width}', tasks=tasks
+            name="priors",
+            command=run,
+            per_task=f'--worker "$task" --num-workers {width}',
+            tasks=tasks,
+            use_gpu=isinstance(config, PriorsConfig),  # masks from elsewhere are read without a model
         ),
         ClusterJob(name="verify", command=verify, use_gpu=False, after_others=True),
     )

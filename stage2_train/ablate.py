@@ -28,6 +28,7 @@ import torch
 
 from shared.errors import DataError
 from shared.runlog import ProgressBar
+from shared.store.publish import publish_file
 from stage2_train.ablate_cell import BUSY
 from stage2_train.ablate_grid import Cell, Grid
 from stage2_train.ablate_table import (
@@ -40,6 +41,7 @@ from stage2_train.ablate_table import (
 )
 from stage2_train.checkpoint import write_json
 from stage2_train.data import load_data
+from stage2_train.owner import locked
 from stage2_train.prior_source import choose_store, open_priors
 from stage2_train.run_files import read_json, require_same_run, run_record
 from stage2_train.train import RESUBMIT_EXIT_CODE
@@ -185,8 +187,10 @@ def run_grid(
             if state is not None and state.state == BUSY_STATE:
                 busy[started[future]] = state
             bar.update()
-    answer = _summary(grid, out, store, busy, {cell.name for cell in own})
-    _write_table(out, answer)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".table.lock"):  # of calls that end at once, the last sees what the others have done
+        answer = _summary(grid, out, store, busy, {cell.name for cell in own})
+        _write_table(out, answer)
     if pool.stopped:
         raise SystemExit(RESUBMIT_EXIT_CODE)
     return answer
@@ -326,9 +330,6 @@ def _summary(
 
 
 def _write_table(out: Path, answer: Mapping[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "table.json", answer)
     for name, text in (("table.csv", rows_as_csv(answer["rows"])), ("table.txt", as_text(answer) + "\n")):
-        partial = out / f".{name}.writing"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(out / name)
+        publish_file(out / name, text.encode())

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.errors import DataError
+from shared.store.publish import publish_file
 
 _NAME = re.compile(r"step_(\d{8})")
 _STATE = "state.json"
@@ -121,9 +122,5 @@ def _flush(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all (temporary name, flush, rename)."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    _flush(temporary)
-    os.replace(temporary, path)
-    _flush(path.parent)
+    """Write JSON whole or not at all, whoever else writes it at the same time."""
+    publish_file(path, (json.dumps(value, indent=1, default=str) + "\n").encode())

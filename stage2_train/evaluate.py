@@ -26,6 +26,7 @@ from shared.masks import encode_rle, resize_mask_nearest
 from shared.metrics import SegmentationMeter, iou, iou_counts
 from shared.refer import ReferringDataset
 from shared.runlog import progress
+from shared.store.publish import publish_file
 from shared.types import Sample
 from stage2_train.backbones.images import normalise_image
 from stage2_train.checkpoint import write_json
@@ -315,9 +316,6 @@ def _metrics(rows: Sequence[Mapping[str, Any]], prefix: str, frame: str) -> dict
 def _write(folder: Path, split: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Sentences first, the summary last."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{split}.jsonl.writing"
-    with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    partial.replace(folder / f"{split}.jsonl")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    publish_file(folder / f"{split}.jsonl", lines.encode())
     write_json(folder / f"{split}.json", result)

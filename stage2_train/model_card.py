@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from shared.store.publish import publish_file
 from stage2_train.card_template import CARD_TEMPLATE, card_data
 from stage2_train.run_files import read_json
 
@@ -21,10 +22,7 @@ def write_card(run: Path) -> None:
     Raises:
         DataError: A file of the run that cannot be read.
     """
-    path = run / "model" / "README.md"
-    partial = path.with_name(".README.md.writing")
-    partial.write_text(str(model_card(run)), encoding="utf-8")
-    partial.replace(path)
+    publish_file(run / "model" / "README.md", str(model_card(run)).encode())
 
 
 def model_card(run: Path) -> ModelCard:

@@ -3,7 +3,8 @@
 One process, or several started by `torchrun`; batch sizes in the config are global, so the number of processes changes
 speed alone. A run folder belongs to one configuration; an interrupted run goes on from its newest checkpoint and, on a
 CPU, ends with the same bits as one that was never interrupted. SIGTERM and SIGUSR1 write a checkpoint at the
-current step and end the process with `RESUBMIT_EXIT_CODE`.
+current step and end the process with `RESUBMIT_EXIT_CODE`. A later start on the same folder ends an earlier one
+(`owner.py`).
 
 Accelerate gives processes, device, clipping and collectives. Gradients are averaged by
 `optim.average_gradients`, which says why not by DistributedDataParallel.
@@ -44,6 +45,7 @@ from stage2_train.methods.base import Networks
 from stage2_train.model_card import write_card
 from stage2_train.monitor import CollapseAlarm, HiddenMasks
 from stage2_train.optim import build_optimizer
+from stage2_train.owner import RunOwner
 from stage2_train.run_files import export_model, read_json, require_same_run, run_record
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.step import StepResult, mean_over_processes, train_step
@@ -77,7 +79,7 @@ def train(
         The content of `done.json`, with `already_finished` set if nothing was left to do.
 
     Raises:
-        DataError: Unusable inputs, a folder of another run, or a collapsed run.
+        DataError: Unusable inputs, a folder of another run, a collapsed run, or a later start took the folder over.
         SystemExit: Status `RESUBMIT_EXIT_CODE` after a signal; a checkpoint has been written.
     """
     out = Path(out)
@@ -94,13 +96,19 @@ def train(
     record = run_record(config, recipe, overrides, inputs.store, accelerator.num_processes)
     if found:
         require_same_run(out, record)
+    out.mkdir(parents=True, exist_ok=True)
+    owner = RunOwner(out)
+    if accelerator.is_main_process:
+        owner.claim()
+        with owner.writing():
+            if (out / "config.json").is_file():
+                require_same_run(out, record)  # another process may have been first
+            else:
+                split = {"fraction": config.fraction, "seed": config.split_seed, **inputs.split.summary()}
+                write_json(out / "split.json", split)
+                write_json(out / "config.json", record)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process and not found:
-        out.mkdir(parents=True, exist_ok=True)
-        split = {"fraction": config.fraction, "seed": config.split_seed, **inputs.split.summary()}
-        write_json(out / "split.json", split)
-        write_json(out / "config.json", record)
-    run = _Run(config, out, accelerator, inputs, quiet)
+    run = _Run(config, out, owner, accelerator, inputs, quiet)
     return run.to_the_end()
 
 
@@ -120,9 +128,16 @@ class _Run:
     """Everything alive during a run."""
 
     def __init__(
-        self, config: TrainConfig, out: Path, accelerator: Accelerator, inputs: Inputs, quiet: bool
+        self,
+        config: TrainConfig,
+        out: Path,
+        owner: RunOwner,
+        accelerator: Accelerator,
+        inputs: Inputs,
+        quiet: bool,
     ) -> None:
-        self.config, self.out, self.accelerator, self.inputs = config, out, accelerator, inputs
+        self.config, self.out, self.owner = config, out, owner
+        self.accelerator, self.inputs = accelerator, inputs
         self.quiet = quiet or not accelerator.is_main_process
         torch.manual_seed(seed_of(config.seed, "weights"))
         model = build_segmentor(config.segmentor)
@@ -155,7 +170,11 @@ class _Run:
         config, accelerator = self.config, self.accelerator
         first, started, before = self.step, time.monotonic(), self.seconds
         last_scores: dict[str, float] = {}
-        with self._log(first) as log, _stop_flag() as stop_requested:
+        with self._log(first) as log, _stop_flag() as told_to_stop:
+
+            def stop_requested() -> bool:
+                return told_to_stop() or (accelerator.is_main_process and self.owner.lost())
+
             keys = range(first * config.accumulation, config.steps * config.accumulation)
             batches = iterate(
                 self._source(), keys, workers=config.runtime.workers, prefetch=config.runtime.prefetch
@@ -254,18 +273,19 @@ class _Run:
             weights = {"model": self.model.state_dict()}
             if self.ema is not None:
                 weights["ema"] = self.ema.module.state_dict()
-            save_checkpoint(
-                self.out / "checkpoints",
-                self.step,
-                weights,
-                {"optimizer": self.optimizer.state_dict(), "method": self.method.state_dict()},
-                {
-                    "seconds": self.seconds,
-                    "strikes": self.alarm.strikes,
-                    "ema_updates": self.ema.num_updates if self.ema is not None else 0,
-                },
-                keep=self.config.runtime.keep_checkpoints,
-            )
+            with self.owner.writing():
+                save_checkpoint(
+                    self.out / "checkpoints",
+                    self.step,
+                    weights,
+                    {"optimizer": self.optimizer.state_dict(), "method": self.method.state_dict()},
+                    {
+                        "seconds": self.seconds,
+                        "strikes": self.alarm.strikes,
+                        "ema_updates": self.ema.num_updates if self.ema is not None else 0,
+                    },
+                    keep=self.config.runtime.keep_checkpoints,
+                )
         self.accelerator.wait_for_everyone()
 
     def _load_newest(self) -> None:
@@ -288,9 +308,10 @@ class _Run:
         done = {"step": self.step, "seconds": round(self.seconds, 3), "metrics": last_scores}
         if self.accelerator.is_main_process:
             averaged = self.ema is not None and self.config.ema.export
-            export_model(self.ema.module if averaged and self.ema is not None else self.model, self.out)
-            write_card(self.out)
-            write_json(self.out / "done.json", done)
+            with self.owner.writing():
+                export_model(self.ema.module if averaged and self.ema is not None else self.model, self.out)
+                write_card(self.out)
+                write_json(self.out / "done.json", done)
         self.accelerator.wait_for_everyone()
         return done
 
@@ -301,8 +322,10 @@ class _Run:
             yield lambda kind, step, figures: None
             return
         runtime = self.config.runtime
-        trackers = open_trackers(runtime.trackers, self.out, config_to_dict(self.config))
-        with closing(trackers), RunLog(self.out, tensorboard=runtime.tensorboard, resume_step=first) as log:
+        with self.owner.writing():
+            log = RunLog(self.out, tensorboard=runtime.tensorboard, resume_step=first)
+        settings = config_to_dict(self.config)
+        with log, closing(open_trackers(runtime.trackers, self.out, settings)) as trackers:
 
             def write(kind: str, step: int, figures: dict[str, float]) -> None:
                 log.log(step, kind, **figures)

@@ -6,7 +6,8 @@ waits for it, and is queued again: by its exit status where the site's `RequeueE
 requeue`.
 
 A training is one torchrun per node. Its rendezvous is the first node of the job's own list at the address Slurm has for
-it, and without that the job fails; the first node is told that it is the host, which torchrun else guesses from names.
+it and a port that is free there, and without that the job fails; the first node is told that it is the host, which
+torchrun else guesses from names.
 """
 
 import shlex
@@ -184,7 +185,8 @@ def _single(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
 
 
 def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
-    launcher = shlex.join([*shlex.split(site.container), python, "-m", "torch.distributed.run"])
+    words = [*shlex.split(site.container), python]
+    launcher = shlex.join([*words, "-m", "torch.distributed.run"])
     return [
         "read -r head < <(scontrol show hostnames \"$SLURM_JOB_NODELIST\") || head=''",
         r"""address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')""",
@@ -192,6 +194,8 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         '  echo "error: the first node of \\"$SLURM_JOB_NODELIST\\" has no address: no rendezvous" >&2',
         "  exit 1",
         "fi",
+        "# Slurm runs this script on the first node, so a port that is free here is free there.",
+        f'port=$({shlex.join(words)} -m shared.cluster.port "$SLURM_JOB_ID")',
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
         "# $SLURM_NODEID is each node's own: the inner shell fills it in, not this one.",
         # srun does not take over --cpus-per-task from sbatch.
@@ -199,7 +203,7 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         '  bash -c \'trap "" USR1; PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)) exec "$@"\' node \\',
         f"  {launcher} \\",
         f"  --nnodes={job.num_nodes} --nproc-per-node={job.num_processes} --max-restarts=0 --rdzv-backend=c10d \\",
-        '  --rdzv-endpoint="$address:$((10000 + SLURM_JOB_ID % 9000))" --rdzv-id="$SLURM_JOB_ID.$restarts" \\',
+        '  --rdzv-endpoint="$address:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" \\',
         f"  -m cli {shlex.join(job.command)}",
     ]
 

@@ -1,10 +1,12 @@
 """Which workers are submitted for a store."""
 
+import numpy as np
 import pytest
 
 from shared.errors import DataError
 from shared.store.find import find_stores
 from stage1_priors.cluster_jobs import plan_work
+from stage1_priors.config import ImportConfig
 from stage1_priors.run import run_priors
 from tests.stage1_priors.fake_engine import FakeEngine
 
@@ -36,6 +38,16 @@ def test_without_slurm_it_is_the_same_work(config):
     work = plan_work(config, RECIPE, 4)
     assert work.here[0] == ("-m", "cli", "priors", "run", *RECIPE, "--workers", "auto")
     assert work.here[1] == ("-m", "cli", *work.jobs[1].command)
+
+
+def test_masks_from_elsewhere_need_no_gpu(config, tmp_path):
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    np.save(masks / "refshapes.unc.0.npy", np.zeros((4, 4), np.float32))
+    imported = ImportConfig(
+        data=config.data, source=str(masks), splits=config.splits, cache_root=config.cache_root
+    )
+    assert not plan_work(imported, RECIPE, 1).jobs[0].use_gpu
 
 
 def test_no_worker_is_refused(config):

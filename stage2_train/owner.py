@@ -1,0 +1,123 @@
+"""One process writes a run's folder: the one that was started last.
+
+Slurm can lose sight of a training that lives on, when the daemon that watches it dies or its node is cut off, and
+starts it again elsewhere; two trainings would then write one folder. `owner.json` says whose the folder is. A start
+takes it over. The training that had it sees so after its next step and ends without writing.
+
+Looking and writing happen under a lock, so that no write of the old owner comes after the new one has begun to read.
+Where the file system has no locks a write that was under way may still be completed; it is one of the same run.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shared.errors import DataError
+from shared.store.publish import publish_file
+
+OWNER_FILE = "owner.json"
+"""Name of the file in a run's folder."""
+
+PATIENCE_S = 120.0
+"""Seconds a lock is waited for; whatever is written under one takes less."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+class RunOwner:
+    """The claim of this process on a run's folder.
+
+    Args:
+        run: The folder, which is there.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._mark = {
+            "token": secrets.token_hex(8),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+        }
+
+    def claim(self) -> None:
+        """Take the folder over; waits for a write of its owner to end.
+
+        Raises:
+            DataError: Somebody has been writing for `PATIENCE_S`.
+        """
+        with locked(self._run / ".owner.lock"):
+            publish_file(self._run / OWNER_FILE, (json.dumps(self._mark) + "\n").encode())
+
+    def lost(self) -> bool:
+        """Whether another process has taken the folder over."""
+        return self._read() != self._mark
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A time in which this process may write, and nobody takes the folder over.
+
+        Raises:
+            DataError: Another process has the folder; names it.
+        """
+        with locked(self._run / ".owner.lock"):
+            found = self._read()
+            if found != self._mark:
+                job = f", job {found['job']}" if found.get("job") else ""
+                raise DataError(
+                    f"{self._run}: taken over by process {found.get('pid')} on {found.get('host')}{job}; "
+                    "this one has written nothing since and ends"
+                )
+            yield
+
+    def _read(self) -> dict[str, Any]:
+        path = self._run / OWNER_FILE
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}  # the folder was cleared away under this process
+        except ValueError as error:
+            raise DataError(f"{path}: damaged, not an owner ({error})") from error
+
+
+@contextmanager
+def locked(path: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
+    """Hold a lock between processes; the kernel frees it when its holder dies.
+
+    Args:
+        path: Its file, made if it is not there.
+        patience_s: Seconds to wait for it.
+
+    Raises:
+        DataError: Another process has held it for that long.
+    """
+    end = time.monotonic() + patience_s
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        while not _lock(handle):
+            if time.monotonic() > end:
+                raise DataError(f"{path}: held by another process for {patience_s:.0f} s")
+            time.sleep(0.05)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    """Whether the lock is ours now; a file system without locks leaves nothing to wait for."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
