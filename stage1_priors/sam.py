@@ -180,9 +180,9 @@ class SamProposer:
             prob_NGG = self._on_grid(image, logit_NMM[good_N], asked.side)
             soft_NGG = (prob_NGG * 255).round().to(torch.uint8)
             parts.append((soft_NGG.cpu().numpy(), iou_N[good_N].cpu().numpy()))
-        soft_NGG, iou_N = (np.concatenate(column) for column in zip(*parts, strict=True))
-        kept = choose(soft_NGG, iou_N, asked)
-        found_KGG[: len(kept)] = soft_NGG[kept]
+        all_soft_NGG, all_iou_N = (np.concatenate(column) for column in zip(*parts, strict=True))
+        kept = choose(all_soft_NGG, all_iou_N, asked)
+        found_KGG[: len(kept)] = all_soft_NGG[kept]
         return found_KGG
 
     def _ask(self, image: EncodedImage, prompt_NX: np.ndarray, multimask: bool) -> tuple[Tensor, Tensor]:

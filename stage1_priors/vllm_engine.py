@@ -73,6 +73,7 @@ class VllmEngine:
             limit_mm_per_prompt={"image": 1, "video": 0},
             skip_mm_profiling=engine.eager,
             enable_prefix_caching=engine.caching,
+            block_size=engine.block_size,
             mm_processor_cache_gb=2.0 if engine.caching else 0.0,
             disable_log_stats=False,
             use_tqdm_on_load=not engine.quiet,

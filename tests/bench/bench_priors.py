@@ -5,7 +5,8 @@
 Everything runs the recipe `embedded` on a drawn data set: the real engine, the shipped models. Repeats alternate
 between contenders, since rates of a shared machine move; medians are shown, with the range. `--set` changes the recipe.
 
-- engine   pairs/s of a run over those of vLLM given the same prompts in one call; the engine's start is excluded
+- engine   pairs/s of a run over those of vLLM given the same prompts in one call, as `LLM.chat` answers them and as the
+           run asks (token ids alone, which spares vLLM half a run's text); the engine's start is excluded
 - loop     pairs/s of a run over those of one pair at a time with Transformers (`one_at_a_time.py`)
 - again    a second run of an unchanged recipe: calls of the engine, seconds of the whole command
 - plan     planning and looking for finished shards, 320,000 pairs of which half are done
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,8 @@ class Engines:
             make_request(job.dataset.image(sample), sample.expression, job.family, job.rules)
             for sample in job.plan.samples
         ]
+        self._plain = self._engine._params.clone()
+        self._plain.detokenize = True
         self._conversations = [self._engine._conversation(request) for request in requests]
 
     def _start(self) -> float:
@@ -122,9 +126,16 @@ class Engines:
         return time.perf_counter()
 
     def bare(self) -> float:
-        """Pairs/s of vLLM on all prompts at once, images in memory, answers thrown away."""
+        """Pairs/s of `LLM.chat` on all prompts at once, images in memory, answers thrown away."""
+        return self._chat(self._plain)
+
+    def bare_ids(self) -> float:
+        """The same without text: tokens come as ids alone, which is how a run asks."""
+        return self._chat(self._engine._params)
+
+    def _chat(self, params: Any) -> float:
         start = self._start()
-        self._engine._llm.chat(self._conversations, self._engine._params, use_tqdm=False)
+        self._engine._llm.chat(self._conversations, params, use_tqdm=False)
         return self.num_pairs / (time.perf_counter() - start)
 
     def run(self, *changes: str) -> float:
@@ -143,23 +154,33 @@ class Engines:
 def bench_engine(work: Path, args: argparse.Namespace) -> list[Figure]:
     """A run with each kind of mask, over the bare engine."""
     engines = Engines(work, args.pairs, args.set)
+    ways = {
+        "bare": engines.bare,
+        "ids": engines.bare_ids,
+        "sam": engines.run,
+        "box": partial(engines.run, "proposer.kind=soft-box"),
+    }
     engines.bare(), engines.run()
-    bare, sam, box = [], [], []
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.repeats):
-        bare.append(engines.bare())
-        sam.append(engines.run())
-        box.append(engines.run("proposer.kind=soft-box"))
+        for name, way in ways.items():
+            rates[name].append(way())
     engines.close()
     note = f"{engines.num_pairs} pairs, {os.cpu_count()} cores"
-    over = [mine / its for mine, its in zip(sam, bare, strict=True)]
-    over_box = [mine / its for mine, its in zip(box, bare, strict=True)]
+
+    def over(mine: str, its: str) -> list[float]:
+        return [one / other for one, other in zip(rates[mine], rates[its], strict=True)]
+
+    shares = "SAM 2 shares the CPU with the engine"
     return [
-        figure("run with SAM 2", sam, "pairs/s", note=note),
-        figure("bare engine, same prompts", bare, "pairs/s", note=note),
-        figure(
-            "run with SAM 2 over bare engine", over, "x", ">= 0.95", "SAM 2 shares the CPU with the engine"
-        ),
-        figure("run with soft boxes over bare engine", over_box, "x", ">= 0.95", note),
+        figure("run with SAM 2", rates["sam"], "pairs/s", note=note),
+        figure("run with soft boxes", rates["box"], "pairs/s", note=note),
+        figure("bare engine, same prompts", rates["bare"], "pairs/s", note=note),
+        figure("bare engine, same prompts, ids alone", rates["ids"], "pairs/s", note=note),
+        figure("run with SAM 2 over bare engine", over("sam", "bare"), "x", ">= 0.95", shares),
+        figure("run with soft boxes over bare engine", over("box", "bare"), "x", ">= 0.95"),
+        figure("run with SAM 2 over bare engine, ids alone", over("sam", "ids"), "x", note=shares),
+        figure("run with soft boxes over bare engine, ids alone", over("box", "ids"), "x"),
     ]
 
 
@@ -276,7 +297,9 @@ def bench_plan(work: Path, args: argparse.Namespace) -> list[Figure]:
         figure("  reading the annotations", column("read", large), "s", note=size),
         figure("  peak memory, most of it annotations", column("rss", large), "MiB", note=size),
         figure("  peak memory at a tenth of the pairs", column("rss", small), "MiB"),
-        figure("  a resumed run up to its first request", column("all", large), "s", note="with image hashes"),
+        figure(
+            "  a resumed run up to its first request", column("all", large), "s", note="with image hashes"
+        ),
     ]
 
 

@@ -10,7 +10,13 @@ import pytest
 from PIL import Image
 
 from shared.store.reader import PriorStore
-from stage1_priors.engine import Request, engine_versions, generate_isolated
+from stage1_priors.engine import (
+    Request,
+    collect_isolated,
+    engine_versions,
+    generate_isolated,
+    submit_isolated,
+)
 from stage1_priors.quality import score_store
 from stage1_priors.recipes import TINY_WEIGHTS
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
@@ -37,6 +43,20 @@ def test_only_the_guilty_fail(bad):
             assert answer.error == f"ValueError: cannot do thing {n}"
         else:
             assert answer == random_box_answer(request)
+
+
+@pytest.mark.parametrize("bad", [{4}, {1, 2}])
+def test_a_batch_refused_on_submission_is_taken_apart(bad):
+    class Refusing(FakeEngine):
+        def submit(self, requests):
+            if any(int(request.expression.split()[1]) in bad for request in requests):
+                raise ValueError("too long")
+            return super().submit(requests)
+
+    engine = Refusing()
+    answers = collect_isolated(engine, submit_isolated(engine, requests(7)))
+    assert {n for n, answer in enumerate(answers) if answer.error == "ValueError: too long"} == bad
+    assert engine.num_requests == 7 - len(bad)
 
 
 def test_no_requests_no_call():

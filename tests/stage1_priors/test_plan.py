@@ -33,6 +33,9 @@ def test_no_drop_no_double(shard_rows):
     rows = [s.sample_id for shard in range(plan.num_shards) for s in plan.shard(shard)]
     assert rows == [s.sample_id for s in plan.samples]
     assert sorted(rows) == sorted(s.sample_id for s in SAMPLES)
+    assert [plan.rows_of(shard) for shard in range(plan.num_shards)] == [
+        len(plan.shard(shard)) for shard in range(plan.num_shards)
+    ]
 
 
 def test_order_does_not_depend_on_the_order_given():

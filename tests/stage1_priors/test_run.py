@@ -335,6 +335,44 @@ class WatchedProposer:
         self.closed = True
 
 
+def test_following_chunks_are_submitted_before_a_chunk_is_collected(config):
+    submitted, missing = threading.Semaphore(0), []
+
+    class Full(FakeEngine):
+        def submit(self, requests):
+            submitted.release()
+            return super().submit(requests)
+
+        def collect(self, requests):
+            # The first chunk is not answered before it and the two after it have been submitted.
+            if not self.num_requests:
+                missing.extend(n for n in range(3) if not submitted.acquire(timeout=20))
+            return super().collect(requests)
+
+    ahead = apply_overrides(config, ["engine.ahead_rows=150"])
+    assert PriorStore(run(ahead, Full())).is_complete and not missing
+
+
+def test_no_more_is_submitted_than_the_engine_is_to_hold(config):
+    held, most = [0], []
+
+    class Counting(FakeEngine):
+        def submit(self, requests):
+            held[0] += len(requests)
+            most.append(held[0])
+            return super().submit(requests)
+
+        def collect(self, requests):
+            time.sleep(0.05)
+            held[0] -= len(requests)
+            return super().collect(requests)
+
+    run(apply_overrides(config, ["engine.ahead_rows=150"]), Counting())
+    assert (
+        100 < max(most) <= 400
+    )  # chunks of 100: the one being answered, two ahead, one more being submitted
+
+
 def test_masks_are_made_while_the_engine_works_on_the_next_chunk(config, monkeypatch):
     made, waited = threading.Semaphore(0), []
 
@@ -384,7 +422,7 @@ def test_a_run_says_what_the_engine_waited_for_and_what_its_caches_gave(config, 
 
 def test_timing_counts_what_is_inside():
     timing = Timing(asking=6.0, images=1.0, masks=1.0)
-    assert timing.waiting == 0.25
+    assert timing.waiting == 0.25 and timing.share(timing.images) == 0.125
     with pytest.raises(KeyError), timing.spent_on("images"):
         raise KeyError
     assert 1.0 < timing.images < 1.5
