@@ -44,7 +44,8 @@ def embedded() -> PriorsConfig:
 
 def embedded_soft_box() -> PriorsConfig:
     """`embedded` without a second model: the mask is the box, soft where its edges are in doubt."""
-    return replace(embedded(), proposer=ProposerConfig(grid=64))
+    config = embedded()
+    return replace(config, proposer=replace(config.proposer, kind="soft-box", path=""))
 
 
 def refcoco_qwen25_vl_7b() -> PriorsConfig:

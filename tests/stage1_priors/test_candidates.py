@@ -239,9 +239,16 @@ def test_the_fingerprint_names_them_only_if_there_are_any(with_candidates):
     assert "candidates" not in none.identity["proposer"]
     idle = ["proposer.candidates.num=0", "proposer.candidates.side=16"]
     assert make_job(apply_overrides(with_candidates, idle)).fingerprint == none.fingerprint
-    other = make_job(apply_overrides(with_candidates, ["proposer.candidates.same_iou=0.5"]))
-    assert len({job.fingerprint, none.fingerprint, other.fingerprint}) == 3
-    assert job.identity["proposer"]["candidates"]["num"] == 4
+    others = [
+        "num=3", "side=16", "prompts=boxes", "points_per_side=3", "box_sides=0.5", "min_iou=0.5", "min_stability=0.5",
+        "stability_offset=2", "same_iou=0.5",
+    ]  # fmt: skip
+    assert {other.partition("=")[0] for other in others} == set(CandidatesConfig.__dataclass_fields__)
+    changed = [
+        make_job(apply_overrides(with_candidates, [f"proposer.candidates.{other}"])).fingerprint
+        for other in others
+    ]
+    assert len({job.fingerprint, none.fingerprint, *changed}) == 2 + len(others)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def test_every_field_of_the_configuration_is_decided_upon():
     tested = {override.partition("=")[0] for override in ROWS_CHANGE + ROWS_STAY}
     places = {"data.root", "data.dataset", "data.split_by", "model.path", "model.revision", "cache_root"}
     places |= {"proposer.path", "proposer.revision"}
+    places |= {"proposer.candidates"}  # `test_candidates` decides on each of their fields
     alike = {"model.min_pixels", "model.max_pixels", "proposer.softness", "proposer.max_share"}
     policy = {name for name in names if name.startswith("canary.")} | {"ceiling_min_rows"}
     policy |= {"engine.one_process", "engine.gpu_memory", "engine.quiet"}
