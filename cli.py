@@ -517,7 +517,7 @@ def status(
     target: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="Folder of a store, a run or a grid.")],
     as_json: Json = False,
 ) -> None:
-    """Say what is done, running, failed and why, from files alone."""
+    """Say what is done, running, failed and why, from files; of what waits Slurm is asked, where it can be."""
     from shared.cluster.status import format_status, status_of
 
     _show(status_of(target), as_json, format_status)

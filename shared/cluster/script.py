@@ -173,7 +173,7 @@ stop() {{ # SIGNAL: pass it on
 
 echo "{start_mark}$name, task $task: start $((restarts + 1)) on $(hostname)"
 record running 0
-(while sleep {beat_s} && kill -0 $$ 2>/dev/null && owns; do touch "$file"; done) &
+(while sleep {beat_s} &>/dev/null && kill -0 $$ 2>/dev/null && owns; do touch "$file"; done) &
 beat=$!
 trap finish EXIT
 """

@@ -1,8 +1,9 @@
-"""How a store, a run or a grid fares: what is done, running, failed and why, from its files alone.
+"""How a store, a run or a grid fares: what is done, running, failed and why, from its files.
 
-Slurm is not asked, so this works on any machine that sees the folder. A task whose file nobody has touched for
-`SILENT_S` seconds is lost: it was killed, or its node died. A submitted task without a file of its own has not started:
-it waits in the queue, or was dropped from it.
+This works on any machine that sees the folder. A task whose file nobody has touched for `SILENT_S` seconds is lost: it
+was killed, or its node died. A submitted task without a file of its own has not started: it waits in the queue, or was
+dropped from it. Files cannot tell which, nor whether a lost or stopped task will start again; Slurm is asked about
+those where it can be.
 """
 
 import json
@@ -10,9 +11,11 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.cluster.queue import ACTIVE, WAITING, Queue, ask_queue
 from shared.cluster.script import BEAT_S, START_MARK, STOPPED
 from shared.cluster.submit import SUBMITTED_FILE, jobs_folder
 from shared.errors import DataError
@@ -21,6 +24,9 @@ from shared.store.verify import store_status
 
 SILENT_S = 6 * BEAT_S
 """A task that lives touches its file several times within this."""
+
+_ASKED = ("waiting", "stopped", "lost")
+"""States of a task that the queue knows more about."""
 
 _TAIL_BYTES = 16_384
 _QUEUED_AGAIN = re.compile(r"DUE TO (JOB REQUEUE|PREEMPTION)")
@@ -35,9 +41,9 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
         now: Seconds since the epoch (tests).
 
     Returns:
-        A JSON-able object: `path`, `kind` (`store`, `run` or `grid`), `state` (`done`, `failed`, `running`, `waiting`
-        or `unfinished`), `progress` (what the product's own files say) and `tasks`, those of the latest submission of
-        each job: `name`, `task`, `job`, `state`, `host`, `restarts`, `log` and `why`.
+        A JSON-able object: `path`, `kind` (`store`, `run` or `grid`), `state` (`done`, `failed`, `running`, `waiting`,
+        `cancelled` or `unfinished`), `progress` (what the product's own files say) and `tasks`, those of the latest
+        submission of each job: `name`, `task`, `job`, `state`, `host`, `restarts`, `log` and `why`.
 
     Raises:
         DataError: Neither a product nor jobs of one, or a file that is damaged.
@@ -71,6 +77,7 @@ def _overall(done: bool, tasks: Sequence[Mapping[str, Any]]) -> str:
         ("lost", "failed"),
         ("stopped", "waiting"),
         ("waiting", "waiting"),
+        ("cancelled", "cancelled"),
     ):
         if state in states:
             return word
@@ -132,34 +139,84 @@ def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[st
 
 def _tasks(folder: Path, now: float) -> list[dict[str, Any]]:
     """The tasks of the latest submission of each job, in order."""
-    tasks = []
-    for name, jobs in _latest(folder).items():
-        for number, job in sorted(jobs.items()):
-            file = folder / f"{name}.{number}.json"
-            tasks.append({"name": name, "task": number, "job": job, **_fare(folder, file, job, now)})
-    return tasks
+    parts = [
+        (name, number, part)
+        for name, jobs in _latest(folder).items()
+        for number, part in sorted(jobs.items())
+    ]
+    fares = [_fare(folder, name, number, part.job, now) for name, number, part in parts]
+    asked = {
+        part.job: part.script
+        for (_, _, part), fare in zip(parts, fares, strict=True)
+        if fare["state"] in _ASKED
+    }
+    if asked:
+        queue = ask_queue(asked)
+        for place, (name, number, part) in enumerate(parts):
+            if part.job in asked:  # looked at again: it may have begun or ended before the queue answered
+                fares[place] = _in_queue(_fare(folder, name, number, part.job, now), part, queue)
+    return [
+        {"name": name, "task": number, "job": part.job, **fare}
+        for (name, number, part), fare in zip(parts, fares, strict=True)
+    ]
 
 
-def _latest(folder: Path) -> dict[str, dict[int, str]]:
-    """Job id by task, by name of the job, of the last submission that had such a job."""
+def _in_queue(fare: dict[str, Any], part: "_Part", queue: Queue) -> dict[str, Any]:
+    """How a task fares by its file and by the queue."""
+    state, why = fare["state"], fare["why"]
+    if state not in _ASKED:
+        return fare
+    if queue.problem:
+        return fare | (
+            {"why": f"{why}: waiting, or cancelled ({queue.problem})"} if state == "waiting" else {}
+        )
+    found, reason = queue.found.get((part.job, part.index), ("", ""))
+    if found in WAITING:
+        return fare | {
+            "state": "waiting" if state == "lost" else state,
+            "why": f"{why}; in the queue: {reason}",
+        }
+    why += f"; Slurm: {found}" if found else "; no longer in the queue"
+    if found not in ACTIVE and state != "lost":
+        state = "cancelled" if found in ("", "CANCELLED") else "failed"
+    return fare | {"state": state, "why": why}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A task as Slurm knows it."""
+
+    job: str
+    """Id of the job."""
+    index: int
+    """Its index in the array; 0 if it is none."""
+    script: str
+    """The job's script."""
+
+
+def _latest(folder: Path) -> dict[str, dict[int, _Part]]:
+    """Parts by task, by name of the job, of the last submission that had such a job."""
     file = folder / SUBMITTED_FILE
     if not file.is_file():
         return {}
-    found: dict[str, dict[int, str]] = {}
+    found: dict[str, dict[int, _Part]] = {}
     latest: dict[str, int] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             record = json.loads(line)
             if record["submission"] != latest.get(record["name"]):
                 latest[record["name"]], found[record["name"]] = record["submission"], {}
-            found[record["name"]].update(dict.fromkeys(record["tasks"], record["job"]))
+            for task in record["tasks"]:
+                part = _Part(job=record["job"], index=task - record["offset"], script=record["script"])
+                found[record["name"]][task] = part
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{file}, line {number}: not a submitted job ({error})") from error
     return found
 
 
-def _fare(folder: Path, file: Path, job: str, now: float) -> dict[str, Any]:
+def _fare(folder: Path, name: str, number: int, job: str, now: float) -> dict[str, Any]:
     """How one task fares, by the file its script keeps."""
+    file = folder / f"{name}.{number}.json"
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         silent = now - file.stat().st_mtime
@@ -209,12 +266,14 @@ def format_status(status: Mapping[str, Any]) -> str:
         own = [task for task in status["tasks"] if task["name"] == job]
         counts = Counter(task["state"] for task in own)
         lines.append(f"job {job}: " + ", ".join(f"{count} {state}" for state, count in counts.items()))
+        waiting = Counter(task["why"] for task in own if task["state"] == "waiting")
+        lines += [f"  {count} waiting: {why}" for why, count in waiting.items()]
         for task in own:
-            if task["state"] not in ("done", "waiting"):
-                where = (
-                    f"task {task['task']} ({task['job']} on {task['host']}, started {task['restarts'] + 1}x)"
-                )
-                lines.append(f"  {where}: {task['state']}" + (f", {task['why']}" if task["why"] else ""))
-                if task["why"]:
-                    lines.append(f"    log: {task['log']}")
+            if task["state"] in ("done", "waiting"):
+                continue
+            started = f" on {task['host']}, started {task['restarts'] + 1}x" if task["log"] else ""
+            why = f", {task['why']}" if task["why"] else ""
+            lines.append(f"  task {task['task']} ({task['job']}{started}): {task['state']}{why}")
+            if task["why"] and task["log"]:
+                lines.append(f"    log: {task['log']}")
     return "\n".join(lines)

@@ -2,7 +2,8 @@
 
 A folder of jobs holds, for each job, `<name>.sh`, its script, which can be read and submitted again by hand;
 `<name>.<task>.json`, how a task fares, written by the script; and `<name>.<job>.log`, what it said. `submitted.jsonl`
-has one line a job: its id, its tasks, and which submission it was part of.
+has one line a job: its id, its tasks, which submission it was part of, and the offset of its array (a task's number
+less its index).
 """
 
 import json
@@ -92,9 +93,9 @@ def submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
     submission = time.time_ns()
     for job, (file, text) in zip(work.jobs, scripts(work, site).items(), strict=True):
         file.write_text(text, encoding="utf-8")
-        parts = [tasks for _, tasks in _parts(job, site)]
+        parts = _parts(job, site)
         commands = sbatch_commands(job, site, file, [one["job"] for one in submitted])
-        for tasks, command in zip(parts, commands, strict=True):
+        for (offset, tasks), command in zip(parts, commands, strict=True):
             record = {
                 "name": job.name,
                 "job": _sbatch(command, submitted),
@@ -102,7 +103,7 @@ def submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
                 "script": str(file),
             }
             with (work.folder / SUBMITTED_FILE).open("a", encoding="utf-8") as log:
-                log.write(json.dumps({**record, "submission": submission}) + "\n")
+                log.write(json.dumps({**record, "offset": offset, "submission": submission}) + "\n")
             submitted.append(record)
     return submitted
 

@@ -5,6 +5,8 @@ import os
 
 import pytest
 
+from shared.cluster import status as module
+from shared.cluster.queue import Queue
 from shared.cluster.status import SILENT_S, format_status, status_of
 from shared.errors import DataError
 from shared.runlog import RunLog
@@ -15,9 +17,24 @@ from tests.shared.store.store_factory import ATTRS, GRID, NUM_ROWS, shard_arrays
 NOW = 1_800_000_000.0
 
 
-def submitted(folder, submission, name, job, tasks):
+@pytest.fixture(autouse=True)
+def queue(monkeypatch):
+    """What the queue answers, by (job, index); nobody is there to ask until a test puts something in."""
+    found = {}
+
+    def ask(scripts):
+        assert set(scripts.values()) == {"s"}
+        return Queue(found=found) if found else Queue(problem="no squeue here to ask")
+
+    monkeypatch.setattr(module, "ask_queue", ask)
+    return found
+
+
+def submitted(folder, submission, name, job, tasks, offset=0):
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"name": name, "job": job, "tasks": tasks, "script": "s", "submission": submission}
+    record = {
+        "name": name, "job": job, "tasks": tasks, "script": "s", "offset": offset, "submission": submission
+    }  # fmt: skip
     with (folder / "submitted.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
 
@@ -61,7 +78,64 @@ def test_a_store_and_each_of_its_tasks(tmp_path):
     text = format_status(status)
     assert "job priors: 1 done, 1 failed, 1 running, 1 lost, 1 stopped\njob" not in text
     assert "task 1 (7 on n1, started 1x): failed, exit status 2: error: no model\n" in text
-    assert f"log: {jobs / 'priors.7_1.log'}" in text and text.endswith("job verify: 1 waiting")
+    assert f"log: {jobs / 'priors.7_1.log'}" in text and text.endswith(
+        "job verify: 1 waiting\n  1 waiting: not started: waiting, or cancelled (no squeue here to ask)"
+    )
+
+
+def test_the_queue_is_asked_about_what_files_do_not_say(tmp_path, queue):
+    path, jobs = store(tmp_path / "s.zarr", [0]), tmp_path / "s.jobs"
+    submitted(jobs, 1, "priors", "7", [0, 1, 2, 3])
+    submitted(jobs, 1, "priors", "8", [1000, 1001, 1002, 1003, 1004], offset=1000)
+    task(jobs, "priors", 0, "7", "ended", 75, said="saved")
+    task(jobs, "priors", 1, "7", "ended", 75, said="saved")
+    task(jobs, "priors", 2, "7", "running", age=SILENT_S + 1)
+    task(jobs, "priors", 3, "7", "running", age=SILENT_S + 1)
+    task(jobs, "priors", 1000, "8", "running")
+    queue |= {
+        ("7", 0): ("PENDING", "BeginTime"),
+        ("7", 2): ("PENDING", "Resources"),
+        ("7", 3): ("RUNNING", "None"),
+        ("8", 0): ("RUNNING", "None"),
+        ("8", 1): ("PENDING", "JobHeldUser"),
+        ("8", 2): ("CANCELLED", "None"),
+        ("8", 4): ("FAILED", "NonZeroExitCode"),
+    }
+    status = status_of(path, NOW)
+    silent = f"no sign of life for {SILENT_S + 1} s; it last said: == priors: start 1"
+    assert [(one["state"], one["why"]) for one in status["tasks"]] == [
+        ("stopped", "queued again: saved; in the queue: BeginTime"),
+        ("cancelled", "queued again: saved; no longer in the queue"),
+        ("waiting", f"{silent}; in the queue: Resources"),
+        ("lost", f"{silent}; Slurm: RUNNING"),
+        ("running", ""),
+        ("waiting", "not started; in the queue: JobHeldUser"),
+        ("cancelled", "not started; Slurm: CANCELLED"),
+        ("cancelled", "not started; no longer in the queue"),
+        ("failed", "not started; Slurm: FAILED"),
+    ]
+    text = format_status(status)
+    assert "  1 waiting: not started; in the queue: JobHeldUser\n" in text
+    assert "  task 1002 (8): cancelled, not started; Slurm: CANCELLED\n" in text
+
+
+def test_what_was_cancelled_in_the_queue_is_not_waited_for(tmp_path, queue):
+    submitted(tmp_path / "run" / "jobs", 1, "train", "7", [0])
+    assert status_of(tmp_path / "run", NOW)["state"] == "waiting"
+    queue["9", 0] = "RUNNING", "None"
+    assert status_of(tmp_path / "run", NOW)["state"] == "cancelled"
+
+
+def test_a_task_that_begins_while_the_queue_is_asked_has_begun(tmp_path, monkeypatch):
+    jobs = tmp_path / "run" / "jobs"
+    submitted(jobs, 1, "train", "7", [0])
+
+    def ask(scripts):
+        task(jobs, "train", 0, "7", "running")
+        return Queue()
+
+    monkeypatch.setattr(module, "ask_queue", ask)
+    assert status_of(tmp_path / "run", NOW)["state"] == "running"
 
 
 def test_a_later_submission_counts_alone(tmp_path):
