@@ -6,6 +6,7 @@ image are neighbours (they share the image part of the prompt). The unit of work
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from shared.errors import DataError
 from shared.types import Sample
@@ -50,16 +51,18 @@ def make_plan(samples: Iterable[Sample], splits: Sequence[str], shard_rows: int,
     """
     code = {split: index for index, split in enumerate(splits)}
     kept = [sample for sample in samples if sample.split in code]
-    kept.sort(key=lambda sample: (code[sample.split], sample.image_id, sample.sent_id, sample.sample_id))
     found = {sample.split for sample in kept}
     for split in splits:
         if split not in found:
             raise DataError(f"{where}: split {split!r} has no sentences")
-    seen: set[str] = set()
-    for sample in kept:
-        if sample.sample_id in seen:
+    kept.sort(key=lambda sample: sample.sample_id)
+    for sample, following in pairwise(kept):
+        if sample.sample_id == following.sample_id:
             raise DataError(f"{where}: sample id {sample.sample_id!r} occurs twice")
-        seen.add(sample.sample_id)
+    # One key after the other, the last first: sorting is stable, and no tuple per sample is made.
+    kept.sort(key=lambda sample: sample.sent_id)
+    kept.sort(key=lambda sample: sample.image_id)
+    kept.sort(key=lambda sample: code[sample.split])
     return Plan(samples=tuple(kept), splits=tuple(splits), shard_rows=shard_rows)
 
 

@@ -156,8 +156,10 @@ class VllmEngine:
         Raises:
             Exception: One of them failed; what vLLM said of the first.
         """
-        while any(key not in self._outcomes for key in (*submitted.greedy, *submitted.sampled)):
-            self._step()
+        keys = (*submitted.greedy, *submitted.sampled)
+        while missing := [key for key in keys if key not in self._outcomes]:
+            if not self._step() and missing[0] not in self._outcomes:
+                raise RuntimeError(f"vLLM lost request {missing[0]}")
         greedy, sampled = (
             [self._outcomes.pop(key) for key in keys] for keys in (submitted.greedy, submitted.sampled)
         )
@@ -174,8 +176,8 @@ class VllmEngine:
             for answer, output in zip(answers, sampled, strict=True)
         ]
 
-    def _step(self) -> None:
-        """Add what is waiting and advance the batch by a token."""
+    def _step(self) -> bool:
+        """Add what is waiting and advance the batch by a token; False if there is no batch."""
         while self._waiting:
             key, prompt, asked = self._waiting.popleft()
             try:
@@ -183,10 +185,11 @@ class VllmEngine:
             except Exception as error:  # too long a prompt, say
                 self._outcomes[key] = error
         if not self._llm.llm_engine.has_unfinished_requests():
-            return
+            return False
         for output in self._llm.llm_engine.step():
             if output.finished:
                 self._outcomes[output.request_id] = output
+        return True
 
     def _conversation(self, request: Request) -> list[dict[str, Any]]:
         conversation = self._family.messages(request.expression, request.image)

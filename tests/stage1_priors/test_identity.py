@@ -41,6 +41,8 @@ ROWS_CHANGE = [
 ]
 ROWS_STAY = [
     "engine.chunk_rows=7",
+    "engine.ahead_rows=7",
+    "engine.block_size=64",
     "engine.batch_size=3",
     "engine.caching=false",
     "engine.eager=true",

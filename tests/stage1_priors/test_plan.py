@@ -44,6 +44,14 @@ def test_order_does_not_depend_on_the_order_given():
     assert make_plan(shuffled, ("train", "val"), 64, "d") == make_plan(SAMPLES, ("train", "val"), 64, "d")
 
 
+def test_order_is_by_split_image_sentence_and_id():
+    shuffled = SAMPLES.copy()
+    random.Random(1).shuffle(shuffled)
+    plan = make_plan(shuffled, ("testA", "val", "train"), 64, "d")
+    expected = sorted(SAMPLES, key=lambda s: (plan.splits.index(s.split), s.image_id, s.sent_id, s.sample_id))
+    assert list(plan.samples) == expected
+
+
 def test_splits_come_in_the_order_asked_and_images_are_together():
     plan = make_plan(SAMPLES, ("val", "train"), 64, "d")
     splits = [s.split for s in plan.samples]
