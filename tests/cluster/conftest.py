@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.synth.refshapes import write_refshapes
 from tests.cluster.slurm import Slurm, missing_programs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,12 +24,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(skip)
 
 
-@pytest.fixture(scope="module")
-def slurm(request):
-    """A cluster for one file of tests; `indirect` with False leaves `RequeueExit` out of its configuration."""
+@pytest.fixture(scope="session")
+def cluster():
+    """The cluster of all tests."""
     folder = Path(tempfile.mkdtemp(prefix="l2l-slurm-"))
     folder.chmod(0o755)  # its daemons want to reach their sockets
-    cluster = Slurm(folder, requeue_exit=getattr(request, "param", True))
+    cluster = Slurm(folder)
     try:
         cluster.start()
         yield cluster
@@ -37,12 +38,35 @@ def slurm(request):
     shutil.rmtree(folder)  # kept, with the logs of the daemons, where they do not stop
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
+def slurm(cluster):
+    """The cluster, with an empty queue before and after."""
+    yield cluster
+    cluster.clear()
+
+
+@pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """A cluster without GPUs."""
+    """A site that gives no GPUs to its jobs."""
     file = tmp_path_factory.mktemp("site") / "cluster.toml"
     file.write_text('gpus_per_node = 0\ncpus_per_process = 1\ntime = "0:30:00"\n')
     return file
+
+
+@pytest.fixture(scope="session")
+def gpu_site(tmp_path_factory):
+    """A site of nodes with two GPUs each."""
+    file = tmp_path_factory.mktemp("site") / "cluster.toml"
+    file.write_text('gpus_per_node = 2\ncpus_per_process = 1\ntime = "0:30:00"\n')
+    return file
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """Drawn scenes for stores of priors: about 1,570 sentences to train on, four shards."""
+    root = tmp_path_factory.mktemp("drawn") / "data"
+    write_refshapes(root, "refshapes", 310, 0, progress=False)
+    return root
 
 
 @pytest.fixture

@@ -1,21 +1,21 @@
-"""A store of priors that is small enough for tests of batch jobs: drawn scenes, the tiny model, the quick engine."""
+"""Recipes that are small enough for tests of batch jobs, as a command takes them."""
 
 from pathlib import Path
+from typing import Any
 
-from shared.synth.refshapes import write_refshapes
+
+def settings(values: dict[str, Any]) -> list[str]:
+    """`--set` options."""
+    return [part for item in values.items() for part in ("--set", "{}={}".format(*item))]
 
 
-def priors_recipe(root: Path, scenes: int) -> list[str]:
-    """Draw the scenes below `root`; gives the recipe's name and settings as a command takes them."""
-    write_refshapes(root / "data", "refshapes", scenes, 0, progress=False)
-    settings = {
-        "data.root": root / "data",
-        "cache_root": root / "stores",
-        "splits": "train",
+def priors_recipe(data: Path, stores: Path, splits: str) -> list[str]:
+    """Priors of drawn scenes by the tiny model, through the engine that starts quickly."""
+    values = {
+        "data.root": data,
+        "cache_root": stores,
+        "splits": splits,
         "engine.kind": "transformers",
         "canary.mode": "skip",
     }
-    return [
-        "embedded-soft-box",
-        *(part for item in settings.items() for part in ("--set", "{}={}".format(*item))),
-    ]
+    return ["embedded-soft-box", *settings(values)]

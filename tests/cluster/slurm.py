@@ -1,4 +1,7 @@
-"""A throw-away Slurm: two virtual nodes on the loopback interface, one folder, daemons that end with the tests."""
+"""A throw-away Slurm: two virtual nodes on the loopback interface, one folder, daemons that end with the tests.
+
+Each node claims two GPUs, which are names of the null device: Slurm hands them out, nothing can be computed on them.
+"""
 
 import os
 import secrets
@@ -9,11 +12,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "squeue", "scancel", "srun")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squeue", "scancel", "srun")
 SEARCH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin", "/usr/local/sbin"])
 NODES = ("n1", "n2")
 CPUS = 2
 """Cores that each node claims to have, whatever the machine has."""
+GPUS = 2
+"""GPUs that each node claims to have."""
+ENDED = {"COMPLETED", "FAILED", "CANCELLED"}
+"""States of a job that has come to an end."""
 
 
 def missing_programs() -> list[str]:
@@ -32,20 +39,26 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float) -> None
 class Slurm:
     """A running cluster; `environment` is what a process needs to use it."""
 
-    def __init__(self, folder: Path, *, requeue_exit: bool) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": SEARCH}
+        self._ports = _free_ports(1 + len(NODES))
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         for name in ("state", "munge", *NODES):
             (folder / name).mkdir()
         key = folder / "munge" / "key"
         key.write_bytes(secrets.token_bytes(128))
         key.chmod(0o600)
-        (folder / "slurm.conf").write_text(self._conf(requeue_exit))
+        for node in NODES:
+            for gpu in range(GPUS):
+                (folder / f"gpu-{node}-{gpu}").symlink_to(os.devnull)  # Slurm wants a device
+        lines = [f"NodeName={node} Name=gpu File={folder}/gpu-{node}-[0-{GPUS - 1}]\n" for node in NODES]
+        (folder / "gres.conf").write_text("".join(lines))
+        self._write_conf(requeue_exit=True)
 
-    def _conf(self, requeue_exit: bool) -> str:
+    def _write_conf(self, *, requeue_exit: bool) -> None:
         host, user = socket.gethostname().partition(".")[0], subprocess.check_output(["id", "-un"], text=True)
-        ports = _free_ports(1 + len(NODES))
+        ports = self._ports
         settings = {
             "ClusterName": "test",
             "SlurmctldHost": f"{host}(127.0.0.1)",
@@ -64,8 +77,9 @@ class Slurm:
             "SelectTypeParameters": "CR_Core",
             "SchedulerParameters": "sched_interval=2,bf_interval=2,batch_sched_delay=1",
             "SlurmdParameters": "config_overrides",
+            "GresTypes": "gpu",
             "ReturnToService": 2,
-            "SlurmdTimeout": 15,
+            "SlurmdTimeout": 10,
             "KillWait": 20,
             "JobRequeue": 1,
             "MinJobAge": 3600,
@@ -80,11 +94,21 @@ class Slurm:
         }
         nodes = [
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CPUS} CoresPerSocket={CPUS} "
-            "RealMemory=8000 State=UNKNOWN"
+            f"RealMemory=8000 Gres=gpu:{GPUS} State=UNKNOWN"
             for node, port in zip(NODES, ports[1:], strict=True)
         ]
         lines = [f"{name}={value}" for name, value in settings.items()]
-        return "\n".join([*lines, *nodes, "PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE", ""])
+        text = "\n".join([*lines, *nodes, "PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE", ""])
+        (self.folder / "slurm.conf").write_text(text)
+
+    def set_requeue_exit(self, given: bool) -> None:
+        """Put `RequeueExit` into the configuration of the running cluster, or take it out."""
+        self._write_conf(requeue_exit=given)
+        self.look_at_nodes()
+
+    def look_at_nodes(self) -> None:
+        """Let the nodes say what runs on them now, as they else do every few minutes."""
+        self.call("scontrol", "reconfigure")
 
     def start(self) -> None:
         """Start the daemons and wait until both nodes have registered."""
@@ -101,12 +125,24 @@ class Slurm:
         wait_for((munge / "socket").exists, "munged listens", 30)
         self._daemon("slurmctld", "-D")
         for node in NODES:
-            self.start_node(node)
+            self._daemon("slurmd", "-D", "-N", node)
         wait_for(lambda: self._registered() == len(NODES), "both nodes register", 60)
 
     def start_node(self, node: str) -> None:
-        """Start the daemon of a node."""
+        """Start the daemon of a node again and wait until it takes jobs."""
         self._daemon("slurmd", "-D", "-N", node)
+        wait_for(lambda: self._node_state(node) in ("IDLE", "MIXED", "ALLOCATED"), f"{node} is back", 60)
+
+    def kill_controller(self) -> None:
+        """End the controller as a crash does."""
+        daemon = self._daemons["slurmctld"]
+        daemon.kill()
+        daemon.wait()
+
+    def start_controller(self) -> None:
+        """Start the controller again, from the state it had saved, and wait until it answers."""
+        self._daemon("slurmctld", "-D")
+        wait_for(lambda: "UP" in self.call("scontrol", "ping"), "the controller answers", 60)
 
     def kill_node(self, node: str) -> None:
         """End the daemon of a node as a loss of power does."""
@@ -114,12 +150,16 @@ class Slurm:
         daemon.kill()
         daemon.wait()
 
-    def script_pid(self, job: str, node: str) -> int:
-        """Process of a job's script; its parent is Slurm's step daemon."""
+    def pid(self, job: str, node: str, step: str = "batch") -> int:
+        """Process that a step of a job began with, by default its script; its parent is Slurm's step daemon."""
         number = self.call("scontrol", "show", "job", job).partition("JobId=")[2].split()[0]
         lines = [line.split() for line in self.call("scontrol", "listpids", number, node).splitlines()[1:]]
-        (pid,) = [int(line[0]) for line in lines if line[2] == "batch" and line[4] == "0"]
+        (pid,) = [int(line[0]) for line in lines if line[2] == step and line[4] == "0"]
         return pid
+
+    def nodes(self, job: str) -> str:
+        """The nodes of a job."""
+        return self.call("scontrol", "show", "job", job).partition(" NodeList=")[2].split()[0]
 
     def _daemon(self, program: str, *arguments: str) -> None:
         path = shutil.which(program, path=SEARCH)
@@ -136,11 +176,18 @@ class Slurm:
         )
         return sum(f"CPULoad={digit}" in line for line in done.stdout.splitlines() for digit in "0123456789")
 
+    def _node_state(self, node: str) -> str:
+        return self.call("sinfo", "--noheader", "--nodes", node, "--format=%T").strip().rstrip("*").upper()
+
+    def clear(self) -> None:
+        """End all jobs."""
+        self.call("scancel", "--full", "--user", str(os.getuid()))
+        wait_for(lambda: not self.call("squeue", "--noheader"), "the queue is empty", 60)
+
     def stop(self) -> None:
         """End all jobs, then the daemons, each by its own process."""
         if "slurmctld" in self._daemons and self._daemons["slurmctld"].poll() is None:
-            self.call("scancel", "--full", "--user", str(os.getuid()))
-            wait_for(lambda: not self.call("squeue", "--noheader"), "the queue is empty", 60)
+            self.clear()
         for name, daemon in reversed(self._daemons.items()):
             daemon.terminate()
             try:

@@ -2,22 +2,31 @@
 
 import os
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shared.cluster.port import FIRST, NUM
 from shared.cluster.script import ClusterJob
 from shared.cluster.site import read_site
 from shared.cluster.status import SILENT_S, status_of
 from shared.cluster.submit import Work, submit
-from tests.cluster.slurm import wait_for
+from tests.cluster.slurm import ENDED, NODES, wait_for
 
 pytestmark = pytest.mark.slurm
 
 COMMAND = """\
 #!/bin/bash
 # Called as: PROGRAM -m cli ACTION FOLDER TASK
+case "$2" in
+  shared.cluster.port) exec PYTHON "$@" ;;
+  torch.distributed.run) # ... -m cli FOLDER
+    for last in "$@"; do case $last in --rdzv-endpoint=*) endpoint=${last#*=} ;; esac; done
+    echo "$CUDA_VISIBLE_DEVICES|$PET_RDZV_CONF|$endpoint" >"$last/$SLURMD_NODENAME.launched"
+    exit ;;
+esac
 case "$3" in
   stop-once) # as a training does: told to stop it saves its place, and the next start ends well
     if [ -e "$4/place" ]; then exit 0; fi
@@ -26,6 +35,10 @@ case "$3" in
     for _ in $(seq 300); do sleep 0.1; done
     exit 1 ;;
   never-ends) exit 75 ;;
+  gpu)
+    echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES $SLURM_JOB_GPUS" >"$4/$5.gpu.writing"
+    mv "$4/$5.gpu.writing" "$4/$5.gpu"
+    while [ ! -e "$4/seen" ]; do sleep 0.1; done ;;
   count) touch "$4/$5" ;;
   fail) echo "error: no more memory" >&2; exit 1 ;;
   sleep) echo "busy"; sleep 60 ;;
@@ -35,11 +48,21 @@ esac
 
 @pytest.fixture
 def on_slurm(slurm, site, tmp_path, monkeypatch):
-    """Submit jobs whose command is the one above; gives the status afterwards and the ids."""
+    """Submit jobs whose command is the one above; gives their ids."""
+    return submitter(slurm, site, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def on_gpus(slurm, gpu_site, tmp_path, monkeypatch):
+    """The same at a site with GPUs."""
+    return submitter(slurm, gpu_site, tmp_path, monkeypatch)
+
+
+def submitter(slurm, site, tmp_path, monkeypatch):
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, slurm.environment[name])
     program = tmp_path / "program"
-    program.write_text(COMMAND)
+    program.write_text(COMMAND.replace("PYTHON", sys.executable))
     program.chmod(0o755)
 
     def call(*jobs, **changes):
@@ -53,21 +76,35 @@ def task(folder: Path, now: float | None = None) -> dict:
     return status_of(folder / "grid", now)["tasks"][0]
 
 
-@pytest.mark.parametrize("slurm", [True, False], indirect=True, ids=["by exit status", "by scontrol"])
+@pytest.fixture
+def no_requeue_exit(slurm):
+    slurm.set_requeue_exit(False)
+    yield
+    slurm.set_requeue_exit(True)
+
+
 def test_a_job_told_to_stop_is_queued_again_and_goes_on(slurm, on_slurm, tmp_path):
+    assert_stopped_once(slurm, on_slurm, tmp_path)
+
+
+def test_it_is_so_where_slurm_does_not_know_the_exit_status(slurm, no_requeue_exit, on_slurm, tmp_path):
+    assert_stopped_once(slurm, on_slurm, tmp_path)
+
+
+def assert_stopped_once(slurm, on_slurm, tmp_path):
     (job,) = on_slurm(ClusterJob(name="ablate", command=("stop-once", str(tmp_path))))
     wait_for((tmp_path / "begun").exists, "the command has begun", 60)
     assert task(tmp_path)["state"] == "running"
     slurm.call("scancel", "--signal=USR1", "--batch", job)  # what Slurm does `notice_s` before the limit
     wait_for(lambda: task(tmp_path)["state"] in ("stopped", "done"), "it has stopped", 60)
-    slurm.wait_for_state(job, {"COMPLETED", "FAILED", "CANCELLED"}, 90)
+    slurm.wait_for_state(job, ENDED, 90)
     assert slurm.state(job) == "COMPLETED"
     assert task(tmp_path)["state"] == "done" and task(tmp_path)["restarts"] == 1
 
 
 def test_a_job_that_makes_no_headway_fails_at_last(slurm, on_slurm, tmp_path):
     (job,) = on_slurm(ClusterJob(name="ablate", command=("never-ends",)), max_restarts=0)
-    slurm.wait_for_state(job, {"COMPLETED", "FAILED", "CANCELLED"}, 60)
+    slurm.wait_for_state(job, ENDED, 60)
     assert slurm.state(job) == "FAILED"
     assert task(tmp_path)["why"].endswith("error: stopped and queued again 0 times without coming to an end")
 
@@ -85,20 +122,65 @@ def test_a_wide_array_comes_in_parts_and_every_task_runs_once(slurm, on_slurm, t
 def test_a_failure_is_named_and_what_waits_for_it_is_dropped(slurm, on_slurm, tmp_path):
     first = ClusterJob(name="priors", command=("fail",), tasks=(0,))
     jobs = on_slurm(first, ClusterJob(name="verify", command=("count",), after_others=True))
-    slurm.wait_for_state(jobs[1], {"COMPLETED", "FAILED", "CANCELLED"}, 60)
+    slurm.wait_for_state(jobs[1], ENDED, 60)
     assert slurm.state(jobs[1]) == "CANCELLED"
     status = status_of(tmp_path / "grid")
     assert status["state"] == "failed"
     assert status["tasks"][0]["why"] == "exit status 1: error: no more memory"
-    assert status["tasks"][1]["state"] == "waiting"
+    assert (status["tasks"][1]["state"], status["tasks"][1]["why"]) == (
+        "cancelled",
+        "not started; Slurm: CANCELLED",
+    )
+
+
+def test_what_is_cancelled_in_the_queue_is_told_from_what_waits(slurm, on_slurm, tmp_path):
+    array = ClusterJob(name="ablate", command=("count", str(tmp_path)), per_task='"$task"', tasks=(0, 1, 2))
+    (first, second) = on_slurm(array, max_array_size=2, sbatch=("--hold",))
+    wait_for(lambda: status_of(tmp_path / "grid")["state"] == "waiting", "the queue answers", 30)
+    waiting = [(one["state"], one["why"]) for one in status_of(tmp_path / "grid")["tasks"]]
+    assert waiting == [("waiting", "not started; in the queue: JobHeldUser")] * 3
+    slurm.call("scancel", f"{first}_1", second)
+    slurm.call("scontrol", "release", first)
+    slurm.wait_for_state(f"{first}_0", ENDED, 60)
+    status = status_of(tmp_path / "grid")
+    assert [one["state"] for one in status["tasks"]] == ["done", "cancelled", "cancelled"]
+    assert status["state"] == "cancelled"
+
+
+def test_every_task_of_an_array_has_a_gpu_of_its_own(slurm, on_gpus, tmp_path):
+    array = ClusterJob(name="priors", command=("gpu", str(tmp_path)), per_task='"$task"', tasks=(0, 1, 2, 3))
+    (job,) = on_gpus(array)
+    wait_for(lambda: len(list(tmp_path.glob("*.gpu"))) == 4, "four tasks run at once", 60)
+    seen = [(tmp_path / f"{number}.gpu").read_text().split() for number in range(4)]
+    (tmp_path / "seen").touch()
+    slurm.wait_for_state(job, ENDED, 60)
+    assert sorted(node for node, *_ in seen) == ["n1", "n1", "n2", "n2"]
+    assert {(node, visible) for node, visible, _ in seen} == {(n, g) for n in NODES for g in "01"}
+    assert all(visible == given for _, visible, given in seen)
+
+
+def test_a_training_has_all_gpus_of_its_nodes(slurm, on_gpus, tmp_path):
+    job = ClusterJob(name="train", command=(str(tmp_path),), num_nodes=2, num_processes=2)
+    (number,) = on_gpus(job)
+    slurm.wait_for_state(number, ENDED, 60)
+    assert slurm.state(number) == "COMPLETED", (
+        tmp_path / "grid" / "jobs" / f"train.{number}.log"
+    ).read_text()
+    seen = [(tmp_path / f"{node}.launched").read_text().split("|") for node in NODES]
+    assert [visible for visible, *_ in seen] == ["0,1", "0,1"]
+    assert [host for _, host, _ in seen] == ["is_host=1", "is_host=0"]
+    (endpoint,) = {endpoint for *_, endpoint in seen}
+    address, _, port = endpoint.strip().rpartition(":")
+    assert address == "127.0.0.1" and FIRST <= int(port) < FIRST + NUM
 
 
 def test_a_task_whose_script_was_killed_is_lost(slurm, on_slurm, tmp_path):
     (job,) = on_slurm(ClusterJob(name="ablate", command=("sleep",)))
     file = tmp_path / "grid" / "jobs" / "ablate.0.json"
     wait_for(file.exists, "the script has begun", 60)
-    os.kill(slurm.script_pid(job, "n1"), signal.SIGKILL)
-    slurm.wait_for_state(job, {"COMPLETED", "FAILED", "CANCELLED"}, 60)
+    os.kill(slurm.pid(job, "n1"), signal.SIGKILL)
+    slurm.wait_for_state(job, ENDED, 60)
     assert slurm.state(job) == "FAILED"
     lost = task(tmp_path, now=file.stat().st_mtime + SILENT_S + 1)
-    assert lost["state"] == "lost" and "no sign of life" in lost["why"] and lost["why"].endswith("busy")
+    assert lost["state"] == "lost" and "no sign of life" in lost["why"]
+    assert lost["why"].endswith("it last said: busy; Slurm: FAILED")

@@ -1,18 +1,20 @@
 """A training over two nodes of two processes, told to stop on the way, ends as one that was never told."""
 
 import json
+import time
 
 import pytest
 
 from shared.runlog import read_records
-from tests.cluster.slurm import wait_for
+from tests.cluster.drawn import settings
+from tests.cluster.slurm import ENDED, wait_for
 from tests.stage2_train.miniature import write_data, write_priors
 from tests.stage2_train.test_train import assert_same_run
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
-STEPS = 24
-SETTINGS = {
+STEPS = 16
+VALUES = {
     "fraction": 0.25,
     "steps": STEPS,
     "batch_labelled": 4,
@@ -23,14 +25,14 @@ SETTINGS = {
     "runtime.checkpoint_every": 0,
     "runtime.tensorboard": "false",
 }
-ENDED = {"COMPLETED", "FAILED", "CANCELLED"}
 
 
 def test_a_preempted_training_ends_with_the_same_bits(slurm, site, l2l, tmp_path):
+    """The controller is killed under the one that is never told to stop, and while the other waits to go on."""
     dataset = write_data(tmp_path / "data")
     write_priors(tmp_path / "stores" / "refshapes.test.zarr", dataset)
-    settings = {"data.root": tmp_path / "data", "cache_root": tmp_path / "stores", **SETTINGS}
-    recipe = ["embedded", *(part for item in settings.items() for part in ("--set", "{}={}".format(*item)))]
+    values = {"data.root": tmp_path / "data", "cache_root": tmp_path / "stores", **VALUES}
+    recipe = ["embedded", *settings(values)]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     jobs = {}
     for run in (stopped, whole):
@@ -46,6 +48,11 @@ def test_a_preempted_training_ends_with_the_same_bits(slurm, site, l2l, tmp_path
     assert "death signal" not in said, "torchrun was told to stop as well, and hurries its processes"
     assert saved.startswith("step ") and 3 <= int(saved.split()[1]) < STEPS
 
+    wait_for(lambda: logged(whole) >= 1, "the other run has begun", 240)
+    assert slurm.state(jobs[stopped]) == "PENDING"
+    slurm.kill_controller()
+    time.sleep(3)
+    slurm.start_controller()
     for run in (whole, stopped):
         slurm.wait_for_state(jobs[run], ENDED, 240)
         assert slurm.state(jobs[run]) == "COMPLETED", l2l("status", run)
