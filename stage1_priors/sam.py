@@ -8,7 +8,8 @@ Frames: a box comes in the normalised frame of the original image. SAM 2 stretch
 the longer side and fills the square from the top left. So the box in the model's pixels is the normalised box times
 the size of the filled part, and the stored grid covers exactly the filled part of the mask logits.
 
-Legend: N prompts of one image, J masks per prompt (1 or 3), M side of the mask logits, G side of the stored grid.
+Legend: N prompts of one image or their masks, Q masks that may be kept, J masks per prompt (1 or 3), M side of the mask
+logits, G side of the stored grid.
 """
 
 import gc
@@ -180,9 +181,9 @@ class SamProposer:
             prob_NGG = self._on_grid(image, logit_NMM[good_N], asked.side)
             soft_NGG = (prob_NGG * 255).round().to(torch.uint8)
             parts.append((soft_NGG.cpu().numpy(), iou_N[good_N].cpu().numpy()))
-        all_soft_NGG, all_iou_N = (np.concatenate(column) for column in zip(*parts, strict=True))
-        kept = choose(all_soft_NGG, all_iou_N, asked)
-        found_KGG[: len(kept)] = all_soft_NGG[kept]
+        soft_QGG, iou_Q = (np.concatenate(column) for column in zip(*parts, strict=True))
+        kept = choose(soft_QGG, iou_Q, asked)
+        found_KGG[: len(kept)] = soft_QGG[kept]
         return found_KGG
 
     def _ask(self, image: EncodedImage, prompt_NX: np.ndarray, multimask: bool) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ import pytest
 from shared.runlog import read_records
 from tests.invariants.tower_processes import TOWERS, run_all, write_word_tokenizer
 
-TOLERANCES = {1: 1e-5, 2: 5e-3}
-"""By step: float32 sums in another order, and those carried through a step of AdamW at a rate of 2e-3."""
+TOLERANCE = 1e-5
+"""Float32 sums in another order, after one step; AdamW makes whole steps of rounding later (`test_processes`)."""
 
 
 @pytest.mark.slow
@@ -34,16 +34,9 @@ def test_every_tower_learns_alike_on_two_processes_and_in_micro_batches(
         monkeypatch.setenv(name, value)
     finished = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=600)
     assert finished.returncode == 0, finished.stderr[-3000:]
-    names = ("loss", "labelled_loss", "unlabelled_loss", "grad_norm", "tau_fg", "reward")
     for vision, text in TOWERS:
-        whole = read_records(tmp_path / "one" / f"{vision}-{text}-1" / "metrics.jsonl")
-        assert [record["step"] for record in whole] == [1, 2] and whole[0]["loss"] != whole[1]["loss"]
+        (whole,) = read_records(tmp_path / "one" / f"{vision}-{text}-1" / "metrics.jsonl")
         for cut in (f"one/{vision}-{text}-2", f"two/{vision}-{text}-1", f"two/{vision}-{text}-2"):
-            for a, b in zip(whole, read_records(tmp_path / cut / "metrics.jsonl"), strict=True):
-                tolerance = TOLERANCES[a["step"]]
-                for name in names:
-                    assert a[name] == pytest.approx(b[name], rel=tolerance, abs=tolerance), (
-                        cut,
-                        a["step"],
-                        name,
-                    )
+            (parts,) = read_records(tmp_path / cut / "metrics.jsonl")
+            for name in ("loss", "labelled_loss", "unlabelled_loss", "grad_norm", "tau_fg", "reward"):
+                assert whole[name] == pytest.approx(parts[name], rel=TOLERANCE, abs=TOLERANCE), (cut, name)

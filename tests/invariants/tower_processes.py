@@ -1,4 +1,4 @@
-"""Runs of two steps with every family of towers; as a script, started by torchrun: `tower_processes.py ROOT OUT`."""
+"""Runs of one step with every family of towers; as a script, started by torchrun: `tower_processes.py ROOT OUT`."""
 
 import dataclasses
 import sys
@@ -42,7 +42,7 @@ def config_of(root: Path, words: Path, vision: str, text: str, accumulation: int
     runtime = RuntimeConfig(log_every=1, checkpoint_every=0, tensorboard=False)
     optim = OptimConfig(name="adamw", lr=2e-3, grad_clip=1e6)  # never clips: the norm is logged
     return mini_config(
-        root, steps=2, accumulation=accumulation, segmentor=segmentor, optim=optim, runtime=runtime
+        root, steps=1, accumulation=accumulation, segmentor=segmentor, optim=optim, runtime=runtime
     )
 
 
