@@ -123,7 +123,7 @@ _STOP_CHILD = '  kill -TERM "$child" 2>/dev/null || true'
 _STOP_STEP = """\
   # The processes of a training take USR1 and save; torchrun ignores it and waits for them. TERM, which it hands on and
   # follows by KILL, is for those that do not listen yet.
-  local signal=$1 step=$SLURM_JOB_ID.0
+  local signal=$1 step=$SLURM_JOB_ID.$step_number
   scancel --signal="$signal" "$step" 2>/dev/null || kill -TERM "$child" 2>/dev/null || true
   if [ "$signal" = USR1 ]; then (sleep {patience_s} && kill -0 $$ && scancel --signal=TERM "$step") 2>/dev/null & fi"""
 
@@ -148,8 +148,13 @@ finish() {{
     status=1
   fi
   record ended "$status"
-  if [ "$status" -eq {stopped} ] && ! scontrol show config | grep -Eq '^RequeueExit +=(.*[ ,])?{stopped}(,|$| )'; then
-    scontrol requeue "$SLURM_JOB_ID"
+  if [ "$status" -eq {stopped} ]; then
+    local config= again
+    for again in {{1..20}}; do # the controller may be about to be started again
+      config=$(scontrol show config) && break
+      sleep 5
+    done
+    if ! grep -Eq '^RequeueExit +=(.*[ ,])?{stopped}(,|$| )' <<<"$config"; then scontrol requeue "$SLURM_JOB_ID"; fi
   fi
   exit "$status"
 }}
@@ -196,6 +201,9 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         "fi",
         "# Slurm runs this script on the first node, so a port that is free here is free there.",
         f'port=$({shlex.join(words)} -m shared.cluster.port "$SLURM_JOB_ID")',
+        "# What is left of an earlier start that Slurm lost sight of ends its step by number; this one takes another.",
+        "step_number=$((restarts % 2))",
+        'if [ "$step_number" -eq 1 ]; then srun --nodes=1 --ntasks=1 true; fi',
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
         "# $SLURM_NODEID is each node's own: the inner shell fills it in, not this one.",
         # srun does not take over --cpus-per-task from sbatch.

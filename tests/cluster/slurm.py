@@ -134,7 +134,8 @@ class Slurm:
         wait_for(lambda: self._node_state(node) in ("IDLE", "MIXED", "ALLOCATED"), f"{node} is back", 60)
 
     def kill_controller(self) -> None:
-        """End the controller as a crash does."""
+        """End the controller as a crash does, once it has saved its state, which may take 5 s after a change."""
+        time.sleep(6)
         daemon = self._daemons["slurmctld"]
         daemon.kill()
         daemon.wait()
@@ -142,7 +143,7 @@ class Slurm:
     def start_controller(self) -> None:
         """Start the controller again, from the state it had saved, and wait until it answers."""
         self._daemon("slurmctld", "-D")
-        wait_for(lambda: "UP" in self.call("scontrol", "ping"), "the controller answers", 60)
+        wait_for(lambda: self._ask("scontrol", "ping").returncode == 0, "the controller answers", 60)
 
     def kill_node(self, node: str) -> None:
         """End the daemon of a node as a loss of power does."""
@@ -171,16 +172,16 @@ class Slurm:
             )
 
     def _registered(self) -> int:
-        done = subprocess.run(
-            ["scontrol", "show", "node"], env=self.environment, capture_output=True, text=True, check=False
-        )
-        return sum(f"CPULoad={digit}" in line for line in done.stdout.splitlines() for digit in "0123456789")
+        lines = self._ask("scontrol", "show", "node").stdout.splitlines()
+        return sum(f"CPULoad={digit}" in line for line in lines for digit in "0123456789")
 
     def _node_state(self, node: str) -> str:
         return self.call("sinfo", "--noheader", "--nodes", node, "--format=%T").strip().rstrip("*").upper()
 
     def clear(self) -> None:
-        """End all jobs."""
+        """End all jobs; start the controller if a test has left it dead."""
+        if self._daemons["slurmctld"].poll() is not None:
+            self.start_controller()
         self.call("scancel", "--full", "--user", str(os.getuid()))
         wait_for(lambda: not self.call("squeue", "--noheader"), "the queue is empty", 60)
 
@@ -199,9 +200,12 @@ class Slurm:
 
     def call(self, *command: str) -> str:
         """What a client of Slurm answers."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        done = self._ask(*command)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
+
+    def _ask(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
 
     def state(self, job: str) -> str:
         """`RUNNING`, `PENDING`, `COMPLETED`, ... of a job or a task of an array (`12_3`)."""

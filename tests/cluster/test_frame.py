@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -98,6 +99,20 @@ def assert_stopped_once(slurm, on_slurm, tmp_path):
     slurm.call("scancel", "--signal=USR1", "--batch", job)  # what Slurm does `notice_s` before the limit
     wait_for(lambda: task(tmp_path)["state"] in ("stopped", "done"), "it has stopped", 60)
     slurm.wait_for_state(job, ENDED, 90)
+    assert slurm.state(job) == "COMPLETED"
+    assert task(tmp_path)["state"] == "done" and task(tmp_path)["restarts"] == 1
+
+
+def test_a_job_that_stops_while_the_controller_is_down_is_queued_again(slurm, on_slurm, tmp_path):
+    (job,) = on_slurm(ClusterJob(name="ablate", command=("stop-once", str(tmp_path))))
+    wait_for((tmp_path / "begun").exists, "the command has begun", 60)
+    script = slurm.pid(job, "n1")
+    slurm.kill_controller()
+    os.kill(script, signal.SIGUSR1)
+    wait_for((tmp_path / "place").exists, "it has saved its place", 30)
+    time.sleep(2)
+    slurm.start_controller()
+    slurm.wait_for_state(job, ENDED, 120)
     assert slurm.state(job) == "COMPLETED"
     assert task(tmp_path)["state"] == "done" and task(tmp_path)["restarts"] == 1
 

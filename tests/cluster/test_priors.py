@@ -1,7 +1,6 @@
 """An array of workers over two nodes fills one store, whatever becomes of a worker or of Slurm on the way."""
 
 import json
-import time
 
 import pytest
 
@@ -29,7 +28,6 @@ def test_four_workers_one_of_them_queued_again_and_the_controller_killed(slurm, 
     slurm.call("scontrol", "requeue", f"{array['job']}_1")
     slurm.wait_for_state(f"{array['job']}_1", {"PENDING"}, 60)
 
-    time.sleep(3)  # the controller saves its state every few seconds
     slurm.kill_controller()
     wait_for(lambda: any((store / "done").glob("*.json")), "a worker has ended without it", 240)
     slurm.start_controller()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from stage2_train.ablate import describe_grid, parse_share, run_grid, state_of
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
 from stage2_train.ablate_table import METRICS
+from stage2_train.owner import locked
 from stage2_train.train import RESUBMIT_EXIT_CODE
 from tests.stage2_train.miniature import write_priors
 from tests.stage2_train.test_ablate_grid import grid_file
@@ -128,6 +130,21 @@ def test_shares_are_disjoint_and_together_everything(grid: Grid, tmp_path: Path)
     for share in (1, 2):
         last = run_grid(grid, out, only=(share, 3), quiet=True, command=light())
     assert last["counts"] == {"done": 4} and set(starts(out).values()) == {1}
+
+
+def test_calls_that_end_at_once_leave_the_table_of_all_cells(grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        with locked(out / ".table.lock"):  # both have run their cells, and neither has looked at the other's
+            calls = [
+                pool.submit(run_grid, grid, out, only=(i, 2), quiet=True, command=light()) for i in (0, 1)
+            ]
+            wait_until(lambda: all((out / cell.name / "done.json").is_file() for cell in grid.cells))
+            assert not (out / "table.json").exists()
+        for call in calls:
+            call.result()
+    assert json.loads((out / "table.json").read_text())["counts"] == {"done": 4}
 
 
 @pytest.mark.parametrize("text", ["", "1", "3/3", "-1/3", "a/b", "0/0", "1/2/3"])
