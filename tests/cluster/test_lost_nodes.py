@@ -57,7 +57,8 @@ def lose_sight(slurm, job, roots):
     daemons = [stat(root)[1] for root in roots]
     unseen = [pid for root in roots for pid in family(root)]
     tell(daemons, signal.SIGKILL)
-    wait_for(lambda: all(map(is_gone, daemons)), "the step daemons are gone", 10)
+    pairs = list(zip(roots, daemons, strict=True))
+    wait_for(lambda: all(stat(root)[1] != daemon for root, daemon in pairs), "the step daemons are gone", 10)
     tell(unseen, signal.SIGSTOP)  # not before: a stopped group is hung up when it loses its parent
 
     def noticed():
