@@ -125,7 +125,7 @@ class VllmEngine:
             variables["VLLM_LOGGING_LEVEL"] = "ERROR"
         return variables
 
-    def submit(self, requests: Sequence[Request]) -> "Ticket":
+    def submit(self, requests: Sequence[Request]) -> Ticket:
         """Render the prompts and process their images; the thread that collects adds them to the batch as it goes.
 
         The greedy questions come first, then the sampled ones over the same, by then cached, prompts.
@@ -150,7 +150,7 @@ class VllmEngine:
             self._waiting.append((ids[-1], prompt, asked))
         return tuple(ids)
 
-    def collect(self, submitted: "Ticket") -> list[Answer]:
+    def collect(self, submitted: Ticket) -> list[Answer]:
         """Let the engine work, on all that was submitted since too, until these requests are answered.
 
         Raises:

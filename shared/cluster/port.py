@@ -25,9 +25,8 @@ def free_port(job: int) -> int:
     for step in range(NUM):
         port = FIRST + (job * 7 + step) % NUM  # neighbouring jobs have some room
         with socket.socket() as one:
-            one.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as torchrun does: past connections do not count
+            # As torchrun does: past connections do not count.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 one.bind(("", port))
             except OSError:

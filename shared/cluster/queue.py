@@ -43,9 +43,8 @@ def ask_queue(scripts: Mapping[str, str]) -> Queue:
         )
     except subprocess.TimeoutExpired:
         return Queue(problem=f"squeue: no answer within {PATIENCE_S} s")
-    if (
-        done.returncode and "Invalid job id" not in done.stderr
-    ):  # so it says of a single job that it does not know
+    # "Invalid job id" is what it says of a single job that it does not know.
+    if done.returncode and "Invalid job id" not in done.stderr:
         said = done.stderr.strip().splitlines()
         return Queue(problem=f"squeue: {said[-1] if said else f'exit status {done.returncode}'}")
     found = {}
