@@ -39,11 +39,11 @@ from stage2_train.ablate_table import (
     rows_as_csv,
     rows_as_json,
 )
-from stage2_train.checkpoint import write_json
 from stage2_train.data import load_data
+from stage2_train.json_files import read_json, write_json
 from stage2_train.owner import locked
 from stage2_train.prior_source import choose_store, open_priors
-from stage2_train.run_files import read_json, require_same_run, run_record
+from stage2_train.run_files import require_same_run, run_record
 from stage2_train.train import RESUBMIT_EXIT_CODE
 
 LOG_FILE, FAILED_FILE = "cell.log", "failed.json"

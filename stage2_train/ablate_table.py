@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stage2_train.ablate_grid import Cell, Grid
-from stage2_train.run_files import read_json
+from stage2_train.json_files import read_json
 
 FRAMES = ("original", "model")
 METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.errors import DataError
-from shared.store.publish import publish_file
 
 _NAME = re.compile(r"step_(\d{8})")
 _STATE = "state.json"
@@ -119,8 +118,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all, whoever else writes it at the same time."""
-    publish_file(path, (json.dumps(value, indent=1, default=str) + "\n").encode())

@@ -29,13 +29,13 @@ from shared.runlog import progress
 from shared.store.publish import publish_file
 from shared.types import Sample
 from stage2_train.backbones.images import normalise_image
-from stage2_train.checkpoint import write_json
 from stage2_train.config import TrainConfig
 from stage2_train.data import PriorReader, Tokenise, load_data, scorable
+from stage2_train.json_files import read_json, write_json
 from stage2_train.loader import iterate
 from stage2_train.model_card import write_card
 from stage2_train.prior_source import choose_store, open_priors
-from stage2_train.run_files import load_model, read_json, read_run_config
+from stage2_train.run_files import load_model, read_run_config
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.text import Tokenizer
 from stage2_train.transforms import resize_image, upsample

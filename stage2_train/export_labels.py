@@ -20,7 +20,6 @@ Legend: B samples, H W model input, h w an image's own size.
 """
 
 import json
-import os
 import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ import torch
 from shared.errors import DataError
 from shared.masks import encode_rle, mask_box_xyxy_px, resize_mask_nearest
 from shared.runlog import progress
+from shared.store.publish import publish_file
 from shared.types import Sample
 from stage2_train.batch import UnlabelledPart
 from stage2_train.config import TrainConfig
@@ -201,9 +201,7 @@ def _write(
     )
     files = {f"refs({config.data.split_by}).p": refs, "instances.json": json.dumps(document).encode()}
     for name, data in files.items():
-        partial = folder / f".{name}.writing"
-        partial.write_bytes(data)
-        os.replace(partial, folder / name)
+        publish_file(folder / name, data)
 
 
 def _link_images(link: Path, config: TrainConfig) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from shared.store.publish import publish_file
 from stage2_train.card_template import CARD_TEMPLATE, card_data
-from stage2_train.run_files import read_json
+from stage2_train.json_files import read_json
 
 _METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
 

@@ -7,7 +7,6 @@ model/        the finished network: model.safetensors, config.json, tokenizer an
 done.json     written last
 """
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
 from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
+from stage2_train.json_files import read_json
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Method
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
@@ -75,21 +75,6 @@ def _first_difference(old: Any, new: Any, where: str = "") -> str:
                 return found
         return ""
     return "" if old == new else f"{where.removeprefix('config.')} is {old!r} there, {new!r} now"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        DataError: No such file, or no JSON object in it.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: not a JSON object")
-    return value
 
 
 def read_run_config(folder: Path) -> TrainConfig:

@@ -10,7 +10,6 @@ Stage j, with V_j the output of the vision tower's blocks:
 """
 
 import dataclasses
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from stage2_train.backbones import build_text, build_vision
 from stage2_train.branch import BranchMaps, SecondBranch
 from stage2_train.card_template import CARD_TEMPLATE, card_data
 from stage2_train.decoder import TopDownDecoder
+from stage2_train.json_files import read_json, write_json
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, NUM_STAGES, PARTS, SegmentorConfig
 from stage2_train.sesm import Sesm
 from stage2_train.text import TOKENIZER_FILES, mean_pool, tokenizer_folder
@@ -176,8 +176,7 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         os.replace(folder / f".{WEIGHTS_NAME}.writing", folder / WEIGHTS_NAME)
         config = without_pretrained(self.config)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=BESIDE))
-        (folder / f".{CONFIG_NAME}.writing").write_text(json.dumps(config_to_dict(config), indent=1) + "\n")
-        os.replace(folder / f".{CONFIG_NAME}.writing", folder / CONFIG_NAME)
+        write_json(folder / CONFIG_NAME, config_to_dict(config))
 
     @classmethod
     def from_pretrained(
@@ -258,13 +257,7 @@ def _download(name: str, **options: Any) -> Path:
 def _read_config(folder: Path) -> SegmentorConfig:
     """The config of a model folder, its tokenizer found."""
     path = folder / CONFIG_NAME
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: not a JSON object")
-    config = without_pretrained(config_from_dict(SegmentorConfig, values, str(path)))
+    config = without_pretrained(config_from_dict(SegmentorConfig, read_json(path), str(path)))
     if config.text.tokenizer == BESIDE:
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=str(folder)))
     return config

@@ -32,13 +32,13 @@ from stage2_train.checkpoint import (
     load_state,
     load_weights,
     save_checkpoint,
-    write_json,
 )
 from stage2_train.config import TrainConfig
 from stage2_train.data import BatchPlan, BatchSource, scorable
 from stage2_train.ema import Ema
 from stage2_train.evaluate import score_samples, spaced, summarise
 from stage2_train.inputs import Inputs, open_inputs
+from stage2_train.json_files import read_json, write_json
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
@@ -46,7 +46,7 @@ from stage2_train.model_card import write_card
 from stage2_train.monitor import CollapseAlarm, HiddenMasks
 from stage2_train.optim import build_optimizer
 from stage2_train.owner import RunOwner
-from stage2_train.run_files import export_model, read_json, require_same_run, run_record
+from stage2_train.run_files import export_model, require_same_run, run_record
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.step import StepResult, mean_over_processes, train_step
 from stage2_train.text import Tokenizer

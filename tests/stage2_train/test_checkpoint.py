@@ -13,7 +13,6 @@ from stage2_train.checkpoint import (
     load_state,
     load_weights,
     save_checkpoint,
-    write_json,
 )
 
 
@@ -94,11 +93,3 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         load_weights(path, "ema")
     with pytest.raises(DataError, match="no 'method'"):
         load_object(path, "method")
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    write_json(path, {"x": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {(1, 2): "key that JSON has not"})
-    assert path.read_text() == '{\n "x": 1\n}\n'

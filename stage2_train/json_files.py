@@ -1,0 +1,28 @@
+"""JSON objects in files: read with a clear message, written whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shared.errors import DataError
+from shared.store.publish import publish_file
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DataError: No such file, or no JSON object in it.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: not a JSON object")
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all, whoever else writes it at the same time."""
+    publish_file(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
