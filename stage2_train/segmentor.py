@@ -1,6 +1,6 @@
 """The referring segmentor: composition root of the two towers, word attention, structural enhancement and decoder.
 
-Axes: B image-expression pairs, T tokens, H x W input pixels, N tokens and C channels of a stage.
+Axes: B image-expression pairs, F of them see a field, T tokens, H x W input pixels, N tokens and C channels of a stage.
 
 Stage j, with V_j the output of the vision tower's blocks:
 
@@ -137,14 +137,13 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         field_on_B: Tensor | None = None,
     ) -> StageMaps:
         """The maps of the four stages; arguments as `forward`."""
+        rows_F: Tensor | None = None
         if field_B1HW is not None:
             if self.sesm is None:
                 raise ValueError("a field was given to a segmentor built without sesm")
             if field_on_B is None:
                 field_on_B = torch.ones(len(field_B1HW), dtype=torch.bool, device=field_B1HW.device)
-            field_B1HW = torch.where(
-                field_on_B[:, None, None, None], field_B1HW, torch.zeros_like(field_B1HW)
-            )
+            rows_F = field_on_B.nonzero()[:, 0]
         text_BTL = self.text(token_ids_BT, token_mask_BT)
         tokens_BNC, grid_hw = self.vision.embed(image_B3HW)
         maps = StageMaps(visual=[], read=[])
@@ -154,12 +153,12 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
                 visual_BNC = visual_BNC.repeat_interleave(len(text_BTL) // len(visual_BNC), dim=0)
             maps.visual.append(visual_BNC.transpose(1, 2).unflatten(2, grid_hw))
             fused_BNC, visual_BNC = self.fusion[stage](visual_BNC, text_BTL, token_mask_BT)
-            if self.sesm is not None and field_B1HW is not None:
-                residual_BNC = self.sesm[stage](
-                    visual_BNC, text_BTL, token_mask_BT, field_B1HW, field_on_B, grid_hw
+            if self.sesm is not None and field_B1HW is not None and rows_F is not None and len(rows_F):
+                residual_FNC = self.sesm[stage](
+                    visual_BNC[rows_F], text_BTL[rows_F], token_mask_BT[rows_F], field_B1HW[rows_F], grid_hw
                 )
-                visual_BNC = visual_BNC + residual_BNC
-                fused_BNC = fused_BNC + residual_BNC
+                visual_BNC = visual_BNC.index_add(0, rows_F, residual_FNC.to(visual_BNC.dtype))
+                fused_BNC = fused_BNC.index_add(0, rows_F, residual_FNC.to(fused_BNC.dtype))
             read_BNC = self.vision.norms[stage](fused_BNC)
             maps.read.append(read_BNC.transpose(1, 2).unflatten(2, grid_hw))
             tokens_BNC, grid_hw = self.vision.merge(stage, visual_BNC, grid_hw)

@@ -1,6 +1,7 @@
 """L2L: semantic prior modulation, structural enhancement and reinforced thresholds (eq. 1-14) in one step.
 
-1. Pw for every sample from a pass without gradient and without a field (this breaks the circle Pw <-> P̃†).
+1. Pw from a pass without gradient and without a field (this breaks the circle Pw <-> P̃†): of every unlabelled sample,
+   and of those labelled ones that are about to see a field.
 2. P̃† = fuse(P†, Pw); a row without a proposal has P̃† = Pw and never a field.
 3. Thresholds per sample from the policy; pseudo-labels from P̃†.
 4. One pass with gradient over labelled weak and unlabelled strong views; each sample sees its own detached P̃† as field
@@ -51,10 +52,11 @@ class L2l(Method):
         """See `Method.loss`."""
         labelled, part = batch.labelled, batch.unlabelled
         assert part is not None
-        labelled_weak, weak_B1HW = self._weak(networks, labelled, part)
+        field_on_B = self._field_on(labelled, part)
+        labelled_weak_F1HW, weak_B1HW = self._weak(networks, labelled, part, field_on_B)
         target_B1HW, lam = self._target(part, weak_B1HW)
         label_BHW, extra = self._label(target_B1HW, weak_B1HW, part.noise_B2)
-        field_B1HW, field_on_B = self._field(labelled, labelled_weak, part, target_B1HW)
+        field_B1HW = self._field(labelled, labelled_weak_F1HW, part, target_B1HW, field_on_B)
         ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
         labelled_logit, strong_logit = joint_logits(
             networks, labelled, part, (ids_BT, token_mask_BT), field_B1HW, field_on_B
@@ -79,18 +81,28 @@ class L2l(Method):
             **extra,
         )
 
-    def _weak(
-        self, networks: Networks, labelled: LabelledPart, part: UnlabelledPart
-    ) -> tuple[Tensor | None, Tensor]:
-        """Pw of the labelled samples (where a field needs it) and of the unlabelled ones, in one pass."""
+    def _field_on(self, labelled: LabelledPart, part: UnlabelledPart) -> Tensor | None:
+        """Which samples see a prior field, labelled then unlabelled; None where the network takes none."""
         if not self.config.uses_field:
+            return None
+        assert labelled.has_prior_B is not None and part.has_prior_B is not None
+        uniform_B = torch.cat((labelled.field_uniform_B, part.field_uniform_B))
+        has_B = torch.cat((labelled.has_prior_B, part.has_prior_B))
+        return (uniform_B < self.config.l2l.field_probability) & has_B
+
+    def _weak(
+        self, networks: Networks, labelled: LabelledPart, part: UnlabelledPart, field_on_B: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Pw of the F labelled samples whose field is made of it and of the unlabelled ones, in one pass."""
+        if field_on_B is None or not self.config.l2l.use_spm:
             return None, networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        text = join_texts((labelled.ids_BT, labelled.token_mask_BT), weak_text(part))
-        both_B1HW = networks.weak_prob(torch.cat((labelled.image_BHW3, part.weak_BHW3)), *text)
-        num = len(labelled.samples)
+        on_B = field_on_B[: len(labelled.samples)]
+        text = join_texts((labelled.ids_BT[on_B], labelled.token_mask_BT[on_B]), weak_text(part))
+        both_B1HW = networks.weak_prob(torch.cat((labelled.image_BHW3[on_B], part.weak_BHW3)), *text)
+        num = len(both_B1HW) - len(part.samples)
         return both_B1HW[:num], both_B1HW[num:]
 
-    def _target(self, part: LabelledPart | UnlabelledPart, weak_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+    def _target(self, part: UnlabelledPart, weak_B1HW: Tensor) -> tuple[Tensor, Tensor]:
         """P̃† and the mean weight of the prior in it; Pw and 0 without SPM or without a proposal."""
         if not self.config.l2l.use_spm:
             return weak_B1HW, weak_B1HW.new_zeros(())
@@ -100,19 +112,23 @@ class L2l(Method):
         return torch.where(has_B111, fused_B1HW, weak_B1HW), (lam_B1HW * has_B111).mean()
 
     def _field(
-        self, labelled: LabelledPart, labelled_weak: Tensor | None, part: UnlabelledPart, target_B1HW: Tensor
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The prior field of labelled then unlabelled samples, and which of them see it."""
-        if not self.config.uses_field:
-            return None, None
-        assert labelled_weak is not None and labelled.has_prior_B is not None and part.has_prior_B is not None
-        if self.config.l2l.use_spm:
-            own, other = self._target(labelled, labelled_weak)[0], target_B1HW
-        else:
-            own, other = known_prior(labelled, labelled_weak), known_prior(part, target_B1HW)
-        uniform_B = torch.cat((labelled.field_uniform_B, part.field_uniform_B))
-        has_B = torch.cat((labelled.has_prior_B, part.has_prior_B))
-        return torch.cat((own, other)).detach(), (uniform_B < self.config.l2l.field_probability) & has_B
+        self,
+        labelled: LabelledPart,
+        labelled_weak_F1HW: Tensor | None,
+        part: UnlabelledPart,
+        target_B1HW: Tensor,
+        field_on_B: Tensor | None,
+    ) -> Tensor | None:
+        """The field of labelled then unlabelled samples: P̃†, or P† without SPM. Rows that see none are not read."""
+        if field_on_B is None:
+            return None
+        assert labelled.prior_B1HW is not None and part.prior_B1HW is not None
+        if labelled_weak_F1HW is None:
+            return torch.cat((labelled.prior_B1HW, part.prior_B1HW))
+        on_B = field_on_B[: len(labelled.samples)]
+        own_B1HW = labelled.prior_B1HW.clone()
+        own_B1HW[on_B] = fuse(own_B1HW[on_B], labelled_weak_F1HW, self.config.spm)[0]
+        return torch.cat((own_B1HW, target_B1HW)).detach()
 
     def _label(
         self, target_B1HW: Tensor, weak_B1HW: Tensor, noise_B2: Tensor

@@ -94,7 +94,10 @@ def test_without_field_is_exactly_the_plain_pass(mode: str) -> None:
     assert torch.equal(mixed[0], plain[0])
     assert not torch.equal(mixed[1], plain[1])
     field[0] = float("nan")
-    assert torch.equal(model(image, ids, mask, field, torch.tensor([False, False])), plain)
+    unseen = model(image, ids, mask, field, torch.tensor([False, False]))
+    assert torch.equal(unseen, plain)
+    unseen.sum().backward()
+    assert model.sesm is not None and all(p.grad is None for p in model.sesm.parameters())
 
 
 def test_the_plain_pass_is_the_network_without_the_module() -> None:

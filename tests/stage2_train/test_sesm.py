@@ -37,7 +37,7 @@ def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch
 def test_residual_is_equation_3(operator: str) -> None:
     sesm = module(operator)
     visual, text, mask, field = inputs()
-    residual = sesm(visual, text, mask, field, torch.tensor([True, True]), GRID_HW)
+    residual = sesm(visual, text, mask, field, GRID_HW)
     for b in range(B):
         v, s = visual[b], text[b][mask[b]]
         sem = attend(sesm.sem.query(v), sesm.sem.key(s), sesm.sem.value(s))
@@ -54,21 +54,11 @@ def test_pixel_aligned_operator_is_local_and_attention_is_not() -> None:
     visual, text, mask, field = inputs()
     changed = field.clone()
     changed[:, :, 0, 0] = 1.0 - changed[:, :, 0, 0]
-    on = torch.tensor([True, True])
     for operator, moves_elsewhere in (("P", False), ("A", True)):
         sesm = module(operator)
-        delta = sesm(visual, text, mask, changed, on, GRID_HW) - sesm(visual, text, mask, field, on, GRID_HW)
+        delta = sesm(visual, text, mask, changed, GRID_HW) - sesm(visual, text, mask, field, GRID_HW)
         assert delta[:, 0].abs().max() > 1e-4
         assert bool(delta[:, 1:].abs().max() > 1e-6) is moves_elsewhere
-
-
-def test_a_sample_without_field_has_exactly_no_residual_and_no_gradient() -> None:
-    sesm = module("A")
-    visual, text, mask, field = inputs()
-    residual = sesm(visual, text, mask, field, torch.tensor([False, False]), GRID_HW)
-    assert residual.abs().max() == 0
-    residual.sum().backward()
-    assert all(p.grad is None or p.grad.abs().max() == 0 for p in sesm.parameters())
 
 
 def test_field_is_resized_in_place() -> None:
