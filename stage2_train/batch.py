@@ -30,6 +30,8 @@ class LabelledPart:
     """f32 in [0,1]; None where no store is used."""
     has_prior_B: torch.Tensor | None
     """Bool: the row carries a usable proposal."""
+    trust_B: torch.Tensor | None
+    """f32 in [0,1]: rank of the frozen model's confidence among the store's rows; NaN where it has none."""
     field_uniform_B: torch.Tensor
     """f32 in [0,1): decides whether the sample sees the prior field."""
 
@@ -49,6 +51,7 @@ class UnlabelledPart:
     """f32 in [0,1): decides which surviving candidate is used."""
     prior_B1HW: torch.Tensor | None
     has_prior_B: torch.Tensor | None
+    trust_B: torch.Tensor | None
     field_uniform_B: torch.Tensor
     noise_B2: torch.Tensor
     """f32, standard normal: exploration noise of a policy."""

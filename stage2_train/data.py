@@ -47,6 +47,10 @@ class PriorReader(Protocol):
         """Soft masks u8 [B,G,G] and bool [B]: whether the row carries a usable proposal."""
         ...
 
+    def trust(self, sample_ids: Sequence[str]) -> torch.Tensor:
+        """f32 [B] in [0,1]: rank of the row's confidence among all rows; NaN where it has none."""
+        ...
+
 
 class CandidateReader(Protocol):
     """What training needs of a source of candidate masks."""
@@ -270,6 +274,7 @@ class BatchSource:
             token_mask_BT=token_mask_BT,
             prior_B1HW=prior_B1HW,
             has_prior_B=has_prior_B,
+            trust_B=self._trust(draws),
             field_uniform_B=self._uniform(draws, "field"),
         )
 
@@ -298,6 +303,7 @@ class BatchSource:
             choice_uniform_B=self._uniform(draws, "text choice"),
             prior_B1HW=prior_B1HW,
             has_prior_B=has_prior_B,
+            trust_B=self._trust(draws),
             field_uniform_B=self._uniform(draws, "field"),
             noise_B2=torch.from_numpy(
                 np.stack(
@@ -322,6 +328,9 @@ class BatchSource:
         flip_B = torch.tensor(flips)
         prior_B1HW = torch.where(flip_B[:, None, None, None], prior_B1HW.flip(-1), prior_B1HW)
         return prior_B1HW, has_prior_B
+
+    def _trust(self, draws: list[Draw]) -> torch.Tensor | None:
+        return None if self.prior is None else self.prior.trust([item.sample.sample_id for item in draws])
 
     def _candidates(self, draws: list[Draw], flips: list[bool]) -> torch.Tensor | None:
         if self.candidates is None:

@@ -27,6 +27,7 @@ class StorePriors:
     def __init__(self, store: PriorStore) -> None:
         """Wrap a complete store."""
         self.store = store
+        self._sorted_confidence: np.ndarray | None = None
 
     def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Proposals u8 [B,G,G] and bool [B]: whether the row has a prior (a usable box, or a mask from outside).
@@ -37,6 +38,19 @@ class StorePriors:
         rows = self.store.rows_of(sample_ids)
         proposal_BGG = torch.from_numpy(self.store.batch("proposal", rows))
         return proposal_BGG, torch.from_numpy(np.isin(self.store.batch("status", rows), HAS_PRIOR))
+
+    def trust(self, sample_ids: Sequence[str]) -> torch.Tensor:
+        """f32 [B] in [0, 1]: share of the store's rows less confident than this one; NaN where it has no confidence."""
+        if self._sorted_confidence is None:
+            known = self.store.column("confidence")
+            self._sorted_confidence = np.sort(known[np.isfinite(known)])
+        ordered, own_B = (
+            self._sorted_confidence,
+            self.store.batch("confidence", self.store.rows_of(sample_ids)),
+        )
+        rank_B = (np.searchsorted(ordered, own_B) + np.searchsorted(ordered, own_B, side="right")) / 2
+        trust_B = np.where(np.isfinite(own_B), rank_B / max(len(ordered), 1), np.nan)
+        return torch.from_numpy(trust_B.astype(np.float32))
 
     def holds(self, samples: Sequence[Sample]) -> bool:
         """Whether every sample has a row."""
@@ -71,6 +85,10 @@ class MisplacedPriors(StorePriors):
     def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """See `StorePriors.read`."""
         return super().read([self._taken_from.get(one, one) for one in sample_ids])
+
+    def trust(self, sample_ids: Sequence[str]) -> torch.Tensor:
+        """See `StorePriors.trust`."""
+        return super().trust([self._taken_from.get(one, one) for one in sample_ids])
 
 
 def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:

@@ -107,7 +107,7 @@ class L2l(Method):
         if not self.config.l2l.use_spm:
             return weak_B1HW, weak_B1HW.new_zeros(())
         assert part.has_prior_B is not None
-        fused_B1HW, lam_B1HW = fuse(known_prior(part, weak_B1HW), weak_B1HW, self.config.spm)
+        fused_B1HW, lam_B1HW = fuse(known_prior(part, weak_B1HW), weak_B1HW, self.config.spm, part.trust_B)
         has_B111 = part.has_prior_B[:, None, None, None]
         return torch.where(has_B111, fused_B1HW, weak_B1HW), (lam_B1HW * has_B111).mean()
 
@@ -127,7 +127,8 @@ class L2l(Method):
             return torch.cat((labelled.prior_B1HW, part.prior_B1HW))
         on_B = field_on_B[: len(labelled.samples)]
         own_B1HW = labelled.prior_B1HW.clone()
-        own_B1HW[on_B] = fuse(own_B1HW[on_B], labelled_weak_F1HW, self.config.spm)[0]
+        assert labelled.trust_B is not None
+        own_B1HW[on_B] = fuse(own_B1HW[on_B], labelled_weak_F1HW, self.config.spm, labelled.trust_B[on_B])[0]
         return torch.cat((own_B1HW, target_B1HW)).detach()
 
     def _label(
