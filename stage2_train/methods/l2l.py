@@ -140,16 +140,16 @@ class L2l(Method):
             fixed_BA = target_B1HW.new_tensor([[own.tau_fg, own.tau_bg]]).expand(len(target_B1HW), -1)
             return pseudo_label(target_B1HW, fixed_BA[:, 0], fixed_BA[:, 1], self.band_px), {}
         before_BA = self.agent.thresholds_A.to(target_B1HW.device).expand(len(target_B1HW), -1)
-        state_BS = state(target_B1HW, weak_B1HW, before_BA, self.band_px)
+        old_BHW = pseudo_label(target_B1HW, before_BA[:, 0], before_BA[:, 1], self.band_px)
+        state_BS = state(target_B1HW, weak_B1HW, old_BHW)
         greedy_BA = self.agent.act(state_BS)
         action_BA = project_action(greedy_BA + self.config.rple.ddpg.noise_std * noise_B2)
         label_BHW = pseudo_label(target_B1HW, action_BA[:, 0], action_BA[:, 1], self.band_px)
-        old_BHW = pseudo_label(target_B1HW, before_BA[:, 0], before_BA[:, 1], self.band_px)
         weights = self.config.rple.reward
         old_B3 = quality(weak_B1HW, target_B1HW, old_BHW, weights.beta)
         new_B3 = quality(weak_B1HW, target_B1HW, label_BHW, weights.beta)
         reward_B = reward(old_B3, new_B3, before_BA, action_BA, weights)
-        next_BS = state(target_B1HW, weak_B1HW, action_BA, self.band_px)
+        next_BS = state(target_B1HW, weak_B1HW, label_BHW)
         self._transitions.append(torch.cat((state_BS, action_BA, reward_B[:, None], next_BS), dim=1).detach())
         names = ("reward_margin", "reward_consistency", "reward_coverage")
         extra = {

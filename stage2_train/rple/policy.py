@@ -133,19 +133,17 @@ def shares(label_BHW: Tensor) -> Tensor:
     )
 
 
-def state(fused_B1HW: Tensor, weak_B1HW: Tensor, thresholds_BA: Tensor, band_px: int = 0) -> Tensor:
+def state(fused_B1HW: Tensor, weak_B1HW: Tensor, label_BHW: Tensor) -> Tensor:
     """Eq. 7.
 
     Args:
         fused_B1HW: P̃†.
         weak_B1HW: Pw.
-        thresholds_BA: (tau_fg, tau_bg) in force for each sample.
-        band_px: As `pseudo_label`.
+        label_BHW: Its pseudo-labels under the thresholds in force.
 
     Returns:
         [B, 6], every entry in [0, 1].
     """
-    label_BHW = pseudo_label(fused_B1HW, thresholds_BA[:, 0], thresholds_BA[:, 1], band_px)
     flat_BU = fused_B1HW.flatten(1)
     moments_B2 = torch.stack((flat_BU.mean(dim=1), flat_BU.std(dim=1, correction=0)), dim=1)
     agreement_B1 = agreement(weak_B1HW, fused_B1HW).unsqueeze(1)

@@ -81,7 +81,9 @@ def test_band_scales_with_resolution(size: int, band: int) -> None:
 def test_state_by_hand() -> None:
     fused_B1HW = torch.tensor([[[[0.0, 0.5], [0.5, 1.0]]]])
     weak_B1HW = torch.tensor([[[[0.0, 0.5], [0.1, 0.8]]]])
-    state_BS = state(fused_B1HW, weak_B1HW, torch.tensor([[0.7, 0.2]]))
+    state_BS = state(
+        fused_B1HW, weak_B1HW, pseudo_label(fused_B1HW, torch.tensor([0.7]), torch.tensor([0.2]), 0)
+    )
     assert state_BS[0].tolist() == pytest.approx([0.5, 0.125**0.5, 0.25, 0.25, 0.5, 1 - 0.6 / 4])
 
 
