@@ -2,10 +2,10 @@
 
     python tests/bench/bench_peers.py [--rows 2000 --rows 20000 ...] [--grid 128] [--peer hdf5 ...] [--rounds 5]
 
-Peers and their settings are those of `peers.py`; each runs in a process of its own, since some change global settings.
+Peers and their settings are those of `peers.py`; each runs in processes of its own, since some change global settings.
 The store and one peer take turns: a window of random batches of 32 rows each, or a whole shuffled epoch each, drawn
 anew. Rates are rows per second of wall time with the files in the page cache, worker processes started before; ratios
-are taken within a turn, and the table has medians and ranges. Worker counts 1 and 2 are tried up to 20,000 rows.
+are taken within a turn, and the table has medians and ranges. Worker processes (1 and 2) are tried with 20,000 rows.
 Memory is the most that was private to the process and its workers (their share of anonymous and shared memory, so no
 page cache) during an epoch, over what it was before the files were opened. Streams have no random batches.
 """
@@ -32,11 +32,14 @@ from peers import PEERS, STORE, Peer
 
 WORKERS = (0, 1, 2)
 """Worker processes of a loader."""
-MOST_ROWS_WITH_WORKERS = 20_000
+ROWS_WITH_WORKERS = 20_000
+"""The size at which worker processes are tried; elsewhere the main process loads."""
 DRAWN = 4096
 """Rows drawn; more are these again, for nothing here is compressed."""
 PATIENCE = 30.0
 """Seconds after which no further turn of an epoch is begun."""
+SILENCE = 900.0
+"""Seconds after which a contender counts as stuck."""
 TARGETS = {
     ("memory map", "random"): ">= 0.6",
     ("memory map", "epoch"): ">= 0.75",
@@ -50,7 +53,9 @@ TARGETS = {
 
 def serve(requests: Connection, peer: Peer, folder: Path) -> None:
     """Answer requests until told None; each is the name of a function below and its arguments."""
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what packages print is no figure
+    # What packages print is no figure; and workers are forked as in a program of its own, not spawned as this one.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
     importlib.import_module(peer.package)
     contender = Contending(peer, folder)
     requests.send("ready")
@@ -121,9 +126,12 @@ class Contender:
         self._await()
 
     def _await(self) -> Any:
+        start = time.monotonic()
         while not self._requests.poll(1.0):
             if not self._process.is_alive():
                 raise RuntimeError(f"a contender ended with status {self._process.exitcode}; its error is above")
+            if time.monotonic() - start > SILENCE:
+                raise RuntimeError(f"a contender has not answered for {SILENCE:.0f} s")
         return self._requests.recv()
 
     def ask(self, name: str, *arguments: Any) -> Any:
@@ -145,8 +153,7 @@ class Contender:
 
     def end(self) -> None:
         """End the process."""
-        if self._process.is_alive():
-            self._requests.send(None)
+        self._requests.send(None)
         self._process.join()
 
 
@@ -158,11 +165,13 @@ def contender(peer: Peer, folder: Path) -> Iterator[Contender]:
     process = context.Process(target=serve, args=(its, peer, folder))
     process.start()
     its.close()
-    one = Contender(process, ours)
     try:
+        one = Contender(process, ours)
         yield one
-    finally:
         one.end()
+    finally:
+        process.terminate()
+        process.join()
 
 
 def private_mib(process: int) -> float:
@@ -211,40 +220,43 @@ def written(one: Contender, peer: Peer, folder: Path, rows: Path) -> list[Figure
     ]
 
 
-def turns(ours: Contender, its: Contender, peer: Peer, num_rows: int, args: argparse.Namespace) -> list[Figure]:
-    """All figures of a peer and the store that take turns."""
-    figures = []
-    if peer.read is not None:
-        for one in (ours, its):
-            one.ask("random", num_rows, 0.1)
-        rates = [
-            (ours.ask("random", num_rows, args.seconds), its.ask("random", num_rows, args.seconds))
-            for _ in range(args.rounds)
-        ]
-        figures += _pair(peer, "random", num_rows, rates)
-    for workers in WORKERS if num_rows <= MOST_ROWS_WITH_WORKERS else WORKERS[:1]:
-        rates = []
-        for one in (ours, its):
-            one.ask("epoch", workers)
-        start = time.perf_counter()
-        while len(rates) < args.rounds and (not rates or time.perf_counter() - start < PATIENCE):
-            pair = []
-            for one in (ours, its):
-                count, seconds = one.ask("epoch", workers)
-                assert count == num_rows, f"{peer.name}: an epoch of {count} rows instead of {num_rows}"
-                pair.append(count / seconds)
-            rates.append((pair[0], pair[1]))
-        for one in (ours, its):
-            one.ask("forget", workers)
-        figures += _pair(peer, "epoch", num_rows, rates, workers)
-    return figures
+def random_turns(
+    ours: Contender, its: Contender, peer: Peer, num_rows: int, args: argparse.Namespace
+) -> list[Figure]:
+    """Random batches of a peer and the store, in turn."""
+    for one in (ours, its):
+        one.ask("random", num_rows, 0.1)
+    rates = [
+        (ours.ask("random", num_rows, args.seconds), its.ask("random", num_rows, args.seconds))
+        for _ in range(args.rounds)
+    ]
+    return _pair(peer, "random", num_rows, rates)
 
 
-def memory(peer: Peer, folder: Path, num_rows: int) -> Figure:
-    """Peak memory of one epoch in a fresh process."""
-    with contender(peer, folder) as one:
-        before = one.private_mib()
-        _, peak = one.peak_mib("epoch", 0)
+def epoch_turns(
+    ours: Contender, its: Contender, peer: Peer, num_rows: int, workers: int, rounds: int
+) -> list[Figure]:
+    """Shuffled epochs of a peer and the store, in turn; workers are started before."""
+    for one in (ours, its) if workers else ():
+        one.ask("epoch", workers)
+    rates: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    while len(rates) < rounds and (not rates or time.perf_counter() - start < PATIENCE):
+        pair = []
+        for one in (ours, its):
+            count, seconds = one.ask("epoch", workers)
+            assert count == num_rows, f"{peer.name}: an epoch of {count} rows instead of {num_rows}"
+            pair.append(count / seconds)
+        rates.append((pair[0], pair[1]))
+    if workers:
+        ours.ask("forget", workers)
+    return _pair(peer, "epoch", num_rows, rates, workers)
+
+
+def memory(one: Contender, peer: Peer, num_rows: int) -> Figure:
+    """Peak memory of the first epoch of a process."""
+    before = one.private_mib()
+    _, peak = one.peak_mib("epoch", 0)
     return _figure(peer, "memory", num_rows, [peak - before], "MiB")
 
 
@@ -254,8 +266,7 @@ def bench(work: Path, num_rows: int, args: argparse.Namespace) -> list[Figure]:
     write_rows(rows, num_rows, args.grid)
     store.mkdir()
     with contender(STORE, store) as ours:
-        figures = written(ours, STORE, store, rows)
-        figures.append(memory(STORE, store, num_rows))
+        figures = [*written(ours, STORE, store, rows), memory(ours, STORE, num_rows)]
         for key in args.peer or PEERS:
             peer, folder = PEERS[key], work / key
             if not importlib.util.find_spec(peer.package):
@@ -265,9 +276,13 @@ def bench(work: Path, num_rows: int, args: argparse.Namespace) -> list[Figure]:
             folder.mkdir()
             with contender(peer, folder) as its:
                 figures += written(its, peer, folder, rows)
-            figures.append(memory(peer, folder, num_rows))
-            with contender(peer, folder) as its:
-                figures += turns(ours, its, peer, num_rows, args)
+            for workers in WORKERS if num_rows == ROWS_WITH_WORKERS else WORKERS[:1]:
+                with contender(peer, folder) as its:
+                    if workers == 0:
+                        figures.append(memory(its, peer, num_rows))
+                    if workers == 0 and peer.read is not None:
+                        figures += random_turns(ours, its, peer, num_rows, args)
+                    figures += epoch_turns(ours, its, peer, num_rows, workers, args.rounds)
             shutil.rmtree(folder)
     return figures
 
