@@ -221,36 +221,35 @@ def written(one: Contender, peer: Peer, folder: Path, rows: Path) -> list[Figure
 
 
 def random_turns(
-    ours: Contender, its: Contender, peer: Peer, num_rows: int, args: argparse.Namespace
-) -> list[Figure]:
-    """Random batches of a peer and the store, in turn."""
+    ours: Contender, its: Contender, num_rows: int, args: argparse.Namespace
+) -> list[tuple[float, float]]:
+    """Rates of random batches of the store and a peer, in turn."""
     for one in (ours, its):
         one.ask("random", num_rows, 0.1)
-    rates = [
+    return [
         (ours.ask("random", num_rows, args.seconds), its.ask("random", num_rows, args.seconds))
         for _ in range(args.rounds)
     ]
-    return _pair(peer, "random", num_rows, rates)
 
 
 def epoch_turns(
-    ours: Contender, its: Contender, peer: Peer, num_rows: int, workers: int, rounds: int
-) -> list[Figure]:
-    """Shuffled epochs of a peer and the store, in turn; workers are started before."""
+    ours: Contender, its: Contender, num_rows: int, workers: int, args: argparse.Namespace
+) -> list[tuple[float, float]]:
+    """Rates of shuffled epochs of the store and a peer, in turn; workers are started before."""
     for one in (ours, its) if workers else ():
         one.ask("epoch", workers)
     rates: list[tuple[float, float]] = []
     start = time.perf_counter()
-    while len(rates) < rounds and (not rates or time.perf_counter() - start < PATIENCE):
+    while len(rates) < args.rounds and (not rates or time.perf_counter() - start < PATIENCE):
         pair = []
         for one in (ours, its):
             count, seconds = one.ask("epoch", workers)
-            assert count == num_rows, f"{peer.name}: an epoch of {count} rows instead of {num_rows}"
+            assert count == num_rows, f"an epoch of {count} rows instead of {num_rows}"
             pair.append(count / seconds)
         rates.append((pair[0], pair[1]))
     if workers:
         ours.ask("forget", workers)
-    return _pair(peer, "epoch", num_rows, rates, workers)
+    return rates
 
 
 def memory(one: Contender, peer: Peer, num_rows: int) -> Figure:
@@ -265,6 +264,7 @@ def bench(work: Path, num_rows: int, args: argparse.Namespace) -> list[Figure]:
     rows, store = work / "rows.npy", work / "store"
     write_rows(rows, num_rows, args.grid)
     store.mkdir()
+    mine: dict[tuple[str, int], list[float]] = {}
     with contender(STORE, store) as ours:
         figures = [*written(ours, STORE, store, rows), memory(ours, STORE, num_rows)]
         for key in args.peer or PEERS:
@@ -277,13 +277,19 @@ def bench(work: Path, num_rows: int, args: argparse.Namespace) -> list[Figure]:
             with contender(peer, folder) as its:
                 figures += written(its, peer, folder, rows)
             for workers in WORKERS if num_rows == ROWS_WITH_WORKERS else WORKERS[:1]:
+                found = {}
                 with contender(peer, folder) as its:
                     if workers == 0:
                         figures.append(memory(its, peer, num_rows))
                     if workers == 0 and peer.read is not None:
-                        figures += random_turns(ours, its, peer, num_rows, args)
-                    figures += epoch_turns(ours, its, peer, num_rows, workers, args.rounds)
+                        found["random"] = random_turns(ours, its, num_rows, args)
+                    found["epoch"] = epoch_turns(ours, its, num_rows, workers, args)
+                for what, rates in found.items():
+                    figures += _pair(peer, what, num_rows, rates, workers)
+                    mine.setdefault((what, workers), []).extend(one for one, _ in rates)
             shutil.rmtree(folder)
+    for (what, workers), values in mine.items():
+        figures.append(_figure(STORE, what, num_rows, values, "rows/s", workers=workers))
     return figures
 
 
@@ -317,15 +323,13 @@ def _figure(
 
 
 def _pair(
-    peer: Peer, what: str, num_rows: int, rates: list[tuple[float, float]], workers: int = 0
+    peer: Peer, what: str, num_rows: int, rates: list[tuple[float, float]], workers: int
 ) -> list[Figure]:
-    """Rate of the peer, the store's beside it, and their ratio."""
+    """Rate of the peer, and the store's ratio to it."""
     target = TARGETS.get((peer.name, what), "") if workers == 0 else ""
-    mine, its = ([pair[index] for pair in rates] for index in (0, 1))
-    beside = f"the store beside it: {np.median(mine):,.0f} ({min(mine):,.0f} to {max(mine):,.0f})"
-    ratios = [one / other for one, other in rates]
+    ratios = [mine / its for mine, its in rates]
     return [
-        _figure(peer, what, num_rows, its, "rows/s", workers=workers, note=beside),
+        _figure(peer, what, num_rows, [its for _, its in rates], "rows/s", workers=workers),
         figure(f"store over {peer.name}: {_label(what, num_rows, workers)}", ratios, "x", target),
     ]
 
