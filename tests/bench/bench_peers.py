@@ -129,7 +129,9 @@ class Contender:
         start = time.monotonic()
         while not self._requests.poll(1.0):
             if not self._process.is_alive():
-                raise RuntimeError(f"a contender ended with status {self._process.exitcode}; its error is above")
+                raise RuntimeError(
+                    f"a contender ended with status {self._process.exitcode}; its error is above"
+                )
             if time.monotonic() - start > SILENCE:
                 raise RuntimeError(f"a contender has not answered for {SILENCE:.0f} s")
         return self._requests.recv()

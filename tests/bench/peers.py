@@ -193,9 +193,7 @@ def open_mds(folder: Path) -> Read:
 
 
 def mds_loader(folder: Path, workers: int) -> Iterable[Any]:
-    return DataLoader(
-        mds_data(folder), batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0
-    )
+    return DataLoader(mds_data(folder), batch_size=BATCH, num_workers=workers, persistent_workers=workers > 0)
 
 
 # ---- WebDataset ---------------------------------------------------------------------------------------------------
@@ -216,9 +214,7 @@ def webdataset_loader(folder: Path, workers: int) -> Iterable[Any]:
     # A worker may be left without a shard: there is one of 10,000 rows where there are 2,000.
     data = webdataset.WebDataset(files, shardshuffle=len(files), empty_check=False)
     batches = data.shuffle(5000).decode().to_tuple("npy").batched(BATCH)
-    return webdataset.WebLoader(
-        batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0
-    )
+    return webdataset.WebLoader(batches, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
 
 
 STORE = Peer(

@@ -61,7 +61,9 @@ def table(figures: Iterable[tuple[str, Figure]]) -> str:
         unit = f" {one.unit}".rstrip()
         spread = "" if one.low == one.high else f"{number_text(one.low)} to {number_text(one.high)}"
         verdict = VERDICTS[one.met]
-        rows.append([bench, one.name.strip(), number_text(one.value) + unit, spread, one.target, verdict, one.note])
+        rows.append(
+            [bench, one.name.strip(), number_text(one.value) + unit, spread, one.target, verdict, one.note]
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
