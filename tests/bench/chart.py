@@ -21,7 +21,7 @@ from peers import PEERS, STORE
 
 from shared.errors import DataError
 
-NAME_WIDTH, PANEL_WIDTH, GAP = 112, 226, 26
+NAME_WIDTH, PANEL_WIDTH, GAP = 112, 218, 40
 """Widths of the names, of a panel's axis and of what lies between panels, user units."""
 TOP, ROW, BOTTOM = 64, 27, 74
 """Heights above the rows, of a row, and of axis and source below, user units."""
@@ -98,7 +98,7 @@ def panel(
         y = TOP + ROW * (row + 0.5)
         points = [(index, place(rates[name])) for index, (_, rates) in enumerate(series) if name in rates]
         if not points:
-            parts.append(f'<text class="muted" x="{left + 4}" y="{y + 4:.1f}">a stream has none</text>')
+            parts.append(f'<text class="muted" x="{left + 4}" y="{y + 4:.1f}">has none</text>')
             continue
         ends = [x for _, x in points]
         parts.append(
@@ -126,16 +126,17 @@ def draw(rates: dict[tuple[str, str, int, int], float], about: dict[str, Any]) -
     by_workers = [
         (f"{count} worker" + "s" * (count != 1), pick("epoch", ROWS_WITH_WORKERS, count)) for count in workers
     ]
-    panels = [
+    candidates = [
         ("random batches of 32", by_rows[0]),
         ("shuffled epoch, no workers", by_rows[1]),
         (f"shuffled epoch, {ROWS_WITH_WORKERS:,} rows", [one for one in by_workers if one[1]]),
     ]
+    panels = [(title, series) for title, series in candidates if series]
     low, high = (
         math.floor(math.log10(min(rates.values()))),
         math.ceil(math.log10(max(rates.values()))),
     )
-    width = NAME_WIDTH + len(panels) * (PANEL_WIDTH + GAP)
+    width = NAME_WIDTH + len(panels) * (PANEL_WIDTH + GAP) - 12
     height = TOP + ROW * len(names) + BOTTOM
     lines = [
         f"{title}, {label}, rows/s: " + ", ".join(f"{name} {rate:,.0f}" for name, rate in found.items())

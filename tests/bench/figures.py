@@ -66,6 +66,6 @@ def print_figures(bench: str, figures: Sequence[Figure]) -> None:
     for one in figures:
         spread = f"({one.low:.4g} to {one.high:.4g})"
         target = f"{one.target:8s} {VERDICTS[one.met]:6s}"
-        print(f"{one.name:52s} {one.value:10.4g} {one.unit:8s} {spread:24s} {target} {one.note}".rstrip())
+        print(f"{one.name:66s} {one.value:10.4g} {one.unit:8s} {spread:24s} {target} {one.note}".rstrip())
     for one in figures:
         print(json.dumps({"bench": bench, **asdict(one), "met": one.met}), flush=True)
