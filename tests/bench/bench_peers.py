@@ -261,14 +261,14 @@ def memory(one: Contender, peer: Peer, num_rows: int) -> Figure:
     return _figure(peer, "memory", num_rows, [peak - before], "MiB")
 
 
-def bench(work: Path, num_rows: int, args: argparse.Namespace) -> list[Figure]:
-    """The store beside each peer, on so many rows; a peer's files are removed after it."""
+def bench(work: Path, num_rows: int, args: argparse.Namespace) -> Iterator[list[Figure]]:
+    """The store beside each peer, on so many rows: the figures of each; a peer's files are removed after it."""
     rows, store = work / "rows.npy", work / "store"
     write_rows(rows, num_rows, args.grid)
     store.mkdir()
     mine: dict[tuple[str, int], list[float]] = {}
     with contender(STORE, store) as ours:
-        figures = [*written(ours, STORE, store, rows), memory(ours, STORE, num_rows)]
+        yield [*written(ours, STORE, store, rows), memory(ours, STORE, num_rows)]
         for key in args.peer or PEERS:
             peer, folder = PEERS[key], work / key
             if not importlib.util.find_spec(peer.package):
@@ -277,7 +277,7 @@ def bench(work: Path, num_rows: int, args: argparse.Namespace) -> list[Figure]:
             print(f"{num_rows} rows, {peer.name} ...", file=sys.stderr, flush=True)
             folder.mkdir()
             with contender(peer, folder) as its:
-                figures += written(its, peer, folder, rows)
+                figures = written(its, peer, folder, rows)
             for workers in WORKERS if num_rows == ROWS_WITH_WORKERS else WORKERS[:1]:
                 found = {}
                 with contender(peer, folder) as its:
@@ -290,9 +290,11 @@ def bench(work: Path, num_rows: int, args: argparse.Namespace) -> list[Figure]:
                     figures += _pair(peer, what, num_rows, rates, workers)
                     mine.setdefault((what, workers), []).extend(one for one, _ in rates)
             shutil.rmtree(folder)
-    for (what, workers), values in mine.items():
-        figures.append(_figure(STORE, what, num_rows, values, "rows/s", workers=workers))
-    return figures
+            yield figures
+    yield [
+        _figure(STORE, what, num_rows, values, "rows/s", workers=workers)
+        for (what, workers), values in mine.items()
+    ]
 
 
 NAMES = {
@@ -346,11 +348,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a window (default 0.3)")
     parser.add_argument("--dir", default=None, help="folder for the files (default: the system's)")
     args = parser.parse_args()
-    figures: list[Figure] = []
     for num_rows in args.rows or [2000, 20_000]:
         with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-            figures += bench(Path(folder), num_rows, args)
-    print_figures("peers", figures)
+            for figures in bench(Path(folder), num_rows, args):
+                print_figures("peers", figures)
 
 
 if __name__ == "__main__":
