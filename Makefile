@@ -33,7 +33,7 @@ RECIPE ?= embedded
 RUN ?= runs/$(RECIPE)
 sets = $(foreach one,$(SET),--set $(one))
 
-.PHONY: all setup data priors train test test-cluster check bench embedded-models clean
+.PHONY: all setup data priors train test test-cluster check bench bench-table embedded-models clean
 
 all:
 	@if $(MAKE) --no-print-directory --question $(REPORT) >/dev/null 2>&1; then \
@@ -119,8 +119,33 @@ check: $(STAMP)
 	$(PY) -m mypy
 	$(MAKE) --no-print-directory test
 
-bench: $(STAMP)
-	@for file in tests/bench/bench_*.py; do echo "$$file"; PYTHONPATH=. $(PY) $$file; done
+# What each bench prints is kept in cache/bench; at the end one table of all ratios beside their aims, and a chart. Other
+# people's formats have an environment of their own on top of .venv, since not all of them agree with its packages.
+BENCH := cache/bench
+PEERS := .venv-peers
+PEERS_STAMP := $(PEERS)/.setup-stamp
+
+$(PEERS_STAMP): tests/bench/requirements-peers.txt | $(STAMP)
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > $$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
+	@PYTHONPATH=. $(PEERS)/bin/python -m shared.torchvision_shim install
+	@if $(PEERS)/bin/python -m pip install -qq --no-warn-conflicts --requirement $<; then touch $@; \
+	  else echo "bench: not installed, so left out: see $<"; fi
+
+bench: $(STAMP) $(PEERS_STAMP)
+	@mkdir -p $(BENCH)
+	@for file in tests/bench/bench_*.py; do \
+	  name=$$(basename $$file .py); echo "$$file"; \
+	  python=$(PY); if [ $$name = bench_peers ]; then python=$(PEERS)/bin/python; fi; \
+	  PYTHONPATH=. $$python $$file | tee $(BENCH)/$$name.txt; \
+	done
+	@$(MAKE) --no-print-directory bench-table
+
+bench-table:
+	@PYTHONPATH=. $(PY) tests/bench/table.py $(BENCH)/bench_*.txt --json $(BENCH)/figures.json | tee $(BENCH)/table.md
+	@PYTHONPATH=. $(PY) tests/bench/chart.py $(BENCH)/figures.json $(BENCH)/peers.svg
+	@echo "figures: $(BENCH)/figures.json, chart: $(BENCH)/peers.svg"
 
 embedded-models: $(STAMP)
 	$(PY) -m stage1_priors.tiny.train

@@ -1,251 +1,357 @@
-"""The prior store beside what people would use instead, on the same rows: rates, bytes a row, files; and a chart.
+"""The prior store beside what people would use instead, on the same rows.
 
-    python tests/bench/bench_peers.py [--rows 2000 --rows 20000] [--grid 128] [--seconds 0.3] [--chart OUT.svg]
+    python tests/bench/bench_peers.py [--rows 2000 --rows 20000 ...] [--grid 128] [--peer hdf5 ...] [--rounds 5]
 
-Each peer has the settings it recommends, said beside its name. A random batch is 32 rows drawn anew each time; an epoch
-is every row once, shuffled as the peer shuffles. Rates are rows per second of processor time in windows that alternate
-with windows of a memory-mapped array, the limit; ratios are medians over paired windows. A peer that is not
-installed is left out with a line. Streams have no random batches.
+Peers and their settings are those of `peers.py`; each runs in processes of its own, since some change global settings.
+The store and one peer take turns: a window of random batches of 32 rows each, or a whole shuffled epoch each, drawn
+anew. Rates are rows per second of wall time with the files in the page cache, worker processes started before; ratios
+are taken within a turn, and the table has medians and ranges. Worker processes (1 and 2) are tried with 20,000 rows.
+Memory is the most that was private to the process and its workers (their share of anonymous and shared memory, so no
+page cache) during an epoch, over what it was before the files were opened. Streams have no random batches.
 """
 
 import argparse
+import importlib
 import importlib.util
-import itertools
+import multiprocessing
+import os
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from html import escape
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_store import BATCH, Step, make_rows, make_store, paired, random_batches
-from figures import Figure, print_figures
+from bench_store import BATCH, make_rows
+from figures import Figure, figure, print_figures
+from peers import PEERS, STORE, Peer
 
-from shared.store.reader import PriorStore
-
-Read = Callable[[np.ndarray], Any]
-"""Row numbers to their rows u8 [B, G, G]."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """One way to keep rows."""
-
-    name: str
-    """What it is, and its settings."""
-    needs: str
-    """Package; empty if it is always there."""
-    write: Callable[[Path, np.ndarray], None]
-    """Write the rows u8 [N, G, G] below a folder."""
-    open: Callable[[Path], Read] | None = None
-    """Open for random reads; None for a stream."""
-    stream: Callable[[Path], Iterator[np.ndarray]] | None = None
-    """One shuffled epoch, for peers with a shuffle of their own."""
+WORKERS = (0, 1, 2)
+"""Worker processes of a loader."""
+ROWS_WITH_WORKERS = 20_000
+"""The size at which worker processes are tried; elsewhere the main process loads."""
+DRAWN = 4096
+"""Rows drawn; more are these again, for nothing here is compressed."""
+PATIENCE = 30.0
+"""Seconds after which no further turn of an epoch is begun."""
+SILENCE = 900.0
+"""Seconds after which a contender counts as stuck."""
+TARGETS = {
+    ("memory map", "random"): ">= 0.6",
+    ("memory map", "epoch"): ">= 0.75",
+    ("LitData", "epoch"): ">= 5",
+}
+"""Aims for the ratio of the store to a peer, epochs without workers."""
 
 
-def shuffled(read: Read, num_rows: int, seed: int) -> Iterator[np.ndarray]:
-    """Batches of one epoch in an order drawn anew."""
-    order = np.random.default_rng(seed).permutation(num_rows)
-    for first in range(0, num_rows, BATCH):
-        yield read(order[first : first + BATCH])
+# ---- a contender's process ----------------------------------------------------------------------------------------
 
 
-# ---- the peers ----------------------------------------------------------------------------------------------------
+def serve(requests: Connection, peer: Peer, folder: Path) -> None:
+    """Answer requests until told None; each is the name of a function below and its arguments."""
+    # What packages print is no figure; and workers are forked as in a program of its own, not spawned as this one.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    multiprocessing.set_start_method(None, force=True)  # type: ignore[arg-type]
+    importlib.import_module(peer.package)
+    contender = Contending(peer, folder)
+    requests.send("ready")
+    while (request := requests.recv()) is not None:
+        name, *arguments = request
+        requests.send(getattr(contender, name)(*arguments))
+    os._exit(0)  # loaders stopped between two epochs need not end in order
 
 
-def write_memmap(folder: Path, rows: np.ndarray) -> None:
-    np.save(folder / "rows.npy", rows)
+class Contending:
+    """One way to keep rows, in its process."""
+
+    def __init__(self, peer: Peer, folder: Path) -> None:
+        self.peer, self.folder = peer, folder
+        self._generator = np.random.default_rng(5)
+        self._read: Any = None
+        self._loaders: dict[int, Any] = {}
+
+    def write(self, rows: Path) -> float:
+        """Seconds to write all rows of a .npy file."""
+        start = time.perf_counter()
+        self.peer.write(rows, self.folder)
+        return time.perf_counter() - start
+
+    def rows(self, picked: np.ndarray) -> np.ndarray:
+        """Some rows, to compare."""
+        assert self.peer.read is not None
+        return np.array(self.peer.read(self.folder)(picked))
+
+    def random(self, num_rows: int, seconds: float) -> float:
+        """Rows/s of random batches over one window."""
+        assert self.peer.read is not None
+        self._read = self._read or self.peer.read(self.folder)
+        count, start = 0, time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds or not count:
+            self._read(self._generator.integers(0, num_rows, BATCH))
+            count += BATCH
+        return count / elapsed
+
+    def epoch(self, workers: int) -> tuple[int, float]:
+        """Rows of one shuffled epoch, and its seconds."""
+        if workers not in self._loaders:
+            self._loaders[workers] = self.peer.loader(self.folder, workers)
+        start = time.perf_counter()
+        count = sum(len(batch_of(batch)) for batch in self._loaders[workers])
+        return count, time.perf_counter() - start
+
+    def forget(self, workers: int) -> None:
+        """End a loader's workers."""
+        self._loaders.pop(workers)
 
 
-def open_memmap(folder: Path) -> Read:
-    array = np.load(folder / "rows.npy", mmap_mode="r")
-    return lambda picked: array[picked]
+def batch_of(batch: Any) -> Any:
+    """The rows [B, G, G] in a loader's batch: itself, or in a dict or a tuple of one field."""
+    if isinstance(batch, dict):
+        return batch["proposal"]
+    return batch[0] if isinstance(batch, list | tuple) else batch
 
 
-def write_store(folder: Path, rows: np.ndarray) -> None:
-    make_store(folder / "rows.zarr", rows)
+# ---- seen from outside --------------------------------------------------------------------------------------------
 
 
-def open_store(folder: Path) -> Read:
-    store = PriorStore(folder / "rows.zarr")
-    return lambda picked: store.batch("proposal", picked)
+class Contender:
+    """The process of a contender, seen from outside."""
+
+    def __init__(self, process: Any, requests: Connection) -> None:
+        self._process, self._requests = process, requests
+        self._await()
+
+    def _await(self) -> Any:
+        start = time.monotonic()
+        while not self._requests.poll(1.0):
+            if not self._process.is_alive():
+                raise RuntimeError(
+                    f"a contender ended with status {self._process.exitcode}; its error is above"
+                )
+            if time.monotonic() - start > SILENCE:
+                raise RuntimeError(f"a contender has not answered for {SILENCE:.0f} s")
+        return self._requests.recv()
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """Have a method of `Contending` called; its result."""
+        self._requests.send((name, *arguments))
+        return self._await()
+
+    def peak_mib(self, name: str, *arguments: Any) -> tuple[Any, float]:
+        """The same, and the most private memory meanwhile."""
+        self._requests.send((name, *arguments))
+        peak = private_mib(self._process.pid)
+        while not self._requests.poll(0.02) and self._process.is_alive():
+            peak = max(peak, private_mib(self._process.pid))
+        return self._await(), peak
+
+    def private_mib(self) -> float:
+        """Private memory now."""
+        return private_mib(self._process.pid)
+
+    def end(self) -> None:
+        """End the process."""
+        self._requests.send(None)
+        self._process.join()
 
 
-def write_hdf5(folder: Path, rows: np.ndarray) -> None:
-    import h5py
-
-    with h5py.File(folder / "rows.h5", "w") as file:
-        file.create_dataset("proposal", data=rows, chunks=(1, *rows.shape[1:]))
-
-
-def open_hdf5(folder: Path) -> Read:
-    import h5py
-
-    array = h5py.File(folder / "rows.h5", "r")["proposal"]
-
-    def read(picked: np.ndarray) -> np.ndarray:
-        unique, back = np.unique(picked, return_inverse=True)  # HDF5 takes rising indices alone
-        return array[unique][back]
-
-    return read
+@contextmanager
+def contender(peer: Peer, folder: Path) -> Iterator[Contender]:
+    """A process that has the peer's package imported."""
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    process = context.Process(target=serve, args=(its, peer, folder))
+    process.start()
+    its.close()
+    try:
+        one = Contender(process, ours)
+        yield one
+        one.end()
+    finally:
+        process.terminate()
+        process.join()
 
 
-def write_npz(folder: Path, rows: np.ndarray) -> None:
-    for number, row in enumerate(rows):
-        np.savez_compressed(folder / f"{number:08d}.npz", proposal=row)
-
-
-def open_npz(folder: Path) -> Read:
-    def read(picked: np.ndarray) -> np.ndarray:
-        return np.stack([np.load(folder / f"{number:08d}.npz")["proposal"] for number in picked])
-
-    return read
-
-
-def write_mds(folder: Path, rows: np.ndarray) -> None:
-    from streaming import MDSWriter  # type: ignore[import-not-found]
-
-    kind = "ndarray:uint8:" + ",".join(map(str, rows.shape[1:]))
-    with MDSWriter(out=str(folder), columns={"proposal": kind}) as out:
-        for row in rows:
-            out.write({"proposal": row})
-
-
-def open_mds(folder: Path) -> Read:
-    from streaming import StreamingDataset
-
-    data = StreamingDataset(local=str(folder), shuffle=False, batch_size=BATCH)
-    return lambda picked: np.stack([data[int(number)]["proposal"] for number in picked])
-
-
-def write_webdataset(folder: Path, rows: np.ndarray) -> None:
-    import webdataset  # type: ignore[import-not-found]
-
-    with webdataset.ShardWriter(str(folder / "%06d.tar"), maxcount=1024, verbose=0) as out:
-        for number, row in enumerate(rows):
-            out.write({"__key__": f"{number:08d}", "npy": row})
-
-
-def stream_webdataset(folder: Path) -> Iterator[np.ndarray]:
-    import webdataset
-
-    files = sorted(map(str, folder.glob("*.tar")))
-    data = webdataset.WebDataset(files, shardshuffle=len(files)).shuffle(1000).decode().to_tuple("npy")
-    for (batch,) in data.batched(BATCH):
-        yield np.asarray(batch)
-
-
-PEERS = (
-    Peer(name="store (shards of 512, crc32c)", needs="", write=write_store, open=open_store),
-    Peer(name="HDF5 (chunk = row, plain)", needs="h5py", write=write_hdf5, open=open_hdf5),
-    Peer(name=".npz a row (deflate)", needs="", write=write_npz, open=open_npz),
-    Peer(name="MosaicML MDS (defaults)", needs="streaming", write=write_mds, open=open_mds),
-    Peer(
-        name="WebDataset (tar of 1024, buffer 1000)",
-        needs="webdataset",
-        write=write_webdataset,
-        stream=stream_webdataset,
-    ),
-)
-LIMIT = Peer(name="memory map (the limit)", needs="", write=write_memmap, open=open_memmap)
+def private_mib(process: int) -> float:
+    """Memory of a process and its descendants without page cache, shared memory counted once, MiB."""
+    kilobytes = 0
+    try:
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text("ascii").splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                kilobytes += int(line.split()[1])
+        children = [
+            int(child)
+            for thread in Path(f"/proc/{process}/task").iterdir()
+            for child in (thread / "children").read_text("ascii").split()
+        ]
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0  # ended meanwhile
+    return kilobytes / 1024 + sum(private_mib(child) for child in children)
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------
 
 
-def epoch_step(peer: Peer, folder: Path, num_rows: int) -> Step:
-    """A step that takes one batch of endless shuffled epochs."""
-
-    def batches() -> Iterator[np.ndarray]:
-        read = None if peer.open is None else peer.open(folder)
-        for epoch in itertools.count():
-            if peer.stream is not None:
-                yield from peer.stream(folder)
-            else:
-                assert read is not None
-                yield from shuffled(read, num_rows, epoch)
-
-    endless = batches()
-    return lambda: len(next(endless))
+def write_rows(path: Path, num_rows: int, grid: int) -> None:
+    """The rows as a .npy file."""
+    drawn = make_rows(min(num_rows, DRAWN), grid)
+    flat = np.lib.format.open_memmap(path, "w+", np.uint8, (num_rows, grid, grid))
+    for first in range(0, num_rows, DRAWN):
+        flat[first : first + DRAWN] = drawn[: num_rows - first]
+    flat.flush()
 
 
-def bench(work: Path, rows: np.ndarray, seconds: float) -> list[Figure]:
-    """All peers on the same rows."""
-    num_rows, figures = len(rows), []
-    limit = work / "limit"
-    limit.mkdir(parents=True)
-    LIMIT.write(limit, rows)
-    assert LIMIT.open is not None
-    for number, peer in enumerate((LIMIT, *PEERS)):
-        if peer.needs and not importlib.util.find_spec(peer.needs):
-            print(f"{peer.name}: left out, {peer.needs} is not installed", file=sys.stderr)
-            continue
-        folder = work / str(number)
-        folder.mkdir()
-        peer.write(folder, rows)
-        name = f"{num_rows}: {peer.name}"
-        steps: dict[str, tuple[Step, Step]] = {
-            "epoch": (epoch_step(peer, folder, num_rows), epoch_step(LIMIT, limit, num_rows))
-        }
-        if peer.open is not None:
-            read = peer.open(folder)
-            np.testing.assert_array_equal(read(np.array([num_rows - 1, 0])), rows[[-1, 0]])
-            reference = random_batches(LIMIT.open(limit), num_rows, BATCH)
-            steps["random"] = (random_batches(read, num_rows, BATCH), reference)
-        for what, (step, its) in steps.items():
-            got, ratio = paired(step, its, seconds)
-            figures.append(_figure(f"{name}, {what}", got, "rows/s", f"{ratio:.3g} x memory map"))
-        files = [file for file in folder.rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files) / num_rows
-        figures.append(_figure(f"{name}, size", size, "B/row", f"{len(files)} files"))
-    return figures
+def written(one: Contender, peer: Peer, folder: Path, rows: Path) -> list[Figure]:
+    """Have a contender write its files, and check and measure them."""
+    array = np.load(rows, mmap_mode="r")
+    seconds = one.ask("write", rows)
+    os.sync()
+    if peer.read is not None:
+        picked = np.array([len(array) - 1, 0])
+        np.testing.assert_array_equal(one.ask("rows", picked), array[picked])
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files) / len(array)
+    return [
+        _figure(peer, "size", len(array), [size], "B/row", note=peer.settings),
+        _figure(peer, "files", len(array), [len(files)], "files"),
+        _figure(peer, "write", len(array), [len(array) / seconds], "rows/s"),
+    ]
 
 
-def _figure(name: str, value: float, unit: str, note: str) -> Figure:
-    return Figure(name=name, value=value, unit=unit, low=value, high=value, note=note)
+def random_turns(
+    ours: Contender, its: Contender, num_rows: int, args: argparse.Namespace
+) -> list[tuple[float, float]]:
+    """Rates of random batches of the store and a peer, in turn."""
+    for one in (ours, its):
+        one.ask("random", num_rows, 0.1)
+    return [
+        (ours.ask("random", num_rows, args.seconds), its.ask("random", num_rows, args.seconds))
+        for _ in range(args.rounds)
+    ]
 
 
-def write_chart(path: Path, figures: list[Figure]) -> None:
-    """Bars of the rates, on a logarithmic scale, as an SVG file that stands alone."""
-    bars = [one for one in figures if one.unit == "rows/s"]
-    top = max(one.value for one in bars)
-    parts, row, left, width = [], 20, 360, 420
-    for index, one in enumerate(bars):
-        y = 30 + index * row
-        length = max(2.0, width * (1 + np.log10(one.value / top) / 5))
-        fill = "#2a6f97" if "store (" in one.name else "#a9b4bd"
-        parts.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{escape(one.name)}</text>')
-        parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="14" fill="{fill}"/>')
-        parts.append(f'<text x="{left + length + 6:.1f}" y="{y + 12}">{one.value:,.0f}</text>')
-    height = 40 + row * len(bars)
-    path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 90} {height}" '
-        'font-family="sans-serif" font-size="12"><title>Rows per second by kind of file</title>'
-        f'<text x="{left}" y="18">rows per second of processor time, logarithmic</text>'
-        + "".join(parts)
-        + "</svg>\n",
-        encoding="utf-8",
-    )
+def epoch_turns(
+    ours: Contender, its: Contender, num_rows: int, workers: int, args: argparse.Namespace
+) -> list[tuple[float, float]]:
+    """Rates of shuffled epochs of the store and a peer, in turn; workers are started before."""
+    for one in (ours, its) if workers else ():
+        one.ask("epoch", workers)
+    rates: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    while len(rates) < args.rounds and (not rates or time.perf_counter() - start < PATIENCE):
+        pair = []
+        for one in (ours, its):
+            count, seconds = one.ask("epoch", workers)
+            assert count == num_rows, f"an epoch of {count} rows instead of {num_rows}"
+            pair.append(count / seconds)
+        rates.append((pair[0], pair[1]))
+    if workers:
+        ours.ask("forget", workers)
+    return rates
+
+
+def memory(one: Contender, peer: Peer, num_rows: int) -> Figure:
+    """Peak memory of the first epoch of a process."""
+    before = one.private_mib()
+    _, peak = one.peak_mib("epoch", 0)
+    return _figure(peer, "memory", num_rows, [peak - before], "MiB")
+
+
+def bench(work: Path, num_rows: int, args: argparse.Namespace) -> Iterator[list[Figure]]:
+    """The store beside each peer, on so many rows: the figures of each; a peer's files are removed after it."""
+    rows, store = work / "rows.npy", work / "store"
+    write_rows(rows, num_rows, args.grid)
+    store.mkdir()
+    mine: dict[tuple[str, int], list[float]] = {}
+    with contender(STORE, store) as ours:
+        yield [*written(ours, STORE, store, rows), memory(ours, STORE, num_rows)]
+        for key in args.peer or PEERS:
+            peer, folder = PEERS[key], work / key
+            if not importlib.util.find_spec(peer.package):
+                print(f"{peer.name}: left out, {peer.package} is not installed", file=sys.stderr)
+                continue
+            print(f"{num_rows} rows, {peer.name} ...", file=sys.stderr, flush=True)
+            folder.mkdir()
+            with contender(peer, folder) as its:
+                figures = written(its, peer, folder, rows)
+            for workers in WORKERS if num_rows == ROWS_WITH_WORKERS else WORKERS[:1]:
+                found = {}
+                with contender(peer, folder) as its:
+                    if workers == 0:
+                        figures.append(memory(its, peer, num_rows))
+                    if workers == 0 and peer.read is not None:
+                        found["random"] = random_turns(ours, its, num_rows, args)
+                    found["epoch"] = epoch_turns(ours, its, num_rows, workers, args)
+                for what, rates in found.items():
+                    figures += _pair(peer, what, num_rows, rates, workers)
+                    mine.setdefault((what, workers), []).extend(one for one, _ in rates)
+            shutil.rmtree(folder)
+            yield figures
+    yield [
+        _figure(STORE, what, num_rows, values, "rows/s", workers=workers)
+        for (what, workers), values in mine.items()
+    ]
+
+
+NAMES = {
+    "random": "random batches",
+    "epoch": "shuffled epoch",
+    "size": "bytes a row",
+    "files": "files",
+    "write": "written",
+    "memory": "memory of an epoch",
+}
+"""What the table calls each measurement."""
+
+
+def _label(what: str, num_rows: int, workers: int) -> str:
+    return f"{NAMES[what]}, {num_rows:,} rows" + (f", {workers} workers" if what == "epoch" else "")
+
+
+def _figure(
+    peer: Peer,
+    what: str,
+    num_rows: int,
+    values: list[float],
+    unit: str,
+    *,
+    workers: int = 0,
+    note: str = "",
+) -> Figure:
+    of: dict[str, str | int] = {"peer": peer.name, "what": what, "rows": num_rows, "workers": workers}
+    return figure(f"{peer.name}: {_label(what, num_rows, workers)}", values, unit, note=note, of=of)
+
+
+def _pair(
+    peer: Peer, what: str, num_rows: int, rates: list[tuple[float, float]], workers: int
+) -> list[Figure]:
+    """Rate of the peer, and the store's ratio to it."""
+    target = TARGETS.get((peer.name, what), "") if workers == 0 else ""
+    ratios = [mine / its for mine, its in rates]
+    return [
+        _figure(peer, what, num_rows, [its for _, its in rates], "rows/s", workers=workers),
+        figure(f"store over {peer.name}: {_label(what, num_rows, workers)}", ratios, "x", target),
+    ]
 
 
 def main() -> None:
-    """Run everything, print the figures, write the chart."""
+    """Run everything and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, action="append", help="may be repeated; default 2000 and 20000")
     parser.add_argument("--grid", type=int, default=128, help="side of a row (default 128)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="length of a timing window (default 0.3)")
-    parser.add_argument("--chart", type=Path, default=None, help="SVG file to write")
+    parser.add_argument("--peer", action="append", choices=PEERS, help="may be repeated; default all")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default 5)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="length of a window (default 0.3)")
     parser.add_argument("--dir", default=None, help="folder for the files (default: the system's)")
     args = parser.parse_args()
-    figures: list[Figure] = []
     for num_rows in args.rows or [2000, 20_000]:
         with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-            figures += bench(Path(folder), make_rows(num_rows, args.grid), args.seconds)
-    print_figures("peers", figures)
-    if args.chart is not None:
-        write_chart(args.chart, figures)
+            for figures in bench(Path(folder), num_rows, args):
+                print_figures("peers", figures)
 
 
 if __name__ == "__main__":

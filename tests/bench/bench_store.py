@@ -5,7 +5,7 @@
 Rates of a shared machine move by half; every contender is therefore timed in windows that alternate with windows
 of the memory map, and the table shows the median ratio of paired windows (the rate is that of the median window).
 Warm reads are rows per second of processor time, which other processes disturb least; cold reads and writes are of
-wall time. `cold` drops the files from the page cache first (`posix_fadvise`). A peer that is not installed is left
+wall time. `cold` drops the files from the page cache first (`posix_fadvise`). A reader that is not installed is left
 out.
 """
 
@@ -14,7 +14,6 @@ import functools
 import importlib.util
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import Figure, figure, print_figures
 
 from shared.seeding import rng
 from shared.store.reader import PriorStore
@@ -70,11 +70,36 @@ def rate(step: Step, seconds: float) -> float:
     return count / elapsed
 
 
-def paired(step: Step, reference: Step, seconds: float) -> tuple[float, float]:
-    """Median rate of `step`, and median of its ratio to `reference` over alternating windows."""
+def paired(step: Step, reference: Step, seconds: float) -> list[tuple[float, float]]:
+    """Rates of `step` and `reference` in alternating windows."""
     step(), reference()
-    pairs = [(rate(step, seconds), rate(reference, seconds)) for _ in range(ROUNDS)]
-    return statistics.median(mine for mine, _ in pairs), statistics.median(mine / its for mine, its in pairs)
+    return [(rate(step, seconds), rate(reference, seconds)) for _ in range(ROUNDS)]
+
+
+def versus(what: str, name: str, rates: list[tuple[float, float]], target: str = "") -> list[Figure]:
+    """The rate of one contender, and the store's ratio to the memory map of each pair."""
+    figures = [figure(f"{name}: {what}", [mine for mine, _ in rates], "rows/s")]
+    if name == "store":
+        over = [mine / its for mine, its in rates]
+        figures.append(figure(f"store over memory map: {what}", over, "x", target))
+    return figures
+
+
+def store_over(
+    what: str, rates: dict[str, list[tuple[float, float]]], targets: dict[str, str]
+) -> list[Figure]:
+    """Ratios of the store to other readers of its files, both having been paired with the memory map."""
+    mine = [one / reference for one, reference in rates["store"]]
+    return [
+        figure(
+            f"store over {name}: {what}",
+            [ours / (one / reference) for ours, (one, reference) in zip(mine, pairs, strict=True)],
+            "x",
+            targets.get(name, ""),
+        )
+        for name, pairs in rates.items()
+        if name != "store"
+    ]
 
 
 def random_batches(read: Callable[[np.ndarray], Any], num_rows: int, size: int) -> Step:
@@ -124,39 +149,43 @@ def cold_rate(folder: Path, opened: Callable[[], Callable[[np.ndarray], Any]], n
     return sum(step() for _ in range(40)) / (time.perf_counter() - start)
 
 
-def bench_reads(work: Path, rows: np.ndarray, seconds: float) -> list[tuple[str, float, str]]:
-    """Rows of the table about reading."""
+def bench_reads(work: Path, rows: np.ndarray, seconds: float) -> list[Figure]:
+    """Reading from the page cache."""
     store_path, flat_path = work / "bench.zarr", work / "memmap" / "rows.npy"
     memmap = np.load(flat_path, mmap_mode="r")
     store = PriorStore(store_path)
     num_rows = len(rows)
     np.testing.assert_array_equal(store.batch("proposal", [0, num_rows - 1]), rows[[0, -1]])
-    table = []
-    for label, size in (("batch of 32", BATCH), ("single row", 1)):
+    figures = []
+    for what, size, target in (("batch of 32, warm", BATCH, ">= 0.6"), ("single row, warm", 1, ">= 0.65")):
         reference = random_batches(_picker(memmap), num_rows, size)
-        readers = {"store": _reader(store), **peers(store_path)}
-        for name, read in readers.items():
-            got, ratio = paired(random_batches(read, num_rows, size), reference, seconds)
-            table.append((f"{label}, warm: {name}", got, f"{ratio:.3g} x memmap"))
-    return table
+        rates = {
+            name: paired(random_batches(read, num_rows, size), reference, seconds)
+            for name, read in {"store": _reader(store), **peers(store_path)}.items()
+        }
+        for name, pairs in rates.items():
+            figures += versus(what, name, pairs, target if name == "store" else "")
+        targets = {"tensorstore": ">= 6", "zarr-python": ">= 400"} if size == BATCH else {}
+        figures += store_over(what, rates, targets)
+    return figures
 
 
-def bench_cold(work: Path, num_rows: int) -> list[tuple[str, float, str]]:
-    """Rows of the table about reading after the page cache was dropped; nothing may be mapped before."""
+def bench_cold(work: Path, num_rows: int) -> list[Figure]:
+    """Reading after the page cache was dropped; nothing may be mapped before."""
     store_path, flat_path = work / "bench.zarr", work / "memmap" / "rows.npy"
     openers: dict[str, Callable[[], Any]] = {"store": lambda: _reader(PriorStore(store_path))}
     for name in peers(store_path):
         openers[name] = functools.partial(lambda which: peers(store_path)[which], name)
-    table = []
-    for name, opened in openers.items():
-        pairs = []
-        for _ in range(3):
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in openers}
+    for _ in range(3):
+        for name, opened in openers.items():
             mine = cold_rate(store_path, opened, num_rows)
             its = cold_rate(flat_path.parent, lambda: _picker(np.load(flat_path, mmap_mode="r")), num_rows)
-            pairs.append((mine, mine / its))
-        got, ratio = (statistics.median(values) for values in zip(*pairs, strict=True))
-        table.append((f"batch of 32, cold: {name}", got, f"{ratio:.3g} x memmap"))
-    return table
+            rates[name].append((mine, its))
+    figures = []
+    for name, pairs in rates.items():
+        figures += versus("batch of 32, cold", name, pairs)
+    return figures + store_over("batch of 32, cold", rates, {"tensorstore": ">= 2"})
 
 
 def _picker(array: np.ndarray) -> Callable[[np.ndarray], Any]:
@@ -167,9 +196,9 @@ def _reader(store: PriorStore) -> Callable[[np.ndarray], Any]:
     return lambda picked: store.batch("proposal", picked)
 
 
-def bench_writes(work: Path, rows: np.ndarray) -> list[tuple[str, float, str]]:
-    """Rows of the table about writing: whole stores, crash-safe, against a memory map flushed after each shard."""
-    ratios, rates = [], []
+def bench_writes(work: Path, rows: np.ndarray) -> list[Figure]:
+    """Writing whole stores, crash-safe, against a memory map flushed after each shard."""
+    rates = []
     for _ in range(3):
         start = time.perf_counter()
         make_store(work / "again.zarr", rows)
@@ -183,15 +212,8 @@ def bench_writes(work: Path, rows: np.ndarray) -> list[tuple[str, float, str]]:
         del flat
         shutil.rmtree(work / "again.zarr")
         (work / "again.npy").unlink()
-        rates.append(len(rows) / mine)
-        ratios.append(its / mine)
-    return [
-        (
-            "write, fsync + rename",
-            statistics.median(rates),
-            f"{statistics.median(ratios):.3g} x memmap + msync",
-        )
-    ]
+        rates.append((len(rows) / mine, len(rows) / its))
+    return versus("written, fsync and rename", "store", rates, ">= 1")
 
 
 class _Rows:
@@ -207,8 +229,8 @@ class _Rows:
         return self.read(np.asarray(rows))
 
 
-def bench_loader(work: Path, num_rows: int) -> list[tuple[str, float, str]]:
-    """Rows of the table about a shuffled DataLoader in the main process."""
+def bench_loader(work: Path, num_rows: int) -> list[Figure]:
+    """A shuffled DataLoader in the main process."""
     if not importlib.util.find_spec("torch"):
         return []
     import torch
@@ -224,12 +246,12 @@ def bench_loader(work: Path, num_rows: int) -> list[tuple[str, float, str]]:
 
     memmap = np.load(work / "memmap" / "rows.npy", mmap_mode="r")
     store = PriorStore(work / "bench.zarr")
-    got, ratio = paired(one_pass(_reader(store)), one_pass(_picker(memmap)), 0.1)
-    return [("DataLoader, 0 workers", got, f"{ratio:.3g} x memmap")]
+    rates = paired(one_pass(_reader(store)), one_pass(_picker(memmap)), 0.1)
+    return versus("DataLoader, 0 workers", "store", rates, ">= 0.75")
 
 
 def main() -> None:
-    """Run everything and print the table."""
+    """Run everything and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=8192, help="rows of the store (default 8192)")
     parser.add_argument("--grid", type=int, default=128, help="side of the proposal grid (default 128)")
@@ -242,13 +264,9 @@ def main() -> None:
         (work / "memmap").mkdir()
         np.save(work / "memmap" / "rows.npy", rows)
         make_store(work / "bench.zarr", rows)
-        table = bench_cold(work, args.rows) + bench_reads(work, rows, args.seconds)
-        table += bench_loader(work, args.rows) + bench_writes(work, rows)
-    print(
-        f"{args.rows} rows of {args.grid} x {args.grid} uint8; rates move with the machine's load, read the ratios"
-    )
-    for label, got, ratio in table:
-        print(f"{label:36s} {got:12,.0f} rows/s   {ratio}")
+        figures = bench_cold(work, args.rows) + bench_reads(work, rows, args.seconds)
+        figures += bench_loader(work, args.rows) + bench_writes(work, rows)
+    print_figures("store", figures)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@
 - what the loader can deliver over what l2l consumes, and the share of a real run's time spent waiting for it.
 
 Contenders take turns, `--steps` steps a turn; the table has the median of the paired ratios. `paper` is Swin-B with
-BERT-base at 480 x 480 with random weights, for a GPU. Prints a table, then one JSON object a figure.
+BERT-base at 480 x 480 with random weights, for a GPU.
 """
 
 import argparse
 import dataclasses
 import functools
 import gc
-import json
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from figures import Figure, figure, print_figures
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, SwinConfig, SwinModel
 
@@ -245,9 +245,9 @@ def turns(steps: dict[str, Callable[[], None]], rounds: int, per_turn: int) -> d
     return seconds
 
 
-def ratio(over: list[float], under: list[float]) -> float:
-    """Median of paired ratios."""
-    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+def ratios(over: list[float], under: list[float]) -> list[float]:
+    """Paired ratios."""
+    return [a / b for a, b in zip(over, under, strict=True)]
 
 
 def policy_share(contender: Contender, rounds: int) -> float:
@@ -304,7 +304,7 @@ def loader_figures(contender: Contender, seconds_a_step: float, rounds: int) -> 
     return seconds_a_step / alone, waited / (settled() - start)
 
 
-def measure(arguments: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
+def measure(arguments: argparse.Namespace, root: Path) -> list[Figure]:
     """All figures."""
     names = (
         ("embedded", "fixmatch-embedded", "supervised-embedded")
@@ -336,25 +336,22 @@ def measure(arguments: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
         arguments.rounds,
         arguments.steps,
     )
-    over_fixmatch = ratio(methods["l2l"], methods["fixmatch"])
-    over_lavt = {name: ratio(plain[name], plain["ours"]) for name in theirs}
-    supervised_rate = arguments.batch / statistics.median(plain["ours"])
+    images = arguments.batch
     waiting_limit = 0.01 if DEVICE.type == "cuda" else 0.03
-    rows = (
-        ("l2l step time over fixmatch", over_fixmatch, "<= 1.10"),
-        ("policy and reward, share of a step", policy, "<= 0.02"),
-        ("images/s over LAVT's step", over_lavt["emptying"], ">= 1.5"),
-        ("images/s over LAVT's step, no emptying", over_lavt["bare"], ">= 1.2"),
-        ("loader capacity over consumption", capacity, "> 1"),
-        ("waiting for the loader, share of a step", waiting, f"<= {waiting_limit}"),
-        ("l2l images/s", 2 * arguments.batch / seconds, "report"),
-        ("supervised images/s", supervised_rate, "report"),
-    )
-    return [{"figure": name, "value": value, "target": target} for name, value, target in rows]
+    return [
+        figure("l2l step time over fixmatch", ratios(methods["l2l"], methods["fixmatch"]), "x", "<= 1.10"),
+        figure("policy and reward, share of a step", [policy], "", "<= 0.02"),
+        figure("images/s over LAVT's step", ratios(plain["emptying"], plain["ours"]), "x", ">= 1.5"),
+        figure("images/s over LAVT's step, no emptying", ratios(plain["bare"], plain["ours"]), "x", ">= 1.2"),
+        figure("loader capacity over consumption", [capacity], "x", ">= 1"),
+        figure("waiting for the loader, share of a step", [waiting], "", f"<= {waiting_limit}"),
+        figure("l2l steps", [2 * images / one for one in methods["l2l"]], "images/s"),
+        figure("supervised steps", [images / one for one in plain["ours"]], "images/s"),
+    ]
 
 
 def main() -> None:
-    """Run everything, print the table and the JSON lines."""
+    """Run everything and print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--scale", choices=("embedded", "paper"), default="embedded", help="size of the network"
@@ -372,11 +369,8 @@ def main() -> None:
     device = (
         torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     )
-    print(f"stage 2, {arguments.scale}, batch {arguments.batch}, {arguments.precision}, {device}")
-    for row in figures:
-        print(f"  {row['figure']:<42} {row['value']:>9.4g}   {row['target']}")
-    for row in figures:
-        print(json.dumps({**row, "device": device, **vars(arguments)}))
+    note = f"{arguments.scale}, batch {arguments.batch}, {arguments.precision}, {device}"
+    print_figures("train", [dataclasses.replace(one, note=note) for one in figures])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What the benchmarks print: one table for people, then one JSON line per figure."""
+"""What the benchmarks print: one table for people, then one JSON line per figure, which `table.py` gathers."""
 
 import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,8 @@ class Figure:
     """What it should be, for example `>= 10`; empty if it is only reported."""
     note: str = ""
     """Under which circumstances."""
+    of: Mapping[str, str | int] = field(default_factory=dict)
+    """What the chart finds it by, for example `peer`, `what`, `rows`, `workers`; empty if it is in no chart."""
 
     @property
     def met(self) -> bool | None:
@@ -34,20 +36,36 @@ class Figure:
         return self.value >= float(bound) if sign == ">=" else self.value <= float(bound)
 
 
-def figure(name: str, values: Sequence[float], unit: str, target: str = "", note: str = "") -> Figure:
+VERDICTS = {None: "", True: "met", False: "MISSED"}
+"""What the tables say for `Figure.met`."""
+
+
+def figure(
+    name: str,
+    values: Sequence[float],
+    unit: str,
+    target: str = "",
+    note: str = "",
+    of: Mapping[str, str | int] | None = None,
+) -> Figure:
     """The figure of some repeats."""
-    value = statistics.median(values)
     return Figure(
-        name=name, value=value, unit=unit, low=min(values), high=max(values), target=target, note=note
+        name=name,
+        value=statistics.median(values),
+        unit=unit,
+        low=min(values),
+        high=max(values),
+        target=target,
+        note=note,
+        of=of or {},
     )
 
 
 def print_figures(bench: str, figures: Sequence[Figure]) -> None:
     """The table, then the JSON lines."""
-    verdict = {None: "", True: "met", False: "MISSED"}
     for one in figures:
         spread = f"({one.low:.4g} to {one.high:.4g})"
-        target = f"{one.target:8s} {verdict[one.met]:6s}"
-        print(f"{one.name:52s} {one.value:10.4g} {one.unit:8s} {spread:24s} {target} {one.note}".rstrip())
+        target = f"{one.target:8s} {VERDICTS[one.met]:6s}"
+        print(f"{one.name:66s} {one.value:10.4g} {one.unit:8s} {spread:24s} {target} {one.note}".rstrip())
     for one in figures:
-        print(json.dumps({"bench": bench, **asdict(one), "met": one.met}))
+        print(json.dumps({"bench": bench, **asdict(one), "met": one.met}), flush=True)
