@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -43,6 +43,10 @@ from stage1_priors.proposers import PROPOSERS, Prompts, Proposer
 from stage1_priors.samples import read_samples
 
 __all__ = ["describe_plan", "run_priors"]
+
+FIRST_PORT, PORTS, NUM_RANGES = 30_000, 16, 170
+"""Ranges of ports, one a worker, in which its engine looks for free ones: above those of rendezvous, below those that
+the kernel hands out to outgoing connections (from 32768 on)."""
 
 MIN_CHUNK_OF_ERRORS = 8
 """A chunk of at least this many requests that all fail means a dead engine: the run stops whatever the ceilings."""
@@ -80,8 +84,8 @@ def run_priors(
     if not job.path.exists():
         for line in changes(job):
             _say(line, quiet)
-    if num_workers > 1:
-        _separate_from_other_workers(worker)
+    if num_workers > 1 or "SLURM_JOB_ID" in os.environ:
+        separate_from_other_workers(worker, os.environ)
     factory = engine_factory or ENGINES[config.engine.kind]
     with (
         closing(factory(job.model_folder, job.family, config.model, config.engine)) as engine,
@@ -98,11 +102,23 @@ def run_priors(
     return job.path
 
 
-def _separate_from_other_workers(worker: int) -> None:
-    """Own port range and compile cache for this process, unless the environment says otherwise."""
-    os.environ.setdefault("VLLM_PORT", str(20_000 + 64 * (worker % 512)))  # ports end at 65535
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm" / f"worker-{worker}"
-    os.environ.setdefault("VLLM_CACHE_ROOT", str(cache))
+def separate_from_other_workers(worker: int, environment: MutableMapping[str, str]) -> None:
+    """Give a worker ports and compile caches of its own, below the folders that the environment names.
+
+    Several arrays of jobs may meet on a node: the ids of an array's tasks follow its own in Slurm, so that its id and
+    the worker's number tell all of them apart.
+
+    Args:
+        worker: Its number.
+        environment: Changed in place.
+    """
+    job = environment.get("SLURM_ARRAY_JOB_ID") or environment.get("SLURM_JOB_ID") or "0"
+    environment["VLLM_PORT"] = str(FIRST_PORT + PORTS * ((int(job) + worker) % NUM_RANGES))
+    home = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    own = Path(environment.get("VLLM_CACHE_ROOT") or home / "vllm") / f"worker-{worker}"
+    environment["VLLM_CACHE_ROOT"] = str(own)
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(own / "inductor")
+    environment["TRITON_CACHE_DIR"] = str(own / "triton")
 
 
 @dataclass(frozen=True, kw_only=True)

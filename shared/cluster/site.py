@@ -47,12 +47,12 @@ class SiteConfig:
     """Cores per process: of a training one per GPU, of an array one per task."""
     memory_mb_per_process: int = 0
     """Memory per process, MB; 0 takes the partition's default."""
-    max_array_size: int = 1001
-    """`MaxArraySize` of the site (`scontrol show config`); a wider array becomes several."""
+    max_array_size: int = 0
+    """`MaxArraySize` of the site; a wider array becomes several. 0: as `scontrol show config` says."""
     max_running: int = 0
     """Tasks of an array that run at once; 0: as many as the queue lets."""
     setup: tuple[str, ...] = ()
-    """Lines of shell at the head of every job, for example `module load cuda/12.8`."""
+    """Lines of shell at the head of every job, for example `module load cuda/12.8`; one that fails ends the job."""
     python: str = ""
     """Interpreter inside the job; "" takes the one that submits."""
     container: str = ""
@@ -97,7 +97,7 @@ _LEAST = {
     "gpus_per_node": 0,
     "cpus_per_process": 1,
     "memory_mb_per_process": 0,
-    "max_array_size": 2,
+    "max_array_size": 0,
     "max_running": 0,
 }
 

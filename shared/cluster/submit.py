@@ -7,13 +7,15 @@ less its index).
 """
 
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,12 @@ from shared.errors import DataError
 
 SUBMITTED_FILE = "submitted.jsonl"
 """Name of the list of submitted jobs in a folder of jobs."""
+
+DEFAULT_ARRAY_SIZE = 1001
+"""`MaxArraySize` of a Slurm that was not told otherwise."""
+
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
+"""Of Slurm's variables those that say which cluster; the others describe the job that submits, if it is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +66,26 @@ def scripts(work: Work, site: SiteConfig) -> dict[Path, str]:
     }
 
 
+def with_array_size(site: SiteConfig) -> SiteConfig:
+    """The site with `max_array_size` filled in: as its file says, else as Slurm does, else Slurm's own default."""
+    if site.max_array_size:
+        return site
+    size = DEFAULT_ARRAY_SIZE
+    if shutil.which("scontrol") is not None:
+        said = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, check=False
+        ).stdout
+        found = re.search(r"^MaxArraySize\s*=\s*([1-9]\d*)", said, re.MULTILINE)
+        size = int(found[1]) if found else size
+    return replace(site, max_array_size=size)
+
+
 def sbatch_commands(job: ClusterJob, site: SiteConfig, file: Path, before: Sequence[str]) -> list[list[str]]:
     """The calls of sbatch that submit a job: one, or one per part of a wide array.
 
     Args:
         job: The job.
-        site: The site.
+        site: The site, `max_array_size` filled in.
         file: Its script.
         before: Ids of the jobs submitted before it.
     """
@@ -88,6 +110,7 @@ def submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
     Raises:
         DataError: sbatch refuses a job; those before it stay submitted and are named.
     """
+    site = with_array_size(site)
     work.folder.mkdir(parents=True, exist_ok=True)
     submitted: list[dict[str, Any]] = []
     submission = time.time_ns()
@@ -120,16 +143,24 @@ def _parts(job: ClusterJob, site: SiteConfig) -> list[tuple[int, list[int]]]:
 
 
 def _sbatch(command: list[str], before: Sequence[dict[str, Any]]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     number = done.stdout.strip().partition(";")[0]  # "id" or "id;cluster"
     if done.returncode or not number.isdecimal():
-        said = (done.stderr or done.stdout).strip().splitlines()
+        said = [line.removeprefix("sbatch: error: ") for line in (done.stderr or done.stdout).splitlines()]
+        reason = "; ".join(line.strip() for line in said if line.strip()) or f"exit status {done.returncode}"
         named = ", ".join(one["job"] for one in before) or "none"
-        raise DataError(
-            f"{shlex.join(command)}: {said[-1] if said else f'exit status {done.returncode}'} "
-            f"(jobs submitted before it: {named})"
-        )
+        raise DataError(f"{shlex.join(command)}: {reason} (jobs submitted before it: {named})")
     return number
+
+
+def _environment() -> dict[str, str]:
+    """What a job takes over from here. A job that submits another one would hand on its count of restarts, its memory
+    and its binding to cores, which sbatch and srun take for wishes."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SLURM_") or name in _KEPT or "SLURM_JOB_ID" not in os.environ
+    }
 
 
 def run_here(work: Work) -> None:

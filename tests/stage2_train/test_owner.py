@@ -199,7 +199,9 @@ def test_without_locks_a_run_still_has_one_owner_and_it_is_said_once(no_locks, t
     with pytest.raises(DataError, match="taken over by process"), first.writing():
         pass
     said = capsys.readouterr().err
-    assert f"warning: {tmp_path}: this file system has no locks ({no_locks})" in said and said.count("\n") == 1
+    assert (
+        f"warning: {tmp_path}: this file system has no locks ({no_locks})" in said and said.count("\n") == 1
+    )
 
 
 def test_without_locks_a_cell_is_trained_all_the_same(no_locks, tmp_path, capsys):
