@@ -37,7 +37,7 @@ submit_app = typer.Typer(
     help="Submit batch jobs to Slurm; without Slurm, run them here.", no_args_is_help=True
 )
 fetch_app = typer.Typer(
-    help="Fetch models that are named by repositories into the local Hugging Face cache; runs and jobs only look there.",
+    help="Fetch models named by repositories into the local Hugging Face cache; runs and jobs only look there.",
     no_args_is_help=True,
 )
 weights_app = typer.Typer(help="Published checkpoints.", no_args_is_help=True)

@@ -149,13 +149,14 @@ def _has_all_weights(folder: Path) -> bool:
         return any(path for name in (WEIGHTS, OLD_WEIGHTS) for path in folder.glob(name))
     try:
         parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{index}: damaged, not an index of weights ({error})") from error
     return all((folder / part).is_file() for part in parts)
 
 
-def _reason(error: BaseException) -> str:
-    """What went wrong, in one line; the cause where the library wraps it in advice."""
-    told = error.__cause__ or error
-    lines = [line.strip() for line in str(told).splitlines() if line.strip()]
-    return f"{type(told).__name__}: {lines[0]}"[:200] if lines else type(told).__name__
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line; the cause where the library only adds that nothing is in the cache."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    told = (error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None) or error
+    return f"{type(told).__name__}: {' '.join(str(told).split())}"[:300]

@@ -191,7 +191,7 @@ def _setup(site: SiteConfig) -> list[str]:
     """The site's own lines, between two that let one that fails be named."""
     if not site.setup:
         return []
-    named = """trap 'echo "error: setup in cluster.toml: $BASH_COMMAND: exit status $?" >&2' ERR"""
+    named = """trap 'echo "error: this line of setup in cluster.toml failed: $BASH_COMMAND" >&2' ERR"""
     return [named, *site.setup, "trap - ERR", ""]
 
 

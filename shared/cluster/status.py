@@ -17,7 +17,7 @@ from typing import Any
 
 from shared.cluster.queue import ACTIVE, WAITING, Queue, ask_queue
 from shared.cluster.script import BEAT_S, START_MARK, STOPPED
-from shared.cluster.submit import SUBMITTED_FILE, jobs_folder
+from shared.cluster.submit import jobs_folder, read_submitted
 from shared.errors import DataError
 from shared.runlog import METRICS_FILE, read_records
 from shared.store.verify import store_status
@@ -196,21 +196,14 @@ class _Part:
 
 def _latest(folder: Path) -> dict[str, dict[int, _Part]]:
     """Parts by task, by name of the job, of the last submission that had such a job."""
-    file = folder / SUBMITTED_FILE
-    if not file.is_file():
-        return {}
     found: dict[str, dict[int, _Part]] = {}
     latest: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            if record["submission"] != latest.get(record["name"]):
-                latest[record["name"]], found[record["name"]] = record["submission"], {}
-            for task in record["tasks"]:
-                part = _Part(job=record["job"], index=task - record["offset"], script=record["script"])
-                found[record["name"]][task] = part
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}, line {number}: not a submitted job ({error})") from error
+    for record in read_submitted(folder):
+        if record["submission"] != latest.get(record["name"]):
+            latest[record["name"]], found[record["name"]] = record["submission"], {}
+        for task in record["tasks"]:
+            part = _Part(job=record["job"], index=task - record["offset"], script=record["script"])
+            found[record["name"]][task] = part
     return found
 
 

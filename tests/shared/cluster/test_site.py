@@ -39,7 +39,7 @@ def test_the_working_folder_is_looked_in_where_no_file_is_named(tmp_path, monkey
         ('gpus_per_node = "4"', "gpus_per_node is '4', expected a whole number"),
         ("gpus_per_node = true", "gpus_per_node is True, expected a whole number"),
         ("gpus_per_node = -1", "gpus_per_node is -1, expected at least 0"),
-        ("max_array_size = 1", "max_array_size is 1, expected at least 2"),
+        ("max_array_size = -1", "max_array_size is -1, expected at least 0"),
         ('partition = "gpu debug"', "partition is 'gpu debug', expected a word"),
         ('account = "a\\n#SBATCH --wrap=b"', "account holds"),
         ('time = "a day"', "time is 'a day', expected for example 90, 12:00:00"),
