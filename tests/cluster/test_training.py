@@ -42,6 +42,7 @@ def test_a_preempted_training_ends_with_the_same_bits(slurm, site, l2l, tmp_path
 
     wait_for(lambda: logged(stopped) >= 3, "a few steps are logged", 240)
     slurm.call("scancel", "--signal=USR1", "--batch", jobs[stopped])
+    wait_for(lambda: any((stopped / "checkpoints").glob("step_*")), "a checkpoint is there", 30)
     wait_for(lambda: l2l("status", stopped)["tasks"][0]["state"] == "stopped", "the run has stopped", 90)
     saved = l2l("status", stopped)["progress"]["checkpoint"]
     said = next((stopped / "jobs").glob("*.log")).read_text()
