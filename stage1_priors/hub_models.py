@@ -1,14 +1,16 @@
 """The models of a stage 1 recipe that are named by repositories of the Hub. Imports neither torch nor vLLM."""
 
 from shared.hub import HubModel, is_repository, require_cached
-from stage1_priors.config import ImportConfig, PriorsConfig
+from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
 
 
 def hub_models(config: PriorsConfig | ImportConfig) -> list[HubModel]:
     """The multimodal model and the mask proposer's, where they are no folders; their processors come with them."""
     if isinstance(config, ImportConfig):
         return []
-    groups = {"model": config.model, **({"proposer": config.proposer} if config.proposer.is_sam else {})}
+    groups: dict[str, MllmConfig | ProposerConfig] = {"model": config.model}
+    if config.proposer.is_sam:
+        groups["proposer"] = config.proposer
     return [
         HubModel(field=f"{group}.path", name=chosen.path, revision=chosen.revision)
         for group, chosen in groups.items()

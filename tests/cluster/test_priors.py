@@ -59,7 +59,9 @@ def test_four_workers_one_of_them_queued_again_and_the_controller_killed(slurm, 
 def test_workers_find_the_commit_that_was_fetched_before_them(slurm, l2l, drawn, tmp_path):
     """The jobs inherit next to nothing, the Hub is gone and the branch points elsewhere by the time they run."""
     site, stores, home = tmp_path / "cluster.toml", tmp_path / "stores", tmp_path / "hf"
-    site.write_text('gpus_per_node = 0\ncpus_per_process = 1\nsbatch = ["--hold", "--export=PATH,OMP_NUM_THREADS"]\n')
+    site.write_text(
+        'gpus_per_node = 0\ncpus_per_process = 1\nsbatch = ["--hold", "--export=PATH,OMP_NUM_THREADS"]\n'
+    )
     recipe = [*priors_recipe(drawn, stores, "val"), *settings({"model.path": "owner/tiny"})]
     with serve_hub({"owner/tiny": {"main": TINY_WEIGHTS}}) as hub:
         variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
