@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -41,12 +41,9 @@ from stage1_priors.job import Job, changes, create, describe_plan, make_job, pen
 from stage1_priors.plan import Plan, shards_of_worker
 from stage1_priors.proposers import PROPOSERS, Prompts, Proposer
 from stage1_priors.samples import read_samples
+from stage1_priors.workers import separate_from_other_workers
 
 __all__ = ["describe_plan", "run_priors"]
-
-FIRST_PORT, PORTS, NUM_RANGES = 30_000, 16, 170
-"""Ranges of ports, one a worker, in which its engine looks for free ones: above those of rendezvous, below those that
-the kernel hands out to outgoing connections (from 32768 on)."""
 
 MIN_CHUNK_OF_ERRORS = 8
 """A chunk of at least this many requests that all fail means a dead engine: the run stops whatever the ceilings."""
@@ -100,25 +97,6 @@ def run_priors(
     seconds = time.monotonic() - started
     _say(f"{job.path}: {sum(tally.values())} pairs in {seconds:.0f} s ({_shares(tally)})", quiet)
     return job.path
-
-
-def separate_from_other_workers(worker: int, environment: MutableMapping[str, str]) -> None:
-    """Give a worker ports and compile caches of its own, below the folders that the environment names.
-
-    Several arrays of jobs may meet on a node: the ids of an array's tasks follow its own in Slurm, so that its id and
-    the worker's number tell all of them apart.
-
-    Args:
-        worker: Its number.
-        environment: Changed in place.
-    """
-    job = environment.get("SLURM_ARRAY_JOB_ID") or environment.get("SLURM_JOB_ID") or "0"
-    environment["VLLM_PORT"] = str(FIRST_PORT + PORTS * ((int(job) + worker) % NUM_RANGES))
-    home = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    own = Path(environment.get("VLLM_CACHE_ROOT") or home / "vllm") / f"worker-{worker}"
-    environment["VLLM_CACHE_ROOT"] = str(own)
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(own / "inductor")
-    environment["TRITON_CACHE_DIR"] = str(own / "triton")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,16 @@ from shared.store.reader import PriorStore
 from stage1_priors import workers
 from stage1_priors.job import describe_plan
 from stage1_priors.recipes import RECIPES
-from stage1_priors.run import FIRST_PORT, PORTS, run_priors, separate_from_other_workers
-from stage1_priors.workers import num_workers_of, plan_workers, run_workers, visible_gpus
+from stage1_priors.run import run_priors
+from stage1_priors.workers import (
+    FIRST_PORT,
+    PORTS,
+    num_workers_of,
+    plan_workers,
+    run_workers,
+    separate_from_other_workers,
+    visible_gpus,
+)
 from tests.stage1_priors.fake_engine import FakeEngine
 
 
