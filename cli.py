@@ -20,6 +20,7 @@ from shared.errors import DataError
 if TYPE_CHECKING:
     from shared.cluster.submit import Work
     from shared.config import DataConfig
+    from shared.hub import HubModel
 
 T = TypeVar("T")
 
@@ -35,9 +36,14 @@ priors_app = typer.Typer(help="Stage 1: write, check and score stores of priors.
 submit_app = typer.Typer(
     help="Submit batch jobs to Slurm; without Slurm, run them here.", no_args_is_help=True
 )
+fetch_app = typer.Typer(
+    help="Fetch models named by repositories into the local Hugging Face cache; runs and jobs only look there.",
+    no_args_is_help=True,
+)
 weights_app = typer.Typer(help="Published checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(priors_app, name="priors")
+app.add_typer(fetch_app, name="fetch")
 app.add_typer(submit_app, name="submit")
 app.add_typer(weights_app, name="weights")
 
@@ -443,6 +449,50 @@ def ablate(
         raise typer.Exit(1)
 
 
+@fetch_app.command("priors")
+def fetch_priors(
+    recipe: Annotated[str, typer.Argument(help="Name in stage1_priors/recipes.py.")],
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the multimodal model and the mask proposer's, with their processors."""
+    from shared.config import apply_overrides
+    from stage1_priors.recipes import RECIPES
+
+    config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
+    from stage1_priors.hub_models import hub_models
+
+    _show({"models": _fetched(hub_models(config))}, as_json, _text_of_models)
+
+
+@fetch_app.command("train")
+def fetch_train(
+    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the network's towers and tokenizer."""
+    from shared.config import apply_overrides
+    from stage2_train.recipes import RECIPES
+
+    config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
+    from stage2_train.hub_models import hub_models
+
+    _show({"models": _fetched(hub_models(config.segmentor))}, as_json, _text_of_models)
+
+
+@fetch_app.command("ablate")
+def fetch_ablate(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="TOML file.")],
+    as_json: Json = False,
+) -> None:
+    """Fetch the towers and tokenizers of all runs of a grid."""
+    from stage2_train.ablate_grid import read_grid
+    from stage2_train.cluster_jobs import hub_models_of
+
+    _show({"models": _fetched(hub_models_of(read_grid(grid)))}, as_json, _text_of_models)
+
+
 @submit_app.command("priors")
 def submit_priors(
     recipe: Annotated[str, typer.Argument(help="Name in stage1_priors/recipes.py.")],
@@ -458,7 +508,10 @@ def submit_priors(
 
     config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
     from stage1_priors.cluster_jobs import plan_work
+    from stage1_priors.hub_models import hub_models
 
+    if not dry_run:
+        _fetched(hub_models(config))
     with _only_answers_on_stdout():
         work = plan_work(config, _as_arguments(recipe, overrides), tasks)
     _submit(work, site, dry_run, as_json)
@@ -486,11 +539,14 @@ def submit_train(
 
     config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
     from stage2_train.cluster_jobs import plan_training
+    from stage2_train.hub_models import hub_models
 
     folder, each = out or Path("runs") / recipe, processes or max(1, read_site(site).gpus_per_node)
-    _submit(
-        plan_training(config, _as_arguments(recipe, overrides), folder, nodes, each), site, dry_run, as_json
-    )
+    if not dry_run:
+        _fetched(hub_models(config.segmentor))
+    with _only_answers_on_stdout():
+        work = plan_training(config, _as_arguments(recipe, overrides), folder, nodes, each)
+    _submit(work, site, dry_run, as_json)
 
 
 @submit_app.command("ablate")
@@ -506,9 +562,13 @@ def submit_ablate(
 ) -> None:
     """Train and score a grid of runs by an array. Submit it again to go on, with any --tasks."""
     from stage2_train.ablate_grid import read_grid
-    from stage2_train.cluster_jobs import plan_grid
+    from stage2_train.cluster_jobs import hub_models_of, plan_grid
 
-    work = plan_grid(read_grid(grid), out or Path("runs") / grid.stem, tasks)
+    cells = read_grid(grid)
+    if not dry_run:
+        _fetched(hub_models_of(cells))
+    with _only_answers_on_stdout():
+        work = plan_grid(cells, out or Path("runs") / grid.stem, tasks)
     _submit(work, site, dry_run, as_json)
 
 
@@ -637,12 +697,20 @@ def _as_arguments(recipe: str, overrides: list[str] | None) -> list[str]:
     return [recipe, *(part for one in overrides or [] for part in ("--set", one))]
 
 
+def _fetched(models: "list[HubModel]") -> list[dict[str, str]]:
+    """Models that are in the local cache afterwards; progress goes to standard error."""
+    from shared.hub import fetch_all
+
+    with _only_answers_on_stdout():
+        return fetch_all(models)
+
+
 def _submit(work: "Work", site_file: Path | None, dry_run: bool, as_json: bool) -> None:
     """Submit jobs, or print their scripts, or do their work here."""
     from shared.cluster.site import read_site
-    from shared.cluster.submit import has_slurm, run_here, sbatch_commands, scripts, submit
+    from shared.cluster.submit import has_slurm, run_here, sbatch_commands, scripts, submit, with_array_size
 
-    site = read_site(site_file)
+    site = with_array_size(read_site(site_file))
     answer: dict[str, Any] = {"target": str(work.target), "folder": str(work.folder), "jobs": []}
     if dry_run:
         files = scripts(work, site)
@@ -750,6 +818,15 @@ def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
         if result["limit"]:
             lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
     return "\n".join(lines)
+
+
+def _text_of_models(answer: Mapping[str, Any]) -> str:
+    """A line a model."""
+    lines = [
+        f"{one['field']}: {one['repository']} ({one['revision']}) is commit {one['commit']} in {one['folder']}"
+        for one in answer["models"]
+    ]
+    return "\n".join(lines or ["nothing to fetch: no model is named by a repository"])
 
 
 def _text_of_jobs(answer: Mapping[str, Any]) -> str:

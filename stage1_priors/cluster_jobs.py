@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 from shared.cluster.script import ClusterJob
 from shared.cluster.submit import Work, jobs_folder
+from shared.config import apply_overrides
 from shared.errors import DataError
+from shared.hub import cache_folder
 from stage1_priors.config import ImportConfig, PriorsConfig
+from stage1_priors.hub_models import pins
 from stage1_priors.job import job_of, pending_of
 
 
@@ -14,7 +17,8 @@ def plan_work(config: PriorsConfig | ImportConfig, arguments: Sequence[str], num
 
     A task is a worker, `priors run --worker i --num-workers n`: whole shards, those with number = i (mod n). Workers
     whose shards are all there are not submitted, and no job is when the store is complete; what is written does not
-    depend on n, so another submission may be wider or narrower.
+    depend on n, so another submission may be wider or narrower. A model named by a repository is held at the commit
+    that lies in the local cache, where the workers find it.
 
     Args:
         config: The recipe.
@@ -26,10 +30,12 @@ def plan_work(config: PriorsConfig | ImportConfig, arguments: Sequence[str], num
     """
     if num_tasks < 1:
         raise DataError(f"--tasks is {num_tasks}, expected at least 1")
-    job = job_of(config)
+    pinned = pins(config)
+    job = job_of(apply_overrides(config, pinned))
     width = min(num_tasks, job.plan.num_shards)
     tasks = tuple(sorted({shard % width for shard in pending_of(job)}))
-    run, verify = ("priors", "run", *arguments), ("priors", "verify", str(job.path), "--complete")
+    settings = [part for change in pinned for part in ("--set", change)]
+    run, verify = ("priors", "run", *arguments, *settings), ("priors", "verify", str(job.path), "--complete")
     jobs = (
         ClusterJob(
             name="priors",
@@ -37,6 +43,7 @@ def plan_work(config: PriorsConfig | ImportConfig, arguments: Sequence[str], num
             per_task=f'--worker "$task" --num-workers {width}',
             tasks=tasks,
             use_gpu=isinstance(config, PriorsConfig),  # masks from elsewhere are read without a model
+            hub_cache=str(cache_folder()) if pinned else "",
         ),
         ClusterJob(name="verify", command=verify, use_gpu=False, after_others=True),
     )

@@ -17,6 +17,7 @@ from typing import Any
 
 from shared.config import config_fingerprint
 from shared.errors import DataError
+from shared.hub import HubModel, is_repository, require_cached
 from stage1_priors.candidates import CANDIDATES_VERSION
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.engine import engine_versions
@@ -55,19 +56,10 @@ def locate_model(model: MllmConfig | ProposerConfig, field: str = "model.path") 
     folder = Path(model.path)
     if folder.is_dir():
         return ModelFiles(folder=folder, identity={"files": hash_model_files(folder)})
-    if model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
+    if not is_repository(model.path):
         raise DataError(f"{field}: no folder {model.path!r}")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(model.path, revision=model.revision, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        raise DataError(
-            f"model {model.path!r} (revision {model.revision!r}) is neither a folder nor in the local Hugging Face "
-            f"cache; fetch it once with: hf download {model.path} --revision {model.revision}"
-        ) from None
-    return ModelFiles(folder=folder, identity={"repository": model.path, "commit": folder.name})
+    found = require_cached(HubModel(field=field, name=model.path, revision=model.revision))
+    return ModelFiles(folder=found, identity={"repository": model.path, "commit": found.name})
 
 
 def hash_model_files(folder: Path) -> str:

@@ -41,6 +41,7 @@ from stage1_priors.job import Job, changes, create, describe_plan, make_job, pen
 from stage1_priors.plan import Plan, shards_of_worker
 from stage1_priors.proposers import PROPOSERS, Prompts, Proposer
 from stage1_priors.samples import read_samples
+from stage1_priors.workers import separate_from_other_workers
 
 __all__ = ["describe_plan", "run_priors"]
 
@@ -80,8 +81,8 @@ def run_priors(
     if not job.path.exists():
         for line in changes(job):
             _say(line, quiet)
-    if num_workers > 1:
-        _separate_from_other_workers(worker)
+    if num_workers > 1 or "SLURM_JOB_ID" in os.environ:
+        separate_from_other_workers(worker, os.environ)
     factory = engine_factory or ENGINES[config.engine.kind]
     with (
         closing(factory(job.model_folder, job.family, config.model, config.engine)) as engine,
@@ -96,13 +97,6 @@ def run_priors(
     seconds = time.monotonic() - started
     _say(f"{job.path}: {sum(tally.values())} pairs in {seconds:.0f} s ({_shares(tally)})", quiet)
     return job.path
-
-
-def _separate_from_other_workers(worker: int) -> None:
-    """Own port range and compile cache for this process, unless the environment says otherwise."""
-    os.environ.setdefault("VLLM_PORT", str(20_000 + 64 * (worker % 512)))  # ports end at 65535
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vllm" / f"worker-{worker}"
-    os.environ.setdefault("VLLM_CACHE_ROOT", str(cache))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,10 @@ STAGGER_S = 2.0
 
 POLL_S = 0.5
 """Pause between looks at the workers."""
+
+FIRST_PORT, PORTS, NUM_RANGES = 30_000, 16, 170
+"""Ranges of ports, one a worker, in which its engine looks for free ones: above those of rendezvous, below those that
+the kernel hands out to outgoing connections (from 32768 on)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +99,25 @@ def plan_workers(
         log = log_folder / f"{stem}.worker-{index}.log"
         workers.append(Worker(index=index, environment=environment, log=log))
     return workers
+
+
+def separate_from_other_workers(worker: int, environment: MutableMapping[str, str]) -> None:
+    """Give a worker ports and compile caches of its own, below the folders that the environment names.
+
+    Several arrays of jobs may meet on a node: the ids of an array's tasks follow its own in Slurm, so that its id and
+    the worker's number tell all of them apart.
+
+    Args:
+        worker: Its number.
+        environment: Changed in place.
+    """
+    job = environment.get("SLURM_ARRAY_JOB_ID") or environment.get("SLURM_JOB_ID") or "0"
+    environment["VLLM_PORT"] = str(FIRST_PORT + PORTS * ((int(job) + worker) % NUM_RANGES))
+    home = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    own = Path(environment.get("VLLM_CACHE_ROOT") or home / "vllm") / f"worker-{worker}"
+    environment["VLLM_CACHE_ROOT"] = str(own)
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(own / "inductor")
+    environment["TRITON_CACHE_DIR"] = str(own / "triton")
 
 
 def run_workers(

@@ -3,14 +3,14 @@
     python -m stage2_train.ablate_cell '{"run": ..., "recipe": ..., "changes": [...], "splits": [...]}'
 
 The process holds a lock on the run's folder while it lives, so that a cell is never trained twice at once, and ends,
-after writing a checkpoint, when the process that started it is gone. It reads data and a finished prior store; no
-frozen model is loaded.
+after writing a checkpoint, when the process that started it is gone. Where the file system has no locks, a second
+process of the same cell takes the run over instead (`owner.py`). It reads data and a finished prior store; no frozen
+model is loaded.
 
 Exit status: 0 done, 2 unusable input (`error: ...` on standard error), `BUSY` another process has the cell,
 `train.RESUBMIT_EXIT_CODE` interrupted; anything else is a crash.
 """
 
-import fcntl
 import json
 import os
 import signal
@@ -23,6 +23,7 @@ from typing import Any
 from shared.config import apply_overrides
 from shared.errors import DataError
 from stage2_train.evaluate import evaluate_run
+from stage2_train.owner import try_lock
 from stage2_train.recipes import RECIPES
 from stage2_train.train import train
 
@@ -53,13 +54,12 @@ def run_cell(spec: dict[str, Any]) -> None:
 def hold_lock(run: Path) -> int | None:
     """Lock a run's folder for the life of this process; None if another process has it."""
     run.mkdir(parents=True, exist_ok=True)
-    handle = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
+    path = run / LOCK_FILE
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    if try_lock(handle, path):
+        return handle
+    os.close(handle)
+    return None
 
 
 def end_with_parent(poll_s: float = 1.0) -> None:

@@ -5,9 +5,15 @@ from pathlib import Path
 
 from shared.cluster.script import ClusterJob
 from shared.cluster.submit import Work, jobs_folder
+from shared.config import apply_overrides
 from shared.errors import DataError
+from shared.hub import HubModel, cache_folder, require_cached
+from stage2_train.ablate import DONE, describe_grid
 from stage2_train.ablate_grid import Grid
 from stage2_train.config import TrainConfig
+from stage2_train.hub_models import hub_models, pins
+from stage2_train.inputs import open_inputs
+from stage2_train.run_files import require_same_run, run_record
 
 
 def plan_training(
@@ -23,15 +29,26 @@ def plan_training(
         num_processes: Processes per node.
 
     Raises:
-        DataError: Batches that cannot be shared out, found before anything is queued.
+        DataError: Batches that cannot be shared out, or inputs that are missing or unfit, found before anything is
+            queued.
     """
     for name, value in (("--nodes", num_nodes), ("--processes", num_processes)):
         if value < 1:
             raise DataError(f"{name} is {value}, expected at least 1")
     config.require_shares(num_nodes * num_processes)
-    command = ("train", *arguments, "--out", str(out), "--resume")
-    job = ClusterJob(name="train", command=command, num_nodes=num_nodes, num_processes=num_processes)
+    pinned = pins(config.segmentor)
     done = (out / "done.json").is_file()
+    if not done:
+        _require_inputs(apply_overrides(config, pinned), out)
+    settings = [part for change in pinned for part in ("--set", change)]
+    command = ("train", *arguments, *settings, "--out", str(out), "--resume")
+    job = ClusterJob(
+        name="train",
+        command=command,
+        num_nodes=num_nodes,
+        num_processes=num_processes,
+        hub_cache=str(cache_folder()) if pinned else "",
+    )
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}")
     return Work(
         target=out,
@@ -41,8 +58,20 @@ def plan_training(
     )
 
 
+def _require_inputs(config: TrainConfig, out: Path) -> None:
+    """Open what the run reads, as it will do itself hours later.
+
+    Raises:
+        DataError: Data, split or store that are missing or unfit, or a folder that belongs to another run.
+    """
+    inputs = open_inputs(config)
+    if (out / "config.json").is_file():
+        require_same_run(out, run_record(config, "", (), inputs.store, 1))
+
+
 def plan_grid(grid: Grid, out: Path, num_tasks: int) -> Work:
-    """The jobs of a grid: task i of n trains and scores the cells with number = i (mod n).
+    """The jobs of a grid: task i of n trains and scores the cells with number = i (mod n), and is submitted if one of
+    them is not done.
 
     Args:
         grid: The grid.
@@ -50,13 +79,33 @@ def plan_grid(grid: Grid, out: Path, num_tasks: int) -> Work:
         num_tasks: Tasks (n); no more than there are cells, 0: one per cell.
 
     Raises:
-        DataError: A number of tasks below 0.
+        DataError: A number of tasks below 0, or no store for the grid.
     """
     if num_tasks < 0:
         raise DataError(f"--tasks is {num_tasks}, expected at least 0")
     width = min(num_tasks or len(grid.cells), len(grid.cells))
+    states = describe_grid(grid, out)["cells"]
+    todo = [number for number, cell in enumerate(grid.cells) if states[cell.name]["state"] != DONE]
+    models = hub_models_of(grid)
+    for model in models:
+        require_cached(model)
     command = ("ablate", str(grid.path), "--out", str(out))
     job = ClusterJob(
-        name="ablate", command=command, per_task=f'--only "$task/{width}"', tasks=tuple(range(width))
+        name="ablate",
+        command=command,
+        per_task=f'--only "$task/{width}"',
+        tasks=tuple(sorted({number % width for number in todo})),
+        hub_cache=str(cache_folder()) if models else "",
     )
-    return Work(target=out, folder=jobs_folder(out), jobs=(job,), here=(("-m", "cli", *command),))
+    return Work(
+        target=out,
+        folder=jobs_folder(out),
+        jobs=(job,) if todo else (),
+        here=(("-m", "cli", *command),) if todo else (),
+    )
+
+
+def hub_models_of(grid: Grid) -> list[HubModel]:
+    """The models of a grid that are named by repositories, each once."""
+    found = {model: None for cell in grid.cells for model in hub_models(cell.config.segmentor)}
+    return list(found)

@@ -5,7 +5,8 @@ starts it again elsewhere; two trainings would then write one folder. `owner.jso
 takes it over. The training that had it sees so after its next step and ends without writing.
 
 Looking and writing happen under a lock, so that no write of the old owner comes after the new one has begun to read.
-Where the file system has no locks a write that was under way may still be completed; it is one of the same run.
+Where the file system has no locks (NFS or Lustre, mounted so) that is said once on standard error: a write that was
+under way may then still be completed. It is one of the same run, and every file is renamed into its place whole.
 """
 
 import errno
@@ -14,9 +15,11 @@ import json
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +105,7 @@ def locked(path: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
     end = time.monotonic() + patience_s
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        while not _lock(handle):
+        while not try_lock(handle, path):
             if time.monotonic() > end:
                 raise DataError(f"{path}: held by another process for {patience_s:.0f} s")
             time.sleep(0.05)
@@ -111,8 +114,16 @@ def locked(path: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(handle: int) -> bool:
-    """Whether the lock is ours now; a file system without locks leaves nothing to wait for."""
+def try_lock(handle: int, path: Path) -> bool:
+    """Take a lock if it is free.
+
+    Args:
+        handle: Its file, open; the lock is held until it is closed.
+        path: The same file, for messages.
+
+    Returns:
+        Whether it is ours now. On a file system without locks there is nothing to wait for: True, and a warning.
+    """
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -120,4 +131,16 @@ def _lock(handle: int) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+        _warn_without_locks(path.parent, error.strerror)
     return True
+
+
+@cache
+def _warn_without_locks(folder: Path, reason: str) -> None:
+    """Say once a process and folder what is not guarded."""
+    print(
+        f"warning: {folder}: this file system has no locks ({reason}): of two processes that write here at the same "
+        f"moment neither waits for the other. Of two trainings the earlier one still ends, by {OWNER_FILE}",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -57,8 +57,9 @@ class VisionConfig:
     absolute_positions: bool = False
     """Learn one embedding per patch. Words of place need it in a network too shallow to infer borders."""
     weights: str | None = None
-    """Pretrained Hugging Face folder, or name of a repository in the local Hub cache, or a `.safetensors` file of
-    `l2l weights convert`; None starts from random weights."""
+    """Pretrained Hugging Face folder, or name of a repository in the local Hub cache (`owner/name`, and with a branch,
+    tag or commit `owner/name@revision`), or a `.safetensors` file of `l2l weights convert`; None starts from random
+    weights."""
 
     def __post_init__(self) -> None:
         """Check that the stages fit together."""

@@ -25,7 +25,7 @@ def tokenizer_folder(config: TextConfig) -> Path:
     """
     if config.tokenizer == EMBEDDED:
         return EMBEDDED_FOLDER
-    folder = pretrained_folder(config.tokenizer, "text.tokenizer")
+    folder = pretrained_folder(config.tokenizer, "text.tokenizer", has_weights=False)
     names = TOKENIZER_FILES[:2] if config.kind == "bert" else TOKENIZER_FILES[1:2]
     if not any((folder / name).is_file() for name in names):
         raise DataError(f"{folder}: no {' or '.join(names)}; set text.tokenizer to a folder that has one")

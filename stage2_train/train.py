@@ -12,6 +12,7 @@ Accelerate gives processes, device, clipping and collectives. Gradients are aver
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -205,10 +206,20 @@ class _Run:
                 if last or result.stop or (every and self.step % every == 0):
                     self._save()
                 if result.stop and not last:
+                    self._say_stopped()
                     raise SystemExit(RESUBMIT_EXIT_CODE)
         if config.eval_every and not last_scores:  # resumed after the last step
             last_scores = self._validate()
         return self._finish(last_scores)
+
+    def _say_stopped(self) -> None:
+        """One line for a log, which else ends in what the launcher makes of the exit status."""
+        if not self.quiet:
+            print(
+                f"stopped at step {self.step} of {self.config.steps}, checkpoint written; `train --resume` goes on",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _source(self) -> BatchSource:
         config = self.config

@@ -354,7 +354,16 @@ def test_submit_dry_run_prints_the_scripts_and_writes_nothing(l2l, refshapes, gr
     sets = ("--set", f"data.root={refshapes}", "--set", f"cache_root={tmp_path}/stores")
     commands = {
         "priors": ("embedded", *sets, "--tasks", "2"),
-        "train": ("embedded", *sets, "--out", tmp_path / "run", "--nodes", "2"),
+        "train": (
+            "supervised-embedded",
+            *sets,
+            "--set",
+            "fraction=0.5",
+            "--out",
+            tmp_path / "run",
+            "--nodes",
+            "2",
+        ),
         "ablate": (grid, "--out", tmp_path / "grid"),
     }
     for name, arguments in commands.items():

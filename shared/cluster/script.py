@@ -47,6 +47,8 @@ class ClusterJob:
     """Processes per node that torchrun starts; 0: a single process without torchrun."""
     use_gpu: bool = True
     """Whether it needs GPUs, if the site has some."""
+    hub_cache: str = ""
+    """Absolute folder of the Hugging Face cache in which models named by a repository lie; "" where none is."""
     after_others: bool = False
     """Whether it waits for all jobs submitted before it together with it, and is dropped if one of them fails."""
 
@@ -79,8 +81,9 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
             max_restarts=site.max_restarts,
             stop=_STOP_STEP.format(patience_s=site.notice_s // 2) if job.num_processes else _STOP_CHILD,
         ),
-        *site.setup,
+        *_setup(site),
         "export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1",
+        *([f"export HF_HUB_CACHE={shlex.quote(job.hub_cache)}"] if job.hub_cache else []),
         "",
         *(_torchrun(job, site, python) if job.num_processes else _single(job, site, python)),
         "",
@@ -182,6 +185,14 @@ record running 0
 beat=$!
 trap finish EXIT
 """
+
+
+def _setup(site: SiteConfig) -> list[str]:
+    """The site's own lines, between two that let one that fails be named."""
+    if not site.setup:
+        return []
+    named = """trap 'echo "error: this line of setup in cluster.toml failed: $BASH_COMMAND" >&2' ERR"""
+    return [named, *site.setup, "trap - ERR", ""]
 
 
 def _single(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:

@@ -20,6 +20,9 @@ from shared.errors import DataError
 DEFAULT_FILE = "cluster.toml"
 """Read from the working folder where no file is named; without one every field has its default."""
 
+EARLY_S = 60
+"""Slurm looks at its time limits once a minute, so that a signal may come by that much before its time."""
+
 _WORD = re.compile(r"[A-Za-z0-9_.,:+@/-]*")
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
@@ -47,12 +50,12 @@ class SiteConfig:
     """Cores per process: of a training one per GPU, of an array one per task."""
     memory_mb_per_process: int = 0
     """Memory per process, MB; 0 takes the partition's default."""
-    max_array_size: int = 1001
-    """`MaxArraySize` of the site (`scontrol show config`); a wider array becomes several."""
+    max_array_size: int = 0
+    """`MaxArraySize` of the site; a wider array becomes several. 0: as `scontrol show config` says."""
     max_running: int = 0
     """Tasks of an array that run at once; 0: as many as the queue lets."""
     setup: tuple[str, ...] = ()
-    """Lines of shell at the head of every job, for example `module load cuda/12.8`."""
+    """Lines of shell at the head of every job, for example `module load cuda/12.8`; one that fails ends the job."""
     python: str = ""
     """Interpreter inside the job; "" takes the one that submits."""
     container: str = ""
@@ -61,7 +64,7 @@ class SiteConfig:
     """More options of sbatch, one a line, for example `--constraint=a100`."""
 
     def __post_init__(self) -> None:
-        """Refuse values of another type, and text that would not stay within its line of the script."""
+        """Refuse values of another type, text that would not stay within its line, and a limit within the notice."""
         for name in ("setup", "sbatch"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -77,12 +80,31 @@ class SiteConfig:
                 raise DataError(f"{name} is {getattr(self, name)!r}, expected a word")
         if not _TIME.fullmatch(self.time):
             raise DataError(f"time is {self.time!r}, expected for example 90, 12:00:00 or 2-00:00:00")
+        limit_s = seconds_of(self.time)
+        if 0 < limit_s <= self.notice_s + EARLY_S:
+            raise DataError(
+                f"time is {self.time!r}, expected more than notice_s ({self.notice_s} s) and {EARLY_S} s, by which "
+                "Slurm may be early: a job would be told to stop at once"
+            )
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise DataError(f"{name} is {getattr(self, name)}, expected at least {least}")
         for line in self.sbatch:
             if not line.startswith("--"):
                 raise DataError(f"sbatch holds {line!r}, expected an option such as --constraint=a100")
+
+
+def seconds_of(time: str) -> int:
+    """Seconds of a time limit as `--time` takes it: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S; 0 is none."""
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = parts + [0] * (3 - len(parts))
+    elif len(parts) < 3:
+        hours, (minutes, seconds) = 0, parts + [0] * (2 - len(parts))
+    else:
+        hours, minutes, seconds = parts
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _lines_of(value: Any) -> tuple[Any, ...]:
@@ -97,7 +119,7 @@ _LEAST = {
     "gpus_per_node": 0,
     "cpus_per_process": 1,
     "memory_mb_per_process": 0,
-    "max_array_size": 2,
+    "max_array_size": 0,
     "max_running": 0,
 }
 

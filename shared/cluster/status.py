@@ -17,7 +17,7 @@ from typing import Any
 
 from shared.cluster.queue import ACTIVE, WAITING, Queue, ask_queue
 from shared.cluster.script import BEAT_S, START_MARK, STOPPED
-from shared.cluster.submit import SUBMITTED_FILE, jobs_folder
+from shared.cluster.submit import jobs_folder, read_submitted
 from shared.errors import DataError
 from shared.runlog import METRICS_FILE, read_records
 from shared.store.verify import store_status
@@ -28,7 +28,11 @@ SILENT_S = 6 * BEAT_S
 _ASKED = ("waiting", "stopped", "lost")
 """States of a task that the queue knows more about."""
 
-_TAIL_BYTES = 16_384
+_TAIL_BYTES = 65_536
+"""End of a log that is looked at; every launcher of a training adds some kilobytes to what its processes said."""
+
+_RAISED = re.compile(r"(\[rank\d+\]: )?([A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception)(: |$)")
+_LAUNCHER = re.compile(r"[\w.]*ChildFailedError")
 _QUEUED_AGAIN = re.compile(r"DUE TO (JOB REQUEUE|PREEMPTION)")
 _CHECKPOINT = re.compile(r"step_(\d{8})")
 
@@ -196,21 +200,14 @@ class _Part:
 
 def _latest(folder: Path) -> dict[str, dict[int, _Part]]:
     """Parts by task, by name of the job, of the last submission that had such a job."""
-    file = folder / SUBMITTED_FILE
-    if not file.is_file():
-        return {}
     found: dict[str, dict[int, _Part]] = {}
     latest: dict[str, int] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            if record["submission"] != latest.get(record["name"]):
-                latest[record["name"]], found[record["name"]] = record["submission"], {}
-            for task in record["tasks"]:
-                part = _Part(job=record["job"], index=task - record["offset"], script=record["script"])
-                found[record["name"]][task] = part
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{file}, line {number}: not a submitted job ({error})") from error
+    for record in read_submitted(folder):
+        if record["submission"] != latest.get(record["name"]):
+            latest[record["name"]], found[record["name"]] = record["submission"], {}
+        for task in record["tasks"]:
+            part = _Part(job=record["job"], index=task - record["offset"], script=record["script"])
+            found[record["name"]][task] = part
     return found
 
 
@@ -226,14 +223,15 @@ def _fare(folder: Path, name: str, number: int, job: str, now: float) -> dict[st
         raise DataError(f"{file}: damaged, not the state of a task ({error})") from error
     if record["job"] != job:
         return {"state": "waiting", "host": "", "restarts": 0, "log": "", "why": "not started"}
-    said = _last_line(folder / record["log"])
+    lines = _latest_start(folder / record["log"])
+    said = _reason(lines)
     if record["state"] == "running":
         state, why = "running", ""
         if silent > SILENT_S:
             state, why = "lost", f"no sign of life for {silent:.0f} s; it last said: {said}"
     elif record["status"] == 0:
         state, why = "done", ""
-    elif record["status"] == STOPPED or _QUEUED_AGAIN.search(said):
+    elif record["status"] == STOPPED or any(map(_QUEUED_AGAIN.search, lines)):
         state, why = "stopped", f"queued again: {said}"
     else:
         state, why = "failed", f"exit status {record['status']}: {said}"
@@ -241,17 +239,27 @@ def _fare(folder: Path, name: str, number: int, job: str, now: float) -> dict[st
     return {"state": state, **shown, "log": str(folder / record["log"]), "why": why}
 
 
-def _last_line(log: Path) -> str:
-    """What the latest start of a task said last: its last `error:` line, else its last line."""
+def _latest_start(log: Path) -> list[str]:
+    """What the latest start of a task said, as far as the end of its log holds it."""
     if not log.is_file():
-        return "nothing (no log)"
+        return ["nothing (no log)"]
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
         lines = file.read().decode("utf-8", errors="replace").splitlines()
     starts = [number for number, line in enumerate(lines) if line.startswith(START_MARK)]
-    said = [line.strip() for line in lines[starts[-1] if starts else 0 :] if line.strip()]
-    errors = [line for line in said if line.startswith("error: ")]
-    return (errors or said or ["nothing"])[-1][:300]
+    return [line.strip() for line in lines[starts[-1] if starts else 0 :] if line.strip()]
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """The line that says most of how a start ended.
+
+    That is its last `error:`, else that it was stopped in order, else the first exception (others follow from it: other
+    processes lose their peer, a launcher its children), else its last line.
+    """
+    errors = [line for line in lines if line.startswith("error: ")]
+    stopped = [line for line in lines if line.startswith("stopped at ")]
+    raised = [line for line in lines if _RAISED.match(line) and not _LAUNCHER.match(line)]
+    return (errors[-1:] or stopped[-1:] or raised[:1] or lines[-1:] or ["nothing"])[0][:300]
 
 
 def format_status(status: Mapping[str, Any]) -> str:

@@ -7,22 +7,31 @@ less its index).
 """
 
 import json
+import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shared.cluster.queue import ACTIVE, WAITING, ask_queue
 from shared.cluster.script import ClusterJob, array_chunks, script_of
 from shared.cluster.site import SiteConfig
 from shared.errors import DataError
 
 SUBMITTED_FILE = "submitted.jsonl"
 """Name of the list of submitted jobs in a folder of jobs."""
+
+DEFAULT_ARRAY_SIZE = 1001
+"""`MaxArraySize` of a Slurm that was not told otherwise."""
+
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
+"""Of Slurm's variables those that say which cluster; the others describe the job that submits, if it is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +67,26 @@ def scripts(work: Work, site: SiteConfig) -> dict[Path, str]:
     }
 
 
+def with_array_size(site: SiteConfig) -> SiteConfig:
+    """The site with `max_array_size` filled in: as its file says, else as Slurm does, else Slurm's own default."""
+    if site.max_array_size:
+        return site
+    size = DEFAULT_ARRAY_SIZE
+    if shutil.which("scontrol") is not None:
+        said = subprocess.run(
+            ["scontrol", "show", "config"], capture_output=True, text=True, check=False
+        ).stdout
+        found = re.search(r"^MaxArraySize\s*=\s*([1-9]\d*)", said, re.MULTILINE)
+        size = int(found[1]) if found else size
+    return replace(site, max_array_size=size)
+
+
 def sbatch_commands(job: ClusterJob, site: SiteConfig, file: Path, before: Sequence[str]) -> list[list[str]]:
     """The calls of sbatch that submit a job: one, or one per part of a wide array.
 
     Args:
         job: The job.
-        site: The site.
+        site: The site, `max_array_size` filled in.
         file: Its script.
         before: Ids of the jobs submitted before it.
     """
@@ -86,8 +109,15 @@ def submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
         One object a job: `name`, `job` (its id), `tasks`, `script`.
 
     Raises:
-        DataError: sbatch refuses a job; those before it stay submitted and are named.
+        DataError: Jobs of an earlier submission have not ended; or sbatch refuses a job, and those before it stay
+            submitted and are named.
     """
+    if jobs := _unended(work.folder):
+        raise DataError(
+            f"{work.target}: {', '.join(jobs)} of an earlier submission would do the same work; wait for what has not "
+            "ended, or scancel it"
+        )
+    site = with_array_size(site)
     work.folder.mkdir(parents=True, exist_ok=True)
     submitted: list[dict[str, Any]] = []
     submission = time.time_ns()
@@ -108,6 +138,42 @@ def submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
     return submitted
 
 
+def read_submitted(folder: Path) -> list[dict[str, Any]]:
+    """The jobs of all submissions, in order: what `submit` returned, with `offset` and `submission`.
+
+    Raises:
+        DataError: A damaged line; names it.
+    """
+    file = folder / SUBMITTED_FILE
+    if not file.is_file():
+        return []
+    records = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            missing = {"name", "job", "tasks", "script", "offset", "submission"} - record.keys()
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{file}, line {number}: not a submitted job ({error})") from error
+        if missing:
+            raise DataError(
+                f"{file}, line {number}: not a submitted job (lacks {', '.join(sorted(missing))})"
+            )
+        records.append(record)
+    return records
+
+
+def _unended(folder: Path) -> list[str]:
+    """Earlier jobs that Slurm still knows as waiting or running, where it can be asked; in words."""
+    scripts_of_jobs = {record["job"]: record["script"] for record in read_submitted(folder)}
+    if not scripts_of_jobs:
+        return []
+    states: dict[str, set[str]] = {}
+    for (job, _), (state, _) in ask_queue(scripts_of_jobs).found.items():
+        if state in (*WAITING, *ACTIVE):
+            states.setdefault(job, set()).add(state)
+    return [f"job {job} ({', '.join(sorted(found))})" for job, found in states.items()]
+
+
 def _parts(job: ClusterJob, site: SiteConfig) -> list[tuple[int, list[int]]]:
     """Offset and tasks of each array of a job."""
     if not job.tasks:
@@ -120,16 +186,29 @@ def _parts(job: ClusterJob, site: SiteConfig) -> list[tuple[int, list[int]]]:
 
 
 def _sbatch(command: list[str], before: Sequence[dict[str, Any]]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     number = done.stdout.strip().partition(";")[0]  # "id" or "id;cluster"
     if done.returncode or not number.isdecimal():
-        said = (done.stderr or done.stdout).strip().splitlines()
-        named = ", ".join(one["job"] for one in before) or "none"
+        said = [line.removeprefix("sbatch: error: ") for line in (done.stderr or done.stdout).splitlines()]
+        reason = "; ".join(line.strip() for line in said if line.strip()) or f"exit status {done.returncode}"
+        named = ", ".join(one["job"] for one in before)
         raise DataError(
-            f"{shlex.join(command)}: {said[-1] if said else f'exit status {done.returncode}'} "
-            f"(jobs submitted before it: {named})"
+            f"{shlex.join(command)}: {reason}" + (f" (jobs submitted before it: {named})" if named else "")
         )
     return number
+
+
+def _environment() -> dict[str, str]:
+    """What a job takes over from here.
+
+    A job that submits another one would hand on its count of restarts, its memory and its binding to cores, which the
+    script and srun would take for the other's.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SLURM_") or name in _KEPT or "SLURM_JOB_ID" not in os.environ
+    }
 
 
 def run_here(work: Work) -> None:

@@ -1,9 +1,10 @@
 """Pretrained towers from local files: a Hugging Face folder, a repository of the local Hub cache, or our safetensors.
 
-Nothing is fetched here. `hf download NAME` fills the cache beforehand.
+Nothing is fetched here; `l2l fetch` fills the cache beforehand.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +14,27 @@ from safetensors.torch import load_file
 from torch import nn
 
 from shared.errors import DataError
+from shared.hub import require_cached
+from stage2_train.hub_models import hub_model
 
 
-def pretrained_folder(name: str, field: str) -> Path:
+def pretrained_folder(name: str, field: str, *, has_weights: bool = True) -> Path:
     """Where a folder or a repository of the local Hub cache lies.
 
     Args:
-        name: A folder, or a repository such as `google-bert/bert-base-uncased`.
+        name: A folder, or a repository such as `google-bert/bert-base-uncased`, with or without `@revision`.
         field: Config field that holds the name, for the message.
+        has_weights: False where only a tokenizer is wanted.
 
     Raises:
         DataError: It is neither.
     """
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError) as error:
-        raise DataError(
-            f"{field}: {name} is neither a folder nor a repository in the local Hub cache (`hf download` fills it)"
-        ) from error
+    model = hub_model(name, field)
+    if model is None:
+        raise DataError(f"{field}: {name} is neither a folder nor the name of a repository")
+    return require_cached(replace(model, has_weights=has_weights))
 
 
 def build_tower(

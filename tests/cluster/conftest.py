@@ -73,8 +73,8 @@ def drawn(tmp_path_factory):
 def l2l(slurm):
     """Run the command line as a user of the cluster, and read its answer."""
 
-    def call(*arguments):
-        environment = {**slurm.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    def call(*arguments, **variables):
+        environment = {**slurm.environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
         command = [sys.executable, "-m", "cli", *map(str, arguments), "--json"]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600

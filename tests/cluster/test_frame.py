@@ -14,6 +14,7 @@ from shared.cluster.script import ClusterJob
 from shared.cluster.site import read_site
 from shared.cluster.status import SILENT_S, status_of
 from shared.cluster.submit import Work, submit
+from shared.errors import DataError
 from tests.cluster.slurm import ENDED, NODES, wait_for
 
 pytestmark = pytest.mark.slurm
@@ -160,6 +161,34 @@ def test_what_is_cancelled_in_the_queue_is_told_from_what_waits(slurm, on_slurm,
     status = status_of(tmp_path / "grid")
     assert [one["state"] for one in status["tasks"]] == ["done", "cancelled", "cancelled"]
     assert status["state"] == "cancelled"
+
+
+def test_what_slurm_refuses_is_said_in_its_own_words(on_slurm):
+    with pytest.raises(
+        DataError, match="invalid partition specified: nowhere; Batch job submission failed: Invalid"
+    ):
+        on_slurm(ClusterJob(name="ablate", command=("count",)), partition="nowhere")
+
+
+def test_a_job_that_is_still_in_the_queue_is_not_submitted_again(slurm, on_slurm, tmp_path):
+    job = ClusterJob(name="ablate", command=("count", str(tmp_path)), per_task='"$task"', tasks=(0,))
+    (number,) = on_slurm(job, sbatch=("--hold",))
+    wait_for(lambda: status_of(tmp_path / "grid")["state"] == "waiting", "the queue answers", 30)
+    with pytest.raises(DataError, match=rf"grid: job {number} \(PENDING\) of an earlier submission"):
+        on_slurm(job)
+    slurm.call("scancel", number)
+    wait_for(lambda: status_of(tmp_path / "grid")["state"] == "cancelled", "it is gone", 30)
+    (again,) = on_slurm(job)
+    slurm.wait_for_state(again, ENDED, 60)
+    assert task(tmp_path)["state"] == "done"
+
+
+def test_a_job_that_submits_another_hands_on_no_restarts(slurm, on_slurm, tmp_path, monkeypatch):
+    for name, value in {"SLURM_JOB_ID": "1", "SLURM_RESTART_COUNT": "7", "SLURM_MEM_PER_NODE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    (job,) = on_slurm(ClusterJob(name="ablate", command=("count", str(tmp_path), "0")))
+    slurm.wait_for_state(job, ENDED, 60)
+    assert task(tmp_path)["state"] == "done" and task(tmp_path)["restarts"] == 0
 
 
 def test_every_task_of_an_array_has_a_gpu_of_its_own(slurm, on_gpus, tmp_path):

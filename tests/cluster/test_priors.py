@@ -1,12 +1,15 @@
 """An array of workers over two nodes fills one store, whatever becomes of a worker or of Slurm on the way."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from shared.store.reader import PriorStore
+from stage1_priors.recipes import TINY_WEIGHTS
 from tests.cluster.drawn import priors_recipe, settings
 from tests.cluster.slurm import ENDED, NODES, wait_for
+from tests.hub_server import serve_hub
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -51,6 +54,27 @@ def test_four_workers_one_of_them_queued_again_and_the_controller_killed(slurm, 
     slurm.wait_for_state(again[1]["job"], ENDED, 300)
     assert slurm.state(again[1]["job"]) == "COMPLETED"
     assert checksums(store, 1) == before
+
+
+def test_workers_find_the_commit_that_was_fetched_before_them(slurm, l2l, drawn, tmp_path):
+    """The jobs inherit next to nothing, the Hub is gone and the branch points elsewhere by the time they run."""
+    site, stores, home = tmp_path / "cluster.toml", tmp_path / "stores", tmp_path / "hf"
+    site.write_text(
+        'gpus_per_node = 0\ncpus_per_process = 1\nsbatch = ["--hold", "--export=PATH,OMP_NUM_THREADS"]\n'
+    )
+    recipe = [*priors_recipe(drawn, stores, "val"), *settings({"model.path": "owner/tiny"})]
+    with serve_hub({"owner/tiny": {"main": TINY_WEIGHTS}}) as hub:
+        variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+        answer = l2l("submit", "priors", *recipe, "--tasks", 1, "--site", site, **variables)
+        commit = hub.commit("owner/tiny", "main")
+    (home / "hub" / "models--owner--tiny" / "refs" / "main").write_text("0" * 40)
+    for job in answer["jobs"]:
+        slurm.call("scontrol", "release", job["job"])
+    slurm.wait_for_state(answer["jobs"][1]["job"], ENDED, 240)
+    store = stores / Path(answer["target"]).name
+    assert l2l("status", store)["state"] == "done"
+    fields = PriorStore(store).attrs["fingerprint_fields"]
+    assert fields["model"] == {"repository": "owner/tiny", "commit": commit}
 
 
 @pytest.mark.vllm

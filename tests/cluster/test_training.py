@@ -42,8 +42,13 @@ def test_a_preempted_training_ends_with_the_same_bits(slurm, site, l2l, tmp_path
 
     wait_for(lambda: logged(stopped) >= 3, "a few steps are logged", 240)
     slurm.call("scancel", "--signal=USR1", "--batch", jobs[stopped])
+    wait_for(lambda: any((stopped / "checkpoints").glob("step_*")), "a checkpoint is there", 30)
     wait_for(lambda: l2l("status", stopped)["tasks"][0]["state"] == "stopped", "the run has stopped", 90)
-    saved = l2l("status", stopped)["progress"]["checkpoint"]
+    status = l2l("status", stopped)
+    saved = status["progress"]["checkpoint"]
+    assert status["tasks"][0]["why"].startswith(
+        f"queued again: stopped at {saved} of {STEPS}, checkpoint written"
+    )
     said = next((stopped / "jobs").glob("*.log")).read_text()
     assert "death signal" not in said, "torchrun was told to stop as well, and hurries its processes"
     assert saved.startswith("step ") and 3 <= int(saved.split()[1]) < STEPS

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.find import find_stores
 from stage1_priors.cluster_jobs import plan_work
 from stage1_priors.config import ImportConfig
 from stage1_priors.run import run_priors
-from tests.stage1_priors.fake_engine import FakeEngine
+from tests.stage1_priors.fake_engine import FakeEngine, write_model_folder
 
 RECIPE = ["embedded", "--set", "a=b"]
 
@@ -32,6 +33,25 @@ def test_only_workers_with_missing_shards_are_submitted(config):
     run_priors(config, engine_factory=FakeEngine().factory, quiet=True)
     done = plan_work(config, RECIPE, 2)
     assert done.jobs == () and done.here == ()
+
+
+def test_a_model_named_by_a_repository_is_held_at_its_commit(config, tmp_path, monkeypatch):
+    commit = "ab12" * 10
+    hub = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
+    named = apply_overrides(config, ["model.path=some/model", "model.revision=v1"])
+    with pytest.raises(DataError, match=r"model\.path: some/model \(revision v1\) is neither"):
+        plan_work(named, RECIPE, 1)
+    write_model_folder(hub / "models--some--model" / "snapshots" / commit)
+    (hub / "models--some--model" / "refs").mkdir()
+    (hub / "models--some--model" / "refs" / "v1").write_text(commit)
+    work = plan_work(named, RECIPE, 1)
+    priors = work.jobs[0]
+    assert priors.command == ("priors", "run", *RECIPE, "--set", f"model.revision={commit}")
+    assert priors.hub_cache == str(hub) and work.here[0][2:] == (*priors.command, "--workers", "auto")
+    (hub / "models--some--model" / "refs" / "v1").write_text("0" * 40)  # the branch moves on
+    assert plan_work(apply_overrides(named, [f"model.revision={commit}"]), RECIPE, 1).target == work.target
+    assert plan_work(config, RECIPE, 1).jobs[0].hub_cache == ""
 
 
 def test_without_slurm_it_is_the_same_work(config):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from types import SimpleNamespace
 
 import pytest
 
@@ -173,24 +172,25 @@ def test_large_files_are_hashed_at_both_ends(tmp_path, monkeypatch):
 
 
 def test_a_repository_that_is_not_in_the_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(DataError, match="hf download nobody/nothing --revision main"):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        DataError, match=r"model\.path: nobody/nothing \(revision main\) .*; `l2l fetch` puts it there"
+    ):
         locate_model(MllmConfig(path="nobody/nothing"))
+    with pytest.raises(DataError, match=r"proposer\.path: no folder 'not/a/model'"):
+        locate_model(MllmConfig(path="not/a/model"), "proposer.path")
 
 
 def test_a_repository_in_the_cache_is_named_by_its_commit(monkeypatch, tmp_path):
-    import huggingface_hub
-
-    asked = SimpleNamespace(arguments=None)
-
-    def snapshot(repository, *, revision, local_files_only):
-        asked.arguments = (repository, revision, local_files_only)
-        return str(tmp_path / "snapshots" / "abc123")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    found = locate_model(MllmConfig(path="some/model", revision="v1"))
-    assert asked.arguments == ("some/model", "v1", True)
-    assert found.identity == {"repository": "some/model", "commit": "abc123"}
+    commit = "ab12" * 10
+    write_model_folder(tmp_path / "models--some--model" / "snapshots" / commit)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "v1").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for revision in ("v1", commit):
+        found = locate_model(MllmConfig(path="some/model", revision=revision))
+        assert found.identity == {"repository": "some/model", "commit": commit}
+        assert found.folder.name == commit
 
 
 def test_differences_name_leaves():

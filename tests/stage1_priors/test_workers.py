@@ -1,11 +1,14 @@
 """Several workers of one run: what each is started with, and what becomes of the store and of failures."""
 
 import json
+import os
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
+from shared.cluster.port import FIRST, NUM
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.reader import PriorStore
@@ -13,7 +16,15 @@ from stage1_priors import workers
 from stage1_priors.job import describe_plan
 from stage1_priors.recipes import RECIPES
 from stage1_priors.run import run_priors
-from stage1_priors.workers import num_workers_of, plan_workers, run_workers, visible_gpus
+from stage1_priors.workers import (
+    FIRST_PORT,
+    PORTS,
+    num_workers_of,
+    plan_workers,
+    run_workers,
+    separate_from_other_workers,
+    visible_gpus,
+)
 from tests.stage1_priors.fake_engine import FakeEngine
 
 
@@ -41,6 +52,42 @@ def test_each_worker_has_its_own_device_or_cores(tmp_path):
     assert len({worker.log for worker in on_cores}) == 2
     crowded = plan_workers(3, [], 2, tmp_path, "store")
     assert [worker.environment["VLLM_CPU_OMP_THREADS_BIND"] for worker in crowded] == ["0-0", "1-1", "0-0"]
+
+
+def test_workers_that_meet_on_a_node_have_ports_and_caches_of_their_own():
+    """Workers of one array, of another that Slurm numbers after it, and without Slurm."""
+    jobs = [{"SLURM_ARRAY_JOB_ID": first, "SLURM_JOB_ID": "1"} for first in ("40", "44")]
+    environments = [{**job, "HOME": "/h"} for job in jobs for _ in range(4)]
+    for worker, environment in enumerate(environments):
+        separate_from_other_workers(worker % 4, environment)
+    ports = [int(environment["VLLM_PORT"]) for environment in environments]
+    assert len(set(ports)) == 8 and min(b - a for a, b in pairwise(sorted(ports))) >= PORTS
+    assert all(FIRST + NUM <= port and port + PORTS <= 32_768 for port in ports)
+    caches = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    assert len({environment[name] for environment in environments[:4] for name in caches}) == 12
+
+    given = {"VLLM_CACHE_ROOT": "/scratch/vllm", "VLLM_PORT": "5", "TORCHINDUCTOR_CACHE_DIR": "/scratch/i"}
+    separate_from_other_workers(2, given)
+    assert given["VLLM_CACHE_ROOT"] == "/scratch/vllm/worker-2"
+    assert given["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/vllm/worker-2/inductor"
+    assert int(given["VLLM_PORT"]) == FIRST_PORT + 2 * PORTS
+
+
+@pytest.mark.parametrize(("environment", "apart"), [({}, False), ({"SLURM_JOB_ID": "7"}, True)])
+def test_a_single_worker_is_kept_apart_in_a_job_alone(config, monkeypatch, environment, apart):
+    for name in (
+        "SLURM_JOB_ID",
+        "VLLM_PORT",
+        "VLLM_CACHE_ROOT",
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TRITON_CACHE_DIR",
+    ):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    run_priors(config, engine_factory=FakeEngine().factory, quiet=True)
+    assert ("VLLM_PORT" in os.environ) == ("TRITON_CACHE_DIR" in os.environ) == apart
 
 
 def test_a_complete_store_starts_nobody(config, monkeypatch):

@@ -1,14 +1,18 @@
 """The jobs of a training and of a grid."""
 
+import shutil
+
 import pytest
 
 from shared.cluster.script import STOPPED
 from shared.config import apply_overrides
 from shared.errors import DataError
+from stage2_train.ablate import DONE, PART, State
 from stage2_train.ablate_grid import read_grid
-from stage2_train.cluster_jobs import plan_grid, plan_training
+from stage2_train.cluster_jobs import hub_models_of, plan_grid, plan_training
 from stage2_train.recipes import RECIPES
 from stage2_train.train import RESUBMIT_EXIT_CODE
+from tests.stage2_train.miniature import mini_config
 from tests.stage2_train.test_ablate_grid import grid_file
 
 GRID = """
@@ -25,14 +29,14 @@ def test_a_stopped_run_has_the_status_that_scripts_queue_again():
     assert STOPPED == RESUBMIT_EXIT_CODE
 
 
-def test_a_training_goes_on_with_what_is_there(tmp_path):
-    out, config = tmp_path / "run", RECIPES["embedded"]()
-    work = plan_training(config, ["embedded", "--set", "a=b"], out, 2, 4)
+def test_a_training_goes_on_with_what_is_there(mini_root, tmp_path):
+    out = tmp_path / "run"
+    work = plan_training(mini_config(mini_root), ["embedded", "--set", "a=b"], out, 2, 2)
     (job,) = work.jobs
     assert job.command == ("train", "embedded", "--set", "a=b", "--out", str(out), "--resume")
-    assert (job.num_nodes, job.num_processes, job.tasks) == (2, 4, ())
+    assert (job.num_nodes, job.num_processes, job.tasks, job.hub_cache) == (2, 2, (), "")
     assert work.here == (
-        ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", "-m", "cli", *job.command),
+        ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cli", *job.command),
     )
     assert work.folder == out / "jobs" and not out.exists()
 
@@ -54,12 +58,64 @@ def test_batches_that_cannot_be_shared_out_are_found_before_the_queue(tmp_path):
             plan_training(odd, ["embedded"], tmp_path, nodes, processes)
 
 
+def test_so_are_missing_inputs_and_a_folder_of_another_run(mini_root, mini_run, tmp_path):
+    for change, message in (
+        ("data.root=/no/data", "/no/data"),
+        (f"cache_root={tmp_path}", "no complete prior store"),
+    ):
+        with pytest.raises(DataError, match=message):
+            plan_training(apply_overrides(mini_config(mini_root), [change]), ["r"], tmp_path / "run", 1, 1)
+    other = tmp_path / "other"
+    shutil.copytree(mini_run, other)
+    (other / "done.json").unlink()
+    with pytest.raises(DataError, match=r"config\.json: belongs to another run \(steps is 2 there, 6 now\)"):
+        plan_training(mini_config(mini_root), ["r"], other, 1, 1)
+
+
+def test_towers_named_by_repositories_are_held_at_their_commits(mini_root, tmp_path, monkeypatch):
+    commit = "ab12" * 10
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = tmp_path / "models--some--words" / "snapshots" / commit
+    shutil.copytree(mini_root / "tokenizer", snapshot)
+    (tmp_path / "models--some--words" / "refs").mkdir()
+    (tmp_path / "models--some--words" / "refs" / "main").write_text(commit)
+    config = apply_overrides(mini_config(mini_root), ["segmentor.text.tokenizer=some/words"])
+    (job,) = plan_training(config, ["r"], tmp_path / "run", 1, 1).jobs
+    assert f"segmentor.text.tokenizer=some/words@{commit}" in job.command and job.hub_cache == str(tmp_path)
+    absent = apply_overrides(config, ["segmentor.vision.weights=some/swin@v2"])
+    with pytest.raises(DataError, match=r"segmentor\.vision\.weights: some/swin \(revision v2\) is neither"):
+        plan_training(absent, ["r"], tmp_path / "run", 1, 1)
+
+
 @pytest.mark.parametrize(("asked", "width"), [(0, 4), (3, 3), (9, 4)])
 def test_a_grid_is_shared_out(tmp_path, asked, width):
     grid = read_grid(grid_file(tmp_path, GRID))
     (job,) = plan_grid(grid, tmp_path / "out", asked).jobs
     assert job.tasks == tuple(range(width)) and job.per_task == f'--only "$task/{width}"'
     assert job.command == ("ablate", str(grid.path), "--out", str(tmp_path / "out"))
+
+
+def test_only_tasks_with_runs_that_are_not_done_are_submitted(tmp_path, monkeypatch):
+    grid, out, done = read_grid(grid_file(tmp_path, GRID)), tmp_path / "out", {0, 1, 2}
+
+    def state_of(cell, *rest):
+        return State(state=DONE if grid.cells.index(cell) in done else PART)
+
+    monkeypatch.setattr("stage2_train.ablate.state_of", state_of)
+    assert plan_grid(grid, out, 0).jobs[0].tasks == (3,)
+    assert plan_grid(grid, out, 2).jobs[0].tasks == (1,)
+    done.add(3)
+    work = plan_grid(grid, out, 0)
+    assert work.jobs == () and work.here == ()
+
+
+def test_the_models_of_a_grid_must_be_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    named = GRID.replace("seeds", 'set = ["segmentor.text.tokenizer=some/words"]\nseeds')
+    grid = read_grid(grid_file(tmp_path, named))
+    assert [(model.name, model.revision) for model in hub_models_of(grid)] == [("some/words", "main")]
+    with pytest.raises(DataError, match="some/words"):
+        plan_grid(grid, tmp_path / "out", 0)
 
 
 def test_a_negative_number_of_tasks_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from shared.errors import DataError
 from shared.runlog import read_records
 from stage2_train import train as module
+from stage2_train.ablate_cell import hold_lock
 from stage2_train.owner import OWNER_FILE, RunOwner, locked
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config
@@ -177,12 +179,43 @@ def test_a_lock_is_not_waited_for_forever(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_is_no_hindrance(tmp_path, monkeypatch):
+@pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def no_locks(request, monkeypatch):
+    """What a file system that is mounted without locks answers."""
+
     def refuse(*args):
-        raise OSError(errno.ENOLCK, "No locks available")
+        raise OSError(request.param, os.strerror(request.param))
 
     monkeypatch.setattr("stage2_train.owner.fcntl.flock", refuse)
-    owner = RunOwner(tmp_path)
-    owner.claim()
-    with owner.writing():
+    return os.strerror(request.param)
+
+
+def test_without_locks_a_run_still_has_one_owner_and_it_is_said_once(no_locks, tmp_path, capsys):
+    first, second = RunOwner(tmp_path), RunOwner(tmp_path)
+    first.claim()
+    with first.writing():
         assert json.loads((tmp_path / OWNER_FILE).read_text())["token"]
+    second.claim()
+    with pytest.raises(DataError, match="taken over by process"), first.writing():
+        pass
+    said = capsys.readouterr().err
+    assert (
+        f"warning: {tmp_path}: this file system has no locks ({no_locks})" in said and said.count("\n") == 1
+    )
+
+
+def test_without_locks_a_cell_is_trained_all_the_same(no_locks, tmp_path, capsys):
+    handles = [hold_lock(tmp_path / "cell") for _ in range(2)]
+    for handle in handles:
+        assert handle is not None
+        os.close(handle)
+    assert f"warning: {tmp_path / 'cell'}: this file system has no locks" in capsys.readouterr().err
+
+
+def test_any_other_failure_of_a_lock_is_one(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("stage2_train.owner.fcntl.flock", refuse)
+    with pytest.raises(OSError, match="Input/output error"), locked(tmp_path / "lock"):
+        pass

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,12 @@ def test_what_the_site_says_is_in_its_place():
     assert next(line for line in lines if "HF_HUB_OFFLINE=1" in line).startswith("export ")
 
 
+def test_jobs_look_into_the_cache_in_which_the_models_were_found():
+    text = script(replace(PRIORS, hub_cache="/shared disk/hf"))
+    assert "export HF_HUB_CACHE='/shared disk/hf'\n" in text
+    assert "HF_HUB_CACHE" not in script(PRIORS)
+
+
 def test_a_rendezvous_is_the_first_node_or_nothing():
     text = script(TRAINING)
     assert 'scontrol show hostnames "$SLURM_JOB_NODELIST"' in text and "no rendezvous" in text
@@ -113,6 +120,19 @@ def test_a_task_records_how_it_ended(tmp_path, status):
     record = json.loads((tmp_path / "ablate.7.json").read_text())
     assert (record["job"], record["state"], record["status"]) == ("41", "ended", status)
     assert (record["restarts"], record["log"]) == (0, "ablate.41_2.log")
+
+
+def test_a_line_of_setup_that_fails_is_named_and_nothing_is_run(tmp_path):
+    site = SiteConfig(setup=("true", "modul load cuda/12.8", "touch after"))
+    text = script_of(VERIFY, site, tmp_path, tmp_path, "/no/python")
+    environment = {**os.environ, "SLURM_JOB_ID": "43"}
+    done = subprocess.run(
+        ["bash", "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 127 and "modul: command not found" in done.stderr
+    assert done.stderr.endswith("error: this line of setup in cluster.toml failed: modul load cuda/12.8\n")
+    assert json.loads((tmp_path / "verify.0.json").read_text())["status"] == 127
+    assert not (tmp_path / "after").exists() and "/no/python" not in done.stderr
 
 
 def test_arrays_stay_below_the_largest_index():

@@ -83,6 +83,39 @@ def test_a_store_and_each_of_its_tasks(tmp_path):
     )
 
 
+LAUNCHER = """\
+Traceback (most recent call last):
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+srun: error: n2: task 1: Exited with exit code 1"""
+SAID = {
+    "error: no masks\n[rank0]: ValueError: x\nsrun: bye": "error: no masks",
+    f"train: 9/20\nstopped at step 9 of 20\n{LAUNCHER}": "stopped at step 9 of 20",
+    f"[rank1]: torch.OutOfMemoryError: no memory\n[rank0]: DistBackendError: lost a peer\n{LAUNCHER}": (
+        "[rank1]: torch.OutOfMemoryError: no memory"
+    ),
+    f"    raise ValueError\nValueError\n{LAUNCHER}": "ValueError",
+    f"Errors: 0\n{LAUNCHER}": "srun: error: n2: task 1: Exited with exit code 1",
+}
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_the_line_that_says_most_is_shown(tmp_path, said):
+    jobs = tmp_path / "run" / "jobs"
+    submitted(jobs, 1, "train", "7", [0])
+    task(jobs, "train", 0, "7", "ended", 1, said=said)
+    assert status_of(tmp_path / "run", NOW)["tasks"][0]["why"] == f"exit status 1: {SAID[said]}"
+
+
+def test_a_start_that_slurm_took_back_is_queued_again_whatever_its_end_looks_like(tmp_path):
+    jobs = tmp_path / "run" / "jobs"
+    submitted(jobs, 1, "train", "7", [0])
+    told = "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***"
+    task(jobs, "train", 0, "7", "ended", 143, said=f"{told}\nConnectionError: lost a peer")
+    found = status_of(tmp_path / "run", NOW)["tasks"][0]
+    assert found["state"] == "stopped" and found["why"].startswith("queued again: ConnectionError: lost")
+
+
 def test_the_queue_is_asked_about_what_files_do_not_say(tmp_path, queue):
     path, jobs = store(tmp_path / "s.zarr", [0]), tmp_path / "s.jobs"
     submitted(jobs, 1, "priors", "7", [0, 1, 2, 3])

@@ -9,7 +9,16 @@ import pytest
 from shared.cluster import submit as module
 from shared.cluster.script import ClusterJob
 from shared.cluster.site import SiteConfig
-from shared.cluster.submit import Work, has_slurm, jobs_folder, run_here, sbatch_commands, scripts, submit
+from shared.cluster.submit import (
+    Work,
+    has_slurm,
+    jobs_folder,
+    run_here,
+    sbatch_commands,
+    scripts,
+    submit,
+    with_array_size,
+)
 from shared.errors import DataError
 
 FILE = Path("/jobs/priors.sh")
@@ -25,13 +34,15 @@ def sbatch(tmp_path, monkeypatch):
     program = folder / "sbatch"
     program.write_text(
         f"#!{sys.executable}\n"
-        "import json, pathlib, sys\n"
+        "import json, os, pathlib, sys\n"
         f"calls = pathlib.Path({str(tmp_path / 'calls')!r})\n"
         "with calls.open('a') as file:\n"
         "    print(json.dumps(sys.argv[1:]), file=file)\n"
         "number = len(calls.read_text().splitlines())\n"
+        "slurms = {name: value for name, value in os.environ.items() if name.startswith('SLURM_')}\n"
+        f"pathlib.Path({str(tmp_path / 'environment')!r}).write_text(json.dumps(slurms))\n"
         "if number == 3:\n"
-        "    sys.exit('sbatch: error: Invalid account')\n"
+        "    sys.exit('sbatch: error: invalid account: x\\nsbatch: error: Batch job submission failed')\n"
         "print(f'{100 + number};here')\n"
     )
     program.chmod(0o755)
@@ -77,8 +88,59 @@ def test_jobs_are_submitted_in_order_and_written_down(sbatch, tmp_path):
 
 
 def test_a_refusal_says_what_was_submitted_before(sbatch, tmp_path):
-    with pytest.raises(DataError, match=r"Invalid account \(jobs submitted before it: 101, 102\)"):
+    with pytest.raises(
+        DataError, match="invalid account: x; Batch .* failed .jobs submitted before it: 101, 102"
+    ):
         submit(work(tmp_path, ARRAY, AFTER), SiteConfig(max_array_size=2))
+
+
+def test_a_job_that_submits_another_hands_on_nothing_of_its_own(sbatch, tmp_path, monkeypatch):
+    for name, value in {"SLURM_CONF": "/c", "SLURM_RESTART_COUNT": "7", "SLURM_CPU_BIND": "none"}.items():
+        monkeypatch.setenv(name, value)
+    submit(work(tmp_path / "a", AFTER), SiteConfig())
+    outside = json.loads((tmp_path / "environment").read_text())
+    assert outside == {"SLURM_CONF": "/c", "SLURM_RESTART_COUNT": "7", "SLURM_CPU_BIND": "none"}
+    monkeypatch.setenv("SLURM_JOB_ID", "3")
+    submit(work(tmp_path / "b", AFTER), SiteConfig())
+    assert json.loads((tmp_path / "environment").read_text()) == {"SLURM_CONF": "/c"}
+
+
+def write_program(path, text):
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [("MaxArraySize            = 3", 3), ("MaxJobCount = 9", 1001), ("MaxArraySize = 0", 1001)],
+)
+def test_slurm_says_how_wide_an_array_may_be(sbatch, tmp_path, said, size):
+    write_program(tmp_path / "bin" / "scontrol", f"echo '{said}'")
+    assert with_array_size(SiteConfig()).max_array_size == size
+    assert with_array_size(SiteConfig(max_array_size=2)).max_array_size == 2
+    assert len(submit(work(tmp_path, ARRAY), SiteConfig())) == (2 if size == 3 else 1)
+
+
+def test_without_scontrol_it_is_the_default(sbatch):
+    assert with_array_size(SiteConfig()).max_array_size == 1001
+
+
+def test_the_same_work_is_not_submitted_twice_at_once(sbatch, tmp_path):
+    """A job that has ended, another cluster's of the same number, or a queue that does not answer are no hindrance."""
+    todo, squeue = work(tmp_path, ARRAY), tmp_path / "bin" / "squeue"
+    script = todo.folder / "priors.sh"
+    write_program(squeue, f"echo '101|0|COMPLETED|None|{script}'; echo '101|1|RUNNING|None|/other.sh'")
+    assert submit(todo, SiteConfig())[0]["job"] == "101"
+    assert submit(todo, SiteConfig())[0]["job"] == "102"
+    write_program(squeue, f"echo '102|0|PENDING|None|{script}'; echo '102|1|RUNNING|None|{script}'")
+    with pytest.raises(
+        DataError, match=r"run: job 102 \(PENDING, RUNNING\) of an earlier submission would do the same"
+    ):
+        submit(todo, SiteConfig())
+    assert len(sbatch()) == 2
+    write_program(squeue, "exit 1")
+    with pytest.raises(DataError, match="Batch job submission failed"):  # the third call: it was asked
+        submit(todo, SiteConfig())
 
 
 def test_the_answer_must_be_a_number(tmp_path, monkeypatch):
@@ -86,7 +148,7 @@ def test_the_answer_must_be_a_number(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\necho Submitted\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    with pytest.raises(DataError, match=r"Submitted \(jobs submitted before it: none\)"):
+    with pytest.raises(DataError, match="verify.sh: Submitted$"):
         module.submit(work(tmp_path, AFTER), SiteConfig())
 
 

@@ -158,8 +158,10 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
     bert.save_pretrained(tmp_path / "torn", state_dict=state)
     with pytest.raises(DataError, match=r"text.weights: .*torn lacks tensor embeddings.LayerNorm.weight"):
         build_text(text_config("bert", weights=str(tmp_path / "torn")))
-    with pytest.raises(DataError, match=r"text.weights: no/such is neither a folder nor"):
-        build_text(text_config("bert", weights="no/such"))
+    with pytest.raises(DataError, match=r"text.weights: no/such \(revision v1\) is neither a folder nor"):
+        build_text(text_config("bert", weights="no/such@v1"))
+    with pytest.raises(DataError, match=r"text.weights: /no/such/folder is neither a folder nor the name of"):
+        build_text(text_config("bert", weights="/no/such/folder"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no config.json"):
         build_text(text_config("bert", weights=str(tmp_path / "empty")))
@@ -194,7 +196,8 @@ def test_a_repository_of_the_local_cache_goes_by_its_name(
     complete = type(inner_of(inner))(inner_of(inner).config, add_pooling_layer=False)
     complete.save_pretrained(snapshot)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert pretrained_folder("owner/swin", "vision.weights") == snapshot
+    for name in ("owner/swin", "owner/swin@main", "owner/swin@" + "0" * 40):
+        assert pretrained_folder(name, "vision.weights") == snapshot
     build_vision(vision_config("swin", weights="owner/swin"))
 
 
