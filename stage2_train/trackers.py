@@ -5,7 +5,6 @@ same name there, as neither service can take steps back. A service that cannot b
 one that fails later is left out, with one line on standard error, and the training goes on.
 """
 
-import logging
 import math
 import os
 import sys
@@ -98,7 +97,7 @@ def open_trackers(
     require_installed(names)
     if quiet:
         os.environ.setdefault("WANDB_SILENT", "true")
-        logging.getLogger("mlflow").setLevel(logging.WARNING)
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     return Trackers([_OPEN[name](out) for name in names], settings)
 
 

@@ -102,7 +102,7 @@ def test_weights_and_biases_runs_offline(monkeypatch, tmp_path, capfd):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own database layer
-def test_settings_and_numbers_arrive_in_mlflow(monkeypatch, tmp_path, mini_root):
+def test_settings_and_numbers_arrive_in_mlflow(monkeypatch, tmp_path, mini_root, capfd):
     if importlib.util.find_spec("mlflow") is None:
         pytest.skip("mlflow is not installed: pip install mlflow")
     from mlflow.tracking import MlflowClient
@@ -112,6 +112,7 @@ def test_settings_and_numbers_arrive_in_mlflow(monkeypatch, tmp_path, mini_root)
     runtime = RuntimeConfig(log_every=1, tensorboard=False, trackers=("mlflow",))
     config = mini_config(mini_root, steps=4, eval_every=2, runtime=runtime)
     train(config, tmp_path / "run", quiet=True)
+    assert capfd.readouterr().err == ""
     client = MlflowClient()
     (experiment,) = client.search_experiments(filter_string="name = 'l2l'")
     (run,) = client.search_runs([experiment.experiment_id])
