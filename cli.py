@@ -68,6 +68,7 @@ Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a prior 
 
 def main() -> None:
     """Run the command line; the console script `l2l`."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a command has one progress line, its own
     try:
         app()
     except DataError as error:

@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import logging
 import os
 import threading
 import warnings
@@ -40,6 +41,7 @@ class VllmEngine:
         with warnings.catch_warnings():
             if engine.quiet:
                 warnings.simplefilter("ignore", FutureWarning)
+                logging.getLogger("vllm").setLevel(logging.ERROR)  # it logs before it reads its environment
             self._load(folder, family, model, engine)
 
     def _load(self, folder: Path, family: Family, model: MllmConfig, engine: EngineConfig) -> None:
@@ -122,7 +124,7 @@ class VllmEngine:
         if engine.eager:
             variables["TORCH_COMPILE_DISABLE"] = "1"
         if engine.quiet:
-            variables["VLLM_LOGGING_LEVEL"] = "ERROR"
+            variables |= {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
         return variables
 
     def submit(self, requests: Sequence[Request]) -> Ticket:

@@ -1,10 +1,13 @@
 """The log of a run sent to experiment trackers besides TensorBoard, through Accelerate's own classes for them.
 
 `metrics.jsonl` stays the record: a tracker gets the same numbers and is never read. A resumed run is another run of the
-same name there, as neither service can take steps back.
+same name there, as neither service can take steps back. A service that cannot be reached at the start refuses the run;
+one that fails later is left out, with one line on standard error, and the training goes on.
 """
 
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,13 +45,19 @@ class Trackers:
     Args:
         trackers: Not started yet.
         settings: The run's config as nested mappings, shown beside the curves.
+
+    Raises:
+        DataError: A service that takes no run; the message holds what it said.
     """
 
     def __init__(self, trackers: Sequence[GeneralTracker], settings: Mapping[str, Any]) -> None:
         self._trackers = list(trackers)
         for tracker in self._trackers:
-            tracker.start()
-            tracker.store_init_configuration(flat(settings))
+            try:
+                tracker.start()
+                tracker.store_init_configuration(flat(settings))
+            except Exception as error:
+                raise DataError(f"runtime.trackers: {tracker.name} takes no run: {error}") from error
 
     def log(self, step: int, kind: str, figures: Mapping[str, Any]) -> None:
         """Send the finite numbers of one record, each as `<kind>/<name>`."""
@@ -57,18 +66,38 @@ class Trackers:
             for name, value in figures.items()
             if isinstance(value, int | float) and math.isfinite(value)
         }
-        for tracker in self._trackers:
-            tracker.log(values, step=step)
+        self._on_each(lambda tracker: tracker.log(values, step=step))
 
     def close(self) -> None:
         """End every run."""
-        for tracker in self._trackers:
-            tracker.finish()
+        self._on_each(lambda tracker: tracker.finish())
+
+    def _on_each(self, act: Callable[[GeneralTracker], object]) -> None:
+        """Do something with every tracker; one that fails is not asked again."""
+        for tracker in list(self._trackers):
+            try:
+                act(tracker)
+            except Exception as error:  # whatever a service and its network come up with
+                self._trackers.remove(tracker)
+                said = " ".join(str(error).split())
+                print(f"{tracker.name} is left out from here on: {said}", file=sys.stderr, flush=True)
 
 
-def open_trackers(names: Sequence[str], out: Path, settings: Mapping[str, Any]) -> Trackers:
-    """The trackers of `runtime.trackers`, started, each with a run named after the folder `out`."""
+def open_trackers(
+    names: Sequence[str], out: Path, settings: Mapping[str, Any], *, quiet: bool = False
+) -> Trackers:
+    """The trackers of `runtime.trackers`, started, each with a run named after the folder `out`.
+
+    Args:
+        names: Which.
+        out: Folder of the run.
+        settings: See `Trackers`.
+        quiet: Keep them from telling how they do, unless the environment says otherwise.
+    """
     require_installed(names)
+    if quiet:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     return Trackers([_OPEN[name](out) for name in names], settings)
 
 

@@ -336,7 +336,10 @@ class _Run:
         with self.owner.writing():
             log = RunLog(self.out, tensorboard=runtime.tensorboard, resume_step=first)
         settings = config_to_dict(self.config)
-        with log, closing(open_trackers(runtime.trackers, self.out, settings)) as trackers:
+        with (
+            log,
+            closing(open_trackers(runtime.trackers, self.out, settings, quiet=self.quiet)) as trackers,
+        ):
 
             def write(kind: str, step: int, figures: dict[str, float]) -> None:
                 log.log(step, kind, **figures)

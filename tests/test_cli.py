@@ -152,6 +152,15 @@ def test_json_is_clean_whatever_libraries_print(l2l, monkeypatch, tmp_path):
     assert "from Python" in ran.err and "from C" in ran.err
 
 
+def test_quiet_is_silent_though_models_are_loaded(refshapes, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if "PROGRESS" not in name}
+    settings = (f"data.root={refshapes}", f"cache_root={tmp_path}", "splits=val", "engine.kind=transformers")
+    command = [sys.executable, "cli.py", "priors", "run", "embedded", "--quiet"]
+    command += [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == "" and done.stdout.startswith(str(tmp_path))
+
+
 def test_synth_then_check_then_split(l2l, tmp_path):
     made = l2l("data", "synth", tmp_path, "--images", "10", "--json")
     assert made.status == 0 and made.json["splits"]["train"]["images"] == 10
