@@ -166,18 +166,26 @@ def run_process(arguments: list[str], launcher: list[str]) -> str:
     return done.stdout
 
 
+def _heed_ctrl_c() -> None:
+    """Undo what a shell does to the processes it starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def serve(arguments: list[str]) -> str:
     """Start a server, fetch its page, press Ctrl-C; what it said."""
     command = [sys.executable, str(ROOT / "cli.py"), *arguments]
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, text=True, preexec_fn=_heed_ctrl_c
+    ) as server:
         try:
             assert server.stdout is not None
             said = server.stdout.readline()
-            with urllib.request.urlopen(said.split()[0], timeout=30) as page:
+            with urllib.request.urlopen(said.split()[0], timeout=60) as page:
                 assert page.status == 200 and b"refshapes" in page.read()
-        finally:
             server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=30) == 130
+            assert server.wait(timeout=60) == 130
+        finally:
+            server.kill()
     return said
 
 

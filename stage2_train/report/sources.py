@@ -52,13 +52,15 @@ class Sources:
 
     def sample(self, sample_id: str) -> Sample | None:
         """The sample, or None if the data set is gone or does not know it."""
-        if self._samples is None:
-            self._open_dataset()
+        self._open_dataset()
         assert self._samples is not None
         return self._samples.get(sample_id)
 
     def image(self, sample: Sample) -> Image.Image | None:
         """RGB image at its original size, or None."""
+        self._open_dataset()
+        if self._dataset is None:
+            return None
         try:
             return self._dataset.image(sample)
         except (DataError, OSError) as error:
@@ -67,7 +69,8 @@ class Sources:
 
     def truth(self, sample: Sample) -> np.ndarray | None:
         """True mask, bool [H, W] at the original size, or None."""
-        if not self._dataset.has_mask(sample):
+        self._open_dataset()
+        if self._dataset is None or not self._dataset.has_mask(sample):
             return None
         try:
             return np.asarray(self._dataset.mask(sample), dtype=bool)
@@ -98,6 +101,9 @@ class Sources:
             return []
 
     def _open_dataset(self) -> None:
+        """Read the annotations, unless that was tried before."""
+        if self._samples is not None:
+            return
         from shared.config import DataConfig
         from shared.datasets import load_dataset
 

@@ -138,7 +138,7 @@ def bench(large: Path, small: Path, num_rows: tuple[int, int], repeats: int) -> 
     opening = [
         (_seconds(lambda: open_view(large)), _seconds(lambda: open_view(small))) for _ in range(repeats)
     ]
-    figures = [figure("open", [mine for mine, _ in opening], "s", "<= 10")]
+    figures = [figure("open", [mine for mine, _ in opening], "s")]
     waits: dict[str, list[tuple[float, float]]] = {}
     with served(large) as here, served(small) as there:
         for turn in range(repeats + 1):

@@ -1,5 +1,7 @@
 """A real, tiny run: trained, scored and reported, with what it was taught from."""
 
+import shutil
+
 import pytest
 
 from shared.errors import DataError
@@ -45,6 +47,13 @@ def test_the_supervised_method_has_nothing_to_show(mini_root, tmp_path):
 def test_an_unfinished_run_is_refused(mini_root, tmp_path):
     with pytest.raises(DataError):
         taught_by(tmp_path, most=3)
+
+
+def test_a_run_without_scores_is_reported_too(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "l2l", ignore=shutil.ignore_patterns("eval"))
+    path, text = write_report([run])
+    html = path.read_text("utf-8")
+    assert "no scores yet" in text and "pixels taught" in html and "Not shown" not in html
 
 
 def test_everything_a_real_run_leaves_is_reported(trained):
