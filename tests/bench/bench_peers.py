@@ -7,7 +7,9 @@ The store and one peer take turns: a window of random batches of 32 rows each, o
 anew. Rates are rows per second of wall time with the files in the page cache, worker processes started before; ratios
 are taken within a turn, and the table has medians and ranges. Worker processes (1 and 2) are tried with 20,000 rows.
 Memory is the most that was private to the process and its workers (their share of anonymous and shared memory, so no
-page cache) during an epoch, over what it was before the files were opened. Streams have no random batches.
+page cache) during an epoch, over what it was before the files were opened. Streams have no random batches. Before
+random batches and epochs are timed the same process has read the rows once (for random batches 12 s at most): the store
+verifies a checksum where a process touches a row first. `first epoch of a process` is the rate with that.
 """
 
 import argparse
@@ -36,6 +38,8 @@ ROWS_WITH_WORKERS = 20_000
 """The size at which worker processes are tried; elsewhere the main process loads."""
 DRAWN = 4096
 """Rows drawn; more are these again, for nothing here is compressed."""
+TOUCHING = 12.0
+"""Seconds at most that rows are read before random batches are timed."""
 PATIENCE = 30.0
 """Seconds after which no further turn of an epoch is begun."""
 SILENCE = 900.0
@@ -94,6 +98,16 @@ class Contending:
             self._read(self._generator.integers(0, num_rows, BATCH))
             count += BATCH
         return count / elapsed
+
+    def touch(self, num_rows: int) -> None:
+        """Read every row once, in any order, unless that takes too long."""
+        assert self.peer.read is not None
+        self._read = self._read or self.peer.read(self.folder)
+        start, order = time.perf_counter(), self._generator.permutation(num_rows)
+        for first in range(0, num_rows, BATCH):
+            if time.perf_counter() - start > TOUCHING:
+                return
+            self._read(order[first : first + BATCH])
 
     def epoch(self, workers: int) -> tuple[int, float]:
         """Rows of one shuffled epoch, and its seconds."""
@@ -227,7 +241,7 @@ def random_turns(
 ) -> list[tuple[float, float]]:
     """Rates of random batches of the store and a peer, in turn."""
     for one in (ours, its):
-        one.ask("random", num_rows, 0.1)
+        one.ask("touch", num_rows)
     return [
         (ours.ask("random", num_rows, args.seconds), its.ask("random", num_rows, args.seconds))
         for _ in range(args.rounds)
@@ -254,11 +268,14 @@ def epoch_turns(
     return rates
 
 
-def memory(one: Contender, peer: Peer, num_rows: int) -> Figure:
-    """Peak memory of the first epoch of a process."""
+def first_epoch(one: Contender, peer: Peer, num_rows: int) -> list[Figure]:
+    """Peak memory and rate of the first epoch of a process."""
     before = one.private_mib()
-    _, peak = one.peak_mib("epoch", 0)
-    return _figure(peer, "memory", num_rows, [peak - before], "MiB")
+    (count, seconds), peak = one.peak_mib("epoch", 0)
+    return [
+        _figure(peer, "memory", num_rows, [peak - before], "MiB"),
+        _figure(peer, "first", num_rows, [count / seconds], "rows/s"),
+    ]
 
 
 def bench(work: Path, num_rows: int, args: argparse.Namespace) -> Iterator[list[Figure]]:
@@ -268,7 +285,7 @@ def bench(work: Path, num_rows: int, args: argparse.Namespace) -> Iterator[list[
     store.mkdir()
     mine: dict[tuple[str, int], list[float]] = {}
     with contender(STORE, store) as ours:
-        yield [*written(ours, STORE, store, rows), memory(ours, STORE, num_rows)]
+        yield [*written(ours, STORE, store, rows), *first_epoch(ours, STORE, num_rows)]
         for key in args.peer or PEERS:
             peer, folder = PEERS[key], work / key
             if not importlib.util.find_spec(peer.package):
@@ -278,11 +295,11 @@ def bench(work: Path, num_rows: int, args: argparse.Namespace) -> Iterator[list[
             folder.mkdir()
             with contender(peer, folder) as its:
                 figures = written(its, peer, folder, rows)
-            for workers in WORKERS if num_rows == ROWS_WITH_WORKERS else WORKERS[:1]:
+            for workers in args.workers or WORKERS if num_rows == ROWS_WITH_WORKERS else WORKERS[:1]:
                 found = {}
                 with contender(peer, folder) as its:
                     if workers == 0:
-                        figures.append(memory(its, peer, num_rows))
+                        figures += first_epoch(its, peer, num_rows)
                     if workers == 0 and peer.read is not None:
                         found["random"] = random_turns(ours, its, num_rows, args)
                     found["epoch"] = epoch_turns(ours, its, num_rows, workers, args)
@@ -304,6 +321,7 @@ NAMES = {
     "files": "files",
     "write": "written",
     "memory": "memory of an epoch",
+    "first": "first epoch of a process",
 }
 """What the table calls each measurement."""
 
@@ -344,6 +362,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, action="append", help="may be repeated; default 2000 and 20000")
     parser.add_argument("--grid", type=int, default=128, help="side of a row (default 128)")
     parser.add_argument("--peer", action="append", choices=PEERS, help="may be repeated; default all")
+    parser.add_argument(
+        "--workers", type=int, action="append", choices=WORKERS, help="default all of 0, 1, 2"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each contender (default 5)")
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a window (default 0.3)")
     parser.add_argument("--dir", default=None, help="folder for the files (default: the system's)")

@@ -98,7 +98,7 @@ def panel(
         y = TOP + ROW * (row + 0.5)
         points = [(index, place(rates[name])) for index, (_, rates) in enumerate(series) if name in rates]
         if not points:
-            parts.append(f'<text class="muted" x="{left + 4}" y="{y + 4:.1f}">has none</text>')
+            parts.append(f'<text class="muted" x="{left + 4}" y="{y + 4:.1f}">no reading</text>')
             continue
         ends = [x for _, x in points]
         parts.append(

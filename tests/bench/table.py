@@ -48,7 +48,7 @@ def read_figures(path: Path) -> dict[tuple[str, str], Figure]:
 
 
 def number_text(value: float) -> str:
-    """Three digits, without an exponent."""
+    """Three digits, or whole numbers from a hundred on."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
