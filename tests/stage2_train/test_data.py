@@ -227,6 +227,26 @@ def test_rows_without_a_box_are_flagged(mini_root: Path) -> None:
     assert priors.holds(samples) and not priors.holds(dataset.samples("val"))
 
 
+def test_trust_is_the_rank_of_a_rows_confidence(mini_root: Path) -> None:
+    config = mini_config(mini_root)
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    samples = dataset.samples("train")
+    priors = open_priors(choose_store(config, dataset), config, dataset, samples)
+    ids = [sample.sample_id for sample in samples]
+    confidence = priors.store.column("confidence")
+    known = confidence[np.isfinite(confidence)]
+    own = confidence[priors.store.rows_of(ids)]
+    for trust, value in zip(priors.trust(ids).tolist(), own, strict=True):
+        if np.isfinite(value):
+            assert trust == pytest.approx(((known < value).mean() + (known <= value).mean()) / 2, abs=1e-6)
+        else:
+            assert np.isnan(trust)
+    misplaced = MisplacedPriors(priors.store, samples, 1.0, 0)
+    taken = [misplaced._taken_from.get(one, one) for one in ids]
+    assert taken != ids
+    assert np.array_equal(misplaced.trust(ids).numpy(), priors.trust(taken).numpy(), equal_nan=True)
+
+
 def test_no_store_says_what_to_run(mini_root: Path, tmp_path: Path) -> None:
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
     with pytest.raises(DataError, match="no complete prior store.*`priors`"):

@@ -71,3 +71,26 @@ def test_symmetry_of_foreground_and_background() -> None:
 def test_bad_clamp_is_refused() -> None:
     with pytest.raises(DataError, match="spm.eps is 0.5"):
         SpmConfig(eps=0.5)
+
+
+def test_a_timid_prior_can_be_made_bolder_by_hand() -> None:
+    prior_B1HW, weak_B1HW = torch.full((1, 1, 2, 2), 0.8), torch.full((1, 1, 2, 2), 0.3)
+    sharp = 1 / (1 + math.exp(-3 * logit(0.8)))
+    expected = fuse(torch.full((1, 1, 2, 2), sharp), weak_B1HW, SpmConfig())
+    found = fuse(prior_B1HW, weak_B1HW, SpmConfig(prior_sharpness=3.0))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_confidence_moves_the_weight_of_the_prior_by_hand() -> None:
+    prior_B1HW, weak_B1HW = torch.full((3, 1, 2, 2), 0.9), torch.full((3, 1, 2, 2), 0.3)
+    plain = fuse(prior_B1HW, weak_B1HW, SpmConfig())[1][:, 0, 0, 0]
+    config = SpmConfig(confidence_gain=0.4, confidence_centre=0.25)
+    moved = fuse(prior_B1HW, weak_B1HW, config, torch.tensor([0.0, 0.75, math.nan]))[1][:, 0, 0, 0]
+    assert (moved - plain).tolist() == pytest.approx([-0.1, 0.2, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [{"prior_sharpness": 0.0}, {"confidence_centre": 1.5}])
+def test_settings_beyond_the_paper_are_checked(wrong: dict[str, float]) -> None:
+    with pytest.raises(DataError, match=next(iter(wrong))):
+        SpmConfig(**wrong)
