@@ -34,6 +34,7 @@ SMALL_TOWERS = (
     "--set segmentor.text.heads=2 --set segmentor.text.hidden=16 --set segmentor.text.layers=1 "
     "--set segmentor.text.mlp=32 --set segmentor.text.vocab_size=256 --set segmentor.decoder_width=8"
 )
+FOLDERS_ALONE = "^nothing to fetch"
 NO_SLURM = "needs a Slurm; tests/cluster submits to a real one"
 
 
@@ -98,12 +99,15 @@ COMMANDS_TABLE = [
     Row(command="params RECIPE", swap={"RECIPE": "embedded"}, says="sesm"),
     Row(command="weights convert IN.pth OUT.safetensors --from swin",
         swap={"IN.pth": "swin.pth", "OUT.safetensors": "swin.safetensors"}, says="swin.safetensors"),
+    Row(command="fetch priors RECIPE", swap={"RECIPE": "embedded"}, says=FOLDERS_ALONE),
+    Row(command="fetch train RECIPE", swap={"RECIPE": "embedded"}, says=FOLDERS_ALONE),
+    Row(command="fetch ablate GRID", swap={"GRID": "stage2_train/grids/embedded-ablations.toml"}, says=FOLDERS_ALONE),
     Row(command="submit priors RECIPE", swap={"RECIPE": "embedded"}, more="--set splits=val",
         says="priors.sh", not_here=NO_SLURM),
-    Row(command="submit train RECIPE", swap={"RECIPE": "embedded"}, more="--out runs/job", says="torch.distributed.run",
-        not_here=NO_SLURM),
-    Row(command="submit ablate GRID", swap={"GRID": "stage2_train/grids/embedded-ablations.toml"}, says="--array=0",
-        not_here=NO_SLURM),
+    Row(command="submit train RECIPE", swap={"RECIPE": "embedded"}, more=f"--out runs/job {A_QUARTER}",
+        says="torch.distributed.run", not_here=NO_SLURM),
+    Row(command="submit ablate GRID", swap={"GRID": "stage2_train/grids/embedded-ablations.toml"},
+        more="--out runs/grid-job", says="--array=0", not_here=NO_SLURM),
     Row(command="status RUN|STORE", swap={"RUN|STORE": "runs/embedded-l2l"}, says="done"),
 ]  # fmt: skip
 
@@ -140,8 +144,10 @@ REST_OF_THE_README = [
         says="--dependency=afterok", not_here=NO_SLURM),
     Row(command="status cache/priors/<store>.zarr", swap=THE_STORE, says="done"),
     Row(command="submit train paper --out runs/paper --nodes 2 --set segmentor.vision.weights=...",
-        swap=WEIGHTS | {"runs/paper": "runs/other"}, says="--nodes=2", not_here=NO_SLURM),
-    Row(command="submit ablate stage2_train/grids/embedded-methods.toml", says="--array=0", not_here=NO_SLURM),
+        swap=WEIGHTS | {"runs/paper": "runs/other"}, says="--nodes=2", not_here=NO_SLURM,
+        more=f"--set segmentor.text.weights=bert --set segmentor.text.tokenizer=bert {SMALL_TOWERS} {A_QUARTER}"),
+    Row(command="submit ablate stage2_train/grids/embedded-methods.toml", more="--out runs/grid-job", says="--array=0",
+        not_here=NO_SLURM),
     Row(command="status runs/paper", says="done"),
 ]  # fmt: skip
 
@@ -173,6 +179,7 @@ ROWS = [*COMMANDS_TABLE, *REST_OF_THE_README, *OTHER_PAGES]
 
 NAMED = [
     "ablate",
+    "fetch",
     "priors inspect",
     "priors run",
     "priors run import",

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from transformers.utils import logging
 
 from shared.errors import DataError
 from shared.hub import require_cached
@@ -87,6 +88,8 @@ def _from_folder(
         theirs, ours = _plain(getattr(found, name)), _plain(getattr(own, name))
         if theirs != ours:
             raise DataError(f"{field}: {folder} has {name} {theirs}, not {ours}")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is checked below; what the segmentor does not use is no news
     try:
         model, info = model_class.from_pretrained(
             folder,
@@ -98,6 +101,8 @@ def _from_folder(
         )
     except (OSError, RuntimeError, SafetensorError) as error:  # no weights file, a torn one, another shape
         raise DataError(f"{field}: {folder} cannot be loaded ({str(error).splitlines()[0]})") from error
+    finally:
+        logging.set_verbosity(verbosity)
     if info["missing_keys"]:
         raise DataError(f"{field}: {folder} lacks tensor {min(info['missing_keys'])}")
     return model
