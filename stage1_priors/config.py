@@ -82,6 +82,10 @@ class EngineConfig:
     """Pairs per forward pass of the `transformers` engine."""
     caching: bool = True
     """Reuse of image features and of shared prompt prefixes. Off when timing the engine itself."""
+    image_cache_gb: float = 0.25
+    """Memory for images that vLLM keeps prepared, GiB, per process that holds them. It fills in any long run, so it is
+    part of the memory a run takes. Rows of an image are neighbours, so a few images would do; with sampled boxes, asked
+    after the greedy ones, those of a chunk."""
     block_size: int | None = None
     """Tokens of a block of vLLM's key-value cache, which finds a shared prefix again in whole blocks only. None: vLLM's
     choice, on a CPU 128; there it must be a multiple of 32. Two prompts of the embedded model share 28 tokens of about
@@ -104,6 +108,7 @@ class EngineConfig:
             chunk_rows=self.chunk_rows,
             ahead_rows=self.ahead_rows,
             batch_size=self.batch_size,
+            image_cache_gb=self.image_cache_gb,
             kv_cache_gb=self.kv_cache_gb,
             block_size=self.block_size,
         )
