@@ -162,7 +162,8 @@ class CandidatesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProposerConfig:
-    """How a box becomes a soft mask. Every field but the two batch sizes is part of the fingerprint."""
+    """How a box becomes a soft mask. Every field but the two batch sizes and `own_process` is part of the
+    fingerprint."""
 
     kind: Literal["soft-box", "box", "sam2", "sam"] = "soft-box"
     """`soft-box`: product of the four edge distributions. `box`: 1 inside, 0 outside. `sam2`, `sam`: the box prompts a
@@ -187,7 +188,10 @@ class ProposerConfig:
     batch_images: int = 8
     """Images SAM encodes together."""
     batch_boxes: int = 64
-    """Prompts of one image whose masks SAM decodes together."""
+    """Prompts whose masks SAM decodes together, of one image or several."""
+    own_process: bool | None = None
+    """Run SAM in a process of its own, with one thread, which leaves the engine its Python and its threads. None: where
+    there is no GPU. On a GPU SAM works on a stream of its own beside the engine, without copies between processes."""
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     """Masks of whatever there is in an image, kept besides."""
 

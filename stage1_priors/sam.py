@@ -1,8 +1,8 @@
 """Boxes -> soft masks by a Segment Anything model: SAM 2 (`Sam2Model`) or SAM (`SamModel`), through Transformers.
 
 An image is encoded once, however many boxes it has: rows of an image are neighbours, several images are encoded
-together, their boxes are decoded together, and the features of the last image are kept for a call that goes on with the
-same image. No other features outlive a call. Candidates (`candidates.py`), if asked for, come from the same features,
+together, their boxes are decoded together, and the features of the last image are kept for a call that goes on where this one
+ended. No other features outlive a call. Candidates (`candidates.py`), if asked for, come from the same features,
 once an image.
 
 Frames: a box comes in the normalised frame of the original image. SAM 2 stretches the image to its square; SAM scales
@@ -95,6 +95,8 @@ class SamProposer:
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks and expected IoU of all rows; rows without a box or an image get `NO_PRIOR` and NaN."""
         num, grid = len(prompts.box_norm_B4), self._config.grid
+        if not prompts.continues:
+            self._last = None
         asked = self._config.candidates
         map_BGG = np.full((num, grid, grid), NO_PRIOR, np.uint8)
         iou_B = np.full(num, np.nan, np.float32)

@@ -328,6 +328,9 @@ class WatchedProposer:
     def __init__(self, config, before):
         self.inner, self.before, self.closed = BoxProposer(config), before, False
 
+    def load(self):
+        pass
+
     def propose(self, prompts):
         self.before()
         return self.inner.propose(prompts)

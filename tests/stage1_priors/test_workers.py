@@ -10,10 +10,11 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.reader import PriorStore
 from stage1_priors import workers
+from stage1_priors.devices import visible_gpus
 from stage1_priors.job import describe_plan
 from stage1_priors.recipes import RECIPES
 from stage1_priors.run import run_priors
-from stage1_priors.workers import num_workers_of, plan_workers, run_workers, visible_gpus
+from stage1_priors.workers import num_workers_of, plan_workers, run_workers
 from tests.stage1_priors.fake_engine import FakeEngine
 
 
