@@ -163,7 +163,8 @@ class CandidatesConfig:
 @dataclass(frozen=True, kw_only=True)
 class ProposerConfig:
     """How a box becomes a soft mask. Every field but the two batch sizes and `own_process` is part of the
-    fingerprint."""
+    fingerprint.
+    """
 
     kind: Literal["soft-box", "box", "sam2", "sam"] = "soft-box"
     """`soft-box`: product of the four edge distributions. `box`: 1 inside, 0 outside. `sam2`, `sam`: the box prompts a

@@ -113,8 +113,8 @@ class Chunk:
     shard: int
     """Shard they belong to."""
     is_first: bool
-    """Whether they begin the shard. What is known of an image never passes from one shard to the next, so that a shard's
-    bits do not depend on which one was written before."""
+    """Whether they begin the shard. What is known of an image never passes from one shard to the next, so that the bits
+    of a shard do not depend on which one was written before."""
     is_last: bool
     """Whether they end the shard."""
     samples: tuple[Sample, ...]

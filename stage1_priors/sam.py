@@ -1,9 +1,9 @@
 """Boxes -> soft masks by a Segment Anything model: SAM 2 (`Sam2Model`) or SAM (`SamModel`), through Transformers.
 
 An image is encoded once, however many boxes it has: rows of an image are neighbours, several images are encoded
-together, their boxes are decoded together, and the features of the last image are kept for a call that goes on where this one
-ended. No other features outlive a call. Candidates (`candidates.py`), if asked for, come from the same features,
-once an image.
+together, their boxes are decoded together, and the features of the last image are kept for a call that goes on where
+this one ended. No other features outlive a call. Candidates (`candidates.py`), if asked for, come from the same
+features, once an image.
 
 Frames: a box comes in the normalised frame of the original image. SAM 2 stretches the image to its square; SAM scales
 the longer side and fills the square from the top left. So the box in the model's pixels is the normalised box times
@@ -114,7 +114,9 @@ class SamProposer:
                 known = self._look_or_recall({name: images[name] for name in batch})
                 for name in batch:
                     candidates_BKGG[rows_of[name]] = known[name].candidates_KGG
-                boxed = [(row, known[name].encoded) for name in batch for row in rows_of[name] if has_box_B[row]]
+                boxed = [
+                    (row, known[name].encoded) for name in batch for row in rows_of[name] if has_box_B[row]
+                ]
                 for first in range(0, len(boxed), self._config.batch_boxes):
                     rows, encoded = zip(*boxed[first : first + self._config.batch_boxes], strict=True)
                     prob_NGG, iou_N = self._decode(encoded, prompts.box_norm_B4[list(rows)])
@@ -229,10 +231,7 @@ class SamProposer:
             return logit_NMM.new_zeros(0, grid, grid)
         down_NGM, across_NGM = (
             torch.stack(
-                [
-                    resampling(size, image.filled_hw[axis] / image.square_hw[axis], grid)
-                    for image in images
-                ]
+                [resampling(size, image.filled_hw[axis] / image.square_hw[axis], grid) for image in images]
             ).to(self._device)
             for axis, size in enumerate(logit_NMM.shape[1:])
         )

@@ -6,7 +6,6 @@ while the engine reads its own, and gives the same bits whatever the number of w
 many threads there are. Both ends of the pipe are ours; nothing that comes from a file is unpickled.
 """
 
-import os
 import signal
 import traceback
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.errors import DataError
 from stage1_priors.config import ProposerConfig
-from stage1_priors.proposers import Proposals, Prompts
+from stage1_priors.proposers import Prompts, Proposals
 
 if TYPE_CHECKING:
     from stage1_priors.sam import SamProposer
@@ -58,9 +57,7 @@ class SamApart:
         """Start the process; it loads the model meanwhile."""
         context = get_context("spawn")
         self._ours, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, config, folder), name="sam", daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(theirs, config, folder), name="sam", daemon=True)
         self._process.start()
         theirs.close()
 
@@ -100,7 +97,9 @@ class SamApart:
     def _gone(self) -> DataError:
         self._process.join(END_S)
         status = self._process.exitcode
-        how = f"was killed by signal {-status}" if status is not None and status < 0 else f"ended with {status}"
+        how = (
+            f"was killed by signal {-status}" if status is not None and status < 0 else f"ended with {status}"
+        )
         return DataError(f"SAM's process {how}. Finished shards are kept; the same command goes on")
 
     def close(self) -> None:
@@ -126,7 +125,7 @@ def _serve(connection: Connection, config: ProposerConfig, folder: Path) -> None
         while True:
             prompts = connection.recv()
             try:
-                answer = (sam.propose(prompts), None, "")
+                answer: tuple[Any, Any, str] = (sam.propose(prompts), None, "")
             except Exception as error:
                 answer = (None, *_told(error))
             connection.send(answer)
