@@ -82,6 +82,10 @@ class EngineConfig:
     """Pairs per forward pass of the `transformers` engine."""
     caching: bool = True
     """Reuse of image features and of shared prompt prefixes. Off when timing the engine itself."""
+    image_cache_gb: float = 0.25
+    """Memory for images that vLLM keeps prepared, GiB, per process that holds them. It fills in any long run, so it is
+    part of the memory a run takes. Rows of an image are neighbours, so a few images would do; with sampled boxes, asked
+    after the greedy ones, those of a chunk."""
     block_size: int | None = None
     """Tokens of a block of vLLM's key-value cache, which finds a shared prefix again in whole blocks only. None: vLLM's
     choice, on a CPU 128; there it must be a multiple of 32. Two prompts of the embedded model share 28 tokens of about
@@ -104,6 +108,7 @@ class EngineConfig:
             chunk_rows=self.chunk_rows,
             ahead_rows=self.ahead_rows,
             batch_size=self.batch_size,
+            image_cache_gb=self.image_cache_gb,
             kv_cache_gb=self.kv_cache_gb,
             block_size=self.block_size,
         )
@@ -157,7 +162,9 @@ class CandidatesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProposerConfig:
-    """How a box becomes a soft mask. Every field but the two batch sizes is part of the fingerprint."""
+    """How a box becomes a soft mask. Every field but the two batch sizes and `own_process` is part of the
+    fingerprint.
+    """
 
     kind: Literal["soft-box", "box", "sam2", "sam"] = "soft-box"
     """`soft-box`: product of the four edge distributions. `box`: 1 inside, 0 outside. `sam2`, `sam`: the box prompts a
@@ -182,7 +189,10 @@ class ProposerConfig:
     batch_images: int = 8
     """Images SAM encodes together."""
     batch_boxes: int = 64
-    """Prompts of one image whose masks SAM decodes together."""
+    """Prompts whose masks SAM decodes together, of one image or several."""
+    own_process: bool | None = None
+    """Run SAM in a process of its own, with one thread, which leaves the engine its Python and its threads. None: where
+    there is no GPU. On a GPU SAM works on a stream of its own beside the engine, without copies between processes."""
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     """Masks of whatever there is in an image, kept besides."""
 

@@ -202,7 +202,7 @@ def identity_of(
     asked, proposing = asdict(config.model), asdict(config.proposer)
     for name in ("path", "revision"):
         del asked[name], proposing[name]
-    for name in ("batch_images", "batch_boxes"):
+    for name in ("batch_images", "batch_boxes", "own_process"):
         del proposing[name]
     if config.proposer.candidates.num:
         proposing["candidates"]["version"] = CANDIDATES_VERSION

@@ -13,6 +13,7 @@ from PIL import Image
 
 from shared.errors import DataError
 from stage1_priors.config import ProposerConfig
+from stage1_priors.devices import visible_gpus
 from stage1_priors.families import read_json
 from stage1_priors.proposals import Edges, propose
 
@@ -32,6 +33,8 @@ class Prompts:
     """File name of each row's image; rows of one image are neighbours."""
     images_B: tuple[Image.Image | None, ...]
     """The original images, RGB; None where unreadable, or where the proposer does not look."""
+    continues: bool = False
+    """Whether the rows follow on those of the last call, so that its last image need not be looked at again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,11 @@ class Proposals:
 
 
 class Proposer(Protocol):
-    """Something that turns boxes into soft masks."""
+    """Something that turns boxes into soft masks. It is made before the engine is."""
+
+    def load(self) -> None:
+        """Be ready; called once the engine is up, which on a GPU takes its share of the memory first."""
+        ...
 
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks of all rows, in order."""
@@ -66,6 +73,9 @@ class BoxProposer:
         """Keep the configuration."""
         self._config = config
 
+    def load(self) -> None:
+        """Nothing to load."""
+
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks of all rows, in order; no IoU is expected of them."""
         return Proposals(
@@ -82,10 +92,11 @@ def _box(config: ProposerConfig, folder: Path | None) -> Proposer:
 
 
 def _sam(config: ProposerConfig, folder: Path | None) -> Proposer:
-    from stage1_priors.sam import SamProposer
+    from stage1_priors.sam_host import SamApart, SamHere
 
     assert folder is not None, f"proposer {config.kind} without a model folder"
-    return SamProposer(config, folder)
+    apart = not visible_gpus() if config.own_process is None else config.own_process
+    return (SamApart if apart else SamHere)(config, folder)
 
 
 PROPOSERS: dict[str, Callable[[ProposerConfig, Path | None], Proposer]] = {

@@ -85,9 +85,10 @@ def run_priors(
         separate_from_other_workers(worker, os.environ)
     factory = engine_factory or ENGINES[config.engine.kind]
     with (
-        closing(factory(job.model_folder, job.family, config.model, config.engine)) as engine,
         closing(PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)) as proposer,
+        closing(factory(job.model_folder, job.family, config.model, config.engine)) as engine,
     ):
+        proposer.load()
         canary = run_canary(engine, job.family, job.rules, config.canary, config.clip_tolerance)
         if canary.passed is not None:
             _say(canary.line() + ("" if canary.passed else " - going on, as canary.mode=warn asks"), quiet)
@@ -105,6 +106,9 @@ class Chunk:
 
     shard: int
     """Shard they belong to."""
+    is_first: bool
+    """Whether they begin the shard. What is known of an image never passes from one shard to the next, so that the bits
+    of a shard do not depend on which one was written before."""
     is_last: bool
     """Whether they end the shard."""
     samples: tuple[Sample, ...]
@@ -133,7 +137,8 @@ def chunks_of(plan: Plan, shards: Sequence[int], rows: int) -> Iterator[Chunk]:
         samples = plan.shard(shard)
         for start in range(0, len(samples), rows):
             part = samples[start : start + rows]
-            yield Chunk(shard=shard, is_last=start + rows >= len(samples), samples=part)
+            is_last = start + rows >= len(samples)
+            yield Chunk(shard=shard, is_first=start == 0, is_last=is_last, samples=part)
 
 
 def load_chunk(job: Job, engine: Engine, chunk: Chunk) -> LoadedChunk:
@@ -279,6 +284,7 @@ def propose_chunk(proposer: Proposer, loaded: LoadedChunk, rows: AnswerRows) -> 
         edges_B=rows.edges_B,
         names_B=tuple(sample.file_name for sample in loaded.chunk.samples),
         images_B=tuple(loaded.images),
+        continues=not loaded.chunk.is_first,
     )
     proposals = proposer.propose(prompts)
     columns = {"proposal": proposals.map_BGG, "proposer_iou": proposals.iou_B}

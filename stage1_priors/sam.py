@@ -1,14 +1,15 @@
 """Boxes -> soft masks by a Segment Anything model: SAM 2 (`Sam2Model`) or SAM (`SamModel`), through Transformers.
 
 An image is encoded once, however many boxes it has: rows of an image are neighbours, several images are encoded
-together, and the features of the last one are kept for the next call, which may go on with the same image. No other
-features outlive a call. Candidates (`candidates.py`), if asked for, come from the same features, once an image.
+together, their boxes are decoded together, and the features of the last image are kept for a call that goes on where
+this one ended. No other features outlive a call. Candidates (`candidates.py`), if asked for, come from the same
+features, once an image.
 
 Frames: a box comes in the normalised frame of the original image. SAM 2 stretches the image to its square; SAM scales
 the longer side and fills the square from the top left. So the box in the model's pixels is the normalised box times
 the size of the filled part, and the stored grid covers exactly the filled part of the mask logits.
 
-Legend: N prompts of one image or their masks, Q masks that may be kept, J masks per prompt (1 or 3), M side of the mask
+Legend: N prompts or their masks, Q masks that may be kept, J masks per prompt (1 or 3), M side of the mask
 logits, G side of the stored grid.
 """
 
@@ -17,6 +18,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,8 @@ class SamProposer:
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks and expected IoU of all rows; rows without a box or an image get `NO_PRIOR` and NaN."""
         num, grid = len(prompts.box_norm_B4), self._config.grid
+        if not prompts.continues:
+            self._last = None
         asked = self._config.candidates
         map_BGG = np.full((num, grid, grid), NO_PRIOR, np.uint8)
         iou_B = np.full(num, np.nan, np.float32)
@@ -110,12 +114,14 @@ class SamProposer:
                 known = self._look_or_recall({name: images[name] for name in batch})
                 for name in batch:
                     candidates_BKGG[rows_of[name]] = known[name].candidates_KGG
-                    boxed = [row for row in rows_of[name] if has_box_B[row]]
-                    for first in range(0, len(boxed), self._config.batch_boxes):
-                        rows = boxed[first : first + self._config.batch_boxes]
-                        prob_NGG, iou_N = self._decode(known[name].encoded, prompts.box_norm_B4[rows])
-                        map_BGG[rows] = np.rint(prob_NGG * 255).astype(np.uint8)
-                        iou_B[rows] = iou_N
+                boxed = [
+                    (row, known[name].encoded) for name in batch for row in rows_of[name] if has_box_B[row]
+                ]
+                for first in range(0, len(boxed), self._config.batch_boxes):
+                    rows, encoded = zip(*boxed[first : first + self._config.batch_boxes], strict=True)
+                    prob_NGG, iou_N = self._decode(encoded, prompts.box_norm_B4[list(rows)])
+                    map_BGG[list(rows)] = np.rint(prob_NGG * 255).astype(np.uint8)
+                    iou_B[list(rows)] = iou_N
                 self._last = (batch[-1], known[batch[-1]])
         return Proposals(map_BGG=map_BGG, iou_B=iou_B, candidates_BMGG=candidates_BKGG if asked.num else None)
 
@@ -156,12 +162,14 @@ class SamProposer:
             for index in range(len(images))
         ]
 
-    def _decode(self, image: EncodedImage, box_norm_N4: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Soft masks float32 [N, G, G] and expected IoU float32 [N] of boxes of one image."""
-        logit_NJMM, iou_NJ = self._ask(image, box_norm_N4, self._config.multimask)
+    def _decode(
+        self, images: Sequence[EncodedImage], box_norm_N4: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Soft masks float32 [N, G, G] and expected IoU float32 [N] of boxes, each with its image."""
+        logit_NJMM, iou_NJ = self._ask(images, box_norm_N4, self._config.multimask)
         best_N = iou_NJ.argmax(dim=1)
         row_N = torch.arange(len(best_N), device=self._device)
-        prob_NGG = self._on_grid(image, logit_NJMM[row_N, best_N], self._config.grid)
+        prob_NGG = self._on_grid(images, logit_NJMM[row_N, best_N], self._config.grid)
         return prob_NGG.cpu().numpy(), iou_NJ[row_N, best_N].clamp(0, 1).cpu().numpy()
 
     def _candidates(self, image: EncodedImage) -> np.ndarray:
@@ -174,11 +182,13 @@ class SamProposer:
         prompt_PX = prompt_points(asked) if points else prompt_boxes(asked)
         parts = []
         for first in range(0, len(prompt_PX), self._config.batch_boxes):
-            logit_NJMM, iou_NJ = self._ask(image, prompt_PX[first : first + self._config.batch_boxes], points)
+            prompt_NX = prompt_PX[first : first + self._config.batch_boxes]
+            logit_NJMM, iou_NJ = self._ask([image] * len(prompt_NX), prompt_NX, points)
             logit_NMM, iou_N = logit_NJMM.flatten(0, 1), iou_NJ.flatten()
             stability_N = stability(logit_NMM, asked.stability_offset)
             good_N = (iou_N >= asked.min_iou) & (stability_N >= asked.min_stability)
-            prob_NGG = self._on_grid(image, logit_NMM[good_N], asked.side)
+            logit_NMM = logit_NMM[good_N]
+            prob_NGG = self._on_grid([image] * len(logit_NMM), logit_NMM, asked.side)
             soft_NGG = (prob_NGG * 255).round().to(torch.uint8)
             parts.append((soft_NGG.cpu().numpy(), iou_N[good_N].cpu().numpy()))
         soft_QGG, iou_Q = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -186,37 +196,46 @@ class SamProposer:
         found_KGG[: len(kept)] = soft_QGG[kept]
         return found_KGG
 
-    def _ask(self, image: EncodedImage, prompt_NX: np.ndarray, multimask: bool) -> tuple[Tensor, Tensor]:
-        """Mask logits float32 [N, J, M, M] and expected IoU float32 [N, J] of prompts of one image.
+    def _ask(
+        self, images: Sequence[EncodedImage], prompt_NX: np.ndarray, multimask: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Mask logits float32 [N, J, M, M] and expected IoU float32 [N, J] of prompts.
+
+        Each prompt is a batch entry of its own, with the features of its image, so that images with different numbers
+        of prompts go through the decoder together.
 
         Args:
-            image: The image.
+            images: The image of each prompt.
             prompt_NX: Points [N, 2] or boxes [N, 4] in the normalised frame.
             multimask: Three masks of each prompt instead of one.
         """
-        height, width = image.filled_hw
-        scale = (width, height) * (prompt_NX.shape[1] // 2)
-        prompt_1NX = torch.tensor(np.asarray(prompt_NX, np.float64) * scale, dtype=torch.float32)[None]
-        prompt_1NX = prompt_1NX.to(self._device)
+        filled_N2 = np.array([image.filled_hw[::-1] for image in images], np.float64)
+        scale_NX = np.tile(filled_N2, prompt_NX.shape[1] // 2)
+        prompt_N1X = torch.tensor(prompt_NX * scale_NX, dtype=torch.float32, device=self._device)[:, None]
         if prompt_NX.shape[1] == 4:
-            asked = {"input_boxes": prompt_1NX}
+            asked = {"input_boxes": prompt_N1X}
         else:
-            inside_1N1 = torch.ones(1, len(prompt_NX), 1, dtype=torch.int64, device=self._device)
-            asked = {"input_points": prompt_1NX[:, :, None], "input_labels": inside_1N1}
+            inside_N11 = torch.ones(len(prompt_NX), 1, 1, dtype=torch.int64, device=self._device)
+            asked = {"input_points": prompt_N1X[:, :, None], "input_labels": inside_N11}
+        levels = [torch.cat(level) for level in zip(*(image.features for image in images), strict=True)]
         output = self._model(
-            image_embeddings=list(image.features) if self._config.kind == "sam2" else image.features[0],
+            image_embeddings=levels if self._config.kind == "sam2" else levels[0],
             multimask_output=multimask,
             **asked,
         )
-        return output.pred_masks[0].float(), output.iou_scores[0].float()
+        return output.pred_masks[:, 0].float(), output.iou_scores[:, 0].float()
 
-    def _on_grid(self, image: EncodedImage, logit_NMM: Tensor, grid: int) -> Tensor:
-        """Probabilities over the whole image, float32 [N, G, G]."""
-        sizes = zip(logit_NMM.shape[1:], image.filled_hw, image.square_hw, strict=True)
-        down_GM, across_GM = (
-            resampling(size, filled / square, grid).to(self._device) for size, filled, square in sizes
+    def _on_grid(self, images: Sequence[EncodedImage], logit_NMM: Tensor, grid: int) -> Tensor:
+        """Probabilities over the whole image of each mask, float32 [N, G, G]."""
+        if not len(logit_NMM):
+            return logit_NMM.new_zeros(0, grid, grid)
+        down_NGM, across_NGM = (
+            torch.stack(
+                [resampling(size, image.filled_hw[axis] / image.square_hw[axis], grid) for image in images]
+            ).to(self._device)
+            for axis, size in enumerate(logit_NMM.shape[1:])
         )
-        return (down_GM @ logit_NMM.sigmoid() @ across_GM.T).clamp(0, 1)
+        return (down_NGM @ logit_NMM.sigmoid() @ across_NGM.mT).clamp(0, 1)
 
     def close(self) -> None:
         """Free the model."""
@@ -233,6 +252,7 @@ def stability(logit_NMM: Tensor, offset: float) -> Tensor:
     return inner_N / outer_N.clamp(min=1)
 
 
+@lru_cache(maxsize=256)
 def resampling(size: int, share: float, grid: int) -> Tensor:
     """Weights that resample the first `share` of an axis to `grid` cells: float32 [G, size], rows sum to 1.
 

@@ -76,7 +76,7 @@ class VllmEngine:
             skip_mm_profiling=engine.eager,
             enable_prefix_caching=engine.caching,
             block_size=engine.block_size,
-            mm_processor_cache_gb=2.0 if engine.caching else 0.0,
+            mm_processor_cache_gb=engine.image_cache_gb if engine.caching else 0.0,
             disable_log_stats=False,
             use_tqdm_on_load=not engine.quiet,
             seed=0,

@@ -20,6 +20,7 @@ from shared.runlog import ProgressBar
 from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
+from stage1_priors.devices import visible_gpus
 from stage1_priors.job import StoreJob, job_of, pending_of
 
 STAGGER_S = 2.0
@@ -43,23 +44,6 @@ class Worker:
     """Variables that differ from the parent's."""
     log: Path
     """File for what it says."""
-
-
-def visible_gpus() -> list[str]:
-    """Ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES would name them; empty on a machine without."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is not None:
-        return [part.strip() for part in named.split(",") if part.strip()]
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    except FileNotFoundError:
-        return []
-    return listed.stdout.split() if listed.returncode == 0 else []
 
 
 def num_workers_of(wanted: str) -> int:

@@ -6,7 +6,8 @@ Everything runs the recipe `embedded` on a drawn data set: the real engine, the 
 between contenders, since rates of a shared machine move; medians are shown, with the range. `--set` changes the recipe.
 
 - engine   pairs/s of a run over those of vLLM given the same prompts in one call, as `LLM.chat` answers them and as the
-           run asks (token ids alone, which spares vLLM half a run's text); the engine's start is excluded
+           run asks (token ids alone, which spares vLLM half a run's text); the starts of the engine and of SAM's
+           process are excluded
 - loop     pairs/s of a run over those of one pair at a time with Transformers (`one_at_a_time.py`)
 - again    a second run of an unchanged recipe: calls of the engine, seconds of the whole command
 - plan     planning and looking for finished shards, 320,000 pairs of which half are done
@@ -46,6 +47,7 @@ from stage1_priors.config import CanaryConfig, PriorsConfig
 from stage1_priors.engine import Engine
 from stage1_priors.job import create, make_job, pending_of
 from stage1_priors.plan import make_plan
+from stage1_priors.proposers import PROPOSERS, Proposer
 from stage1_priors.recipes import TINY_SAM_WEIGHTS, TINY_WEIGHTS, embedded
 from stage1_priors.run import run_priors
 
@@ -101,6 +103,20 @@ class Kept:
         """Leave it running."""
 
 
+class KeptProposer:
+    """A loaded proposer that a run may close without ending it."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        self._proposer = proposer
+        self.propose = proposer.propose
+
+    def load(self) -> None:
+        """It is loaded."""
+
+    def close(self) -> None:
+        """Leave it running."""
+
+
 class Engines:
     """One vLLM, and the ways to use it that are compared; every pass starts with empty caches."""
 
@@ -112,7 +128,11 @@ class Engines:
         self._work, self._passes = work, itertools.count()
         job = make_job(self._config)
         self.num_pairs = len(job.plan.samples)
+        kind = self._config.proposer.kind
+        self._proposer = PROPOSERS[kind](self._config.proposer, job.proposer_folder)
         self._engine = VllmEngine(job.model_folder, job.family, self._config.model, self._config.engine)
+        self._proposer.load()
+        PROPOSERS[kind] = lambda *_: KeptProposer(self._proposer)
         requests = [
             make_request(job.dataset.image(sample), sample.expression, job.family, job.rules)
             for sample in job.plan.samples
@@ -148,8 +168,9 @@ class Engines:
         return self.num_pairs / (time.perf_counter() - start)
 
     def close(self) -> None:
-        """Stop the engine."""
+        """Stop the engine and the proposer."""
         self._engine.close()
+        self._proposer.close()
 
 
 def bench_engine(work: Path, args: argparse.Namespace) -> list[Figure]:

@@ -18,13 +18,13 @@ def refshapes_root(tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path, refshapes_root):
-    """All splits of the drawn data set, a model folder no engine opens, no canary."""
+    """All splits of the drawn data set, a model folder no engine opens, no canary, no second process."""
     return PriorsConfig(
         data=DataConfig(root=str(refshapes_root), dataset="refshapes"),
         model=MllmConfig(path=str(write_model_folder(tmp_path / "model")), dtype="float32"),
         splits=("train", "val", "testA", "testB"),
         engine=EngineConfig(chunk_rows=100),
-        proposer=ProposerConfig(grid=16),
+        proposer=ProposerConfig(grid=16, own_process=False),
         canary=CanaryConfig(mode="skip"),
         cache_root=str(tmp_path / "cache"),
     )

@@ -107,7 +107,8 @@ def test_an_image_is_looked_at_once_for_boxes_and_candidates(folders, kind):
     )
     first, second = picture(0), picture(1)
     found = proposer.propose(prompts_of([first, first, second], [True, False, False]))
-    again = proposer.propose(prompts_of([second, second], [True, False]))  # a chunk ends within an image
+    rest = prompts_of([second, second], [True, False])  # a chunk ended within an image
+    again = proposer.propose(dataclasses.replace(rest, continues=True))
     assert sum(seen) == 2
     assert found.candidates_BMGG.shape == (3, 6, 16, 16) and found.candidates_BMGG.any((1, 2, 3)).all()
     assert (found.candidates_BMGG[0] == found.candidates_BMGG[1]).all()

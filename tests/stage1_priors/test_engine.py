@@ -20,7 +20,7 @@ from stage1_priors.engine import (
 from stage1_priors.quality import score_store
 from stage1_priors.recipes import TINY_WEIGHTS
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
-from tests.stage1_priors.vllm_session import NUM_REQUESTS
+from tests.stage1_priors.vllm_session import IMAGE_CACHE_GB, NUM_REQUESTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = Image.new("RGB", (112, 112))
@@ -151,6 +151,14 @@ def test_vllm_caches_change_nothing(session, served):
             [token["logprob"] for token in other["tokens"]],
             atol=1e-3,
         )
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_keeps_no_more_prepared_images_than_it_is_allowed(session):
+    for num_bytes, num_images in session["image caches"]:
+        assert 0 < num_bytes <= IMAGE_CACHE_GB * 2**30
+        assert 0 < num_images < session["images"]
 
 
 @pytest.mark.vllm

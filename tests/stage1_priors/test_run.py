@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 
 from shared.config import apply_overrides
 from shared.errors import DataError
-from shared.refer import load_refer
+from shared.refer import ReferDataset, load_refer
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
 from stage1_priors.engine import Answer
@@ -327,6 +328,9 @@ class WatchedProposer:
     def __init__(self, config, before):
         self.inner, self.before, self.closed = BoxProposer(config), before, False
 
+    def load(self):
+        pass
+
     def propose(self, prompts):
         self.before()
         return self.inner.propose(prompts)
@@ -371,6 +375,23 @@ def test_no_more_is_submitted_than_the_engine_is_to_hold(config):
     assert (
         100 < max(most) <= 400
     )  # chunks of 100: the one being answered, two ahead, one more being submitted
+
+
+def test_images_do_not_outlive_their_chunk(config, monkeypatch):
+    """However long the run, there are never more images than those of the chunks in hand."""
+    opened, alive = [], []
+    read = ReferDataset.image
+
+    def image(*arguments):
+        given = read(*arguments)
+        opened.append(weakref.ref(given))
+        alive.append(sum(one() is not None for one in opened))
+        return given
+
+    monkeypatch.setattr(ReferDataset, "image", image)
+    run(apply_overrides(config, ["engine.chunk_rows=20", "engine.ahead_rows=20"]), FakeEngine())
+    # Chunks of 20 rows have about 5 images: one answered, two ahead, one being read, one or two turned into masks.
+    assert len(opened) > 150 and max(alive) <= 40
 
 
 def test_masks_are_made_while_the_engine_works_on_the_next_chunk(config, monkeypatch):

@@ -13,6 +13,7 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.reader import PriorStore
 from stage1_priors import workers
+from stage1_priors.devices import visible_gpus
 from stage1_priors.job import describe_plan
 from stage1_priors.recipes import RECIPES
 from stage1_priors.run import run_priors
@@ -23,7 +24,6 @@ from stage1_priors.workers import (
     plan_workers,
     run_workers,
     separate_from_other_workers,
-    visible_gpus,
 )
 from tests.stage1_priors.fake_engine import FakeEngine
 

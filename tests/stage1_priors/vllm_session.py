@@ -18,14 +18,19 @@ from stage1_priors.engine import Request, generate_isolated
 from stage1_priors.engines import ENGINES
 from stage1_priors.families import family_of, size_rules_of
 from stage1_priors.run import run_priors
+from stage1_priors.vllm_engine import VllmEngine
 
 NUM_REQUESTS = 24
+IMAGE_CACHE_GB = 2**-12
+"""A quarter of a MiB: fewer images than are asked about, so that some are forgotten on the way."""
 
 
 def main(model_folder: Path, data_root: Path, out: Path) -> None:
     """Ask the same questions in three ways, provoke one failure, and write a store."""
     model = MllmConfig(path=str(model_folder), dtype="float32", max_model_len=256, max_tokens=24)
-    base = EngineConfig(kind="vllm", eager=True, kv_cache_gb=1, chunk_rows=50, batch_size=5)
+    base = EngineConfig(
+        kind="vllm", eager=True, image_cache_gb=IMAGE_CACHE_GB, kv_cache_gb=1, chunk_rows=50, batch_size=5
+    )
     family = family_of(model_folder)
     rules = size_rules_of(family, model_folder)
     dataset = load_refer(data_root, "refshapes", "unc")
@@ -38,12 +43,18 @@ def main(model_folder: Path, data_root: Path, out: Path) -> None:
     def answers(kind: str, engine_config: EngineConfig, asked: list[Request]) -> list[dict]:
         engine = ENGINES[kind](model_folder, family, model, engine_config)
         try:
-            return [dataclasses.asdict(answer) for answer in generate_isolated(engine, asked)]
+            given = [dataclasses.asdict(answer) for answer in generate_isolated(engine, asked)]
+            if isinstance(engine, VllmEngine) and engine_config.caching:
+                core = engine._llm.llm_engine.engine_core.engine_core
+                caches = (engine._llm.renderer.mm_processor_cache, core.mm_receiver_cache)
+                result["image caches"] = [[one._cache.currsize, len(one._cache)] for one in caches]
+            return given
         finally:
             engine.close()
 
     mixed = [*requests[:3], resized_again, *requests[3:6], too_long, *requests[6:]]
     result["vllm"] = answers("vllm", base, mixed)
+    result["images"] = len({sample.file_name for sample in samples})
     result["vllm, no caches"] = answers("vllm", dataclasses.replace(base, caching=False), requests)
     result["transformers"] = answers("transformers", base, requests)
     config = PriorsConfig(
