@@ -145,7 +145,8 @@ REST_OF_THE_README = [
     Row(command="status cache/priors/<store>.zarr", swap=THE_STORE, says="done"),
     Row(command="submit train paper --out runs/paper --nodes 2 --set segmentor.vision.weights=...",
         swap=WEIGHTS | {"runs/paper": "runs/other"}, says="--nodes=2", not_here=NO_SLURM,
-        more=f"--set segmentor.text.weights=bert --set segmentor.text.tokenizer=bert {SMALL_TOWERS} {A_QUARTER}"),
+        more=f"--set segmentor.text.weights=bert --set segmentor.text.tokenizer=bert {SMALL_TOWERS} {A_QUARTER} "
+        f"--set 'store={LAST_STORE}'"),
     Row(command="submit ablate stage2_train/grids/embedded-methods.toml", more="--out runs/grid-job", says="--array=0",
         not_here=NO_SLURM),
     Row(command="status runs/paper", says="done"),

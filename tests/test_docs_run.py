@@ -122,7 +122,8 @@ def calls(row: Row, store: str) -> list[list[str]]:
         swap = {**row.swap, **dict(zip(row.each, values, strict=True))}
         words = [_swapped(word, swap).replace(LAST_STORE, store) for word in DOCUMENTED[row.command]]
         dry = ["--dry-run"] if row.not_here else []
-        found.append([*words, *shlex.split(row.more), *dry])
+        more = [word.replace(LAST_STORE, store) for word in shlex.split(row.more)]
+        found.append([*words, *more, *dry])
     return found
 
 
