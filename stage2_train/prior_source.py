@@ -44,10 +44,8 @@ class StorePriors:
         if self._sorted_confidence is None:
             known = self.store.column("confidence")
             self._sorted_confidence = np.sort(known[np.isfinite(known)])
-        ordered, own_B = (
-            self._sorted_confidence,
-            self.store.batch("confidence", self.store.rows_of(sample_ids)),
-        )
+        ordered = self._sorted_confidence
+        own_B = self.store.batch("confidence", self.store.rows_of(sample_ids))
         rank_B = (np.searchsorted(ordered, own_B) + np.searchsorted(ordered, own_B, side="right")) / 2
         trust_B = np.where(np.isfinite(own_B), rank_B / max(len(ordered), 1), np.nan)
         return torch.from_numpy(trust_B.astype(np.float32))
