@@ -1,7 +1,7 @@
 """Runs a grid of trainings over one prior store and ends with one table.
 
     OUT/<method>/fraction-<f>/seed-<s>/     a run folder as `train` leaves it, with its scores, and `cell.log`
-    OUT/table.json, table.csv, table.txt    written at the end of every call, over all cells of the grid
+    OUT/table.json, .csv, .txt, chart.svg   written at the end of every call, over all cells of the grid
 
 Every cell is a process (`stage2_train.ablate_cell`): a crash is that cell's alone, and whatever ends this process ends
 them after a checkpoint. A second call skips what is done, goes on with what was interrupted and tries again what had
@@ -30,6 +30,7 @@ from shared.errors import DataError
 from shared.runlog import ProgressBar
 from shared.store.publish import publish_file
 from stage2_train.ablate_cell import BUSY
+from stage2_train.ablate_chart import draw
 from stage2_train.ablate_grid import Cell, Grid
 from stage2_train.ablate_table import (
     as_text,
@@ -331,5 +332,7 @@ def _summary(
 
 def _write_table(out: Path, answer: Mapping[str, Any]) -> None:
     write_json(out / "table.json", answer)
-    for name, text in (("table.csv", rows_as_csv(answer["rows"])), ("table.txt", as_text(answer) + "\n")):
+    chart = draw(answer)
+    texts = {"table.csv": rows_as_csv(answer["rows"]), "table.txt": as_text(answer) + "\n"}
+    for name, text in (texts | ({"chart.svg": chart} if chart else {})).items():
         publish_file(out / name, text.encode())

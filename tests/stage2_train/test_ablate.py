@@ -95,6 +95,7 @@ def test_all_cells_run_once_and_a_second_call_runs_none(grid: Grid, tmp_path: Pa
     assert json.loads((out / "table.json").read_text())["counts"] == {"done": 4}
     assert (out / "table.csv").read_text().count("\n") == 1 + 2 * 2 * len(METRICS)
     assert "cells: 4 done" in (out / "table.txt").read_text()
+    assert all(f">{name}</text>" in (out / "chart.svg").read_text() for name in "ab")
 
 
 def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_path: Path) -> None:

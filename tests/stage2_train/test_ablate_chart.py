@@ -1,0 +1,116 @@
+"""The chart of a grid, read back as XML."""
+
+import re
+import xml.etree.ElementTree as ET
+from typing import Any
+
+from stage2_train.ablate_chart import CHARACTER, draw
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def row(
+    arm: str, fraction: float, mean: float, sd: float | None = 0.01, split: str = "val"
+) -> dict[str, Any]:
+    return {
+        "arm": arm,
+        "fraction": fraction,
+        "split": split,
+        "frame": "original",
+        "metric": "oiou",
+        "mean": mean,
+        "sd": sd,
+    }
+
+
+def answer(*rows: dict[str, Any], prior: float | None = None) -> dict[str, Any]:
+    splits = {one["split"] for one in rows}
+    priors = {} if prior is None else {split: {"original": {"oiou": prior}} for split in splits}
+    return {"rows": list(rows), "prior": priors}
+
+
+def drawn(*rows: dict[str, Any], prior: float | None = None) -> ET.Element:
+    text = draw(answer(*rows, prior=prior))
+    assert text is not None
+    return ET.fromstring(text)
+
+
+def texts(root: ET.Element) -> list[str]:
+    return [one.text or "" for one in root.iter(f"{SVG}text")]
+
+
+def classed(root: ET.Element, name: str) -> list[ET.Element]:
+    return [one for one in root.iter() if name in (one.get("class") or "").split()]
+
+
+def path_points(root: ET.Element, series: int) -> list[tuple[float, float]]:
+    (path,) = [one for one in classed(root, "line") if f"l{series}" in (one.get("class") or "").split()]
+    numbers = [float(value) for value in re.findall(r"-?[\d.]+", path.get("d") or "")]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def test_lines_over_the_shares_of_labels() -> None:
+    root = drawn(
+        row("blend", 0.05, 0.70),
+        row("blend", 0.001, 0.60),
+        row("l2l", 0.001, 0.65, sd=None),
+        row("l2l", 0.05, 0.71),
+        prior=0.61,
+    )
+    blend, l2l = path_points(root, 0), path_points(root, 1)
+    assert [x for x, _ in blend] == sorted(x for x, _ in blend)  # by rising share, whatever the rows' order
+    assert blend[0][1] > l2l[0][1] > blend[1][1] > l2l[1][1]  # higher scores stand higher
+    scale = (blend[0][1] - blend[1][1]) / 0.10
+    (prior,) = classed(root, "prior")
+    assert abs(float(prior.get("y1") or 0) - (blend[0][1] - 0.01 * scale)) < 0.2
+    spreads = classed(root, "spread")
+    assert len(spreads) == 3  # a single seed has none
+    for one in spreads:
+        height = float(one.get("y1") or 0) - float(one.get("y2") or 0)
+        assert abs(height - 0.02 * scale) < 0.25
+    assert {"0.1%", "5%", "blend", "l2l", "val"} <= set(texts(root))
+
+
+def test_lines_over_overrides_are_one_a_method() -> None:
+    rows = [
+        row(f"{method}+wrong-{share}", 0.01, 0.7 - share / 500, split=split)
+        for split in ("val", "testA")
+        for method in ("blend", "l2l")
+        for share in (0, 10, 30)
+    ]
+    root = drawn(*rows)
+    assert len(classed(root, "line")) == 4
+    assert not classed(root, "prior")
+    shown = texts(root)
+    assert shown.count("wrong-10") == 2 and "blend" in shown and "blend+wrong-0" not in shown
+
+
+def test_a_row_a_method_where_there_is_one_share() -> None:
+    root = drawn(row("a<b", 0.01, 0.5), row("other", 0.01, 0.6), prior=0.55)
+    markers = list(root.iter(f"{SVG}circle"))
+    assert len(markers) == 2 and not classed(root, "line")
+    left, right = (float(one.get("cx") or 0) for one in markers)
+    (prior,) = classed(root, "prior")
+    assert left < float(prior.get("x1") or 0) < right
+    assert "a<b" in texts(root)
+
+
+def test_nothing_reaches_out_of_the_picture() -> None:
+    names = [f"a-method-with-quite-a-long-name-{number}" for number in range(9)]
+    for fractions in ((0.01,), (0.001, 0.01, 0.05, 0.1)):
+        root = drawn(*(row(name, fraction, 0.5, sd=0.2) for name in names for fraction in fractions))
+        _, _, width, height = map(float, (root.get("viewBox") or "").split())
+        for one in root.iter(f"{SVG}text"):
+            x, y, long = float(one.get("x") or 0), float(one.get("y") or 0), CHARACTER * len(one.text or "")
+            kinds = (one.get("class") or "").split()
+            start = x - (long if "end" in kinds else long / 2 if "mid" in kinds else 0)
+            assert 0 <= start and start + long <= width + 1 and 0 < y < height, one.text
+        for one in classed(root, "spread"):
+            assert all(0 < float(one.get(key) or 0) < width for key in ("x1", "x2"))
+            assert all(0 < float(one.get(key) or 0) < height for key in ("y1", "y2"))
+
+
+def test_no_chart_without_a_finished_run_and_the_numbers_in_words() -> None:
+    assert draw(answer()) is None
+    (words,) = drawn(row("l2l", 0.01, 0.6541), prior=0.61).iter(f"{SVG}desc")
+    assert words.text == "val: frozen prior 0.610; l2l 0.654."
