@@ -38,6 +38,7 @@ from stage1_priors.engine import (
 from stage1_priors.engines import ENGINES
 from stage1_priors.import_masks import import_masks
 from stage1_priors.job import Job, changes, create, describe_plan, make_job, pending_of
+from stage1_priors.memory import release_freed_memory
 from stage1_priors.plan import Plan, shards_of_worker
 from stage1_priors.proposers import PROPOSERS, Prompts, Proposer
 from stage1_priors.samples import read_samples
@@ -275,6 +276,7 @@ class _Finisher:
         info = {"fingerprint": self._job.fingerprint, "seconds": round(time.monotonic() - self._started, 3)}
         write_shard(self._job.path, chunk.shard, columns, info | {"canary_passed": self._canary.passed})
         self._parts, self._started = [], time.monotonic()
+        release_freed_memory()
 
 
 def propose_chunk(proposer: Proposer, loaded: LoadedChunk, rows: AnswerRows) -> dict[str, np.ndarray]:
