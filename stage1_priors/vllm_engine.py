@@ -120,6 +120,8 @@ class VllmEngine:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            # Kernels that oneDNN keeps for CPUs, one a shape: batches differ in tokens, and 1024 of them fill slowly.
+            "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
         }
         if engine.eager:
             variables["TORCH_COMPILE_DISABLE"] = "1"
