@@ -146,8 +146,8 @@ class L2l(Method):
         action_BA = project_action(greedy_BA + self.config.rple.ddpg.noise_std * noise_B2)
         label_BHW = pseudo_label(target_B1HW, action_BA[:, 0], action_BA[:, 1], self.band_px)
         weights = self.config.rple.reward
-        old_B3 = quality(weak_B1HW, target_B1HW, old_BHW, weights.beta)
-        new_B3 = quality(weak_B1HW, target_B1HW, label_BHW, weights.beta)
+        old_B3 = quality(weak_B1HW, target_B1HW, old_BHW, weights.beta, weights.balanced)
+        new_B3 = quality(weak_B1HW, target_B1HW, label_BHW, weights.beta, weights.balanced)
         reward_B = reward(old_B3, new_B3, before_BA, action_BA, weights)
         next_BS = state(target_B1HW, weak_B1HW, label_BHW)
         self._transitions.append(torch.cat((state_BS, action_BA, reward_B[:, None], next_BS), dim=1).detach())

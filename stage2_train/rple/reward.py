@@ -10,6 +10,10 @@ Axes: B samples, H x W pixels, U = H W.
 
 v_u = [1 - Pw(u), Pw(u)] normalised to length 1; c_k the normalised sum of v_u over the pixels of class k. OURS: a
 class without pixels has the zero vector as centre; nothing selected gives M = K = 0.
+
+Beyond the paper, `balanced`: a mean over pixels is one over background where objects are small, and then says that a
+high tau_fg, which gives objects up, is best. Balanced, each class counts alike: M and K are means of the two classes'
+own means (0 for a class without pixels), C the mean of the selected shares of {P̃† >= 0.5} and of its complement.
 """
 
 from dataclasses import dataclass
@@ -38,6 +42,8 @@ class RewardConfig:
     """Sharpness of the margin's sigmoid."""
     clip: float = 0.5
     """Largest absolute reward."""
+    balanced: bool = False
+    """Whether foreground and background count alike, however many pixels each has; False is the paper's rule."""
 
     def __post_init__(self) -> None:
         """Check the clip."""
@@ -45,7 +51,9 @@ class RewardConfig:
             raise DataError(f"reward.clip is {self.clip}; it must be positive")
 
 
-def quality(weak_B1HW: Tensor, fused_B1HW: Tensor, label_BHW: Tensor, beta: float) -> Tensor:
+def quality(
+    weak_B1HW: Tensor, fused_B1HW: Tensor, label_BHW: Tensor, beta: float, balanced: bool = False
+) -> Tensor:
     """(M, K, C) of a labelling.
 
     Args:
@@ -53,6 +61,7 @@ def quality(weak_B1HW: Tensor, fused_B1HW: Tensor, label_BHW: Tensor, beta: floa
         fused_B1HW: P̃†.
         label_BHW: int64 of 0, 1, `IGNORE`.
         beta: Sharpness of M.
+        balanced: Whether both classes count alike.
 
     Returns:
         [B, 3], each in [0, 1].
@@ -64,10 +73,21 @@ def quality(weak_B1HW: Tensor, fused_B1HW: Tensor, label_BHW: Tensor, beta: floa
     similarity_BUK = torch.einsum("buf,bkf->buk", feature_BU2, centre_BK2)
     lead_BU = (similarity_BUK[..., 1] - similarity_BUK[..., 0]) * (2.0 * member_BUK[..., 1] - 1.0)
     selected_BU = (label_BU != IGNORE).to(feature_BU2.dtype)
+    if balanced:
+        found_BU2 = torch.stack((torch.sigmoid(beta * lead_BU), 1.0 - (weak_BU - fused_BU).abs()), dim=2)
+        side_BUK = torch.stack((fused_BU < 0.5, fused_BU >= 0.5), dim=2).to(feature_BU2.dtype)
+        margin_consistency_B2 = _mean_of_groups(found_BU2, member_BUK)
+        return torch.cat((margin_consistency_B2, _mean_of_groups(selected_BU.unsqueeze(2), side_BUK)), dim=1)
     count_B = selected_BU.sum(dim=1)
     margin_B = (torch.sigmoid(beta * lead_BU) * selected_BU).sum(dim=1) / count_B.clamp(min=1.0)
     consistency_B = ((1.0 - (weak_BU - fused_BU).abs()) * selected_BU).sum(dim=1) / count_B.clamp(min=1.0)
     return torch.stack((margin_B, consistency_B, selected_BU.mean(dim=1)), dim=1)
+
+
+def _mean_of_groups(value_BUF: Tensor, member_BUK: Tensor) -> Tensor:
+    """Mean over groups of each group's mean over its pixels, 0 for a group without any; [B, F]."""
+    sum_BKF = torch.einsum("buk,buf->bkf", member_BUK, value_BUF)
+    return (sum_BKF / member_BUK.sum(dim=1).clamp(min=1.0).unsqueeze(2)).mean(dim=1)
 
 
 def reward(

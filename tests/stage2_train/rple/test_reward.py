@@ -49,6 +49,39 @@ def test_nothing_selected_is_zero() -> None:
     assert quality(weak_B1HW, weak_B1HW, torch.full((1, 2, 2), X), beta=5.0).tolist() == [[0.0, 0.0, 0.0]]
 
 
+def test_balanced_classes_count_alike() -> None:
+    """One foreground pixel against three of background; two pixels are not selected, one on each side of one half."""
+    weak_B1HW = torch.tensor([[[[1.0, 0.0, 0.1, 0.0, 0.6, 0.3]]]])
+    fused_B1HW = torch.tensor([[[[0.9, 0.0, 0.0, 0.3, 0.6, 0.4]]]])
+    label_BHW = torch.tensor([[[1, 0, 0, 0, X, X]]])
+    plain_3, found_3 = (
+        quality(weak_B1HW, fused_B1HW, label_BHW, beta=5.0, balanced=balanced)[0]
+        for balanced in (False, True)
+    )
+    assert found_3[1].item() == pytest.approx((0.9 + (1.0 + 0.9 + 0.7) / 3) / 2)
+    assert plain_3[1].item() == pytest.approx((0.9 + 1.0 + 0.9 + 0.7) / 4)
+    assert found_3[2].item() == pytest.approx((1 / 2 + 3 / 4) / 2) and plain_3[2].item() == pytest.approx(
+        4 / 6
+    )
+    copies = [1] * 1 + [3] * 5  # three times the background changes nothing when balanced
+    wide = (one.repeat_interleave(torch.tensor(copies), dim=-1) for one in (weak_B1HW, fused_B1HW, label_BHW))
+    weak_B1HW, fused_B1HW, label_BHW = wide
+    assert torch.allclose(
+        quality(weak_B1HW, fused_B1HW, label_BHW, beta=5.0, balanced=True)[0, :2], found_3[:2], atol=1e-6
+    )
+    assert not torch.allclose(
+        quality(weak_B1HW, fused_B1HW, label_BHW, beta=5.0)[0, :2], plain_3[:2], atol=1e-3
+    )
+
+
+def test_a_class_that_is_given_up_earns_nothing_when_balanced() -> None:
+    weak_B1HW = torch.tensor([[[[0.9, 0.0, 0.0, 0.0]]]])
+    kept = quality(weak_B1HW, weak_B1HW, torch.tensor([[[1, 0, 0, 0]]]), beta=5.0, balanced=True)[0]
+    given_up = quality(weak_B1HW, weak_B1HW, torch.tensor([[[X, 0, 0, 0]]]), beta=5.0, balanced=True)[0]
+    assert given_up[1].item() == pytest.approx(0.5) and kept[1].item() == pytest.approx(1.0)
+    assert given_up[2].item() == pytest.approx(0.5) and kept[0] > given_up[0]
+
+
 def test_reward_is_the_weighted_gain() -> None:
     before_B3, after_B3 = torch.tensor([[0.5, 0.6, 0.7]]), torch.tensor([[0.6, 0.5, 0.9]])
     previous_BA, action_BA = torch.tensor([[0.7, 0.2]]), torch.tensor([[0.6, 0.3]])
