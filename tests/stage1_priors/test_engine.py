@@ -20,7 +20,7 @@ from stage1_priors.engine import (
 from stage1_priors.quality import score_store
 from stage1_priors.recipes import TINY_WEIGHTS
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
-from tests.stage1_priors.vllm_session import IMAGE_CACHE_GB, NUM_REQUESTS
+from tests.stage1_priors.vllm_session import FAULTS, IMAGE_CACHE_GB, NUM_REQUESTS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = Image.new("RGB", (112, 112))
@@ -112,8 +112,9 @@ def session(tmp_path_factory, refshapes_root):
 
 @pytest.fixture
 def served(session):
-    """vLLM's answers to the good requests of the mixed batch."""
-    return [answer for n, answer in enumerate(session["vllm"]) if n not in (3, 7)]
+    """vLLM's answers to the good requests of the mixed batch, whose last one is bad as well."""
+    pairs = zip(session["asked"][:-1], session["vllm"][:-1], strict=True)
+    return [answer for asked, answer in pairs if asked not in FAULTS.values()]
 
 
 @pytest.mark.vllm
@@ -131,13 +132,32 @@ def test_vllm_answers_every_request_with_log_probabilities(served):
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_vllm_reports_an_image_it_would_resize_again(session):
-    assert "the engine resized it again" in session["vllm"][3]["error"]
+    assert "the engine resized it again" in session["vllm"][-1]["error"]
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_vllm_too_long_a_prompt_fails_alone(session):
-    assert session["vllm"][7]["error"] and not session["vllm"][7]["text"]
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("too long with its image", "leaves no room for an answer: model.max_model_len is 256"),
+        ("too long", "maximum context length is 256 tokens"),
+        ("the marker of an image", "image"),
+    ],
+)
+def test_vllm_an_impossible_question_fails_alone(session, served, fault, message):
+    """It is the first one about its image: the others of the image are answered all the same."""
+    at = session["asked"].index(FAULTS[fault])
+    assert message in session["vllm"][at]["error"] and not session["vllm"][at]["text"]
+    assert all(answer["error"] is None for answer in served)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_recovers_when_its_core_has_lost_the_images(session, served):
+    again = session["vllm, its core without images"]
+    assert [(answer["error"], answer["text"]) for answer in again] == [(None, one["text"]) for one in served]
+    assert not session["unfinished"]
 
 
 @pytest.mark.vllm
