@@ -20,7 +20,7 @@ from stage1_priors.engine import (
 from stage1_priors.quality import score_store
 from stage1_priors.recipes import TINY_WEIGHTS
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
-from tests.stage1_priors.vllm_session import FAULTS, IMAGE_CACHE_GB, NUM_REQUESTS
+from tests.stage1_priors.vllm_session import FAULTS, IMAGE_CACHE_GB, NUM_REQUESTS, NUM_SAMPLES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = Image.new("RGB", (112, 112))
@@ -213,6 +213,20 @@ def test_vllm_writes_a_store(session):
     difference = store.column("proposal").astype(int) - reference.column("proposal")
     assert np.abs(difference).max() <= 2
     assert store.attrs["canary"]["mode"] == "warn"
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["store", "store of transformers"])
+def test_a_store_of_real_answers_keeps_sampled_boxes_and_scores_by_them(session, name):
+    store = PriorStore(session[name])
+    boxes, agreement = store.column("sample_box_xyxy_norm"), store.column("sample_iou")
+    assert boxes.shape == (store.num_rows, NUM_SAMPLES, 4)
+    assert ((agreement >= 0) & (agreement <= 1)).all() and len(np.unique(agreement)) > store.num_rows // 4
+    apart = [not np.array_equal(one[0], one[1], equal_nan=True) for one in boxes]
+    assert sum(apart) > store.num_rows // 4
+    scores = score_store(session[name])
+    assert set(scores) == {"val", "testA"} and all("sample_auroc" in split for split in scores.values())
 
 
 @pytest.mark.vllm

@@ -21,6 +21,8 @@ from stage1_priors.run import run_priors
 from stage1_priors.vllm_engine import VllmEngine
 
 NUM_REQUESTS = 24
+NUM_SAMPLES = 3
+"""Boxes sampled for each row of the store."""
 IMAGE_CACHE_GB = 2**-12
 """A quarter of a MiB: fewer images than are asked about, so that some are forgotten on the way."""
 FAULTS = {
@@ -83,7 +85,7 @@ def main(model_folder: Path, data_root: Path, out: Path) -> None:
     result["transformers"] = answers("transformers", base, requests)
     config = PriorsConfig(
         data=DataConfig(root=str(data_root), dataset="refshapes"),
-        model=model,
+        model=dataclasses.replace(model, num_samples=NUM_SAMPLES),
         splits=("val", "testA"),
         engine=base,
         proposer=ProposerConfig(grid=32),
