@@ -204,7 +204,7 @@ def identity_of(
     asked, proposing = asdict(config.model), asdict(config.proposer)
     for name in ("path", "revision"):
         del asked[name], proposing[name]
-    for name in ("batch_images", "batch_boxes", "own_process"):
+    for name in ("batch_images", "batch_boxes", "own_process", "threads"):
         del proposing[name]
     if config.proposer.candidates.num:
         proposing["candidates"]["version"] = CANDIDATES_VERSION

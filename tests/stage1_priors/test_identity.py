@@ -55,6 +55,7 @@ ROWS_STAY = [
     "proposer.batch_images=3",
     "proposer.batch_boxes=3",
     "proposer.own_process=true",
+    "proposer.threads=3",
     "canary.mode=warn",
     "error_ceiling=0.9",
     "answer_failure_ceiling=0.9",

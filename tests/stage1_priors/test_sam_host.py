@@ -67,6 +67,18 @@ def test_masks_are_those_of_this_process(apart, folder):
     here.close()
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_it_has_as_many_threads_as_asked_for(folder, threads):
+    code = (
+        "import sys, torch; from pathlib import Path; from stage1_priors.config import ProposerConfig;"
+        "from stage1_priors.sam_host import _loaded; folder = Path(sys.argv[1]);"
+        "_loaded(ProposerConfig(kind='sam2', threads=int(sys.argv[2])), folder); print(torch.get_num_threads())"
+    )
+    told = [sys.executable, "-c", code, str(folder), str(threads)]
+    done = subprocess.run(told, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(threads)]
+
+
 def test_what_goes_wrong_there_is_said_here_and_is_not_the_end(apart):
     with pytest.raises(RuntimeError, match=r"SAM's process: .*\n(.*\n)*.*in propose"):
         apart.propose(dataclasses.replace(prompts_of(1), images_B=("no image",) * 2))
