@@ -194,8 +194,8 @@ class ProposerConfig:
     """Run SAM in a process of its own, which leaves the engine its Python and its threads. None: where there is no GPU.
     On a GPU SAM works on a stream of its own beside the engine, without copies between processes."""
     threads: int = 1
-    """Threads of that process. One gives the same bits on every machine; for a large SAM on many cores more are quicker,
-    and so are more workers, each with a SAM of its own."""
+    """Threads of that process. One gives the same bits on every machine; for a large SAM on many cores more are
+    quicker, and so are more workers, each with a SAM of its own."""
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     """Masks of whatever there is in an image, kept besides."""
 
