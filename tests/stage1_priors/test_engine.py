@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from stage1_priors.engine import (
 )
 from stage1_priors.quality import score_store
 from stage1_priors.recipes import TINY_WEIGHTS
+from stage1_priors.vllm_engine import Ticket, VllmEngine
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
 from tests.stage1_priors.vllm_session import FAULTS, IMAGE_CACHE_GB, NUM_REQUESTS, NUM_SAMPLES
 
@@ -82,6 +84,14 @@ def test_versions_come_without_imports():
     )
     assert "transformers" in done.stdout
     assert set(engine_versions("transformers")) == {"transformers", "torch", "tokenizers", "pillow"}
+
+
+def test_an_output_that_vllms_core_gave_up_on_is_a_failure_and_no_empty_answer():
+    engine = object.__new__(VllmEngine)
+    given_up = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="error", token_ids=())])
+    engine._outcomes = {"l2l-0": given_up}
+    with pytest.raises(RuntimeError, match="vLLM's core failed on the request"):
+        engine.collect(Ticket(requests=requests(1), greedy=("l2l-0",)))
 
 
 @pytest.fixture(scope="module")
