@@ -155,7 +155,7 @@ class ProgressBar:
 
     Args:
         total: Units of work in all, `initial` included.
-        desc: What is being done.
+        desc: What is being done; the attribute may be changed on the way.
         unit: Singular name of a unit.
         initial: Units done before; they count for the share, not for the rate.
         quiet: Print nothing.
@@ -189,6 +189,7 @@ class ProgressBar:
         """Count `num` more units as done."""
         self.done += num
         if self._bar is not None:
+            self._bar.set_description(self.desc, refresh=False)
             self._bar.update(num)
         elif not self._quiet and self._clock() - self._said >= self._every_s:
             self._say()

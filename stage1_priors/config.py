@@ -162,7 +162,7 @@ class CandidatesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProposerConfig:
-    """How a box becomes a soft mask. Every field but the two batch sizes and `own_process` is part of the
+    """How a box becomes a soft mask. Every field but the two batch sizes, `own_process` and `threads` is part of the
     fingerprint.
     """
 
@@ -191,8 +191,11 @@ class ProposerConfig:
     batch_boxes: int = 64
     """Prompts whose masks SAM decodes together, of one image or several."""
     own_process: bool | None = None
-    """Run SAM in a process of its own, with one thread, which leaves the engine its Python and its threads. None: where
-    there is no GPU. On a GPU SAM works on a stream of its own beside the engine, without copies between processes."""
+    """Run SAM in a process of its own, which leaves the engine its Python and its threads. None: where there is no GPU.
+    On a GPU SAM works on a stream of its own beside the engine, without copies between processes."""
+    threads: int = 1
+    """Threads of that process. One gives the same bits on every machine; for a large SAM on many cores more are
+    quicker, and so are more workers, each with a SAM of its own."""
     candidates: CandidatesConfig = field(default_factory=CandidatesConfig)
     """Masks of whatever there is in an image, kept besides."""
 
@@ -211,6 +214,7 @@ class ProposerConfig:
             max_share=self.max_share,
             batch_images=self.batch_images,
             batch_boxes=self.batch_boxes,
+            threads=self.threads,
         )
         if self.candidates.num and not self.is_sam:
             raise DataError(

@@ -9,7 +9,6 @@ bits of a log-probability.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from shared.config import config_fingerprint
 from shared.errors import DataError
 from shared.hub import HubModel, is_repository, require_cached
+from shared.store.publish import clean_partials, disk_errors, publish_file
 from stage1_priors.candidates import CANDIDATES_VERSION
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.engine import engine_versions
@@ -120,15 +120,17 @@ class ImageHasher:
         return value
 
     def save(self) -> None:
-        """Write the memory if anything was added; written aside and renamed, so readers never see half of it."""
+        """Write the memory if anything was added, so that readers never see half of it.
+
+        Raises:
+            DataError: The disk is full, or may not be written to.
+        """
         if not self._changed:
             return
-        self._memory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self._memory.parent, prefix=f".{self._memory.name}.", delete=False, encoding="utf-8"
-        ) as file:
-            json.dump(self._known, file)
-        os.replace(file.name, self._memory)
+        with disk_errors(self._memory, "the hashes of images"):
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
+            clean_partials(self._memory.parent)
+            publish_file(self._memory, json.dumps(self._known).encode())
         self._changed = False
 
 
@@ -202,7 +204,7 @@ def identity_of(
     asked, proposing = asdict(config.model), asdict(config.proposer)
     for name in ("path", "revision"):
         del asked[name], proposing[name]
-    for name in ("batch_images", "batch_boxes", "own_process"):
+    for name in ("batch_images", "batch_boxes", "own_process", "threads"):
         del proposing[name]
     if config.proposer.candidates.num:
         proposing["candidates"]["version"] = CANDIDATES_VERSION

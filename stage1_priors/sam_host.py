@@ -1,9 +1,9 @@
 """Where SAM runs: in this process, or in one of its own. Imports no torch until it must.
 
 On a CPU an engine and SAM in one process share Python's lock, and their teams of threads wait for each other: two
-threads take SAM several times as long as one does. In a process of its own SAM has one thread, reads its weights
-while the engine reads its own, and gives the same bits whatever the number of workers, since they do not depend on how
-many threads there are. Both ends of the pipe are ours; nothing that comes from a file is unpickled.
+threads take SAM several times as long as one does. In a process of its own SAM has one thread, if not asked to have
+more (`proposer.threads`), reads its weights while the engine reads its own, and with one gives the same bits whatever
+the number of workers and of cores. Both ends of the pipe are ours; nothing that comes from a file is unpickled.
 """
 
 import signal
@@ -139,7 +139,7 @@ def _loaded(config: ProposerConfig, folder: Path) -> "SamProposer":
 
     from stage1_priors.sam import SamProposer
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(config.threads)
     logging.disable_progress_bar()
     return SamProposer(config, folder)
 

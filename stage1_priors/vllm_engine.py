@@ -147,12 +147,33 @@ class VllmEngine:
         for request, asked in zip(requests, params, strict=True):
             ids.append(f"l2l-{next(self._numbers)}")
             try:
-                (prompt,) = self._llm._preprocess_chat([self._conversation(request)])  # as `LLM.chat` does
+                self._waiting.append((ids[-1], self._render(request), asked))
             except Exception as error:
-                self._outcomes[ids[-1]] = error
-                continue
-            self._waiting.append((ids[-1], prompt, asked))
+                self._refuse(ids[-1], error)
         return tuple(ids)
+
+    def _render(self, request: Request) -> Any:
+        """A prompt as `LLM.chat` makes it; too long a one is refused here, before others of its image are rendered.
+
+        Raises:
+            RuntimeError: The prompt with its image leaves no room for an answer.
+        """
+        (prompt,) = self._llm._preprocess_chat([self._conversation(request)])
+        num_tokens, most = len(prompt["prompt_token_ids"]), self._llm.model_config.max_model_len
+        if num_tokens >= most:
+            raise RuntimeError(
+                f"the prompt has {num_tokens} tokens, which leaves no room for an answer: model.max_model_len is {most}"
+            )
+        return prompt
+
+    def _refuse(self, key: str, error: Exception) -> None:
+        """Note why a request fails, and forget which images vLLM's core was sent.
+
+        It prepares an image once and then only names it to the core. The image of a refused prompt counts as sent and
+        never was, so that every later prompt of it would fail.
+        """
+        self._outcomes[key] = error
+        self._llm.renderer.clear_mm_cache()
 
     def collect(self, submitted: Ticket) -> list[Answer]:
         """Let the engine work, on all that was submitted since too, until these requests are answered.
@@ -170,6 +191,8 @@ class VllmEngine:
         for outcome in (*greedy, *sampled):
             if isinstance(outcome, Exception):
                 raise outcome
+            if any(one.finish_reason == "error" for one in outcome.outputs):
+                raise RuntimeError("vLLM's core failed on the request; its log says why (engine.quiet=false)")
         answers = [
             self._answer(request, output) for request, output in zip(submitted.requests, greedy, strict=True)
         ]
@@ -186,8 +209,10 @@ class VllmEngine:
             key, prompt, asked = self._waiting.popleft()
             try:
                 self._llm.llm_engine.add_request(key, prompt, asked)
-            except Exception as error:  # too long a prompt, say
-                self._outcomes[key] = error
+            except Exception as error:
+                self._llm.llm_engine.abort_request([key])  # it may be known in part
+                with self._rendering:
+                    self._refuse(key, error)
         if not self._llm.llm_engine.has_unfinished_requests():
             return False
         for output in self._llm.llm_engine.step():

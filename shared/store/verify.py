@@ -15,7 +15,8 @@ def store_status(path: str | Path) -> dict[str, Any]:
     Returns:
         `path`, `fingerprint`, `fingerprint_fields`, `data`, `num_rows`, `rows_done`, `num_shards`,
         `done_shards` and `pending_shards` (lists; a damaged mark counts as pending), `complete`,
-        `status_counts` (answers by status).
+        `status_counts` (answers by status), `canary` (the check before the run that made the store, and whether it was
+        skipped; None for imported masks).
     """
     header = read_header(path)
     done, rows, counts = [], 0, dict[str, int]()
@@ -40,6 +41,7 @@ def store_status(path: str | Path) -> dict[str, Any]:
         "pending_shards": sorted(set(range(header.num_shards)) - set(done)),
         "complete": len(done) == header.num_shards,
         "status_counts": dict(sorted(counts.items())),
+        "canary": header.attrs.get("canary"),
     }
 
 

@@ -158,8 +158,9 @@ def test_a_terminal_gets_a_bar():
 
     stream = Terminal()
     with ProgressBar(2, "train", stream=stream) as bar:
+        bar.desc = "train [half]"
         bar.update(2)
-    assert "100%" in stream.getvalue() and "2/2" in stream.getvalue()
+    assert "train [half]: 100%" in stream.getvalue() and "2/2" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.reader import PriorStore
+from shared.store.verify import store_status
 from stage1_priors.canary import draw_canary, run_canary
 from stage1_priors.config import CanaryConfig
 from stage1_priors.engine import Answer
@@ -179,3 +180,5 @@ def test_refused_runs_write_nothing_and_warned_runs_keep_the_result(config, caps
 def test_skipped_checks_say_so(config):
     path = run_priors(config, engine_factory=FakeEngine().factory, quiet=True)
     assert PriorStore(path).attrs["canary"]["passed"] is None
+    told = store_status(path)["canary"]
+    assert (told["mode"], told["passed"], told["scenes"]) == ("skip", None, 0)

@@ -200,15 +200,18 @@ def run(config):
     return run_priors(config, engine_factory=FakeEngine().factory, quiet=True)
 
 
-def test_a_run_keeps_an_images_candidates_once_a_shard(with_candidates):
-    path = run(with_candidates)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_keeps_an_images_candidates_once_a_shard(with_candidates, folders, kind):
+    path = run(apply_overrides(with_candidates, [f"proposer.path={folders[kind]}", f"proposer.kind={kind}"]))
     store = PriorStore(path)
     assert store.fields["candidates"].row_shape == (4, 8, 8)
     images, held = store.column("image_id"), store.column("candidates").any((1, 2, 3))
     for shard in range(-(-store.num_rows // 512)):
         rows = range(shard * 512, min((shard + 1) * 512, store.num_rows))
         first = {images[row]: row for row in reversed(rows)}
-        assert set(np.flatnonzero(held[rows.start : rows.stop]) + rows.start) == set(first.values())
+        keepers = set(np.flatnonzero(held[rows.start : rows.stop]) + rows.start)
+        assert keepers <= set(first.values()) and len(keepers) > len(first) / 2
+        assert kind == "sam" or len(keepers) == len(first)  # random SAM weights find nothing in some images
     assert shard >= 1 and images[511] == images[512]  # an image with rows in two shards
     np.testing.assert_array_equal(
         store.batch("candidates", [512])[0],

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,8 +20,9 @@ from stage1_priors.engine import (
 )
 from stage1_priors.quality import score_store
 from stage1_priors.recipes import TINY_WEIGHTS
+from stage1_priors.vllm_engine import Ticket, VllmEngine
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
-from tests.stage1_priors.vllm_session import IMAGE_CACHE_GB, NUM_REQUESTS
+from tests.stage1_priors.vllm_session import FAULTS, IMAGE_CACHE_GB, NUM_REQUESTS, NUM_SAMPLES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 IMAGE = Image.new("RGB", (112, 112))
@@ -84,6 +86,14 @@ def test_versions_come_without_imports():
     assert set(engine_versions("transformers")) == {"transformers", "torch", "tokenizers", "pillow"}
 
 
+def test_an_output_that_vllms_core_gave_up_on_is_a_failure_and_no_empty_answer():
+    engine = object.__new__(VllmEngine)
+    given_up = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="error", token_ids=())])
+    engine._outcomes = {"l2l-0": given_up}
+    with pytest.raises(RuntimeError, match="vLLM's core failed on the request"):
+        engine.collect(Ticket(requests=requests(1), greedy=("l2l-0",)))
+
+
 @pytest.fixture(scope="module")
 def session(tmp_path_factory, refshapes_root):
     """Results of `vllm_session` with the embedded model, or with a random one where it is not there."""
@@ -112,8 +122,9 @@ def session(tmp_path_factory, refshapes_root):
 
 @pytest.fixture
 def served(session):
-    """vLLM's answers to the good requests of the mixed batch."""
-    return [answer for n, answer in enumerate(session["vllm"]) if n not in (3, 7)]
+    """vLLM's answers to the good requests of the mixed batch, whose last one is bad as well."""
+    pairs = zip(session["asked"][:-1], session["vllm"][:-1], strict=True)
+    return [answer for asked, answer in pairs if asked not in FAULTS.values()]
 
 
 @pytest.mark.vllm
@@ -131,13 +142,32 @@ def test_vllm_answers_every_request_with_log_probabilities(served):
 @pytest.mark.vllm
 @pytest.mark.slow
 def test_vllm_reports_an_image_it_would_resize_again(session):
-    assert "the engine resized it again" in session["vllm"][3]["error"]
+    assert "the engine resized it again" in session["vllm"][-1]["error"]
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_vllm_too_long_a_prompt_fails_alone(session):
-    assert session["vllm"][7]["error"] and not session["vllm"][7]["text"]
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("too long with its image", "leaves no room for an answer: model.max_model_len is 256"),
+        ("too long", "maximum context length is 256 tokens"),
+        ("the marker of an image", "image"),
+    ],
+)
+def test_vllm_an_impossible_question_fails_alone(session, served, fault, message):
+    """It is the first one about its image: the others of the image are answered all the same."""
+    at = session["asked"].index(FAULTS[fault])
+    assert message in session["vllm"][at]["error"] and not session["vllm"][at]["text"]
+    assert all(answer["error"] is None for answer in served)
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_vllm_recovers_when_its_core_has_lost_the_images(session, served):
+    again = session["vllm, its core without images"]
+    assert [(answer["error"], answer["text"]) for answer in again] == [(None, one["text"]) for one in served]
+    assert not session["unfinished"]
 
 
 @pytest.mark.vllm
@@ -193,6 +223,20 @@ def test_vllm_writes_a_store(session):
     difference = store.column("proposal").astype(int) - reference.column("proposal")
     assert np.abs(difference).max() <= 2
     assert store.attrs["canary"]["mode"] == "warn"
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["store", "store of transformers"])
+def test_a_store_of_real_answers_keeps_sampled_boxes_and_scores_by_them(session, name):
+    store = PriorStore(session[name])
+    boxes, agreement = store.column("sample_box_xyxy_norm"), store.column("sample_iou")
+    assert boxes.shape == (store.num_rows, NUM_SAMPLES, 4)
+    assert ((agreement >= 0) & (agreement <= 1)).all() and len(np.unique(agreement)) > store.num_rows // 4
+    apart = [not np.array_equal(one[0], one[1], equal_nan=True) for one in boxes]
+    assert sum(apart) > store.num_rows // 4
+    scores = score_store(session[name])
+    assert set(scores) == {"val", "testA"} and all("sample_auroc" in split for split in scores.values())
 
 
 @pytest.mark.vllm

@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import resource
+import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +12,7 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from stage1_priors import engine as engine_module
 from stage1_priors.config import MllmConfig, PriorsConfig
+from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.identity import (
     ImageHasher,
     differences,
@@ -16,9 +20,10 @@ from stage1_priors.identity import (
     images_fingerprint,
     locate_model,
 )
-from stage1_priors.job import make_job
+from stage1_priors.job import describe_plan, make_job
 from stage1_priors.recipes import RECIPES
-from tests.stage1_priors.fake_engine import write_model_folder
+from stage1_priors.run import run_priors
+from tests.stage1_priors.fake_engine import FakeEngine, write_model_folder
 
 ROWS_CHANGE = [
     "splits=train,val",
@@ -50,6 +55,7 @@ ROWS_STAY = [
     "proposer.batch_images=3",
     "proposer.batch_boxes=3",
     "proposer.own_process=true",
+    "proposer.threads=3",
     "canary.mode=warn",
     "error_ceiling=0.9",
     "answer_failure_ceiling=0.9",
@@ -88,6 +94,34 @@ def test_another_engine_version_changes_the_store(config, monkeypatch):
     after = make_job(config)
     assert len(differences(before.identity, after.identity)) == 1
     assert after.fingerprint != before.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("named", "attribute", "value"),
+    [
+        ("asked.prompt", "stage1_priors.job.family_of", lambda _: replace(QWEN2_5_VL, prompt_version="99")),
+        ("engine.transformers", "stage1_priors.engine._version", lambda names: f"{names[0]} 99"),
+        ("parser.version", "stage1_priors.identity.PARSER_VERSION", "99"),
+        ("proposer.version", "stage1_priors.identity.PROPOSER_VERSION", "99"),
+    ],
+)
+def test_another_prompt_package_or_rule_makes_another_store_and_is_named(
+    config, monkeypatch, named, attribute, value
+):
+    run_priors(config, engine_factory=FakeEngine().factory, quiet=True)
+    monkeypatch.setattr(attribute, value)
+    plan = describe_plan(config)
+    assert not plan["exists"] and any(line.startswith(f"{named}: ") for line in plan["changed"])
+
+
+def test_a_byte_of_one_image_makes_another_store_and_is_named(config, tmp_path, refshapes_root):
+    shutil.copytree(refshapes_root, tmp_path / "data")
+    copy = apply_overrides(config, [f"data.root={tmp_path / 'data'}"])
+    run_priors(copy, engine_factory=FakeEngine().factory, quiet=True)
+    image = sorted((tmp_path / "data" / "images").glob("*.jpg"))[5]
+    image.write_bytes(image.read_bytes() + b"\0")
+    plan = describe_plan(copy)
+    assert not plan["exists"] and [line.split(":")[0] for line in plan["changed"][1:]] == ["data.images"]
 
 
 def test_every_field_of_the_configuration_is_decided_upon():
@@ -131,6 +165,22 @@ def test_remembered_hashes_save_the_reading(tmp_path, monkeypatch):
     hasher.save()
     monkeypatch.setattr("pathlib.Path.read_bytes", lambda self: pytest.fail("read again"))
     assert ImageHasher(memory).hash_of(image) == value
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    """Nothing is simulated: this process may not write files of more than 20 bytes for a moment."""
+    image, memory = tmp_path / "a.jpg", tmp_path / "hashes" / "a.json"
+    image.write_bytes(b"one")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        with pytest.raises(DataError, match="a.json: cannot write the hashes of images: File too large"):
+            images_fingerprint([("a.jpg", image)], "content", memory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(memory.parent.iterdir()) == []
+    images_fingerprint([("a.jpg", image)], "content", memory)
+    assert list(memory.parent.iterdir()) == [memory]
 
 
 def test_missing_and_renamed_images_count(tmp_path):

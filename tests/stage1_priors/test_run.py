@@ -1,6 +1,7 @@
 """The run: complete, resumable, isolated failures, ceilings, and no model call when nothing changed."""
 
 import dataclasses
+import functools
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.refer import ReferDataset, load_refer
+from shared.runlog import ProgressBar
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
 from stage1_priors.engine import Answer
@@ -439,6 +441,14 @@ def test_a_run_says_what_the_engine_waited_for_and_what_its_caches_gave(config, 
     said = capsys.readouterr().err
     assert re.search(r"engine waited \d+\.\d% of the time \(\d+\.\d% for images, \d+\.\d% for masks", said)
     assert "cache hits: prefix 50%, images 75%" in said
+
+
+def test_progress_tells_rate_time_left_answers_and_waiting(config, capsys, monkeypatch):
+    monkeypatch.setattr("stage1_priors.run.ProgressBar", functools.partial(ProgressBar, every_s=0.0))
+    run_priors(config, engine_factory=FakeEngine(delay_s=0.01).factory)
+    lines = re.findall(r"^priors \[.*$", capsys.readouterr().err, re.MULTILINE)
+    told = r"priors \[ok 100\.0%; engine waits \d+%\]: 100/\d+ pairs \(\d+%\), [\d.]+ pairs/s, \d+ s left"
+    assert re.fullmatch(told, lines[0]) and len(lines) > 5 and lines[-1].endswith(" s")
 
 
 def test_timing_counts_what_is_inside():

@@ -67,6 +67,19 @@ def test_masks_are_those_of_this_process(apart, folder):
     here.close()
 
 
+def test_it_has_as_many_threads_as_asked_for(folder):
+    code = (
+        "import sys, torch; from pathlib import Path; from stage1_priors.config import ProposerConfig\n"
+        "from stage1_priors.sam_host import _loaded\n"
+        "for asked in ({}, {'threads': 3}):\n"
+        "    _loaded(ProposerConfig(kind='sam2', **asked), Path(sys.argv[1])); print(torch.get_num_threads())\n"
+    )
+    told = [sys.executable, "-c", code, str(folder)]
+    own = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(told, cwd=REPOSITORY, env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "3"]
+
+
 def test_what_goes_wrong_there_is_said_here_and_is_not_the_end(apart):
     with pytest.raises(RuntimeError, match=r"SAM's process: .*\n(.*\n)*.*in propose"):
         apart.propose(dataclasses.replace(prompts_of(1), images_B=("no image",) * 2))

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from shared.cluster.port import FIRST, NUM
@@ -103,7 +104,7 @@ DEATHS = {
 
 
 @pytest.mark.parametrize("death", DEATHS)
-def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch, death):
+def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch, tmp_path, death):
     """Worker 1 dies; worker 0 goes through its shards. Real processes, with the engine that needs no model."""
     statement, told_status = DEATHS[death]
     monkeypatch.setattr(workers, "STAGGER_S", 0.0)
@@ -129,6 +130,7 @@ def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch, dea
         f"model.path={config.model.path}",
         f"cache_root={config.cache_root}",
         "proposer.grid=16",
+        "proposer.kind=soft-box",
         "canary.mode=skip",
     ]
     own = apply_overrides(RECIPES["embedded"](), settings)
@@ -145,4 +147,9 @@ def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch, dea
     store = PriorStore(describe_plan(own)["store"])
     assert store.done_shards == [0] and not store.is_complete
     fails[0] = False
-    assert PriorStore(run_workers(own, 2, settings, quiet=True)).is_complete
+    store = PriorStore(run_workers(own, 2, settings, quiet=True))
+    calm = apply_overrides(own, [f"cache_root={tmp_path / 'calm'}"])
+    undisturbed = PriorStore(run_priors(calm, engine_factory=FakeEngine().factory, quiet=True))
+    assert store.is_complete and store.sample_ids == undisturbed.sample_ids
+    for name in store.fields:
+        np.testing.assert_array_equal(store.column(name), undisturbed.column(name), name)

@@ -33,9 +33,12 @@ def test_two_workers_write_what_one_writes(tmp_path, monkeypatch):
     one, two = stores
     assert one.done_shards == two.done_shards == [0, 1]
     assert one.fingerprint == two.fingerprint
-    for name in ("sample_id", "raw_text", "status", "box_raw_xyxy", "processed_hw", "num_tokens"):
-        np.testing.assert_array_equal(one.column(name), two.column(name), name)
-    # Other batches are other orders of float32 sums: the last bits of what is no text may differ.
-    apart = np.abs(one.column("proposal").astype(int) - two.column("proposal").astype(int))
-    assert apart.max() <= 1
-    np.testing.assert_allclose(one.column("confidence"), two.column("confidence"), atol=1e-4)
+    # The engine's batches and threads differ, and with them the order of float32 sums: the last bits of its
+    # log-probabilities. SAM has one thread and the same rows together in either run.
+    nearly = {"confidence", "edge_logprob"}
+    for name in one.fields:
+        if name in nearly:
+            np.testing.assert_allclose(one.column(name), two.column(name), atol=1e-4, err_msg=name)
+        else:
+            np.testing.assert_array_equal(one.column(name), two.column(name), name)
+    assert len(np.unique(one.column("proposal"))) > 200

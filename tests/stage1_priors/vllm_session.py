@@ -21,12 +21,34 @@ from stage1_priors.run import run_priors
 from stage1_priors.vllm_engine import VllmEngine
 
 NUM_REQUESTS = 24
+NUM_SAMPLES = 3
+"""Boxes sampled for each row of the store."""
 IMAGE_CACHE_GB = 2**-12
 """A quarter of a MiB: fewer images than are asked about, so that some are forgotten on the way."""
+FAULTS = {
+    "too long with its image": "red " * 220,
+    "too long": "red " * 400,
+    "the marker of an image": "thing <|vision_start|><|image_pad|><|vision_end|>",
+}
+"""Expressions that the model cannot be asked about, each before any other question about its image. The first is short
+enough to be taken for a prompt until the tokens of its image stand in it."""
+
+
+def with_faults(requests: list[Request]) -> list[Request]:
+    """Each fault right before the first question about an image of its own."""
+    seen: set[bytes] = set()
+    faults, mixed = iter(FAULTS.values()), []
+    for request in requests:
+        pixels = request.image.tobytes()
+        if pixels not in seen and (fault := next(faults, None)):
+            mixed.append(dataclasses.replace(request, expression=fault))
+        seen.add(pixels)
+        mixed.append(request)
+    return mixed
 
 
 def main(model_folder: Path, data_root: Path, out: Path) -> None:
-    """Ask the same questions in three ways, provoke one failure, and write a store."""
+    """Ask the same questions in three ways, provoke failures, and write a store."""
     model = MllmConfig(path=str(model_folder), dtype="float32", max_model_len=256, max_tokens=24)
     base = EngineConfig(
         kind="vllm", eager=True, image_cache_gb=IMAGE_CACHE_GB, kv_cache_gb=1, chunk_rows=50, batch_size=5
@@ -37,7 +59,6 @@ def main(model_folder: Path, data_root: Path, out: Path) -> None:
     samples = dataset.samples("val")[:NUM_REQUESTS]
     requests = [make_request(dataset.image(sample), sample.expression, family, rules) for sample in samples]
     resized_again = dataclasses.replace(requests[0], image=Image.new("RGB", (84, 112)), num_image_tokens=12)
-    too_long = dataclasses.replace(requests[0], expression="red " * 400)
     result: dict = {}
 
     def answers(kind: str, engine_config: EngineConfig, asked: list[Request]) -> list[dict]:
@@ -48,18 +69,23 @@ def main(model_folder: Path, data_root: Path, out: Path) -> None:
                 core = engine._llm.llm_engine.engine_core.engine_core
                 caches = (engine._llm.renderer.mm_processor_cache, core.mm_receiver_cache)
                 result["image caches"] = [[one._cache.currsize, len(one._cache)] for one in caches]
+                core.mm_receiver_cache.clear_cache()
+                again = [dataclasses.asdict(answer) for answer in generate_isolated(engine, requests)]
+                result["vllm, its core without images"] = again
+                result["unfinished"] = engine._llm.llm_engine.has_unfinished_requests()
             return given
         finally:
             engine.close()
 
-    mixed = [*requests[:3], resized_again, *requests[3:6], too_long, *requests[6:]]
+    mixed = [*with_faults(requests), resized_again]
+    result["asked"] = [request.expression for request in mixed]
     result["vllm"] = answers("vllm", base, mixed)
     result["images"] = len({sample.file_name for sample in samples})
     result["vllm, no caches"] = answers("vllm", dataclasses.replace(base, caching=False), requests)
     result["transformers"] = answers("transformers", base, requests)
     config = PriorsConfig(
         data=DataConfig(root=str(data_root), dataset="refshapes"),
-        model=model,
+        model=dataclasses.replace(model, num_samples=NUM_SAMPLES),
         splits=("val", "testA"),
         engine=base,
         proposer=ProposerConfig(grid=32),

@@ -141,8 +141,16 @@ def test_table(name, text, finish, status, box):
     np.testing.assert_allclose(rows.box_xyxy_norm_B4[0], want, atol=1e-6)
 
 
-def test_the_table_covers_every_family_and_status():
+KINDS = {
+    "well formed", "fenced JSON", "prose around", "several boxes", "swapped corners", "truncated", "looping", "refusal",
+    "empty",
+}  # fmt: skip
+"""What every family must have in the table, besides every status."""
+
+
+def test_the_table_covers_every_family_kind_and_status():
     assert {family.name for family in FAMILIES.values()} == set(TABLE)
+    assert all({row[0] for row in rows} >= KINDS for rows in TABLE.values())
     no_answers = {S.IMAGE_ERROR, S.ENGINE_ERROR, S.IMPORTED, S.NOT_IMPORTED}
     for rows in TABLE.values():
         assert {row[3] for row in rows} == set(S) - no_answers
