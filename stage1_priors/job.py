@@ -241,11 +241,11 @@ def _tools(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
 
 def changes(job: StoreJob) -> list[str]:
     """How this run's identity differs from the nearest existing store of the data set; empty if there is none."""
-    best: list[str] = []
+    nearest, best = "", list[str]()
     for path in find_stores(
         job.config.cache_root, dataset=job.config.data.dataset, split_by=job.config.data.split_by
     ):
         lines = differences(read_header(path).attrs.get("fingerprint_fields", {}), job.identity)
-        if lines and (not best or len(lines) < len(best) - 1):
-            best = [f"nearest store {path.name} differs in:", *lines]
-    return best
+        if lines and (not best or len(lines) < len(best)):
+            nearest, best = path.name, lines
+    return [f"{line} (from {nearest})" for line in best]

@@ -154,7 +154,8 @@ def _static(percent: int) -> Change:
 
 def _without_reward(term: str) -> Change:
     def change(base: TrainConfig) -> TrainConfig:
-        reward = dataclasses.replace(base.rple.reward, **{term: 0.0})
+        without: dict[str, Any] = {term: 0.0}
+        reward = dataclasses.replace(base.rple.reward, **without)
         return _set(base, "rple", reward=reward)
 
     change.__doc__ = f"Ablation of L2L: the reward without its {term} term."
