@@ -35,10 +35,10 @@ from stage2_train.checkpoint import (
     save_checkpoint,
 )
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchPlan, BatchSource, scorable
+from stage2_train.data import BatchSource, scorable
 from stage2_train.ema import Ema
 from stage2_train.evaluate import score_samples, spaced, summarise
-from stage2_train.inputs import Inputs, open_inputs
+from stage2_train.inputs import Inputs, batch_plan, open_inputs
 from stage2_train.json_files import read_json, write_json
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
@@ -222,31 +222,13 @@ class _Run:
             )
 
     def _source(self) -> BatchSource:
-        config = self.config
-        plan = BatchPlan(
-            seed=config.seed,
-            height=config.size_hw[0],
-            width=config.size_hw[1],
-            batch_labelled=config.batch_labelled,
-            batch_unlabelled=config.batch_unlabelled if config.uses_unlabelled else 0,
-            accumulation=config.accumulation,
+        """This process's batches."""
+        plan = batch_plan(
+            self.config,
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
-            cache_mib=config.runtime.cache_mib,
-            weak=config.weak,
-            strong=config.strong,
-            text=config.text,
         )
-        inputs = self.inputs
-        return BatchSource(
-            inputs.dataset,
-            inputs.split,
-            plan,
-            self.tokenise,
-            inputs.priors,
-            inputs.candidates,
-            inputs.weak_labels,
-        )
+        return self.inputs.source(plan, self.tokenise)
 
     def _figures(self, result: StepResult) -> dict[str, float]:
         """One line of the log: this step's figures over all processes."""
