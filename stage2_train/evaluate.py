@@ -22,6 +22,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from shared.errors import DataError
+from shared.json_files import read_json, write_json
 from shared.masks import encode_rle, resize_mask_nearest
 from shared.metrics import SegmentationMeter, iou, iou_counts
 from shared.refer import ReferringDataset
@@ -31,7 +32,6 @@ from shared.types import Sample
 from stage2_train.backbones.images import normalise_image
 from stage2_train.config import TrainConfig
 from stage2_train.data import PriorReader, Tokenise, load_data, scorable
-from stage2_train.json_files import read_json, write_json
 from stage2_train.loader import iterate
 from stage2_train.model_card import write_card
 from stage2_train.prior_source import choose_store, open_priors

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 
 from shared.config import config_to_dict
 from shared.errors import DataError
+from shared.json_files import read_json, write_json
 from shared.runlog import RunLog, progress
 from shared.seeding import seed_of
 from stage2_train.checkpoint import (
@@ -39,7 +40,6 @@ from stage2_train.data import BatchSource, scorable
 from stage2_train.ema import Ema
 from stage2_train.evaluate import score_samples, spaced, summarise
 from stage2_train.inputs import Inputs, batch_plan, open_inputs
-from stage2_train.json_files import read_json, write_json
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
