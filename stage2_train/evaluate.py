@@ -35,6 +35,7 @@ from stage2_train.data import PriorReader, Tokenise, load_data, scorable
 from stage2_train.loader import iterate
 from stage2_train.model_card import write_card
 from stage2_train.prior_source import choose_store, open_priors
+from stage2_train.processes import start_accelerator
 from stage2_train.run_files import load_model, read_run_config
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.text import Tokenizer
@@ -141,7 +142,7 @@ def evaluate_run(
     dataset = load_data(config.data)
     samples = spaced(scorable(dataset, split), limit)
     prior, note = _prior_for(run, config, dataset, samples, store)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = start_accelerator()
     rows = score_samples(
         accelerator,
         model.to(accelerator.device),

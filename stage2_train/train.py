@@ -10,7 +10,6 @@ Accelerate gives processes, device, clipping and collectives. Gradients are aver
 `optim.average_gradients`, which says why not by DistributedDataParallel.
 """
 
-import os
 import signal
 import sys
 import time
@@ -47,6 +46,7 @@ from stage2_train.model_card import write_card
 from stage2_train.monitor import CollapseAlarm, HiddenMasks
 from stage2_train.optim import build_optimizer
 from stage2_train.owner import RunOwner
+from stage2_train.processes import start_accelerator
 from stage2_train.run_files import export_model, require_same_run, run_record
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.step import StepResult, mean_over_processes, train_step
@@ -92,7 +92,8 @@ def train(
     if found and not resume:
         raise DataError(f"{out}: holds an unfinished run; resume it, or choose another folder")
     require_installed(config.runtime.trackers)
-    accelerator = _accelerator(config)
+    accelerator = start_accelerator()
+    config.require_shares(accelerator.num_processes)
     inputs = open_inputs(config)
     record = run_record(config, recipe, overrides, inputs.store, accelerator.num_processes)
     if found:
@@ -111,18 +112,6 @@ def train(
     accelerator.wait_for_everyone()
     run = _Run(config, out, owner, accelerator, inputs, quiet)
     return run.to_the_end()
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    """Processes and device; refuses a launcher that started fewer processes than it was asked for."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != wanted:
-        raise DataError(
-            f"{accelerator.num_processes} process(es) run, WORLD_SIZE is {wanted}: start with torchrun"
-        )
-    config.require_shares(accelerator.num_processes)
-    return accelerator
 
 
 class _Run:

@@ -266,14 +266,6 @@ def test_wrong_inputs_leave_no_folder(mini_root: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
 
 
-def test_fewer_processes_than_asked_for_are_refused(
-    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises((DataError, ValueError), match="WORLD_SIZE is 4|MASTER_ADDR|RANK"):
-        train(config_of(mini_root), tmp_path / "run", quiet=True)
-
-
 def test_dry_run_describes_and_writes_nothing(mini_root: Path, tmp_path: Path) -> None:
     text = describe(config_of(mini_root))
     assert '"steps": 6' in text and "refshapes.test.zarr" in text and "4 ids" in text
