@@ -54,7 +54,13 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_same_run(one: Path, two: Path) -> None:
-    """Parameters, optimiser, policy with replay buffer, average, strikes and every logged figure."""
+    """The same end, and every logged figure."""
+    assert_same_end(one, two)
+    assert figures(one) == figures(two)
+
+
+def assert_same_end(one: Path, two: Path) -> None:
+    """Parameters, optimiser, policy with replay buffer, average and strikes."""
     a, b = (list_checkpoints(run / "checkpoints")[-1] for run in (one, two))
     assert a.name == b.name
     names = ["model"] + (["ema"] if (a / "ema.safetensors").exists() else [])
@@ -64,7 +70,6 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert equal(load_object(a, name), load_object(b, name)), name
     for name in ("strikes", "ema_updates", "step"):
         assert load_state(a)[name] == load_state(b)[name]
-    assert figures(one) == figures(two)
     assert equal(
         load_file(one / "model" / "model.safetensors"), load_file(two / "model" / "model.safetensors")
     )
@@ -301,9 +306,15 @@ def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
         CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, loss, {})
 
 
-def test_a_collapsed_run_stops_with_its_reason(mini_root: Path, tmp_path: Path) -> None:
-    alarm = AlarmConfig(patience=2, grace_steps=0, min_foreground=0.98, max_foreground=1.0)
-    with pytest.raises(CollapseError, match="foreground"):
+@pytest.mark.parametrize(
+    ("share", "bounds"),
+    [("foreground", {"min_foreground": 0.98, "max_foreground": 1.0}), ("coverage", {"min_coverage": 1.0})],
+)
+def test_a_collapsed_run_stops_with_its_reason(
+    mini_root: Path, tmp_path: Path, share: str, bounds: dict[str, float]
+) -> None:
+    alarm = AlarmConfig(patience=2, grace_steps=0, **{"min_foreground": 0.0, "max_foreground": 1.0, **bounds})
+    with pytest.raises(CollapseError, match=f"step 1: pseudo-label {share} was outside .* for 2 steps"):
         train(config_of(mini_root, alarm=alarm), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run" / "done.json").exists()
 
