@@ -12,7 +12,7 @@ from shared.errors import DataError
 from shared.refer import MaskAccessError, load_refer
 from stage2_train.batch import Batch
 from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
-from stage2_train.loader import iterate
+from stage2_train.loader import _KeyedDataset, iterate
 from stage2_train.order import draw, group_by_ref, micro_positions
 from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
 from stage2_train.text import Tokenizer
@@ -145,6 +145,23 @@ def test_worker_processes_change_nothing(make_source: Callable[..., BatchSource]
     source = make_source()
     read = list(iterate(source, range(3), workers=2, prefetch=1))
     assert all(same(batch, source(key)) for batch, key in zip(read, range(3), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_forked_workers_read_what_this_process_has_open(make_source: Callable[..., BatchSource]) -> None:
+    """Store, images and tokenizer are in use already; our own loader spawns its workers (above)."""
+    source = make_source()
+    expected = [source(key) for key in range(3)]
+    loader = torch.utils.data.DataLoader(
+        _KeyedDataset(source),
+        batch_size=None,
+        sampler=[2, 1, 0],
+        num_workers=2,
+        multiprocessing_context="fork",
+        timeout=120,
+    )
+    assert all(same(batch, expected[batch.step]) for batch in loader)
+    assert all(same(source(key), expected[key]) for key in range(3))  # nor did they disturb this process
 
 
 def test_cache_changes_nothing(make_source: Callable[..., BatchSource]) -> None:
