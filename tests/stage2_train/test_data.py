@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,22 @@ def test_cache_changes_nothing(make_source: Callable[..., BatchSource]) -> None:
     assert kept.reader.keeps and not decoded.reader.keeps
     assert all(same(kept(key), decoded(key)) for key in range(3))
     assert all(same(kept(key), decoded(key)) for key in range(3))
+
+
+@pytest.mark.parametrize(("cache_mib", "kept"), [(0, False), (64, True)])
+def test_reading_on_keeps_nothing_where_images_do_not_fit(
+    make_source: Callable[..., BatchSource], cache_mib: int, kept: bool
+) -> None:
+    """What is held does not grow with the batches read: in two passes, less than one image."""
+    source = make_source(cache_mib=cache_mib, height=128, width=128)
+    source(0)
+    tracemalloc.start()
+    for key in range(1, 2 * len(source.split.unlabelled) // PLAN.batch_unlabelled):
+        source(key)
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    an_image = 128 * 128 * 3
+    assert most > an_image and (held > an_image) is kept
 
 
 def test_a_source_can_be_pickled(make_source: Callable[..., BatchSource]) -> None:
