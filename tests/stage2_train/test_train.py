@@ -304,6 +304,27 @@ def test_alarm_watches_the_foreground(foreground: float) -> None:
 def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
     with pytest.raises(CollapseError, match="step 0: the loss is"):
         CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, loss, {})
+    with pytest.raises(CollapseError, match="step 0: the norm of the gradient is"):
+        CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, 1.0, {}, loss)
+
+
+def test_no_checkpoint_holds_what_a_broken_gradient_made(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step's own loss is finite; the weights after it are not."""
+    from stage2_train import step as module
+
+    real = module.average_gradients
+
+    def broken(model: Any) -> None:
+        real(model)
+        next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("nan"))
+
+    monkeypatch.setattr(module, "average_gradients", broken)
+    config = apply_overrides(config_of(mini_root), ["optim.grad_clip=1.0", "runtime.checkpoint_every=1"])
+    with pytest.raises(CollapseError, match="step 0: the norm of the gradient is nan"):
+        train(config, tmp_path / "run", quiet=True)
+    assert not list_checkpoints(tmp_path / "run" / "checkpoints")
 
 
 @pytest.mark.parametrize(
