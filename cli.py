@@ -386,10 +386,16 @@ def evaluate(
     self_guided: Annotated[
         bool, typer.Option("--self-guided", help="Also score a second pass that sees the first one's mask.")
     ] = False,
+    with_prior: Annotated[
+        bool,
+        typer.Option(
+            "--with-prior", help="Also score a pass that is given the frozen prior: another method, named so."
+        ),
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score a run's network, without any prior, and write `eval/<split>.json` and `.jsonl`.
+    """Score a run's network, which sees no prior, and write `eval/<split>.json` and `.jsonl`.
 
     With --limit nothing is written: a part of a split is not its score.
     """
@@ -404,6 +410,7 @@ def evaluate(
                 limit=limit,
                 workers=workers,
                 self_guided=self_guided,
+                with_prior=with_prior,
                 write=not limit,
                 quiet=quiet or as_json,
             )
@@ -799,7 +806,7 @@ def _text_of_run(folder: Path, done: Mapping[str, Any]) -> str:
 
 
 def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line per split, resolution and scorer: the network, its self-guided pass, the frozen prior alone."""
+    """A line per split, resolution and scorer: the network, its further passes, the frozen prior alone."""
     names = ("oiou", "miou", "pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9")
     lines = [str(run), f"{'split':<7}{'size':<10}{'scored':<13}" + "".join(f"{name:>8}" for name in names)]
     for split, result in scores.items():
@@ -807,6 +814,7 @@ def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
         scorers = {
             "network": result,
             "self-guided": result.get("self_guided"),
+            "with prior": result.get("with_prior"),
             "frozen prior": result.get("prior"),
         }
         for scorer, found in scorers.items():
@@ -814,6 +822,10 @@ def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
                 if found:
                     cells = "".join(f"{found[frame][name]:>8.4f}" for name in names)
                     lines.append(f"{split:<7}{shown:<10}{scorer:<13}{cells}")
+        if result.get("with_prior"):
+            lines.append(
+                f"{split:<7}with prior: another method, which needs the frozen model's answer to every sentence"
+            )
         if not result.get("prior"):
             lines.append(f"{split:<7}{result['prior_note']}")
         if result["limit"]:

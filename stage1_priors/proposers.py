@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import DataError
+from shared.json_files import read_json
 from stage1_priors.config import ProposerConfig
 from stage1_priors.devices import visible_gpus
-from stage1_priors.families import read_json
 from stage1_priors.proposals import Edges, propose
 
 SAM_TYPES: dict[str, tuple[str, ...]] = {"sam2": ("sam2", "sam2_video"), "sam": ("sam",)}

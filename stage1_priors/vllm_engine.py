@@ -13,10 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shared.json_files import read_json
 from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.edges import Token
 from stage1_priors.engine import Answer, Request, check_image_tokens
-from stage1_priors.families import Family, image_token_id_of, read_json
+from stage1_priors.families import Family, image_token_id_of
 
 
 @dataclass(frozen=True, kw_only=True)

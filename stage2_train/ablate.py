@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from shared.errors import DataError
+from shared.json_files import read_json, write_json
 from shared.runlog import ProgressBar
 from shared.store.publish import publish_file
 from stage2_train.ablate_cell import BUSY
@@ -41,7 +42,6 @@ from stage2_train.ablate_table import (
     rows_as_json,
 )
 from stage2_train.data import load_data
-from stage2_train.json_files import read_json, write_json
 from stage2_train.owner import locked
 from stage2_train.prior_source import choose_store, open_priors
 from stage2_train.run_files import require_same_run, run_record

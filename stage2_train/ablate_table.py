@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.json_files import read_json
 from stage2_train.ablate_grid import Cell, Grid
-from stage2_train.json_files import read_json
 
 FRAMES = ("original", "model")
 METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")

@@ -7,6 +7,7 @@ one `state.json`. No random state is stored: every draw is keyed by (seed, step,
 
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Mapping
@@ -103,12 +104,15 @@ def load_object(checkpoint: Path, name: str) -> Any:
     """The nested value saved under `name`; nothing but tensors and plain containers is ever built.
 
     Raises:
-        DataError: The checkpoint has none of that name.
+        DataError: The checkpoint has none of that name, or something else than such values in it.
     """
     path = checkpoint / f"{name}.pt"
     if not path.is_file():
         raise DataError(f"{path}: the checkpoint holds no {name!r}")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise DataError(f"{path}: not a file of tensors and plain values; delete {checkpoint}") from error
 
 
 def _flush(path: Path) -> None:

@@ -24,6 +24,7 @@ from stage2_train.comparison_config import (
 from stage2_train.losses import CLASS_WEIGHTS, UnsupervisedLossConfig
 from stage2_train.optim import OptimConfig
 from stage2_train.rple.ddpg import DdpgConfig
+from stage2_train.rple.policy import PolicyConfig
 from stage2_train.rple.reward import RewardConfig
 from stage2_train.segmentor_config import SegmentorConfig
 from stage2_train.spm import SpmConfig
@@ -106,6 +107,8 @@ class L2lConfig:
 class RpleConfig:
     """Policy learning."""
 
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Where the thresholds start, and where they may go."""
     ddpg: DdpgConfig = field(default_factory=DdpgConfig)
     """The learner."""
     reward: RewardConfig = field(default_factory=RewardConfig)

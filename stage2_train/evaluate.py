@@ -2,15 +2,17 @@
 
 Two frames, always both and always named: `model` (image AND mask resized to the model input, nearest for the mask, as
 the LAVT family does) and `original` (logits upsampled bilinearly to the image's own size). The frozen prior's own
-score stands beside them, read from the store after the network has answered: the network never sees a prior here.
+score stands beside them, read from the store after the network has answered: the network does not see a prior.
 With `self_guided` a second pass sees the first pass's own prediction as its field; it is reported separately.
+With `with_prior` a second pass sees the frozen prior, fused with the first one's prediction as in training: that is
+another method, which needs the large model for every sentence it is asked, and it is reported under its own name.
 
 Legend: B sentences of a batch, H W model input, h w an image's own size.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from shared.errors import DataError
+from shared.json_files import read_json, write_json
 from shared.masks import encode_rle, resize_mask_nearest
 from shared.metrics import SegmentationMeter, iou, iou_counts
 from shared.refer import ReferringDataset
@@ -31,14 +34,15 @@ from shared.types import Sample
 from stage2_train.backbones.images import normalise_image
 from stage2_train.config import TrainConfig
 from stage2_train.data import PriorReader, Tokenise, load_data, scorable
-from stage2_train.json_files import read_json, write_json
 from stage2_train.loader import iterate
 from stage2_train.model_card import write_card
 from stage2_train.prior_source import choose_store, open_priors
+from stage2_train.processes import start_accelerator
 from stage2_train.run_files import load_model, read_run_config
 from stage2_train.segmentor import ReferringSegmentor
+from stage2_train.spm import fuse
 from stage2_train.text import Tokenizer
-from stage2_train.transforms import resize_image, upsample
+from stage2_train.transforms import resize_image, resize_prior, upsample
 
 FRAMES = ("model", "original")
 
@@ -62,7 +66,11 @@ class _EvalBatch:
     masks: tuple[np.ndarray, ...]
     """Bool [h,w] each."""
     prior_BGG: Tensor | None
-    """u8."""
+    """u8; zero where the row has no proposal."""
+    has_prior_B: Tensor | None
+    """Bool: the row carries a usable proposal."""
+    trust_B: Tensor | None
+    """f32 in [0,1]: rank of the frozen model's confidence among the store's rows; NaN where it has none."""
 
 
 class _EvalReader:
@@ -88,10 +96,12 @@ class _EvalReader:
                 images[sample.file_name] = resize_image(self.dataset.image(sample), *self.size_hw)
         stacked = np.stack([images[sample.file_name] for sample in samples])
         ids_BT, token_mask_BT = self.tokenise([sample.expression for sample in samples])
-        prior_BGG = None
+        prior_BGG = has_prior_B = trust_B = None
         if self.prior is not None:
-            proposal_BGG, has_prior_B = self.prior.read([sample.sample_id for sample in samples])
+            ids = [sample.sample_id for sample in samples]
+            proposal_BGG, has_prior_B = self.prior.read(ids)
             prior_BGG = proposal_BGG * has_prior_B[:, None, None].to(proposal_BGG.dtype)
+            trust_B = self.prior.trust(ids)
         return _EvalBatch(
             samples=samples,
             image_BHW3=torch.from_numpy(stacked),
@@ -99,6 +109,8 @@ class _EvalReader:
             token_mask_BT=token_mask_BT,
             masks=tuple(self.dataset.mask(sample) for sample in samples),
             prior_BGG=prior_BGG,
+            has_prior_B=has_prior_B,
+            trust_B=trust_B,
         )
 
 
@@ -111,6 +123,7 @@ def evaluate_run(
     workers: int = 0,
     limit: int = 0,
     self_guided: bool = False,
+    with_prior: bool = False,
     write: bool = True,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -124,6 +137,7 @@ def evaluate_run(
         workers: Processes that read images; 0 reads in a thread.
         limit: Evenly spaced sentences to score (0 = all).
         self_guided: Also score a second pass with the first one's prediction as field.
+        with_prior: Also score a second pass with the frozen prior in its field: another method.
         write: Whether to write the files.
         quiet: No progress line.
 
@@ -131,17 +145,21 @@ def evaluate_run(
         The content of the JSON file, on every process.
 
     Raises:
-        DataError: An unfinished run, an unknown split, or `self_guided` for a network without a field.
+        DataError: An unfinished run, an unknown split, `self_guided` or `with_prior` for a network without a field, or
+            `with_prior` without a store that holds the split.
     """
     run = Path(run)
     config = read_run_config(run)
     model = load_model(run)
-    if self_guided and model.sesm is None:
-        raise DataError(f"{run}: its network was built without sesm: it has no self-guided pass")
+    if (self_guided or with_prior) and model.sesm is None:
+        which = "self-guided pass" if self_guided else "pass with a prior"
+        raise DataError(f"{run}: its network was built without sesm: it has no {which}")
     dataset = load_data(config.data)
     samples = spaced(scorable(dataset, split), limit)
     prior, note = _prior_for(run, config, dataset, samples, store)
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if with_prior and prior is None:
+        raise DataError(f"{run}: no pass with a prior on {split}: {note}")
+    accelerator = start_accelerator()
     rows = score_samples(
         accelerator,
         model.to(accelerator.device),
@@ -153,6 +171,7 @@ def evaluate_run(
         batch=batch,
         workers=workers,
         self_guided=self_guided,
+        with_prior=field_rule(config) if with_prior else None,
         keep_masks=write,
         quiet=quiet or not accelerator.is_main_process,
     )
@@ -186,6 +205,19 @@ def _prior_for(
         return None, f"no prior score: {error}"
 
 
+FieldRule = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(P†, Pw, trust) -> the field a sample is given, as in the run's training."""
+
+
+def field_rule(config: TrainConfig) -> FieldRule:
+    """The rule of a run that was trained with a field."""
+
+    def rule(prior_B1HW: Tensor, weak_B1HW: Tensor, trust_B: Tensor) -> Tensor:
+        return fuse(prior_B1HW, weak_B1HW, config.spm, trust_B)[0] if config.l2l.use_spm else prior_B1HW
+
+    return rule
+
+
 def spaced(samples: Sequence[Sample], limit: int) -> list[Sample]:
     """At most `limit` samples, evenly spaced (0 = all)."""
     if not limit or limit >= len(samples):
@@ -206,6 +238,7 @@ def score_samples(
     batch: int = 64,
     workers: int = 0,
     self_guided: bool = False,
+    with_prior: FieldRule | None = None,
     keep_masks: bool = False,
     quiet: bool = True,
 ) -> list[dict[str, Any]]:
@@ -221,7 +254,8 @@ def score_samples(
         prior: For the prior's own score.
         batch: Sentences per pass.
         workers: As `loader.iterate`.
-        self_guided: Also run the second pass.
+        self_guided: Also run a second pass that sees the first one's prediction.
+        with_prior: Also run one that sees the field this makes of `prior` and the first one's prediction.
         keep_masks: Add `pred_rle` (original frame) to each row.
         quiet: No progress line.
 
@@ -242,6 +276,9 @@ def score_samples(
         passes = {"": _margin(logit_B2HW)}
         if self_guided:
             passes["self_guided_"] = _margin(model(*inputs, logit_B2HW.softmax(1)[:, 1:]).float())
+        if with_prior is not None:
+            field_B1HW, on_B = _prior_field(item, logit_B2HW.softmax(1)[:, 1:], with_prior)
+            passes["with_prior_"] = _margin(model(*inputs, field_B1HW, on_B).float())
         if item.prior_BGG is not None:
             passes["prior_"] = item.prior_BGG[:, None].float() / 255.0 - 0.5
         rows += _score_batch(item, passes, size_hw, keep_masks)
@@ -250,6 +287,14 @@ def score_samples(
     by_id = {row["sample_id"]: row for row in gathered}
     assert len(by_id) == len(gathered) == len(samples), (len(by_id), len(gathered), len(samples))
     return [by_id[sample.sample_id] for sample in samples]
+
+
+def _prior_field(item: _EvalBatch, weak_B1HW: Tensor, rule: FieldRule) -> tuple[Tensor, Tensor]:
+    """The field made of P† and bool [B]: whether the sample sees it; without a proposal it does not."""
+    assert item.prior_BGG is not None and item.has_prior_B is not None and item.trust_B is not None
+    prior_B1HW = resize_prior(item.prior_BGG, *weak_B1HW.shape[-2:]).to(weak_B1HW.device)
+    field_B1HW = rule(prior_B1HW, weak_B1HW, item.trust_B.to(weak_B1HW.device))
+    return field_B1HW, item.has_prior_B.to(weak_B1HW.device)
 
 
 def _margin(logit_B2HW: Tensor) -> Tensor:
@@ -289,12 +334,13 @@ def _score_batch(
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores of both frames: the model's, the prior's (None without a store), the self-guided pass's, by length."""
+    """Scores of both frames: the model's, the prior's (None without a store), the further passes', by length."""
     has_prior = bool(rows) and "prior_iou_original" in rows[0]
     result: dict[str, Any] = {frame: _metrics(rows, "", frame) for frame in FRAMES}
     result["prior"] = {frame: _metrics(rows, "prior_", frame) for frame in FRAMES} if has_prior else None
-    if rows and "self_guided_iou_original" in rows[0]:
-        result["self_guided"] = {frame: _metrics(rows, "self_guided_", frame) for frame in FRAMES}
+    for name in ("self_guided", "with_prior"):
+        if rows and f"{name}_iou_original" in rows[0]:
+            result[name] = {frame: _metrics(rows, f"{name}_", frame) for frame in FRAMES}
     buckets: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         words = len(row["expression"].split())

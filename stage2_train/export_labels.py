@@ -37,8 +37,7 @@ from shared.store.publish import publish_file
 from shared.types import Sample
 from stage2_train.batch import UnlabelledPart
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchPlan, BatchSource
-from stage2_train.inputs import Inputs, open_inputs
+from stage2_train.inputs import Inputs, batch_plan, open_inputs
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Method, Networks, Pseudo
 from stage2_train.run_files import load_model, read_run_config, restore_method
@@ -105,21 +104,17 @@ def _pseudo(
     batch: int,
 ) -> Iterator[tuple[Pseudo, UnlabelledPart]]:
     """What the method would teach for each batch of samples; nothing is drawn: no flip, no noise."""
-    plan = BatchPlan(
-        seed=config.seed,
-        height=config.size_hw[0],
-        width=config.size_hw[1],
+    plan = replace(
+        batch_plan(config),
         batch_labelled=1,
         batch_unlabelled=batch,
         accumulation=1,
-        rank=0,
-        num_processes=1,
         cache_mib=0,
         weak=WeakConfig(flip_probability=0.0),
         strong=StrongConfig(operations=0),
         text=StrongTextConfig(table=config.text.table, candidates=0),
     )
-    source = BatchSource(inputs.dataset, inputs.split, plan, Tokenizer(config.segmentor), inputs.priors)
+    source = inputs.source(plan, Tokenizer(config.segmentor))
     labelled = inputs.split.labelled[0][:1]
     for start in range(0, len(samples), batch):
         made = source.of(labelled, samples[start : start + batch])

@@ -8,7 +8,7 @@ from shared.errors import DataError
 from shared.refer import ReferringDataset
 from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
-from stage2_train.data import Split, load_data, make_split, scorable
+from stage2_train.data import BatchPlan, BatchSource, Split, Tokenise, load_data, make_split, scorable
 from stage2_train.params import count_parameters
 from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels
@@ -36,6 +36,30 @@ class Inputs:
         if reader is None:
             return None
         return {"path": str(reader.store.path), "fingerprint": reader.store.fingerprint}
+
+    def source(self, plan: BatchPlan, tokenise: Tokenise) -> BatchSource:
+        """Makes batches of all that is open here."""
+        return BatchSource(
+            self.dataset, self.split, plan, tokenise, self.priors, self.candidates, self.weak_labels
+        )
+
+
+def batch_plan(config: TrainConfig, *, rank: int = 0, num_processes: int = 1) -> BatchPlan:
+    """What shapes the batches that one process of a run reads."""
+    return BatchPlan(
+        seed=config.seed,
+        height=config.size_hw[0],
+        width=config.size_hw[1],
+        batch_labelled=config.batch_labelled,
+        batch_unlabelled=config.batch_unlabelled if config.uses_unlabelled else 0,
+        accumulation=config.accumulation,
+        rank=rank,
+        num_processes=num_processes,
+        cache_mib=config.runtime.cache_mib,
+        weak=config.weak,
+        strong=config.strong,
+        text=config.text,
+    )
 
 
 def open_inputs(config: TrainConfig) -> Inputs:

@@ -9,9 +9,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from shared.json_files import read_json
 from shared.store.publish import publish_file
 from stage2_train.card_template import CARD_TEMPLATE, card_data
-from stage2_train.json_files import read_json
 
 _METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
 

@@ -76,19 +76,23 @@ class CollapseAlarm:
         self.config = config
         self.strikes: dict[str, int] = {}
 
-    def check(self, step: int, loss: float, shares: Mapping[str, float]) -> None:
+    def check(self, step: int, loss: float, shares: Mapping[str, float], grad_norm: float = 0.0) -> None:
         """Look at one step.
 
         Args:
             step: 0-based step.
             loss: Its loss, over all processes.
             shares: `coverage` and `foreground` of the pseudo-labels; empty where there are none.
+            grad_norm: Norm of its gradient, where it is known.
 
         Raises:
-            CollapseError: The loss is not finite, or a share was out of bounds for `patience` steps in a row.
+            CollapseError: Loss or gradient is not finite, or a share was out of bounds for `patience` steps in a row.
         """
-        if not math.isfinite(loss):
-            raise CollapseError(f"step {step}: the loss is {loss}; lower optim.lr or set optim.grad_clip")
+        for name, value in (("loss", loss), ("norm of the gradient", grad_norm)):
+            if not math.isfinite(value):
+                raise CollapseError(
+                    f"step {step}: the {name} is {value}; lower optim.lr or set optim.grad_clip"
+                )
         config = self.config
         if not config.patience or step < config.grace_steps:
             return

@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from torch import nn
 
-from stage2_train.rple.policy import Actor, Critic
+from stage2_train.rple.policy import Actor, Critic, PolicyConfig
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.segmentor_config import PARTS, SegmentorConfig
 
@@ -33,7 +33,7 @@ def count_parameters(config: SegmentorConfig) -> dict[str, int]:
     )
     with torch.device("meta"):
         model = ReferringSegmentor(bare)
-        actor, critic = Actor(), Critic()
+        actor, critic = Actor(PolicyConfig()), Critic()
     parts = {name: num_parameters(getattr(model, name)) for name in PARTS}
     return {
         **parts,

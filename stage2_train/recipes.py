@@ -59,22 +59,6 @@ def supervised_embedded() -> TrainConfig:
     return _plain(embedded(), method="supervised")
 
 
-def embedded_spm() -> TrainConfig:
-    """Ablation of `embedded`: the fused prior with static thresholds."""
-    return _plain(embedded(), spm=True)
-
-
-def embedded_spm_rple() -> TrainConfig:
-    """Ablation of `embedded`: fused prior and learnt thresholds, no prior field."""
-    return _plain(embedded(), spm=True, rple=True)
-
-
-def embedded_spm_sesm() -> TrainConfig:
-    """Ablation of `embedded`: fused prior and prior field, static thresholds."""
-    config = embedded()
-    return dataclasses.replace(config, l2l=dataclasses.replace(config.l2l, use_rple=False))
-
-
 def embedded_confident() -> TrainConfig:
     """Beyond the paper: the fused prior alone, of two witnesses made equally bold, moved by the model's confidence.
 
@@ -82,7 +66,7 @@ def embedded_confident() -> TrainConfig:
     win nearly every argument: its logit is tripled, and neither witness may say more than 0.98. Where they then
     disagree, lam is 0.5 + 0.5 (trust - 0.25): the more confident half of the priors wins, the rest is ignored.
     """
-    config = embedded_spm()
+    config = ABLATIONS["spm"](embedded())
     return dataclasses.replace(
         config,
         spm=dataclasses.replace(
@@ -121,13 +105,13 @@ def paper_baseline() -> TrainConfig:
     return _plain(paper(), method="supervised")
 
 
-def _plain(config: TrainConfig, *, method: str = "l2l", spm: bool = False, rple: bool = False) -> TrainConfig:
-    """The same run without the structural enhancement, by another method or with parts of L2L."""
+def _plain(config: TrainConfig, *, method: str = "l2l") -> TrainConfig:
+    """The same run by another method: no part of L2L acts."""
     return dataclasses.replace(
         config,
         method=method,
         segmentor=dataclasses.replace(config.segmentor, sesm=None),
-        l2l=dataclasses.replace(config.l2l, use_spm=spm, use_sesm=False, use_rple=rple),
+        l2l=dataclasses.replace(config.l2l, use_spm=False, use_sesm=False, use_rple=False),
     )
 
 
@@ -154,9 +138,6 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "supervised-embedded": supervised_embedded,
     **_variants(embedded, "embedded"),
     "embedded-confident": embedded_confident,
-    "embedded-spm": embedded_spm,
-    "embedded-spm-sesm": embedded_spm_sesm,
-    "embedded-spm-rple": embedded_spm_rple,
     "paper": paper,
     "paper-baseline": paper_baseline,
     **_variants(paper, "paper"),

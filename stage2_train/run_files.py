@@ -15,9 +15,9 @@ from typing import Any
 
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
+from shared.json_files import read_json
 from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
-from stage2_train.json_files import read_json
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Method
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
+from shared.json_files import read_json, write_json
 from stage2_train.backbones import build_text, build_vision
 from stage2_train.branch import BranchMaps, SecondBranch
 from stage2_train.card_template import CARD_TEMPLATE, card_data
 from stage2_train.decoder import TopDownDecoder
-from stage2_train.json_files import read_json, write_json
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, NUM_STAGES, PARTS, SegmentorConfig
 from stage2_train.sesm import Sesm
 from stage2_train.text import TOKENIZER_FILES, mean_pool, tokenizer_folder

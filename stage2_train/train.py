@@ -10,7 +10,6 @@ Accelerate gives processes, device, clipping and collectives. Gradients are aver
 `optim.average_gradients`, which says why not by DistributedDataParallel.
 """
 
-import os
 import signal
 import sys
 import time
@@ -25,6 +24,7 @@ from accelerate import Accelerator
 
 from shared.config import config_to_dict
 from shared.errors import DataError
+from shared.json_files import read_json, write_json
 from shared.runlog import RunLog, progress
 from shared.seeding import seed_of
 from stage2_train.checkpoint import (
@@ -35,11 +35,10 @@ from stage2_train.checkpoint import (
     save_checkpoint,
 )
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchPlan, BatchSource, scorable
+from stage2_train.data import BatchSource, scorable
 from stage2_train.ema import Ema
 from stage2_train.evaluate import score_samples, spaced, summarise
-from stage2_train.inputs import Inputs, open_inputs
-from stage2_train.json_files import read_json, write_json
+from stage2_train.inputs import Inputs, batch_plan, open_inputs
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
@@ -47,6 +46,7 @@ from stage2_train.model_card import write_card
 from stage2_train.monitor import CollapseAlarm, HiddenMasks
 from stage2_train.optim import build_optimizer
 from stage2_train.owner import RunOwner
+from stage2_train.processes import start_accelerator
 from stage2_train.run_files import export_model, require_same_run, run_record
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.step import StepResult, mean_over_processes, train_step
@@ -92,7 +92,8 @@ def train(
     if found and not resume:
         raise DataError(f"{out}: holds an unfinished run; resume it, or choose another folder")
     require_installed(config.runtime.trackers)
-    accelerator = _accelerator(config)
+    accelerator = start_accelerator()
+    config.require_shares(accelerator.num_processes)
     inputs = open_inputs(config)
     record = run_record(config, recipe, overrides, inputs.store, accelerator.num_processes)
     if found:
@@ -111,18 +112,6 @@ def train(
     accelerator.wait_for_everyone()
     run = _Run(config, out, owner, accelerator, inputs, quiet)
     return run.to_the_end()
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    """Processes and device; refuses a launcher that started fewer processes than it was asked for."""
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != wanted:
-        raise DataError(
-            f"{accelerator.num_processes} process(es) run, WORLD_SIZE is {wanted}: start with torchrun"
-        )
-    config.require_shares(accelerator.num_processes)
-    return accelerator
 
 
 class _Run:
@@ -194,7 +183,8 @@ class _Run:
                     stop_requested=stop_requested,
                 )
                 taught = step >= config.loss.burn_in_steps
-                self.alarm.check(step, result.loss, result.shares if taught else {})
+                norm = result.global_metrics.get("grad_norm", 0.0)
+                self.alarm.check(step, result.loss, result.shares if taught else {}, norm)
                 self.step, self.seconds = step + 1, before + time.monotonic() - started
                 last = self.step == config.steps
                 if self.step % config.runtime.log_every == 0 or last:
@@ -222,31 +212,13 @@ class _Run:
             )
 
     def _source(self) -> BatchSource:
-        config = self.config
-        plan = BatchPlan(
-            seed=config.seed,
-            height=config.size_hw[0],
-            width=config.size_hw[1],
-            batch_labelled=config.batch_labelled,
-            batch_unlabelled=config.batch_unlabelled if config.uses_unlabelled else 0,
-            accumulation=config.accumulation,
+        """This process's batches."""
+        plan = batch_plan(
+            self.config,
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
-            cache_mib=config.runtime.cache_mib,
-            weak=config.weak,
-            strong=config.strong,
-            text=config.text,
         )
-        inputs = self.inputs
-        return BatchSource(
-            inputs.dataset,
-            inputs.split,
-            plan,
-            self.tokenise,
-            inputs.priors,
-            inputs.candidates,
-            inputs.weak_labels,
-        )
+        return self.inputs.source(plan, self.tokenise)
 
     def _figures(self, result: StepResult) -> dict[str, float]:
         """One line of the log: this step's figures over all processes."""

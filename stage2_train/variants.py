@@ -6,6 +6,7 @@ stay those of the base, so that two recipes differ in the method alone.
 
 import dataclasses
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 from stage2_train.config import EmaConfig, TrainConfig
@@ -133,6 +134,16 @@ COMPARISONS: dict[str, Change] = {
 # ---- ablations: the base is L2L's whole recipe -----------------------------------------------------------------------
 
 
+def _parts(*parts: str) -> Change:
+    def change(base: TrainConfig) -> TrainConfig:
+        config = _set(base, "l2l", **{f"use_{part}": part in parts for part in ("spm", "sesm", "rple")})
+        return config if "sesm" in parts else _set(config, "segmentor", sesm=None)
+
+    names = {"spm": "fused prior", "sesm": "prior field", "rple": "learnt thresholds"}
+    change.__doc__ = f"Ablation of L2L: {' and '.join(names[part] for part in parts)} alone."
+    return change
+
+
 def _operators(letters: str) -> Change:
     def change(base: TrainConfig) -> TrainConfig:
         sesm = dataclasses.replace(base.segmentor.sesm or SesmConfig(), operators=letters)
@@ -163,8 +174,10 @@ def _without_reward(term: str) -> Change:
 
 
 ABLATIONS: dict[str, Change] = {
+    **{"-".join(parts): _parts(*parts) for parts in combinations(("spm", "sesm", "rple"), 2)},
+    "spm": _parts("spm"),
     **{letters.lower(): _operators(letters) for letters in ("PPPP", "AAAA", "AAPP", "PPAA")},
     **{f"tau-{percent}": _static(percent) for percent in (50, 60, 70, 80, 90)},
     **{f"no-{term}": _without_reward(term) for term in ("margin", "consistency", "coverage")},
 }
-"""Ablation by name; those of whole parts (SPM, SESM, RPLE) stand in `recipes`."""
+"""Ablation by name. Those named by parts of L2L leave out the others; the paper's row without any is `fixmatch`."""

@@ -248,7 +248,7 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
             "original": scores,
             "prior": prior,
             "prior_note": "no prior: why",
-        }
+        } | ({"with_prior": {"original": scores, "model": scores}} if options["with_prior"] else {})
         return result | {"resolution": [96, 96], "limit": options["limit"], "num": 7}
 
     monkeypatch.setattr("stage2_train.evaluate.evaluate_run", score)
@@ -264,10 +264,14 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
     ]
     assert "frozen prior   0.7500" in ran.out
     assert list(l2l("eval", tmp_path, "--json").json) == ["val"]
-    more = ["--limit", "7", "--workers", "2", "--store", "x", "--self-guided"]
-    assert "7 evenly spaced" in l2l("eval", tmp_path, *more).out
-    wanted = {"store": "x", "limit": 7, "workers": 2, "self_guided": True, "write": False, "quiet": False}
-    assert asked[-1][1] == wanted
+    more = ["--limit", "7", "--workers", "2", "--store", "x", "--self-guided", "--with-prior"]
+    assert "another method" not in ran.out
+    said = l2l("eval", tmp_path, *more).out
+    assert (
+        "7 evenly spaced" in said and "with prior     0.5000" in said and "with prior: another method" in said
+    )
+    wanted = {"store": "x", "limit": 7, "workers": 2, "self_guided": True, "with_prior": True}
+    assert asked[-1][1] == {**wanted, "write": False, "quiet": False}
     for option in ("--quiet", "--json"):
         l2l("eval", tmp_path, option)
         assert asked[-1][1]["quiet"] is True

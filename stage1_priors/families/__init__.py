@@ -14,10 +14,10 @@ resize it again; the number of image tokens in every prompt is checked against i
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from shared.errors import DataError
+from shared.json_files import read_json
 from stage1_priors.families.family import Family, SizeRules
 from stage1_priors.families.internvl import INTERNVL
 from stage1_priors.families.llava_onevision import LLAVA_ONEVISION
@@ -34,7 +34,6 @@ __all__ = [
     "SizeRules",
     "family_of",
     "image_token_id_of",
-    "read_json",
     "size_rules_of",
 ]
 
@@ -46,23 +45,6 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe": QWEN3_VL,
 }
 """Family by `model_type`."""
-
-
-def read_json(path: Path) -> dict:
-    """The JSON object in `path`.
-
-    Raises:
-        DataError: The file is missing or is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def family_of(model_folder: Path) -> Family:

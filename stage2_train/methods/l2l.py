@@ -45,7 +45,7 @@ class L2l(Method):
         super().__init__(config)
         own = config.l2l
         self.band_px = band_px(config.size_hw[0]) if own.band_px < 0 else own.band_px
-        self.agent = Agent(config.rple.ddpg, config.seed) if own.use_rple else None
+        self.agent = Agent(config.rple.ddpg, config.rple.policy, config.seed) if own.use_rple else None
         self._transitions: list[Tensor] = []
 
     def loss(self, networks: Networks, batch: Batch) -> StepOutput:
@@ -143,7 +143,8 @@ class L2l(Method):
         old_BHW = pseudo_label(target_B1HW, before_BA[:, 0], before_BA[:, 1], self.band_px)
         state_BS = state(target_B1HW, weak_B1HW, old_BHW)
         greedy_BA = self.agent.act(state_BS)
-        action_BA = project_action(greedy_BA + self.config.rple.ddpg.noise_std * noise_B2)
+        noisy_BA = greedy_BA + self.config.rple.ddpg.noise_std * noise_B2
+        action_BA = project_action(noisy_BA, self.config.rple.policy)
         label_BHW = pseudo_label(target_B1HW, action_BA[:, 0], action_BA[:, 1], self.band_px)
         weights = self.config.rple.reward
         old_B3 = quality(weak_B1HW, target_B1HW, old_BHW, weights.beta, weights.balanced)

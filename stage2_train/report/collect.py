@@ -46,7 +46,8 @@ class EvalData:
         Args:
             frame: `original` (the image's own size) or `model` (the model's resolution).
             metric: `oiou`, `miou`, `pr@0.5`, ...
-            source: "" for the model, `prior` for the frozen prior alone, `self_guided` for a second pass.
+            source: "" for the model, `prior` for the frozen prior alone, `self_guided` or `with_prior` for its
+                second passes.
         """
         table = self.summary.get(source) if source else self.summary
         frame_scores = table.get(frame) if isinstance(table, dict) else None

@@ -86,9 +86,13 @@ def _split_table(split: str, runs: list[RunData]) -> SplitTable:
 
 
 def _run_rows(run: RunData, data: EvalData) -> list[Row]:
-    """The run, and its self-guided second pass where that was scored too."""
+    """The run, and its second passes where they were scored too."""
     rows = []
-    for source, suffix in (("", ""), ("self_guided", ", self-guided")):
+    for source, suffix in (
+        ("", ""),
+        ("self_guided", ", self-guided"),
+        ("with_prior", ", with prior (another method)"),
+    ):
         if source and data.score("original", "oiou", source=source) is None:
             continue
         row = Row(

@@ -7,7 +7,7 @@ them.
 Legend: B samples, H W model input.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,7 @@ import torch
 from shared.types import Sample
 from stage2_train.batch import Batch
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchPlan, BatchSource
-from stage2_train.inputs import open_inputs
+from stage2_train.inputs import batch_plan, open_inputs
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Networks, Pseudo
 from stage2_train.run_files import load_model, read_run_config, restore_method
@@ -62,30 +61,8 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
 
 
 def _last_batch(config: TrainConfig) -> Batch:
-    inputs = open_inputs(config)
-    plan = BatchPlan(
-        seed=config.seed,
-        height=config.size_hw[0],
-        width=config.size_hw[1],
-        batch_labelled=config.batch_labelled,
-        batch_unlabelled=config.batch_unlabelled,
-        accumulation=config.accumulation,
-        rank=0,
-        num_processes=1,
-        cache_mib=0,
-        weak=config.weak,
-        strong=config.strong,
-        text=config.text,
-    )
-    source = BatchSource(
-        inputs.dataset,
-        inputs.split,
-        plan,
-        Tokenizer(config.segmentor),
-        inputs.priors,
-        inputs.candidates,
-        inputs.weak_labels,
-    )
+    plan = replace(batch_plan(config), cache_mib=0)
+    source = open_inputs(config).source(plan, Tokenizer(config.segmentor))
     return source(config.steps * config.accumulation - 1)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shared.errors import DataError
 from shared.seeding import Key, seed_of, torch_generator
-from stage2_train.rple.policy import ACTION_DIM, START_THRESHOLDS, STATE_DIM, Actor, Critic
+from stage2_train.rple.policy import ACTION_DIM, STATE_DIM, Actor, Critic, PolicyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,19 +82,19 @@ class Agent:
     Ranks that feed every agent the same transitions in the same order keep identical agents.
     """
 
-    def __init__(self, config: DdpgConfig, *key: Key) -> None:
+    def __init__(self, config: DdpgConfig, policy: PolicyConfig, *key: Key) -> None:
         """Build an agent whose every draw is a function of `key`."""
-        self.config = config
+        self.config, self.policy = config, policy
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(*key, "rple networks"))
-            self.actor, self.critic, self.target = Actor(), Critic(), Critic()
+            self.actor, self.critic, self.target = Actor(policy), Critic(), Critic()
         self.target.load_state_dict(self.critic.state_dict())
         self.target.requires_grad_(False)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.critic_lr)
         self.buffer = ReplayBuffer(config.capacity)
         self.sample_generator = torch_generator(*key, "rple replay")
-        self.thresholds_A = torch.tensor(START_THRESHOLDS)
+        self.thresholds_A = torch.tensor((policy.start_fg, policy.start_bg))
         """The thresholds in force: the mean action of the last mini-batch."""
 
     @torch.no_grad()

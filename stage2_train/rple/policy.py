@@ -6,33 +6,60 @@ Axes: B samples, H x W pixels, S = 6 state entries, A = 2 action entries (tau_fg
     Eq. 8  a = (tau_fg, tau_bg)
     Eq. 9  label(u) = 1 if P̃†(u) >= tau_fg, 0 if P̃†(u) <= tau_bg, ignored otherwise and in a band at boundaries
 
-OURS: each threshold stays on its own side of one half, at least `MARGIN` apart, by construction, in the policy's output
-and after exploration noise. Ordering alone is not enough: nearly all pixels are background, so the reward barely feels
-the foreground, and a policy that may raise tau_bg does so until objects are taught as background.
+OURS: each threshold stays on its own side of one half, at least `margin` apart, by construction, in the policy's output
+and after exploration noise. Ordering alone (`own_side=false`) is not enough: nearly all pixels are background, so the
+reward barely feels the foreground, and a policy that may raise tau_bg does so until objects are taught as background.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.errors import DataError
 from stage2_train.losses import IGNORE
 from stage2_train.spm import agreement
 
 STATE_DIM, ACTION_DIM, HIDDEN_DIM = 6, 2, 64
 
-START_THRESHOLDS = (0.70, 0.20)
-"""tau_fg and tau_bg before any learning."""
-
-MARGIN = 0.05
-"""Least distance between the thresholds."""
-
-LEAST_FG, MOST_BG = 0.5 + MARGIN / 2, 0.5 - MARGIN / 2
-"""Smallest tau_fg and largest tau_bg."""
-
 PAPER_BAND_PX, PAPER_SIZE_PX = 3, 480
 """Ignored band on each side of a boundary, and the resolution it is meant for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Where the thresholds start, and where they may go."""
+
+    start_fg: float = 0.70
+    """tau_fg before any learning."""
+    start_bg: float = 0.20
+    """tau_bg before any learning."""
+    margin: float = 0.05
+    """Least distance between the thresholds (the paper is silent: ours)."""
+    own_side: bool = True
+    """Whether tau_fg also stays above one half and tau_bg below it (ours); off: they are only ordered."""
+
+    def __post_init__(self) -> None:
+        """Check that the start is allowed."""
+        if not 0.0 < self.margin < 0.5:
+            raise DataError(f"policy.margin is {self.margin}, not between 0 and 0.5")
+        if not self.least_fg < self.start_fg < 1.0 or not 0.0 < self.start_bg < self.most_bg(self.start_fg):
+            raise DataError(
+                f"policy: start_fg {self.start_fg} and start_bg {self.start_bg} are not within what "
+                f"margin {self.margin} and own_side {self.own_side} allow"
+            )
+
+    @property
+    def least_fg(self) -> float:
+        """Smallest tau_fg."""
+        return 0.5 + self.margin / 2 if self.own_side else self.margin
+
+    def most_bg(self, foreground: Any) -> Any:
+        """Largest tau_bg beside a tau_fg, a number or a tensor of them."""
+        return 0.5 - self.margin / 2 if self.own_side else foreground - self.margin
 
 
 def band_px(size_px: int) -> int:
@@ -56,23 +83,24 @@ def _mlp(dim_in: int, dim_out: int) -> nn.Sequential:
 class Actor(nn.Module):
     """State to thresholds, 6-64-64-2."""
 
-    def __init__(self) -> None:
-        """Start at `START_THRESHOLDS` for every state, up to a small random tilt."""
+    def __init__(self, config: PolicyConfig) -> None:
+        """Start at the configured thresholds for every state, up to a small random tilt."""
         super().__init__()
+        self.config = config
         self.net = _mlp(STATE_DIM, ACTION_DIM)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
-        foreground, background = START_THRESHOLDS
-        shares = ((foreground - LEAST_FG) / (1.0 - LEAST_FG), background / MOST_BG)
+        foreground, background, least = config.start_fg, config.start_bg, config.least_fg
+        shares = ((foreground - least) / (1.0 - least), background / config.most_bg(foreground))
         with torch.no_grad():
             last.weight.mul_(0.01)
             last.bias.copy_(torch.tensor([math.log(share / (1.0 - share)) for share in shares]))
 
     def forward(self, state_BS: Tensor) -> Tensor:
-        """Thresholds [B, 2] with LEAST_FG <= tau_fg <= 1 and 0 <= tau_bg <= MOST_BG."""
+        """Thresholds [B, 2] within what the config allows."""
         share_BA = torch.sigmoid(self.net(state_BS))
-        foreground_B = LEAST_FG + (1.0 - LEAST_FG) * share_BA[:, 0]
-        background_B = MOST_BG * share_BA[:, 1]
+        foreground_B = self.config.least_fg + (1.0 - self.config.least_fg) * share_BA[:, 0]
+        background_B = self.config.most_bg(foreground_B) * share_BA[:, 1]
         return torch.stack((foreground_B, background_B), dim=1)
 
 
@@ -89,10 +117,11 @@ class Critic(nn.Module):
         return self.net(torch.cat((state_BS, action_BA), dim=1)).squeeze(1)
 
 
-def project_action(action_BA: Tensor) -> Tensor:
-    """The nearest allowed thresholds: tau_fg in [LEAST_FG, 1], tau_bg in [0, MOST_BG]."""
-    foreground_B = action_BA[:, 0].clamp(LEAST_FG, 1.0)
-    background_B = action_BA[:, 1].clamp(0.0, MOST_BG)
+def project_action(action_BA: Tensor, config: PolicyConfig) -> Tensor:
+    """Allowed thresholds: tau_fg moved into its range, then tau_bg into what that leaves it."""
+    foreground_B = action_BA[:, 0].clamp(config.least_fg, 1.0)
+    most_B = torch.as_tensor(config.most_bg(foreground_B), dtype=action_BA.dtype, device=action_BA.device)
+    background_B = torch.minimum(action_BA[:, 1].clamp(min=0.0), most_B)
     return torch.stack((foreground_B, background_B), dim=1)
 
 

@@ -41,8 +41,8 @@ from shared.config import DataConfig  # noqa: E402
 from stage2_train.backbones.images import normalise_image  # noqa: E402
 from stage2_train.batch import Batch  # noqa: E402
 from stage2_train.config import TrainConfig  # noqa: E402
-from stage2_train.data import BatchPlan, BatchSource  # noqa: E402
-from stage2_train.inputs import open_inputs  # noqa: E402
+from stage2_train.data import BatchSource  # noqa: E402
+from stage2_train.inputs import batch_plan, open_inputs  # noqa: E402
 from stage2_train.loader import iterate  # noqa: E402
 from stage2_train.losses import CLASS_WEIGHTS  # noqa: E402
 from stage2_train.methods import METHODS  # noqa: E402
@@ -105,25 +105,7 @@ def as_lavt(config: TrainConfig) -> TrainConfig:
 
 def source_of(config: TrainConfig) -> BatchSource:
     """Reads the batches of a single process."""
-    inputs = open_inputs(config)
-    plan = BatchPlan(
-        seed=config.seed,
-        height=config.size_hw[0],
-        width=config.size_hw[1],
-        batch_labelled=config.batch_labelled,
-        batch_unlabelled=config.batch_unlabelled if config.uses_unlabelled else 0,
-        accumulation=1,
-        rank=0,
-        num_processes=1,
-        cache_mib=config.runtime.cache_mib,
-        weak=config.weak,
-        strong=config.strong,
-        text=config.text,
-    )
-    tokenise = Tokenizer(config.segmentor)
-    return BatchSource(
-        inputs.dataset, inputs.split, plan, tokenise, inputs.priors, inputs.candidates, inputs.weak_labels
-    )
+    return open_inputs(config).source(batch_plan(config), Tokenizer(config.segmentor))
 
 
 class Contender:

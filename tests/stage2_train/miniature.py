@@ -27,8 +27,7 @@ from stage2_train.config import (
     RuntimeConfig,
     TrainConfig,
 )
-from stage2_train.data import BatchPlan, BatchSource
-from stage2_train.inputs import open_inputs
+from stage2_train.inputs import batch_plan, open_inputs
 from stage2_train.optim import OptimConfig
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.segmentor_config import SegmentorConfig, SesmConfig, TextConfig, VisionConfig
@@ -185,30 +184,8 @@ def random_image(height: int = 20, width: int = 24, seed: int = 0) -> Image.Imag
 
 def batch_of(config: TrainConfig, key: int = 0) -> Batch:
     """One batch, as a single process reads it."""
-    inputs = open_inputs(config)
-    plan = BatchPlan(
-        seed=config.seed,
-        height=config.size_hw[0],
-        width=config.size_hw[1],
-        batch_labelled=config.batch_labelled,
-        batch_unlabelled=config.batch_unlabelled if config.uses_unlabelled else 0,
-        accumulation=config.accumulation,
-        rank=0,
-        num_processes=1,
-        cache_mib=16,
-        weak=config.weak,
-        strong=config.strong,
-        text=config.text,
-    )
-    return BatchSource(
-        inputs.dataset,
-        inputs.split,
-        plan,
-        Tokenizer(config.segmentor),
-        inputs.priors,
-        inputs.candidates,
-        inputs.weak_labels,
-    )(key)
+    plan = dataclasses.replace(batch_plan(config), cache_mib=16)
+    return open_inputs(config).source(plan, Tokenizer(config.segmentor))(key)
 
 
 def model_of(config: TrainConfig) -> ReferringSegmentor:

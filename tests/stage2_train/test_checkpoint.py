@@ -80,11 +80,16 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
 
     class Evil:
         def __reduce__(self) -> tuple:
-            return os.system, ("true",)
+            return os.mkdir, (str(tmp_path / "built"),)
 
     (path / "evil.pt").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(pickle.UnpicklingError):
-        load_object(path, "evil")
+    torch.save(Evil(), path / "archive.pt")
+    (path / "empty.pt").touch()
+    (path / "cut.pt").write_bytes((path / "archive.pt").read_bytes()[:-30])
+    for name in ("evil", "archive", "empty", "cut"):
+        with pytest.raises(DataError, match=f"{name}.pt: not a file of tensors"):
+            load_object(path, name)
+    assert not (tmp_path / "built").exists()
 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:

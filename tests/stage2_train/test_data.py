@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from shared.errors import DataError
 from shared.refer import MaskAccessError, load_refer
 from stage2_train.batch import Batch
 from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
-from stage2_train.loader import iterate
+from stage2_train.loader import _KeyedDataset, iterate
 from stage2_train.order import draw, group_by_ref, micro_positions
 from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
 from stage2_train.text import Tokenizer
@@ -147,11 +148,44 @@ def test_worker_processes_change_nothing(make_source: Callable[..., BatchSource]
     assert all(same(batch, source(key)) for batch, key in zip(read, range(3), strict=True))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_forked_workers_read_what_this_process_has_open(make_source: Callable[..., BatchSource]) -> None:
+    """Store, images and tokenizer are in use already; our own loader spawns its workers (above)."""
+    source = make_source()
+    expected = [source(key) for key in range(3)]
+    loader = torch.utils.data.DataLoader(
+        _KeyedDataset(source),
+        batch_size=None,
+        sampler=[2, 1, 0],
+        num_workers=2,
+        multiprocessing_context="fork",
+        timeout=120,
+    )
+    assert all(same(batch, expected[batch.step]) for batch in loader)
+    assert all(same(source(key), expected[key]) for key in range(3))  # nor did they disturb this process
+
+
 def test_cache_changes_nothing(make_source: Callable[..., BatchSource]) -> None:
     kept, decoded = make_source(), make_source(cache_mib=0)
     assert kept.reader.keeps and not decoded.reader.keeps
     assert all(same(kept(key), decoded(key)) for key in range(3))
     assert all(same(kept(key), decoded(key)) for key in range(3))
+
+
+@pytest.mark.parametrize(("cache_mib", "kept"), [(0, False), (64, True)])
+def test_reading_on_keeps_nothing_where_images_do_not_fit(
+    make_source: Callable[..., BatchSource], cache_mib: int, kept: bool
+) -> None:
+    """What is held does not grow with the batches read: in two passes, less than one image."""
+    source = make_source(cache_mib=cache_mib, height=128, width=128)
+    source(0)
+    tracemalloc.start()
+    for key in range(1, 2 * len(source.split.unlabelled) // PLAN.batch_unlabelled):
+        source(key)
+    held, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    an_image = 128 * 128 * 3
+    assert most > an_image and (held > an_image) is kept
 
 
 def test_a_source_can_be_pickled(make_source: Callable[..., BatchSource]) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,13 @@ from accelerate import Accelerator
 from shared.errors import DataError
 from shared.masks import resize_mask_nearest
 from shared.refer import ReferDataset, load_refer
-from stage2_train.config import RuntimeConfig
-from stage2_train.evaluate import evaluate_run, score_samples, spaced, summarise, upsample
+from stage2_train.config import L2lConfig, RuntimeConfig
+from stage2_train.evaluate import evaluate_run, field_rule, score_samples, spaced, summarise, upsample
 from stage2_train.prior_source import open_priors
+from stage2_train.spm import fuse
 from stage2_train.text import Tokenizer
 from stage2_train.train import train
+from stage2_train.transforms import resize_prior
 from tests.stage2_train.miniature import mini_config, plain_config, segmentor_config, write_priors
 
 SIZE_HW = (32, 32)
@@ -170,6 +173,55 @@ def test_self_guided_is_reported_beside(finished: Path) -> None:
     assert both["self_guided"]["original"]["num"] == plain["num"]
 
 
+class Listener(torch.nn.Module):
+    """Answers the same whatever it is asked, and keeps the fields it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.logit_2HW = torch.randn(2, *SIZE_HW, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, image, ids, mask, field=None, field_on=None):  # type: ignore[no-untyped-def]
+        if field is not None:
+            self.given.append((field, field_on))
+        return self.logit_2HW.expand(len(image), -1, -1, -1)
+
+
+def test_with_prior_the_network_sees_what_it_saw_in_training(
+    mini_root: Path, tmp_path: Path, dataset: ReferDataset, score: Callable[..., list]
+) -> None:
+    """The fused prior, and nothing where the row has no proposal."""
+    samples, config = dataset.samples("val"), mini_config(mini_root)
+    prior = open_priors(
+        write_priors(tmp_path / "val.zarr", dataset, splits=("val",)), config, dataset, samples
+    )
+    model = Listener()
+    score(model, samples, prior=prior, with_prior=field_rule(config))
+    proposal_BGG, has_B = prior.read([sample.sample_id for sample in samples])
+    weak_B1HW = model.logit_2HW.softmax(0)[None, 1:].expand(len(samples), -1, -1, -1)
+    expected, _ = fuse(resize_prior(proposal_BGG, *SIZE_HW), weak_B1HW, config.spm)
+    field_B1HW, on_B = (torch.cat(parts) for parts in zip(*model.given, strict=True))
+    assert torch.equal(on_B, has_B) and 0 < int(has_B.sum()) < len(samples)
+    assert torch.allclose(field_B1HW[on_B], expected[on_B], atol=1e-6)
+    without_spm = dataclasses.replace(config, l2l=L2lConfig(use_spm=False, band_px=0))
+    score(model := Listener(), samples, prior=prior, with_prior=field_rule(without_spm))
+    field_B1HW = torch.cat([field for field, _ in model.given])
+    assert torch.equal(field_B1HW[has_B], resize_prior(proposal_BGG, *SIZE_HW)[has_B])
+
+
+def test_with_prior_is_another_method_reported_beside(
+    finished: Path, tmp_path: Path, dataset: ReferDataset
+) -> None:
+    path = write_priors(tmp_path / "all.zarr", dataset, splits=("train", "val"), fingerprint="d" * 16)
+    plain = evaluate_run(finished, "val", store=str(path), write=False)
+    both = evaluate_run(finished, "val", store=str(path), write=False, with_prior=True)
+    assert "with_prior" not in plain
+    assert all(both[name] == plain[name] for name in ("original", "model", "prior", "by_length"))
+    assert both["with_prior"]["original"]["num"] == plain["num"]
+    with pytest.raises(DataError, match="no pass with a prior on val: no prior score: .*no row"):
+        evaluate_run(finished, "val", write=False, with_prior=True)
+
+
 def test_the_store_changes_nothing_but_the_priors_score(
     finished: Path, tmp_path: Path, dataset: ReferDataset
 ) -> None:
@@ -189,8 +241,9 @@ def test_refusals(finished: Path, mini_root: Path, tmp_path: Path) -> None:
         evaluate_run(tmp_path / "nowhere", "val")
     runtime = RuntimeConfig(tensorboard=False)
     train(plain_config(mini_root, "supervised", steps=1, runtime=runtime), tmp_path / "plain", quiet=True)
-    with pytest.raises(DataError, match="without sesm"):
-        evaluate_run(tmp_path / "plain", "val", self_guided=True)
+    for option in ("self_guided", "with_prior"):
+        with pytest.raises(DataError, match="without sesm"):
+            evaluate_run(tmp_path / "plain", "val", **{option: True})
     (tmp_path / "plain" / "model" / "config.json").unlink()
     with pytest.raises(DataError, match="no finished model"):
         evaluate_run(tmp_path / "plain", "val")

@@ -16,6 +16,7 @@ from shared.refer_check import check_refer
 from stage2_train.config import RuntimeConfig
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
+from stage2_train.methods import METHODS
 from stage2_train.run_files import read_run_config
 from stage2_train.train import train
 from tests.stage2_train.miniature import plain_config
@@ -84,11 +85,17 @@ def test_the_batch_changes_nothing(exported, mini_run, tmp_path):
         assert (masks[0] != masks[1]).mean() < 0.01 and row["sample_id"] == one["sample_id"]
 
 
-def test_a_method_without_a_prior_exports_its_predictions(mini_root, tmp_path):
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("supervised", "l2l")])
+def test_other_methods_export_what_they_teach(mini_root, tmp_path, method):
+    """Those too that read candidates or weak labels."""
     runtime = RuntimeConfig(tensorboard=False)
-    train(plain_config(mini_root, "fixmatch", steps=1, runtime=runtime), tmp_path / "run", quiet=True)
+    train(plain_config(mini_root, method, steps=1, runtime=runtime), tmp_path / "run", quiet=True)
     answer = export_labels(tmp_path / "run", tmp_path / "out", limit=4, quiet=True)
-    assert answer["sources"] == {"prediction": 4}
+    reads_priors = method == "mllm_blend"
+    assert answer["num"] == 4 and set(answer["sources"]) <= {
+        "prediction",
+        *(["prediction+prior"] if reads_priors else []),
+    }
 
 
 def test_refusals(exported, mini_run, mini_root, tmp_path):

@@ -1,12 +1,18 @@
 """The recipes of comparison systems and ablations differ from their base where they say, and nowhere else."""
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.config import config_to_dict
+from shared.runlog import read_records
+from stage2_train.config import RuntimeConfig
 from stage2_train.recipes import RECIPES
+from stage2_train.train import train
 from stage2_train.variants import ABLATIONS, COMPARISONS
+from tests.stage2_train.miniature import mini_config, plain_config
 
 
 def flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
@@ -22,6 +28,7 @@ def changed(name: str, base: str) -> dict[str, Any]:
     return {key: two.get(key) for key in {**one, **two} if one.get(key) != two.get(key)}
 
 
+NO_MODULE = dict.fromkeys(f"segmentor.sesm.{name}" for name in ("operators", "alpha_init", "beta_init"))
 BURN_IN = {"embedded": 40, "paper": 10_075}
 
 
@@ -56,6 +63,10 @@ def test_comparisons(size: str, method: str, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("part", "fields"),
     [
+        ("spm-sesm", {"l2l.use_rple": False}),
+        ("spm-rple", {"l2l.use_sesm": False, **NO_MODULE}),
+        ("sesm-rple", {"l2l.use_spm": False}),
+        ("spm", {"l2l.use_sesm": False, "l2l.use_rple": False, **NO_MODULE}),
         ("pppp", {"segmentor.sesm.operators": "PPPP"}),
         ("aaaa", {"segmentor.sesm.operators": "AAAA"}),
         ("aapp", {"segmentor.sesm.operators": "AAPP"}),
@@ -70,6 +81,26 @@ def test_comparisons(size: str, method: str, fields: dict[str, Any]) -> None:
 )
 def test_ablations(size: str, part: str, fields: dict[str, Any]) -> None:
     assert changed(f"{size}-{part}", size) == fields
+
+
+@pytest.mark.parametrize("name", [*ABLATIONS, "semires-cpi", "omni-res-point", "agreement-filter"])
+def test_every_ablation_and_every_second_form_of_a_method_trains(
+    mini_root: Path, tmp_path: Path, name: str
+) -> None:
+    """What they change acts in a real run; the methods themselves are trained in `test_train`."""
+    runtime = RuntimeConfig(log_every=1, checkpoint_every=0, tensorboard=False)
+    base = mini_config(mini_root, steps=2, runtime=runtime)
+    if name in COMPARISONS:
+        base = plain_config(mini_root, "fixmatch", steps=2, runtime=runtime)
+    config = {**ABLATIONS, **COMPARISONS}[name](base)
+    train(config, tmp_path / "run", quiet=True)
+    records = read_records(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2]
+    assert all(math.isfinite(record["loss"]) and record["coverage"] >= 0 for record in records)
+    own = config.l2l
+    assert ("tau_fg" in records[0]) is own.use_rple and (records[0].get("lam", 0.0) > 0) is own.use_spm
+    has_field = (tmp_path / "run" / "model" / "model.safetensors").read_bytes().count(b"sesm.") > 0
+    assert has_field is own.use_sesm
 
 
 def test_every_variant_is_a_recipe_at_both_sizes() -> None:

@@ -46,13 +46,16 @@ def test_two_runs_scored_against_one_prior_give_one_prior_row(make_run):
     assert [row.kind for row in split_tables(runs)[0].rows].count("prior") == 1
 
 
-def test_a_self_guided_pass_is_a_row_of_its_own(make_run):
+def test_a_second_pass_is_a_row_of_its_own(make_run):
     path = make_run("a")
     scores = {"oiou": 0.9, "miou": 0.8, "pr@0.5": 0.7}
-    edit(path / "eval" / "val.json", self_guided={"model": scores, "original": scores})
+    found = {"model": scores, "original": scores}
+    edit(path / "eval" / "val.json", self_guided=found, with_prior=found)
     rows = split_tables(collect_runs([path]))[0].rows
-    assert [row.label for row in rows] == ["frozen prior alone", "a", "a, self-guided"]
-    assert rows[2].original == (0.9, 0.8, 0.7)
+    further = ["a, self-guided", "a, with prior (another method)"]
+    assert [row.label for row in rows] == ["frozen prior alone", "a", *further]
+    assert rows[2].original == rows[3].original == (0.9, 0.8, 0.7)
+    assert rows[3].method == "l2l, with prior (another method)"
 
 
 def test_published_figures_are_those_of_the_table():

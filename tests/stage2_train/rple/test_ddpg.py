@@ -7,7 +7,7 @@ import torch
 
 from shared.errors import DataError
 from stage2_train.rple.ddpg import Agent, DdpgConfig, ReplayBuffer
-from stage2_train.rple.policy import project_action
+from stage2_train.rple.policy import PolicyConfig, project_action
 
 BEST = torch.tensor([0.55, 0.35])
 
@@ -16,13 +16,13 @@ def transitions(agent: Agent, generator: torch.Generator, num: int = 8) -> None:
     """One bandit step: the reward depends on the action alone, which is the policy's with noise."""
     state_BS, next_BS = torch.rand(num, 6, generator=generator), torch.rand(num, 6, generator=generator)
     noise_BA = agent.config.noise_std * torch.randn(num, 2, generator=generator)
-    action_BA = project_action(agent.act(state_BS) + noise_BA)
+    action_BA = project_action(agent.act(state_BS) + noise_BA, agent.policy)
     agent.observe(state_BS, action_BA, -10.0 * (action_BA - BEST).square().sum(dim=1), next_BS)
 
 
 def test_policy_finds_the_best_thresholds_of_a_toy_problem() -> None:
     config = DdpgConfig(actor_lr=1e-3, critic_lr=1e-2, noise_std=0.1, gamma=0.0, capacity=2000)
-    agent, generator = Agent(config, 0, "toy"), torch.Generator().manual_seed(0)
+    agent, generator = Agent(config, PolicyConfig(), 0, "toy"), torch.Generator().manual_seed(0)
     state_BS = torch.rand(32, 6, generator=generator)
     start = agent.act(state_BS)
     for _ in range(600):
@@ -35,7 +35,7 @@ def test_policy_finds_the_best_thresholds_of_a_toy_problem() -> None:
 
 def test_target_is_reward_plus_discounted_value() -> None:
     config = DdpgConfig(gamma=0.9, noise_std=0.0, batch=1, capacity=1)
-    agent = Agent(config, 0)
+    agent = Agent(config, PolicyConfig(), 0)
     with torch.no_grad():
         for parameter in agent.target.parameters():
             parameter.zero_()
@@ -48,7 +48,7 @@ def test_target_is_reward_plus_discounted_value() -> None:
 
 
 def test_target_follows_softly() -> None:
-    agent = Agent(DdpgConfig(target_rate=0.005), 0)
+    agent = Agent(DdpgConfig(target_rate=0.005), PolicyConfig(), 0)
     transitions(agent, torch.Generator().manual_seed(0))
     before = [p.clone() for p in agent.target.parameters()]
     agent.update()
@@ -57,7 +57,7 @@ def test_target_follows_softly() -> None:
 
 
 def test_update_without_experience_does_nothing() -> None:
-    assert Agent(DdpgConfig(), 0).update() == {}
+    assert Agent(DdpgConfig(), PolicyConfig(), 0).update() == {}
 
 
 def test_buffer_keeps_the_last_transitions() -> None:
@@ -71,14 +71,14 @@ def test_buffer_keeps_the_last_transitions() -> None:
 
 def test_resumed_agent_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     config = DdpgConfig(capacity=64, batch=16)
-    agent, world = Agent(config, 3), torch.Generator().manual_seed(0)
+    agent, world = Agent(config, PolicyConfig(), 3), torch.Generator().manual_seed(0)
     for _ in range(12):
         transitions(agent, world)
         agent.update()
     path = tmp_path / "agent.pt"
     torch.save(agent.state_dict(), path)
     world_state = world.get_state()
-    resumed = Agent(config, 99)
+    resumed = Agent(config, PolicyConfig(), 99)
     resumed.load_state_dict(torch.load(path, weights_only=True))
     ends = []
     for one in (agent, resumed):
@@ -95,9 +95,9 @@ def test_an_agent_is_a_function_of_its_key_and_leaves_the_global_generator_alone
     expected = torch.rand(3)
     torch.manual_seed(5)
     first, second, third = (
-        Agent(DdpgConfig(), 0, "a"),
-        Agent(DdpgConfig(), 0, "a"),
-        Agent(DdpgConfig(), 0, "b"),
+        Agent(DdpgConfig(), PolicyConfig(), 0, "a"),
+        Agent(DdpgConfig(), PolicyConfig(), 0, "a"),
+        Agent(DdpgConfig(), PolicyConfig(), 0, "b"),
     )
     assert torch.equal(torch.rand(3), expected)
     state_BS = torch.rand(2, 6)
@@ -106,10 +106,10 @@ def test_an_agent_is_a_function_of_its_key_and_leaves_the_global_generator_alone
 
 
 def test_a_buffer_that_does_not_fit_is_refused() -> None:
-    agent = Agent(DdpgConfig(capacity=64, batch=8), 0)
+    agent = Agent(DdpgConfig(capacity=64, batch=8), PolicyConfig(), 0)
     transitions(agent, torch.Generator().manual_seed(0), num=40)
     with pytest.raises(DataError, match="does not fit ddpg.capacity 32"):
-        Agent(DdpgConfig(capacity=32, batch=8), 0).load_state_dict(agent.state_dict())
+        Agent(DdpgConfig(capacity=32, batch=8), PolicyConfig(), 0).load_state_dict(agent.state_dict())
 
 
 def test_bad_settings_are_refused() -> None:

@@ -5,13 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.errors import DataError
 from stage2_train.rple.policy import (
-    LEAST_FG,
-    MARGIN,
-    MOST_BG,
-    START_THRESHOLDS,
     Actor,
     Critic,
+    PolicyConfig,
     band_px,
     project_action,
     pseudo_label,
@@ -22,37 +20,65 @@ from stage2_train.rple.policy import (
 X = 255
 
 
-def test_actor_starts_at_the_papers_thresholds() -> None:
+OURS, ORDERED = PolicyConfig(), PolicyConfig(own_side=False)
+
+
+@pytest.mark.parametrize("config", [OURS, ORDERED, PolicyConfig(start_fg=0.9, start_bg=0.05, margin=0.2)])
+def test_actor_starts_at_its_thresholds(config: PolicyConfig) -> None:
     torch.manual_seed(0)
-    action_BA = Actor()(torch.rand(50, 6))
-    assert torch.allclose(action_BA, torch.tensor(START_THRESHOLDS).expand(50, 2), atol=0.02)
+    action_BA = Actor(config)(torch.rand(50, 6))
+    start_A = torch.tensor([config.start_fg, config.start_bg])
+    assert torch.allclose(action_BA, start_A.expand(50, 2), atol=0.02)
 
 
-def test_thresholds_keep_to_their_side_even_when_saturated() -> None:
-    actor = Actor()
+def test_the_papers_start_is_the_default() -> None:
+    assert (OURS.start_fg, OURS.start_bg) == (0.70, 0.20)
+
+
+@pytest.mark.parametrize("config", [OURS, ORDERED])
+def test_thresholds_stay_allowed_even_when_saturated(config: PolicyConfig) -> None:
+    actor = Actor(config)
     for scale in (-1e3, 1e3):
         with torch.no_grad():
             actor.net[-1].bias.copy_(torch.tensor([scale, 1e3]))
         tau_fg, tau_bg = actor(torch.rand(4, 6)).unbind(dim=1)
-        assert (tau_fg <= 1).all() and (tau_fg >= LEAST_FG).all()
-        assert (tau_bg >= 0).all() and (tau_bg <= MOST_BG).all() and LEAST_FG > 0.5 > MOST_BG
+        assert (tau_fg <= 1).all() and (tau_bg >= 0).all()
+        assert (tau_fg - tau_bg >= config.margin - 1e-6).all()
+        assert ((tau_fg > 0.5) & (tau_bg < 0.5)).all() or not config.own_side
 
 
 def test_networks_have_the_published_shapes() -> None:
-    shapes = [[tuple(p.shape) for p in net.parameters() if p.ndim == 2] for net in (Actor(), Critic())]
+    shapes = [[tuple(p.shape) for p in net.parameters() if p.ndim == 2] for net in (Actor(OURS), Critic())]
     assert shapes == [[(64, 6), (64, 64), (2, 64)], [(64, 8), (64, 64), (1, 64)]]
 
 
-@given(st.floats(-3, 3), st.floats(-3, 3))
-def test_projection_allows_any_action(tau_fg: float, tau_bg: float) -> None:
-    found_fg, found_bg = project_action(torch.tensor([[tau_fg, tau_bg]]))[0].tolist()
-    assert 0 <= found_bg < 0.5 < found_fg <= 1
-    assert found_fg - found_bg >= MARGIN - 1e-6
+@given(st.floats(-3, 3), st.floats(-3, 3), st.booleans())
+def test_projection_allows_any_action(tau_fg: float, tau_bg: float, own_side: bool) -> None:
+    config = PolicyConfig(own_side=own_side)
+    found_fg, found_bg = project_action(torch.tensor([[tau_fg, tau_bg]]), config)[0].tolist()
+    assert 0 <= found_bg < found_fg <= 1 and found_fg - found_bg >= config.margin - 1e-6
+    assert found_bg < 0.5 < found_fg or not own_side
 
 
-def test_projection_keeps_allowed_actions() -> None:
-    action_BA = torch.tensor([[0.7, 0.2], [1.0, 0.0], [0.55, 0.45]])
-    assert torch.equal(project_action(action_BA), action_BA)
+@pytest.mark.parametrize(("config", "rows"), [(OURS, 3), (ORDERED, 5)])
+def test_projection_keeps_allowed_actions(config: PolicyConfig, rows: int) -> None:
+    action_BA = torch.tensor([[0.7, 0.2], [1.0, 0.0], [0.55, 0.45], [0.95, 0.72], [0.4, 0.1]])
+    kept_B = (project_action(action_BA, config) == action_BA).all(dim=1)
+    assert kept_B.tolist() == [row < rows for row in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"margin": 0.0}, "policy.margin is 0.0"),
+        ({"start_fg": 0.5}, "start_fg 0.5"),
+        ({"start_bg": 0.5}, "start_bg 0.5"),
+        ({"start_fg": 0.3, "start_bg": 0.29, "own_side": False}, "start_bg 0.29"),
+    ],
+)
+def test_a_start_that_is_not_allowed_is_refused(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        PolicyConfig(**wrong)
 
 
 def test_thresholds_are_inclusive_and_per_sample() -> None:

@@ -16,10 +16,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path}: not a JSON object")
+        raise DataError(f"{path}: holds a {type(value).__name__}, not a JSON object")
     return value
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import DataError
-from stage2_train.json_files import read_json, write_json
+from shared.json_files import read_json, write_json
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -17,7 +17,8 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "cannot be read"), ("{", "cannot be read"), ("[]", "not a JSON object")]
+    ("content", "message"),
+    [(None, "no such file"), ("{", "cannot be read"), ("[]", "holds a list, not a JSON object")],
 )
 def test_what_is_no_object_is_named(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "a.json"

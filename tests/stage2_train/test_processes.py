@@ -1,0 +1,59 @@
+"""Launchers that start fewer processes than they were asked for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.errors import DataError
+from stage2_train.processes import start_accelerator
+from stage2_train.train import train
+from tests.stage2_train.miniature import mini_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE is 4 and RANK is not set: start with torchrun"),
+        ({"WORLD_SIZE": "4", "RANK": "0"}, "LOCAL_RANK is not set"),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "started this one alone"),
+    ],
+)
+def test_fewer_processes_than_asked_for_are_refused(
+    mini_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match=message):
+        train(mini_config(mini_root), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("environment", [{}, {"WORLD_SIZE": "1"}, {"ACCELERATE_MIXED_PRECISION": "no"}])
+def test_one_process_needs_no_launcher(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert start_accelerator().num_processes == 1
+
+
+@pytest.mark.slow
+def test_accelerate_launch_on_a_cpu_is_seen_through(tmp_path: Path) -> None:
+    """The real launcher, which starts one process there whatever it is asked for."""
+    script = tmp_path / "script.py"
+    script.write_text("from stage2_train.processes import start_accelerator\nstart_accelerator()\n")
+    command = [
+        sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_machines=1",
+        "--num_processes=2", "--mixed_precision=no", "--dynamo_backend=no", str(script),
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "asked for several processes and started this one alone" in done.stderr

@@ -1,0 +1,66 @@
+"""One optimiser step, with an optimiser that moves weights by their gradients alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from shared.config import apply_overrides
+from stage2_train.methods import METHODS
+from stage2_train.methods.base import Networks
+from stage2_train.step import StepResult, train_step
+from tests.stage2_train.miniature import batch_of, model_of, plain_config, segmentor_config
+
+
+def moved(root: Path, *overrides: str, compiled: bool = False) -> tuple[StepResult, torch.Tensor]:
+    """What a step of FixMatch gave, and how far it moved the weights: f64 [num parameters]."""
+    segmentor = segmentor_config(root / "tokenizer", sesm=False, dropout=0.0)
+    config = apply_overrides(plain_config(root, "fixmatch", segmentor=segmentor), list(overrides))
+    model = model_of(config)
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = 1.0
+    batches = [batch_of(config, micro) for micro in range(config.accumulation)]
+    network = torch.compile(model, backend="eager") if compiled else model
+    result = train_step(
+        Accelerator(cpu=True), Networks(network), METHODS[config.method](config), optimizer, batches, config
+    )
+    return result, torch.nn.utils.parameters_to_vector(model.parameters()).detach().double() - before
+
+
+def test_a_long_gradient_is_shortened_and_a_short_one_is_not(mini_root: Path) -> None:
+    free, whole = moved(mini_root)
+    wide, kept = moved(mini_root, "optim.grad_clip=1000")
+    norm = wide.global_metrics["grad_norm"]
+    assert "grad_norm" not in free.global_metrics
+    assert torch.equal(kept, whole) and float(whole.norm()) == pytest.approx(norm, rel=1e-4)
+    tight, short = moved(mini_root, f"optim.grad_clip={norm / 4}")
+    assert tight.global_metrics["grad_norm"] == pytest.approx(norm, rel=1e-6)
+    assert torch.allclose(short, whole / 4, atol=1e-6)
+
+
+def test_clipping_looks_at_the_whole_batch_not_at_its_parts(mini_root: Path) -> None:
+    _, whole = moved(mini_root, "optim.grad_clip=0.1")
+    _, parts = moved(mini_root, "optim.grad_clip=0.1", "accumulation=2")
+    assert torch.allclose(whole, parts, atol=1e-5) and float(whole.norm()) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_bf16_moves_the_weights_nearly_alike(mini_root: Path) -> None:
+    """Of the labelled loss: a pseudo-label on its threshold may fall to either side."""
+    full, whole = moved(mini_root, "loss.lambda_unlabelled=0")
+    half, rounded = moved(mini_root, "loss.lambda_unlabelled=0", "precision=bf16")
+    assert half.loss != full.loss and half.loss == pytest.approx(full.loss, rel=0.02)
+    assert float(torch.nn.functional.cosine_similarity(whole, rounded, dim=0)) > 0.9
+
+
+@pytest.mark.slow
+def test_a_compiled_network_takes_the_same_step(mini_root: Path) -> None:
+    """Captured by torch.compile, without generated code: weak view and texts included."""
+    plain, whole = moved(mini_root)
+    result, compiled = moved(mini_root, compiled=True)
+    assert (
+        result.loss == pytest.approx(plain.loss, rel=1e-5) and result.metrics.keys() == plain.metrics.keys()
+    )
+    assert torch.allclose(compiled, whole, atol=1e-5)
