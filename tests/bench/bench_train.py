@@ -8,6 +8,7 @@
 - images/s of a supervised step over a plain re-statement of LAVT's published step: explicit attention, 1x1 convolutions
   and instance norms on transposed maps, the loss read twice a step. Once with its garbage collection and cache
   emptying after each step, once without. Both have AdamW, the same network and, unless `--precision bf16`, float32;
+- on a GPU: peak memory, and with `--precision bf16` the share of the device's operations that were put to use;
 - what the loader can deliver over what l2l consumes, and the share of a real run's time spent waiting for it.
 
 Contenders take turns, `--steps` steps a turn; the table has the median of the paired ratios. `paper` is Swin-B with
@@ -22,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ IMAGES = 96
 
 READ = 8
 """Batches held in memory, so that the loader does not enter step times."""
+
+BF16_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+"""Dense bfloat16 operations/s that the makers state for a device (SXM), by a part of its name."""
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -336,24 +340,55 @@ def loader_figures(contender: Contender, seconds_a_step: float, rounds: int) -> 
     return seconds_a_step / alone, waited / (settled() - start)
 
 
-def measure(arguments: argparse.Namespace, root: Path) -> list[Figure]:
-    """All figures."""
-    names = (
-        ("embedded", "fixmatch-embedded", "supervised-embedded")
-        if arguments.scale == "embedded"
-        else ("paper", "fixmatch-paper", "paper-baseline")
-    )
-    accelerator = Accelerator(cpu=DEVICE.type == "cpu")
-    l2l, fixmatch, supervised = (
-        configured(name, root, arguments.batch, arguments.precision) for name in names
-    )
+def gpu_figures(own: Contender, arguments: argparse.Namespace, seconds: Sequence[float]) -> list[Figure]:
+    """On a GPU: most memory of an l2l step, and its operations over what the device could do in the time."""
+    if DEVICE.type != "cuda":
+        return []
+    torch.cuda.reset_peak_memory_stats()
+    per_step = step_operations(own) / READ
+    name = torch.cuda.get_device_name()
+    peak = next((flops for known, flops in BF16_FLOPS.items() if known in name), None)
+    figures = [figure("peak memory of l2l steps", [torch.cuda.max_memory_allocated() / 2**20], "MiB")]
+    if peak is not None and arguments.precision == "bf16":
+        used = [per_step / (one * peak) for one in seconds]
+        figures.append(figure("model FLOP utilisation of l2l steps", used, "", ">= 0.4"))
+    return figures
+
+
+def figures_of_methods(
+    l2l: TrainConfig, fixmatch: TrainConfig, accelerator: Accelerator, arguments: argparse.Namespace
+) -> list[Figure]:
+    """L2L beside FixMatch, and its loader."""
     own, other = Contender(l2l, accelerator), Contender(fixmatch, accelerator)
-    methods = turns({"l2l": own.step, "fixmatch": other.step}, arguments.rounds, arguments.steps)
-    counted = step_operations(own) / step_operations(other)
+    steps = turns({"l2l": own.step, "fixmatch": other.step}, arguments.rounds, arguments.steps)
+    found = [figure("l2l step time over fixmatch", ratios(steps["l2l"], steps["fixmatch"]), "x", "<= 1.10")]
+    if arguments.scale == "embedded" or DEVICE.type == "cuda":
+        counted = step_operations(own) / step_operations(other)
+        found.append(figure("  the same in operations", [counted], "x", "<= 1.10"))
+    note = "Swin-B, BERT-base, 480 x 480, one image"
+    at_paper_size = figure(
+        "  in operations at the size of the recipe paper", [paper_operations()], "x", "<= 1.10", note
+    )
     policy = policy_share(own, arguments.rounds * arguments.steps)
-    seconds = statistics.median(methods["l2l"])
+    seconds = statistics.median(steps["l2l"])
     capacity, waiting = loader_figures(own, seconds, arguments.rounds * arguments.steps)
-    del own, other
+    waiting_limit = 0.01 if DEVICE.type == "cuda" else 0.03
+    del other
+    return [
+        *found,
+        at_paper_size,
+        figure("policy and reward, share of a step", [policy], "", "<= 0.02"),
+        figure("loader capacity over consumption", [capacity], "x", ">= 1"),
+        figure("waiting for the loader, share of a step", [waiting], "", f"<= {waiting_limit}"),
+        figure("l2l steps", [2 * arguments.batch / one for one in steps["l2l"]], "images/s"),
+        *gpu_figures(own, arguments, steps["l2l"]),
+    ]
+
+
+def figures_beside_lavt(
+    supervised: TrainConfig, accelerator: Accelerator, arguments: argparse.Namespace
+) -> list[Figure]:
+    """A supervised step beside LAVT's."""
     ours = Contender(as_lavt(supervised), accelerator)
     theirs = {
         name: PublishedStep(as_lavt(supervised), ours.batches, emptying)
@@ -369,26 +404,27 @@ def measure(arguments: argparse.Namespace, root: Path) -> list[Figure]:
         arguments.rounds,
         arguments.steps,
     )
-    images = arguments.batch
-    waiting_limit = 0.01 if DEVICE.type == "cuda" else 0.03
     return [
-        figure("l2l step time over fixmatch", ratios(methods["l2l"], methods["fixmatch"]), "x", "<= 1.10"),
-        figure("  the same in operations", [counted], "x", "<= 1.10"),
-        figure(
-            "  in operations at the size of the recipe paper",
-            [paper_operations()],
-            "x",
-            "<= 1.10",
-            "Swin-B, BERT-base, 480 x 480, one image",
-        ),
-        figure("policy and reward, share of a step", [policy], "", "<= 0.02"),
         figure("images/s over LAVT's step", ratios(plain["emptying"], plain["ours"]), "x", ">= 1.5"),
         figure("images/s over LAVT's step, no emptying", ratios(plain["bare"], plain["ours"]), "x", ">= 1.2"),
-        figure("loader capacity over consumption", [capacity], "x", ">= 1"),
-        figure("waiting for the loader, share of a step", [waiting], "", f"<= {waiting_limit}"),
-        figure("l2l steps", [2 * images / one for one in methods["l2l"]], "images/s"),
-        figure("supervised steps", [images / one for one in plain["ours"]], "images/s"),
+        figure("supervised steps", [arguments.batch / one for one in plain["ours"]], "images/s"),
     ]
+
+
+def measure(arguments: argparse.Namespace, root: Path) -> list[Figure]:
+    """All figures."""
+    names = (
+        ("embedded", "fixmatch-embedded", "supervised-embedded")
+        if arguments.scale == "embedded"
+        else ("paper", "fixmatch-paper", "paper-baseline")
+    )
+    accelerator = Accelerator(cpu=DEVICE.type == "cpu")
+    l2l, fixmatch, supervised = (
+        configured(name, root, arguments.batch, arguments.precision) for name in names
+    )
+    return figures_of_methods(l2l, fixmatch, accelerator, arguments) + figures_beside_lavt(
+        supervised, accelerator, arguments
+    )
 
 
 def main() -> None:
