@@ -90,6 +90,7 @@ COMMANDS_TABLE = [
     Row(command="train RECIPE --out RUN --resume", swap={"RECIPE": "embedded", "RUN": "runs/embedded-l2l"},
         more=f"{BRIEFLY} {A_QUARTER}", says="2 steps"),
     Row(command="eval RUN --split val --split testA", swap={"RUN": "runs/embedded-l2l"}, says="testA .*frozen prior"),
+    Row(command="eval RUN --with-prior", swap={"RUN": "runs/embedded-l2l"}, says="with prior: another method"),
     Row(command="ablate GRID", swap={"GRID": "stage2_train/grids/embedded-ablations.toml"}, says="l2l"),
     Row(command="predict RUN IMAGE EXPRESSION",
         swap={"RUN": "runs/embedded-l2l", "IMAGE": "new.jpg", "EXPRESSION": "the red star"}, says="mask"),
