@@ -103,6 +103,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)
 def test_the_shipped_grids_can_be_read(path: Path) -> None:
     grid = read_grid(path)
-    assert len({cell.seed for cell in grid.cells}) >= 3 and len({cell.method for cell in grid.cells}) >= 4
+    assert len({cell.seed for cell in grid.cells}) >= 3 and len({cell.method for cell in grid.cells}) >= 3
     assert grid.reference in {cell.method for cell in grid.cells}
     assert {cell.config.steps for cell in grid.cells} == {grid.cells[0].config.steps}
