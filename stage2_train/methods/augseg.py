@@ -7,7 +7,8 @@ The teacher is the moving average (`ema`). With p = Pw of the teacher and H the 
 
 Pixels with max(p, 1 - p) >= `threshold` outside the rectangle teach the strong view; `paste` says what those inside do.
 In semantic segmentation pasted pixels keep their labels; here a label belongs to a sentence, and the pasted region was
-never asked about this one, so OURS leaves it untaught by default.
+never asked about this one, so OURS leaves it untaught by default. What is logged and exported are the labels of the
+unlabelled image itself, before anything was pasted into it.
 
 Left out: its random-intensity views (all methods here share one set of strong views) and CutMix between unlabelled
 images (a sample's gradient would depend on its neighbour). Unlabelled sample i is mixed with labelled sample i.
@@ -43,14 +44,14 @@ class AugSeg(Method):
         label_BHW = confident_label(weak_B1HW, config.threshold)
         draw_B4 = self._draws(batch).to(weak_B1HW.device)
         pasted_BHW = regions(draw_B4, sureness(weak_B1HW), label_BHW.shape[1:], config)
-        label_BHW = paste_label(label_BHW, pasted_BHW, labelled.target_BHW, config)
+        taught_BHW = paste_label(label_BHW, pasted_BHW, labelled.target_BHW, config)
         strong_BHW3 = torch.where(pasted_BHW[..., None], labelled.image_BHW3, part.strong_BHW3)
         mixed = dataclasses.replace(batch, unlabelled=dataclasses.replace(part, strong_BHW3=strong_BHW3))
         labelled_logit, strong_logit, survivors = self.student_pass(networks, mixed)
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, labelled),
-            self.pseudo_loss(strong_logit, label_BHW),
+            self.pseudo_loss(strong_logit, taught_BHW),
             plain_pseudo(part, weak_B1HW, label_BHW),
             text_survivors=survivors,
             pasted=pasted_BHW.float().mean(),

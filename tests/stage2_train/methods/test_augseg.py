@@ -9,7 +9,7 @@ from stage2_train.config import AugsegConfig
 from stage2_train.losses import IGNORE
 from stage2_train.methods import METHODS
 from stage2_train.methods.augseg import paste_label, regions, sureness
-from stage2_train.methods.base import Networks
+from stage2_train.methods.base import Networks, confident_label
 from tests.stage2_train.methods.test_methods import Recorder
 from tests.stage2_train.miniature import batch_of, model_of, plain_config
 
@@ -52,18 +52,28 @@ def test_pasted_labels(paste: str, inside: int) -> None:
     assert paste_label(label, pasted, source, config).tolist() == [[[inside, 0]]]
 
 
-def test_the_strong_view_holds_labelled_pixels_and_its_label_does_not(mini_root: Path) -> None:
+def test_the_strong_view_holds_labelled_pixels_and_its_label_does_not(
+    mini_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = plain_config(mini_root, "augseg")
     batch = batch_of(config)
     recorder = Recorder(model_of(config)).train()
-    output = METHODS["augseg"](config).loss(Networks(recorder), batch)
+    method, taught = METHODS["augseg"](config), []
+    teach = method.pseudo_loss
+    monkeypatch.setattr(method, "pseudo_loss", lambda *given: (taught.append(given[1]), teach(*given))[1])
+    output = method.loss(Networks(recorder), batch)
     sent = recorder.calls[1]["image"][4:]
     changed = (sent != _normalised(batch.unlabelled.strong_BHW3)).any(1)
     assert changed.any() and 0 < output.metrics["pasted"] < 1
     assert torch.equal(
         sent.movedim(1, 3)[changed], _normalised(batch.labelled.image_BHW3).movedim(1, 3)[changed]
     )
-    assert (output.pseudo.label_BHW[changed] == IGNORE).all()
+    assert (taught[0][changed] == IGNORE).all()
+    own = confident_label(output.pseudo.weak_B1HW, config.augseg.threshold)
+    assert (
+        torch.equal(output.pseudo.label_BHW, own) and (own[changed] != IGNORE).any()
+    )  # for the log and for export
+    assert torch.equal(taught[0][~changed], own[~changed])
 
 
 def _normalised(image: torch.Tensor) -> torch.Tensor:
