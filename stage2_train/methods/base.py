@@ -24,7 +24,7 @@ from stage2_train.text_augment import choose_candidate
 
 @dataclass(frozen=True, kw_only=True)
 class Pseudo:
-    """What the unlabelled samples of a micro-batch were taught, for the log alone."""
+    """What a method makes of the unlabelled samples of a micro-batch, for the log and for export."""
 
     samples: tuple[Sample, ...]
     """The samples."""
