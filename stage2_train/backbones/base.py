@@ -121,6 +121,25 @@ def merge_patches(
     return merging(tokens_BNC, grid_hw), ((grid_hw[0] + 1) // 2, (grid_hw[1] + 1) // 2)
 
 
+def harden_window_masks(attentions: Iterable[nn.Module]) -> None:
+    """Let the window masks of a Swin exclude entirely.
+
+    The library, as the original, masks by adding -100. exp(-100) is a float32 of the smallest kind, and a CPU multiplies
+    with those at a fraction of its speed: a training step of the embedded network took 1.3 times as long. With -10,000
+    the masked weights are exactly zero, and nothing else changes.
+
+    Args:
+        attentions: Modules that take (tokens, mask or None, ...) by position.
+    """
+    for attention in attentions:
+        attention.register_forward_pre_hook(_harden)
+
+
+def _harden(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    tokens, mask, *others = arguments
+    return (tokens, None if mask is None else 100.0 * mask, *others)
+
+
 def through(layers: Iterable[nn.Module], map_BCHW: Tensor) -> Tensor:
     """A map through layers one after the other."""
     for layer in layers:

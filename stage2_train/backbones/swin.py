@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import SwinConfig, SwinModel
 from transformers.models.swin.modeling_swin import SwinMLP
 
-from stage2_train.backbones.base import VisionTower, merge_patches, output_norms
+from stage2_train.backbones.base import VisionTower, harden_window_masks, merge_patches, output_norms
 from stage2_train.backbones.pretrained import build_tower
 from stage2_train.segmentor_config import VisionConfig
 
@@ -77,6 +77,7 @@ class SwinStages(VisionTower):
             for block in layer.blocks:
                 if not isinstance(block.drop_path, nn.Identity):
                     block.mlp = DroppedMlp(own, dim, block.mlp, block.drop_path)
+            harden_window_masks(block.attention for block in layer.blocks)
         self.norms = output_norms(config)
 
     def embed(self, image_B3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:

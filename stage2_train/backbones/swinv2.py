@@ -6,7 +6,7 @@ Axes: B samples, N tokens of a stage (row-major, N = H_j W_j), C channels of the
 from torch import Tensor
 from transformers import Swinv2Config, Swinv2Model
 
-from stage2_train.backbones.base import VisionTower, merge_patches, output_norms
+from stage2_train.backbones.base import VisionTower, harden_window_masks, merge_patches, output_norms
 from stage2_train.backbones.pretrained import build_tower
 from stage2_train.segmentor_config import NUM_STAGES, VisionConfig
 
@@ -53,6 +53,8 @@ class SwinV2Stages(VisionTower):
             dropped=("layernorm",),
             add_pooling_layer=False,
         )
+        for layer in self.swinv2.encoder.layers:
+            harden_window_masks(block.attention for block in layer.blocks)
         self.norms = output_norms(config)
 
     def embed(self, image_B3HW: Tensor) -> tuple[Tensor, tuple[int, int]]:

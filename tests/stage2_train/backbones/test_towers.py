@@ -212,6 +212,19 @@ def test_stochastic_depth_of_swin_skips_attention_and_mlp() -> None:
     assert not torch.equal(tower.eval().blocks(3, wide, (2, 2)), wide)
 
 
+@pytest.mark.parametrize("kind", WINDOWED)
+def test_a_masked_window_leaves_no_weight_at_all(kind: str) -> None:
+    """The library's mask of -100 leaves weights of 1e-44, and CPUs are slow with those."""
+    seen: list[Tensor] = []
+    tower = build_vision(vision_config(kind)).eval()
+    shifted = inner_of(tower).encoder.layers[1].blocks[1].attention
+    shifted.register_forward_hook(lambda _, arguments, __: seen.append(arguments[1]))
+    tower.blocks(1, torch.randn(1, 64, 16), (8, 8))
+    (mask,) = seen
+    assert (mask < 0).any() and (mask == 0).any()
+    assert torch.exp(mask[mask < 0]).max() == 0
+
+
 def test_other_families_read_tokenizer_json(tmp_path: Path) -> None:
     raw = RawTokenizer(
         WordLevel({"<pad>": 0, "<eos>": 1, "<unk>": 2, "red": 3, "star": 4}, unk_token="<unk>")
