@@ -41,6 +41,14 @@ def finite_or_none(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def has_record(run_dir: str | Path, step: int, kind: str) -> bool:
+    """Whether the log of a run has a whole record of this kind for this step."""
+    path = Path(run_dir) / METRICS_FILE
+    if not path.is_file():
+        return False
+    return any((record.get("step"), record.get("kind")) == (step, kind) for record in read_records(path))
+
+
 class RunLog:
     """The log of one run; one process writes it.
 

@@ -316,6 +316,8 @@ class TrainConfig:
             raise DataError(f"method {self.method} needs a teacher: set ema.decay and ema.teacher=true")
         if self.method == "ccvc" and not self.segmentor.second_branch:
             raise DataError("method ccvc needs segmentor.second_branch=true")
+        if self.method == "ccvc" and (self.ema.teacher or self.compile):
+            raise DataError("method ccvc has no use for ema.teacher, and its two decoders are not compiled")
         if self.method == "augseg" and self.batch_labelled != self.batch_unlabelled:
             raise DataError(
                 f"method augseg mixes each unlabelled sample with a labelled one: batch_labelled "
@@ -363,6 +365,11 @@ class TrainConfig:
     def uses_field(self) -> bool:
         """Whether the network is given a prior field in training."""
         return self.method == "l2l" and self.l2l.use_sesm
+
+    @property
+    def trains_field(self) -> bool:
+        """Whether the part of the network that takes a field learns."""
+        return self.uses_field and self.l2l.field_probability > 0
 
     @property
     def size_hw(self) -> tuple[int, int]:

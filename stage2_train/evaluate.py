@@ -151,9 +151,10 @@ def evaluate_run(
     run = Path(run)
     config = read_run_config(run)
     model = load_model(run)
-    if (self_guided or with_prior) and model.sesm is None:
+    if (self_guided or with_prior) and (model.sesm is None or not config.trains_field):
         which = "self-guided pass" if self_guided else "pass with a prior"
-        raise DataError(f"{run}: its network was built without sesm: it has no {which}")
+        why = "was built without sesm" if model.sesm is None else "never saw a field in training"
+        raise DataError(f"{run}: its network {why}: it has no {which}")
     dataset = load_data(config.data)
     samples = spaced(scorable(dataset, split), limit)
     prior, note = _prior_for(run, config, dataset, samples, store)

@@ -4,13 +4,18 @@ A batch is a pure function of its key, so both ways give the same batches in the
 """
 
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class _KeyedDataset(torch.utils.data.Dataset[Any]):
@@ -42,11 +47,29 @@ def iterate(read: Callable[[int], T], keys: range, *, workers: int, prefetch: in
             prefetch_factor=max(prefetch, 1),
             multiprocessing_context="spawn",
         )
-        yield from loader
+        with _stop_signals_held():
+            iterator = iter(loader)
+        yield from iterator
     elif prefetch:
         yield from _threaded(read, keys, prefetch)
     else:
         yield from map(read, keys)
+
+
+@contextmanager
+def _stop_signals_held() -> Iterator[None]:
+    """What is started in here never sees SIGTERM or SIGUSR1, and this process sees them afterwards.
+
+    A launcher, or Slurm, tells every process of a training to stop; readers that died of it would end the trainer in
+    the middle of its step. They end with the loader, or once their parent is gone.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # a process too; where it starts one, Python lets SIGTERM through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _threaded(read: Callable[[int], T], keys: range, prefetch: int) -> Iterator[T]:

@@ -7,6 +7,7 @@ model/        the finished network: model.safetensors, config.json, tokenizer an
 done.json     written last
 """
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from shared.errors import DataError
 from shared.json_files import read_json
 from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
+from stage2_train.data import Split
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Method
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
@@ -59,6 +61,28 @@ def require_same_run(folder: Path, record: Mapping[str, Any]) -> None:
     differing = _first_difference(_identity(old), _identity(record))
     if differing:
         raise DataError(f"{path}: belongs to another run ({differing}); choose another folder")
+
+
+def split_record(config: TrainConfig, split: Split) -> dict[str, Any]:
+    """The content of `split.json`."""
+    return {"fraction": config.fraction, "seed": config.split_seed, **split.summary()}
+
+
+def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a folder whose run was given other labels: masks have been drawn or taken away since it began.
+
+    Raises:
+        DataError: Another labelled or unlabelled part; the first difference is named.
+    """
+    path = folder / "split.json"
+    old, new = read_json(path), json.loads(json.dumps(record))
+    counts = [name for name in new if name != "image_ids"]  # the ids last: a long list says little
+    differing = _first_difference({n: old.get(n) for n in counts}, {n: new[n] for n in counts})
+    if differing or old.get("image_ids") != new["image_ids"]:
+        raise DataError(
+            f"{path}: the data carry other labels than when this run began ({differing or 'other images'}); choose "
+            "another folder"
+        )
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:

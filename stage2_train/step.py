@@ -3,6 +3,7 @@
 Global quantities (loss, shares, the stop flag) travel in one small reduction per step.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -71,10 +72,9 @@ def train_step(
             pseudo.append(output.pseudo)
     average_gradients(networks.student)
     broadcast_buffers(networks.student)
-    global_metrics = {"lr_factor": factor}
-    if config.optim.grad_clip:
-        norm = accelerator.clip_grad_norm_(networks.student.parameters(), config.optim.grad_clip)
-        global_metrics["grad_norm"] = float(norm)
+    # Without clipping the norm is wanted all the same: it tells of a gradient that is not finite before the update.
+    norm = accelerator.clip_grad_norm_(networks.student.parameters(), config.optim.grad_clip or math.inf)
+    global_metrics = {"lr_factor": factor, "grad_norm": float(norm)}
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if ema is not None:

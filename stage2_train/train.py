@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from shared.config import config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
-from shared.runlog import RunLog, progress
+from shared.runlog import RunLog, has_record, progress
 from shared.seeding import seed_of
 from stage2_train.checkpoint import (
     list_checkpoints,
@@ -35,10 +35,10 @@ from stage2_train.checkpoint import (
     save_checkpoint,
 )
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchSource, scorable
+from stage2_train.data import BatchSource, load_data, scorable
 from stage2_train.ema import Ema
 from stage2_train.evaluate import score_samples, spaced, summarise
-from stage2_train.inputs import Inputs, batch_plan, open_inputs
+from stage2_train.inputs import Inputs, batch_plan, open_inputs, open_split
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
@@ -47,7 +47,13 @@ from stage2_train.monitor import CollapseAlarm, HiddenMasks
 from stage2_train.optim import build_optimizer
 from stage2_train.owner import RunOwner
 from stage2_train.processes import start_accelerator
-from stage2_train.run_files import export_model, require_same_run, run_record
+from stage2_train.run_files import (
+    export_model,
+    require_same_run,
+    require_same_split,
+    run_record,
+    split_record,
+)
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.step import StepResult, mean_over_processes, train_step
 from stage2_train.text import Tokenizer
@@ -88,6 +94,7 @@ def train(
     if found and (out / "done.json").is_file():
         recorded = read_json(out / "config.json")
         require_same_run(out, run_record(config, recipe, overrides, recorded.get("store"), 1))
+        _require_same_labels(out, config)
         return {**read_json(out / "done.json"), "already_finished": True}
     if found and not resume:
         raise DataError(f"{out}: holds an unfinished run; resume it, or choose another folder")
@@ -95,9 +102,12 @@ def train(
     accelerator = start_accelerator()
     config.require_shares(accelerator.num_processes)
     inputs = open_inputs(config)
+    model = _new_network(config)  # refuses weights before the folder is this run's
     record = run_record(config, recipe, overrides, inputs.store, accelerator.num_processes)
+    split = split_record(config, inputs.split)
     if found:
         require_same_run(out, record)
+        require_same_split(out, split)
     out.mkdir(parents=True, exist_ok=True)
     owner = RunOwner(out)
     if accelerator.is_main_process:
@@ -106,12 +116,26 @@ def train(
             if (out / "config.json").is_file():
                 require_same_run(out, record)  # another process may have been first
             else:
-                split = {"fraction": config.fraction, "seed": config.split_seed, **inputs.split.summary()}
                 write_json(out / "split.json", split)
                 write_json(out / "config.json", record)
     accelerator.wait_for_everyone()
-    run = _Run(config, out, owner, accelerator, inputs, quiet)
+    run = _Run(config, out, owner, accelerator, inputs, model, quiet)
     return run.to_the_end()
+
+
+def _require_same_labels(out: Path, config: TrainConfig) -> None:
+    """Refuse a finished run whose data have got other labels since; data that are gone say nothing."""
+    try:
+        dataset = load_data(config.data)
+    except DataError:
+        return
+    require_same_split(out, split_record(config, open_split(config, dataset)))
+
+
+def _new_network(config: TrainConfig) -> ReferringSegmentor:
+    """The network as a run starts with it."""
+    torch.manual_seed(seed_of(config.seed, "weights"))
+    return build_segmentor(config.segmentor)
 
 
 class _Run:
@@ -124,13 +148,12 @@ class _Run:
         owner: RunOwner,
         accelerator: Accelerator,
         inputs: Inputs,
+        model: ReferringSegmentor,
         quiet: bool,
     ) -> None:
         self.config, self.out, self.owner = config, out, owner
         self.accelerator, self.inputs = accelerator, inputs
         self.quiet = quiet or not accelerator.is_main_process
-        torch.manual_seed(seed_of(config.seed, "weights"))
-        model = build_segmentor(config.segmentor)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model: ReferringSegmentor = model.to(accelerator.device)
@@ -165,6 +188,9 @@ class _Run:
             def stop_requested() -> bool:
                 return told_to_stop() or (accelerator.is_main_process and self.owner.lost())
 
+            if first and self._validates_now() and not self._validated_before():
+                last_scores = self._validate()
+                log("val", first, last_scores)
             keys = range(first * config.accumulation, config.steps * config.accumulation)
             batches = iterate(
                 self._source(), keys, workers=config.runtime.workers, prefetch=config.runtime.prefetch
@@ -189,15 +215,15 @@ class _Run:
                 last = self.step == config.steps
                 if self.step % config.runtime.log_every == 0 or last:
                     log("train", self.step, self._figures(result))
-                if config.eval_every and (self.step % config.eval_every == 0 or last):
-                    last_scores = self._validate()
-                    log("val", self.step, last_scores)
                 every = config.runtime.checkpoint_every
-                if last or result.stop or (every and self.step % every == 0):
-                    self._save()
+                if self._validates_now() or last or result.stop or (every and self.step % every == 0):
+                    self._save()  # before a validation, which may outlast the notice that a cluster gives
                 if result.stop and not last:
                     self._say_stopped()
                     raise SystemExit(RESUBMIT_EXIT_CODE)
+                if self._validates_now():
+                    last_scores = self._validate()
+                    log("val", self.step, last_scores)
         if config.eval_every and not last_scores:  # resumed after the last step
             last_scores = self._validate()
         return self._finish(last_scores)
@@ -228,6 +254,17 @@ class _Run:
             local |= {name: torch.stack([c[name] for c in compared]).mean() for name in compared[0]}
         figures = mean_over_processes(self.accelerator, local)
         return {"loss": result.loss, **result.global_metrics, **figures, "seconds": round(self.seconds, 3)}
+
+    def _validates_now(self) -> bool:
+        """Whether a validation belongs to this step."""
+        every = self.config.eval_every
+        return bool(every) and (self.step % every == 0 or self.step == self.config.steps)
+
+    def _validated_before(self) -> bool:
+        """Whether the log of an earlier start has the validation of this step; the same on all processes."""
+        had = self.accelerator.is_main_process and has_record(self.out, self.step, "val")
+        flag = torch.tensor(float(had), device=self.accelerator.device)
+        return float(self.accelerator.reduce(flag, reduction="sum")) > 0
 
     def _validate(self) -> dict[str, float]:
         """Scores on the validation sentences, both frames named."""

@@ -55,7 +55,9 @@ class L2l(Method):
         field_on_B = self._field_on(labelled, part)
         labelled_weak_F1HW, weak_B1HW = self._weak(networks, labelled, part, field_on_B)
         target_B1HW, lam = self._target(part, weak_B1HW)
-        label_BHW, extra = self._label(target_B1HW, weak_B1HW, part.noise_B2)
+        # A reward is a small difference of two means: bfloat16 would round it away.
+        with torch.autocast(target_B1HW.device.type, enabled=False):
+            label_BHW, extra = self._label(target_B1HW, weak_B1HW, part.noise_B2)
         field_B1HW = self._field(labelled, labelled_weak_F1HW, part, target_B1HW, field_on_B)
         ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
         labelled_logit, strong_logit = joint_logits(

@@ -34,6 +34,9 @@ class MllmBlend(Method):
         prior_B1HW = known_prior(part, weak_B1HW)
         blend_B1HW = config.prior_share * prior_B1HW + (1.0 - config.prior_share) * weak_B1HW
         label_BHW = blend_label(prior_B1HW, weak_B1HW, blend_B1HW, config)
+        if config.target == "agree":  # a row without a prior is confirmed by nothing
+            assert part.has_prior_B is not None
+            label_BHW = torch.where(part.has_prior_B[:, None, None], label_BHW, IGNORE)
         ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
         labelled_logit, strong_logit = joint_logits(networks, batch.labelled, part, (ids_BT, token_mask_BT))
         if config.target == "soft":

@@ -244,6 +244,10 @@ def test_refusals(finished: Path, mini_root: Path, tmp_path: Path) -> None:
     for option in ("self_guided", "with_prior"):
         with pytest.raises(DataError, match="without sesm"):
             evaluate_run(tmp_path / "plain", "val", **{option: True})
+    unused = mini_config(mini_root, steps=1, runtime=runtime, l2l=L2lConfig(field_probability=0.0, band_px=0))
+    train(unused, tmp_path / "unused", quiet=True)
+    with pytest.raises(DataError, match="never saw a field in training"):
+        evaluate_run(tmp_path / "unused", "val", self_guided=True)
     (tmp_path / "plain" / "model" / "config.json").unlink()
     with pytest.raises(DataError, match="no finished model"):
         evaluate_run(tmp_path / "plain", "val")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from shared.config import apply_overrides
 from shared.errors import DataError
+from shared.json_files import read_json
 from shared.runlog import read_records
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
 from stage2_train.config import (
@@ -32,6 +34,8 @@ from stage2_train.monitor import CollapseAlarm, CollapseError
 from stage2_train.run_files import load_model, read_run_config
 from stage2_train.train import RESUBMIT_EXIT_CODE, train
 from tests.stage2_train.miniature import mini_config, plain_config, write_priors
+
+ROOT = Path(__file__).parents[2]
 
 RUNTIME = RuntimeConfig(checkpoint_every=2, log_every=1, prefetch=1, tensorboard=False)
 
@@ -200,6 +204,73 @@ train(config_of(Path(sys.argv[1]), ema=EmaConfig(decay=0.9)), sys.argv[2], quiet
 """
 
 
+def test_a_stop_does_not_wait_for_a_validation(
+    whole_run: Path, mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked to stop at a step that is to be validated, it saves and goes; the log gets that validation afterwards."""
+    config, out = config_of(mini_root, ema=EmaConfig(decay=0.9)), tmp_path / "run"
+    stopped_after(config, out, 3, monkeypatch)
+    assert [r["step"] for r in read_records(out / "metrics.jsonl") if r["kind"] == "val"] == []
+    train(config, out, quiet=True)
+    assert_same_run(whole_run, out)
+
+
+def test_a_run_killed_in_its_validation_has_saved_before(
+    whole_run: Path, mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stage2_train import train as module
+
+    config, out = config_of(mini_root, ema=EmaConfig(decay=0.9)), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "score_samples", _interrupted)
+        train(config, out, quiet=True)
+    assert list_checkpoints(out / "checkpoints")[-1].name == "step_00000003"
+    train(config, out, quiet=True)
+    assert_same_run(whole_run, out)
+
+
+def _interrupted(*arguments: Any, **options: Any) -> None:
+    raise KeyboardInterrupt
+
+
+WITH_READERS = """
+import sys
+from pathlib import Path
+from shared.config import apply_overrides
+from stage2_train.train import train
+from tests.stage2_train.test_train import config_of
+if __name__ == "__main__":
+    config = apply_overrides(config_of(Path(sys.argv[1])), ["runtime.workers=1", "steps=2000", "eval_every=0"])
+    train(config, sys.argv[2], quiet=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_told_to_every_process_leaves_a_checkpoint(
+    mini_root: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Launchers and Slurm signal the readers, too."""
+    script, out = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(WITH_READERS)
+    environment = {**_one_thread_as_here(), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(mini_root), str(out)], env=environment, start_new_session=True
+    )
+    try:
+        _wait_for(lambda: _logged(out) >= 3, process)
+        os.killpg(process.pid, number)
+        assert process.wait(timeout=120) == RESUBMIT_EXIT_CODE
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert list_checkpoints(out / "checkpoints")
+    with pytest.raises(ProcessLookupError):  # nobody of the group is left
+        for _ in range(300):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_killed_run_ends_with_the_same_bits(whole_run: Path, mini_root: Path, tmp_path: Path) -> None:
     """SIGKILL at some step, at whatever point of it; then on to the end."""
@@ -258,6 +329,30 @@ def test_another_store_is_refused_on_resume(
         train(dataclasses.replace(config, store=str(other)), out, quiet=True)
 
 
+def with_weights(root: Path, path: str) -> TrainConfig:
+    base = config_of(root)
+    return dataclasses.replace(base, segmentor=dataclasses.replace(base.segmentor, weights=path))
+
+
+def with_tower(root: Path, name: str) -> TrainConfig:
+    base = config_of(root)
+    vision = dataclasses.replace(base.segmentor.vision, weights=name)
+    return dataclasses.replace(base, segmentor=dataclasses.replace(base.segmentor, vision=vision))
+
+
+def test_other_labels_are_refused(mini_root: Path, whole_run: Path, tmp_path: Path) -> None:
+    """Finished or not: masks have been drawn since, and the run does not know them."""
+    config = config_of(mini_root, ema=EmaConfig(decay=0.9))
+    out = tmp_path / "run"
+    shutil.copytree(whole_run, out)
+    split = read_json(out / "split.json")
+    (out / "split.json").write_text(json.dumps({**split, "num_refs": split["num_refs"] - 1}))
+    for _ in range(2):
+        with pytest.raises(DataError, match="split.json: the data carry other labels .*num_refs is"):
+            train(config, out, quiet=True)
+        (out / "done.json").unlink(missing_ok=True)
+
+
 def test_wrong_inputs_leave_no_folder(mini_root: Path, tmp_path: Path) -> None:
     for config, message in (
         (config_of(mini_root, cache_root=str(tmp_path)), "no complete prior store"),
@@ -265,6 +360,8 @@ def test_wrong_inputs_leave_no_folder(mini_root: Path, tmp_path: Path) -> None:
         (config_of(mini_root, val_split="dev"), "val_split 'dev'"),
         (config_of(mini_root, store=str(tmp_path / "no.zarr")), "no.zarr"),
         (config_of(mini_root, fraction=0.001), "no image at all"),
+        (with_weights(mini_root, "no.safetensors"), "no.safetensors: no such weights file"),
+        (with_tower(mini_root, "owner/swin"), "vision.weights: owner/swin"),
     ):
         with pytest.raises(DataError, match=message):
             train(config, tmp_path / "run", quiet=True)
@@ -276,6 +373,8 @@ def test_dry_run_describes_and_writes_nothing(mini_root: Path, tmp_path: Path) -
     assert '"steps": 6' in text and "refshapes.test.zarr" in text and "4 ids" in text
     assert "epochs" in text and '"sesm"' in text
     assert not list(tmp_path.iterdir())
+    assert "segmentor.vision.weights: none: it starts at random" in text
+    assert "segmentor.vision.weights: NOT FOUND: owner/swin" in describe(with_tower(mini_root, "owner/swin"))
     assert "store: null" in describe(plain_config(mini_root, "supervised"))
 
 
@@ -308,8 +407,9 @@ def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
         CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, 1.0, {}, loss)
 
 
+@pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_no_checkpoint_holds_what_a_broken_gradient_made(
-    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float
 ) -> None:
     """The step's own loss is finite; the weights after it are not."""
     from stage2_train import step as module
@@ -321,7 +421,7 @@ def test_no_checkpoint_holds_what_a_broken_gradient_made(
         next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("nan"))
 
     monkeypatch.setattr(module, "average_gradients", broken)
-    config = apply_overrides(config_of(mini_root), ["optim.grad_clip=1.0", "runtime.checkpoint_every=1"])
+    config = apply_overrides(config_of(mini_root), [f"optim.grad_clip={clip}", "runtime.checkpoint_every=1"])
     with pytest.raises(CollapseError, match="step 0: the norm of the gradient is nan"):
         train(config, tmp_path / "run", quiet=True)
     assert not list_checkpoints(tmp_path / "run" / "checkpoints")
