@@ -5,9 +5,11 @@ object on standard output. Exit status: 0 done, 1 the answer is no (a failed che
 `error: ...`), 130 interrupted; a training run stopped by a signal has its own (see `stage2_train.train`).
 """
 
+import inspect
 import json
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -51,7 +53,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Change one field of the recipe; may be repeated."),
+    typer.Option(
+        "--set", metavar="A.B=C", help="Change one field of the recipe; see `l2l recipes`. May be repeated."
+    ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")]
 Root = Annotated[
@@ -85,6 +89,36 @@ def doctor(as_json: Json = False) -> None:
 
     report = examine()
     _show(report, as_json, format_report)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str, typer.Argument(help="A recipe; without it, all are listed.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the recipes of both stages, or every field of one: its value and what it means."""
+    from shared.config_fields import config_fields
+    from stage1_priors.recipes import RECIPES as PRIORS
+    from stage2_train.recipes import RECIPES as TRAIN
+
+    stages: dict[str, Mapping[str, Callable[[], Any]]] = {"priors run": PRIORS, "train": TRAIN}
+    if not name:
+        listed = {
+            stage: {known: (inspect.getdoc(recipe) or "").split("\n")[0] for known, recipe in of.items()}
+            for stage, of in stages.items()
+        }
+        _show(listed, as_json, _text_of_recipes)
+        return
+    holding = {stage: of for stage, of in stages.items() if name in of}
+    if not holding:
+        _recipe({known: recipe for of in stages.values() for known, recipe in of.items()}, name)
+    fields = {
+        stage: {
+            field.path: {"value": field.text, "meaning": field.meaning} for field in config_fields(of[name]())
+        }
+        for stage, of in holding.items()
+    }
+    _show(fields, as_json, _text_of_fields)
 
 
 @data_app.command("synth")
@@ -696,7 +730,9 @@ def _data_config(root: Path, dataset: str, split_by: str) -> "DataConfig":
     from shared.config import DataConfig
 
     if root.suffix != ".jsonl" and not (dataset and split_by):
-        raise DataError(f"{root}: a folder needs --dataset and --split-by")
+        own = [path for path in root.glob("*.jsonl") if path.is_file()] if root.is_dir() else []
+        hint = f"; or is {own[0]} meant?" if own else ""
+        raise DataError(f"{root}: a folder needs --dataset and --split-by{hint}")
     return DataConfig(root=str(root), dataset=dataset, split_by=split_by)
 
 
@@ -831,6 +867,27 @@ def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
         if result["limit"]:
             lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
     return "\n".join(lines)
+
+
+def _text_of_recipes(listed: Mapping[str, Mapping[str, str]]) -> str:
+    """A line a recipe, under the command that takes it."""
+    lines = []
+    for stage, of in listed.items():
+        width = max(map(len, of))
+        lines += [f"l2l {stage} RECIPE", *(f"  {name:<{width}}  {about}" for name, about in of.items()), ""]
+    return "\n".join([*lines, "l2l recipes RECIPE lists the fields of one"])
+
+
+def _text_of_fields(fields: Mapping[str, Mapping[str, Mapping[str, str]]]) -> str:
+    """A line a field as `--set` takes it, and its meaning below."""
+    lines = []
+    for stage, of in fields.items():
+        lines += [f"l2l {stage}", ""]
+        for path, field in of.items():
+            lines.append(f"  {path}={field['value']}")
+            lines += textwrap.wrap(field["meaning"], 100, initial_indent="      ", subsequent_indent="      ")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def _text_of_models(answer: Mapping[str, Any]) -> str:

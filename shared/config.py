@@ -7,6 +7,7 @@ to the type that the field declares and the dataclass's own `__post_init__` chec
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -118,9 +119,12 @@ def _parse(text: str, hint: Any, override: str) -> Any:
         return text.lower() == "true"
     if hint in (int, float):
         try:
-            return hint(text)
+            value = hint(text)
         except ValueError:
             raise DataError(f"override {override!r}: {text!r} is not of type {hint.__name__}") from None
+        if not math.isfinite(value):
+            raise DataError(f"override {override!r}: {text!r} is not a finite number")
+        return value
     if hint is Path:
         return Path(text)
     return text

@@ -131,7 +131,7 @@ def require_cached(model: HubModel) -> Path:
     """
     found = cached(model)
     if found is None:
-        raise DataError(f"{_missing(model)}; `l2l fetch` puts it there")
+        raise DataError(f"{_missing(model)}; `l2l fetch priors` or `l2l fetch train` puts it there")
     return found
 
 

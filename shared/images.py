@@ -53,6 +53,8 @@ def find_image(root: Path, file_name: str, folders: Sequence[str]) -> Path:
         path = root / folder / file_name
         if path.is_file():
             return path
+    if list(folders) == [""]:
+        raise DataError(f"{root / file_name}: not found")
     places = ", ".join(folder or "the folder itself" for folder in folders)
     raise DataError(f"{root}: image {file_name} is in none of {places}")
 

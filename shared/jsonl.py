@@ -27,7 +27,7 @@ from typing import Any
 from shared.errors import DataError, short
 from shared.image_pack import ImageStore
 from shared.images import find_image
-from shared.layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
+from shared.layout import OWN_ROW, AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
 from shared.masks import MaskFile, Targets
 from shared.refer import ReferDataset, open_layout
 
@@ -94,7 +94,7 @@ def read_jsonl(path: str | Path) -> Layout:
         problems=reader.problems,
         fingerprint=_fingerprint(refs, reader.images),
         image_folders=("",),
-        row_name="line",
+        row_name=OWN_ROW,
     )
 
 

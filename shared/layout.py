@@ -68,6 +68,10 @@ class RefRecord:
     """Whether the expression names nothing in the image; its mask is then empty by definition."""
 
 
+OWN_ROW = "line"
+"""What a row of a user's own data is called: `Layout.row_name`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """A data set's annotations as far as their rows are sound, whatever files they come from."""

@@ -62,6 +62,12 @@ class ReferringDataset(Protocol):
     def box_xyxy_px(self, sample: Sample) -> np.ndarray:
         """Tight box of the mask, `float32 [4]`, pixels of the original image."""
 
+    def weak_box_xyxy_px(self, sample: Sample) -> np.ndarray | None:
+        """The box that is given beside or instead of a mask, `float32 [4]`."""
+
+    def weak_point_xy_px(self, sample: Sample) -> np.ndarray | None:
+        """The point that is given beside or instead of a mask, `float32 [2]`."""
+
     def train_image_ids(self) -> list[int]:
         """Unique image ids of the train split in order of first appearance."""
 

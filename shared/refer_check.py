@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.errors import DataError
+from shared.errors import DataError, short
 from shared.image_pack import ImageStore
-from shared.layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord
+from shared.layout import OWN_ROW, AnnotationRecord, ImageRecord, Layout, Problem, RefRecord
 from shared.masks import polygon_overhang_px, rle_area, segmentation_rle
 from shared.refer import ordered_splits
 from shared.refer_layout import read_layout
@@ -39,6 +39,9 @@ MAX_OVERHANG_PX = 1.0
 """Polygons may leave the image by this much; annotation tools round corners on the border outwards."""
 
 NUM_FIRST_ROWS = 5
+"""Rows of each kind of problem that the table shows."""
+
+NUM_KEPT_ROWS = 1000
 """Rows kept of each kind of problem."""
 
 
@@ -121,9 +124,9 @@ class CheckReport:
             lines.append(
                 f"{problem.count} x {problem.kind}{' (the loader refuses this)' if problem.blocks else ''}"
             )
-            lines.extend(f"    {line}" for line in problem.first)
-            if problem.count > len(problem.first):
-                lines.append(f"    ... {problem.count - len(problem.first)} more")
+            lines.extend(f"    {line}" for line in problem.first[:NUM_FIRST_ROWS])
+            if problem.count > NUM_FIRST_ROWS:
+                lines.append(f"    ... {problem.count - NUM_FIRST_ROWS} more (--json lists them)")
         return "\n".join(lines)
 
 
@@ -151,6 +154,8 @@ def check_layout(layout: Layout, *, read_images: bool = True, progress: bool = T
     counts = _count(layout.refs)
     problems = list(layout.problems)
     problems.extend(_size_problems(layout, counts, published))
+    if layout.row_name == OWN_ROW:
+        problems.extend(_repetitions(layout))
     problems.extend(_mask_problems(layout, progress))
     if read_images:
         problems.extend(_image_problems(layout, progress))
@@ -208,6 +213,20 @@ def _size_problems(
             if found[what] != size:
                 detail = f"{found[what]} {what} where {size} were published"
                 yield _problem("not the published size", layout.refs_path, f"split {split}", detail)
+
+
+def _repetitions(layout: Layout) -> Iterator[Problem]:
+    """Lines of a user's own data that say of an image what a line above says; published data sets have such pairs."""
+    above: dict[tuple[int, str], RefRecord] = {}
+    for ref in layout.refs:
+        for _, expression in ref.sentences:
+            first = above.setdefault((ref.image_id, expression.lower()), ref)
+            if first is not ref:
+                detail = (
+                    f"{short(expression)} of {layout.images[ref.image_id].file_name} ({ref.split}), as "
+                    f"{OWN_ROW} {first.ref_id} ({first.split})"
+                )
+                yield _problem("pair given twice", layout.refs_path, f"{OWN_ROW} {ref.ref_id}", detail)
 
 
 def _mask_problems(layout: Layout, progress: bool) -> Iterator[Problem]:
@@ -280,7 +299,7 @@ def _by_kind(problems: list[Problem]) -> tuple[KindOfProblem, ...]:
             kind=kind,
             count=len(found),
             blocks=any(problem.blocks for problem in found),
-            first=tuple(problem.line for problem in found[:NUM_FIRST_ROWS]),
+            first=tuple(problem.line for problem in found[:NUM_KEPT_ROWS]),
         )
         for kind, found in kinds.items()
     )

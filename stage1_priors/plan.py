@@ -49,12 +49,14 @@ def make_plan(samples: Iterable[Sample], splits: Sequence[str], shard_rows: int,
     Raises:
         DataError: A split without samples, or a sample id that occurs twice.
     """
+    samples = list(samples)
     code = {split: index for index, split in enumerate(splits)}
     kept = [sample for sample in samples if sample.split in code]
     found = {sample.split for sample in kept}
     for split in splits:
         if split not in found:
-            raise DataError(f"{where}: split {split!r} has no sentences")
+            known = ", ".join(dict.fromkeys(sample.split for sample in samples))
+            raise DataError(f"{where}: split {split!r} has no sentences (there are {known})")
     kept.sort(key=lambda sample: sample.sample_id)
     for sample, following in pairwise(kept):
         if sample.sample_id == following.sample_id:

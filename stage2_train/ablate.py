@@ -41,10 +41,11 @@ from stage2_train.ablate_table import (
     rows_as_csv,
     rows_as_json,
 )
-from stage2_train.data import load_data
+from stage2_train.data import load_data, scorable
+from stage2_train.inputs import open_split
 from stage2_train.owner import locked
 from stage2_train.prior_source import choose_store, open_priors
-from stage2_train.run_files import require_same_run, run_record
+from stage2_train.run_files import require_same_run, require_same_split, run_record, split_record
 from stage2_train.train import RESUBMIT_EXIT_CODE
 
 LOG_FILE, FAILED_FILE = "cell.log", "failed.json"
@@ -75,30 +76,61 @@ def parse_share(text: str) -> tuple[int, int]:
     raise DataError(f"only is {text!r}, not i/n with i from 0 to n - 1")
 
 
-def find_store(grid: Grid) -> dict[str, str] | None:
-    """Path and fingerprint of the one store that cells of this grid read; None if none reads any.
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What the cells of a grid read."""
+
+    store: dict[str, str] | None
+    """Path and fingerprint of the one store that they read; None if none reads any."""
+    splits: dict[float, dict[str, Any]]
+    """What their `split.json` holds, by fraction."""
+
+
+def open_grid(grid: Grid) -> Opened:
+    """Look at all that the cells will read, so that errors show before the first of them is run.
 
     Raises:
-        DataError: No complete store for the grid's data, or several and none named.
+        DataError: No such data, a split that cannot be scored, a cell without labelled or unlabelled images, no
+            complete store for the data, or several and none named.
     """
+    dataset = load_data(grid.cells[0].config.data)
+    try:
+        for split in grid.splits:
+            scorable(dataset, split)
+    except DataError as error:
+        raise DataError(f"{grid.path}: splits: {error}") from error
+    seen: set[tuple[Any, ...]] = set()
+    splits: dict[float, dict[str, Any]] = {}
+    for cell in grid.cells:
+        own = cell.config
+        asked = (own.method, own.fraction, own.eval_every > 0, own.val_split)
+        if asked not in seen:
+            seen.add(asked)
+            try:
+                splits[cell.fraction] = split_record(own, open_split(own, dataset))
+            except DataError as error:
+                raise DataError(f"{grid.path}: {cell.name}: {error}") from error
     readers = [cell.config for cell in grid.cells if cell.config.uses_prior or cell.config.uses_candidates]
     if not readers:
-        return None
-    config, dataset = readers[0], load_data(readers[0].data)
+        return Opened(store=None, splits=splits)
+    config = readers[0]
     path = choose_store(config, dataset)
     store = open_priors(path, config, dataset, dataset.samples("train")).store
-    return {"path": str(path), "fingerprint": store.fingerprint}
+    found = {"path": str(path), "fingerprint": store.fingerprint}
+    return Opened(store=found, splits=splits)
 
 
-def state_of(cell: Cell, grid: Grid, out: Path, store: Mapping[str, str] | None) -> State:
+def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
     """Where a cell stands, by the files of its folder."""
     run = out / cell.name
     if not (run / "config.json").is_file():
         return _failure(run) or State(state=TODO)
     reads = cell.config.uses_prior or cell.config.uses_candidates
     try:
-        record = run_record(cell.config, cell.recipe, cell.changes, store if reads else None, 1)
+        record = run_record(cell.config, cell.recipe, cell.changes, opened.store if reads else None, 1)
         require_same_run(run, record)
+        if (run / "split.json").is_file():
+            require_same_split(run, opened.splits[cell.fraction])
     except DataError as error:
         return State(state=FAILED, reason=str(error))
     scored = all((run / "eval" / f"{split}.json").is_file() for split in grid.splits)
@@ -115,12 +147,12 @@ def _failure(run: Path) -> State | None:
 
 def describe_grid(grid: Grid, out: Path) -> dict[str, Any]:
     """What `--dry-run` prints: every cell and its state; nothing is started or written."""
-    store = find_store(grid)
-    states = {cell.name: state_of(cell, grid, out, store) for cell in grid.cells}
+    opened = open_grid(grid)
+    states = {cell.name: state_of(cell, grid, out, opened) for cell in grid.cells}
     return {
         "grid": str(grid.path),
         "out": str(out),
-        "store": store,
+        "store": opened.store,
         "reference": grid.reference,
         "splits": list(grid.splits),
         "cells": {
@@ -176,13 +208,15 @@ def run_grid(
     """
     if jobs < 1:
         raise DataError(f"jobs is {jobs}, below 1")
-    store = find_store(grid)
+    opened = open_grid(grid)
     own = [cell for number, cell in enumerate(grid.cells) if number % only[1] == only[0]]
-    todo = [cell for cell in own if state_of(cell, grid, out, store).state != DONE]
+    todo = [cell for cell in own if state_of(cell, grid, out, opened).state != DONE]
     busy: dict[str, State] = {}
     bar = ProgressBar(len(own), "ablate", "cell", initial=len(own) - len(todo), quiet=quiet)
     with _Pool(jobs) as pool, _signals(pool.stop), bar:
-        started = {pool.submit(command(cell, grid, out, store), out / cell.name): cell.name for cell in todo}
+        started = {
+            pool.submit(command(cell, grid, out, opened.store), out / cell.name): cell.name for cell in todo
+        }
         for future in as_completed(started):
             state = future.result()
             if state is not None and state.state == BUSY_STATE:
@@ -190,7 +224,7 @@ def run_grid(
             bar.update()
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".table.lock"):  # of calls that end at once, the last sees what the others have done
-        answer = _summary(grid, out, store, busy, {cell.name for cell in own})
+        answer = _summary(grid, out, opened, busy, {cell.name for cell in own})
         _write_table(out, answer)
     if pool.stopped:
         raise SystemExit(RESUBMIT_EXIT_CODE)
@@ -290,6 +324,7 @@ def _outcome(run: Path, status: int, start: int) -> State | None:
     if status == BUSY:
         return State(state=BUSY_STATE, reason="another process has it")
     if status in (RESUBMIT_EXIT_CODE, -signal.SIGTERM):
+        (run / FAILED_FILE).unlink(missing_ok=True)
         return State(state=PART)
     if status < 0:
         reason = f"killed by {signal.Signals(-status).name}"
@@ -302,11 +337,11 @@ def _outcome(run: Path, status: int, start: int) -> State | None:
 
 
 def _summary(
-    grid: Grid, out: Path, store: Mapping[str, str] | None, busy: Mapping[str, State], own: set[str]
+    grid: Grid, out: Path, opened: Opened, busy: Mapping[str, State], own: set[str]
 ) -> dict[str, Any]:
     states = {
         cell.name: found
-        if (found := state_of(cell, grid, out, store)).state == DONE
+        if (found := state_of(cell, grid, out, opened)).state == DONE
         else busy.get(cell.name, found)
         for cell in grid.cells
     }
@@ -320,7 +355,7 @@ def _summary(
     return {
         "grid": str(grid.path),
         "out": str(out),
-        "store": store,
+        "store": opened.store,
         "reference": grid.reference,
         "counts": dict(Counter(state.state for state in states.values())),
         "own_unfinished": sum(cell["cell"] in own for cell in unfinished),

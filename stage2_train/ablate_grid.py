@@ -90,7 +90,8 @@ def read_grid(path: Path) -> Grid:
 
     Raises:
         DataError: An unreadable file, an unknown key, recipe or field, a value of the wrong type, a cell that is there
-            twice, or cells that differ in their data; one line names file, key and value.
+            twice, two cells that are the same run, or cells that differ in their data; one line names file, key and
+            value.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -165,10 +166,13 @@ def _changes(path: Path, where: str, values: Any) -> list[str]:
 
 def _require_one_comparison(path: Path, cells: tuple[Cell, ...]) -> None:
     names: set[str] = set()
+    runs: dict[TrainConfig, str] = {}
     for cell in cells:
         if cell.name in names:
             raise DataError(f"{path}: cell {cell.name} is there twice")
         names.add(cell.name)
+        if (same := runs.setdefault(cell.config, cell.name)) != cell.name:
+            raise DataError(f"{path}: cells {same} and {cell.name} are the same run under two names")
         for field in _SAME:
             one, other = getattr(cells[0].config, field), getattr(cell.config, field)
             if one != other:

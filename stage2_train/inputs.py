@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from shared.config import config_to_dict
 from shared.errors import DataError
 from shared.refer import ReferringDataset
+from stage2_train.backbones.pretrained import where_pretrained
 from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
 from stage2_train.data import BatchPlan, BatchSource, Split, Tokenise, load_data, make_split, scorable
@@ -69,17 +70,7 @@ def open_inputs(config: TrainConfig) -> Inputs:
         DataError: Missing or foreign data, split or store.
     """
     dataset = load_data(config.data)
-    split = make_split(dataset, config.fraction, config.split_seed, config.image_ids_file)
-    if config.uses_unlabelled and not split.unlabelled:
-        raise DataError(
-            f"every train image is labelled: method {config.method} needs unlabelled ones; lower fraction"
-        )
-    if config.eval_every and config.val_split not in dataset.splits:
-        raise DataError(
-            f"val_split {config.val_split!r} is not one of {', '.join(dataset.splits)}; or set eval_every=0"
-        )
-    if config.eval_every:
-        scorable(dataset, config.val_split)
+    split = open_split(config, dataset)
     priors, candidates, weak_labels = None, None, None
     if config.uses_prior or config.uses_candidates:
         samples = dataset.samples("train")
@@ -94,6 +85,26 @@ def open_inputs(config: TrainConfig) -> Inputs:
     return Inputs(dataset=dataset, split=split, priors=priors, candidates=candidates, weak_labels=weak_labels)
 
 
+def open_split(config: TrainConfig, dataset: ReferringDataset) -> Split:
+    """The labelled and the unlabelled part of a run's train split; its validation split is looked at too.
+
+    Raises:
+        DataError: No labelled image, no unlabelled one for a method that learns from them, or nothing to validate on.
+    """
+    split = make_split(dataset, config.fraction, config.split_seed, config.image_ids_file)
+    if config.uses_unlabelled and not split.unlabelled:
+        raise DataError(
+            f"every train image is labelled: method {config.method} needs unlabelled ones; lower fraction"
+        )
+    if config.eval_every and config.val_split not in dataset.splits:
+        raise DataError(
+            f"val_split {config.val_split!r} is not one of {', '.join(dataset.splits)}; or set eval_every=0"
+        )
+    if config.eval_every:
+        scorable(dataset, config.val_split)
+    return split
+
+
 def describe(config: TrainConfig) -> str:
     """What `--dry-run` prints: the resolved config, counts and store; nothing is trained or written."""
     inputs = open_inputs(config)
@@ -103,6 +114,7 @@ def describe(config: TrainConfig) -> str:
         json.dumps(config_to_dict(config), indent=1),
         f"labelled split: {json.dumps(summary)}",
         f"store: {json.dumps(inputs.store)}",
+        *(f"{field}: {said}" for field, said in where_pretrained(config.segmentor).items()),
         f"parameters: {json.dumps(count_parameters(config.segmentor))}",
         f"steps: {config.steps} of {config.batch_labelled} labelled + "
         f"{config.batch_unlabelled if config.uses_unlabelled else 0} unlabelled samples",

@@ -113,11 +113,11 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
             f"{len(complete)} prior stores fit {data.dataset}({data.split_by}): {names}; set store=PATH"
         )
     unfinished = (
-        f" (unfinished: {', '.join(map(str, found))}; run the same `priors` command again)" if found else ""
+        f" (unfinished: {', '.join(map(str, found))}; run the same `l2l priors run` again)" if found else ""
     )
     raise DataError(
         f"{config.cache_root}: no complete prior store for {data.dataset}({data.split_by}){unfinished}; "
-        "run the `priors` command for this data first, or set store=PATH"
+        "run `l2l priors run RECIPE` for this data first, or set store=PATH"
     )
 
 

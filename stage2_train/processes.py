@@ -5,6 +5,7 @@ single process instead of several is only slow: nothing else would say so.
 """
 
 import os
+import sys
 
 import torch
 from accelerate import Accelerator
@@ -18,7 +19,7 @@ def start_accelerator() -> Accelerator:
     """Processes and device, a GPU where there is one.
 
     Raises:
-        DataError: Fewer processes than the launcher was asked for.
+        DataError: Fewer processes than the launcher was asked for, or a batch job with GPUs that torch cannot use.
     """
     wanted = os.environ.get("WORLD_SIZE")
     if wanted is None and _lost_by_accelerate():
@@ -31,6 +32,12 @@ def start_accelerator() -> Accelerator:
     ]
     if wanted not in (None, "1") and missing:
         raise DataError(f"WORLD_SIZE is {wanted} and {missing[0]} is not set: {_REMEDY}")
+    granted = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
+    if granted and not torch.cuda.is_available():
+        raise DataError(
+            f"Slurm gave this job GPU {granted}, and torch {torch.__version__} of {sys.prefix} can use none: an "
+            "environment that was set up on a machine without GPUs holds CPU builds; see 'On GPUs' in the README"
+        )
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     if accelerator.num_processes != int(wanted or 1):
         raise DataError(f"{accelerator.num_processes} process(es) run, WORLD_SIZE is {wanted}: {_REMEDY}")

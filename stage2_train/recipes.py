@@ -20,6 +20,12 @@ from stage2_train.variants import ABLATIONS, COMPARISONS, Change
 PAPER_BATCH = 16
 """Labelled, and as many unlabelled, samples per step: 4 GPUs with 4 each (that 4 is per GPU is our reading)."""
 
+SWIN_B = "microsoft/swin-base-patch4-window12-384-in22k"
+"""LAVT's `swin_base_patch4_window12_384_22k.pth` on the Hub."""
+
+BERT_BASE = "google-bert/bert-base-uncased"
+"""The language tower, and its tokenizer."""
+
 PAPER_STEPS = 40 * 40_300 // PAPER_BATCH
 """40 epochs over the about 40,300 unlabelled references of RefCOCO at 5% (an epoch's meaning is our reading)."""
 
@@ -79,15 +85,16 @@ def embedded_confident() -> TrainConfig:
 def paper() -> TrainConfig:
     """L2L on RefCOCO (unc) at 5%, LAVT with Swin-B and BERT-base at 480 x 480, the paper's numbers.
 
-    Needs `data/refer/` as for stage 1, its prior store, and local folders of the two towers
-    (`--set segmentor.vision.weights=... --set segmentor.text.weights=... --set segmentor.text.tokenizer=...`).
+    Needs `data/refer/` as for stage 1, its prior store, and the two pretrained towers: `l2l fetch train paper` fetches
+    them, or folders are named (`--set segmentor.vision.weights=... --set segmentor.text.weights=...
+    --set segmentor.text.tokenizer=...`).
     Published: 67.30 oIoU on val. `torchrun --nproc_per_node 4 ...`.
     """
     return TrainConfig(
         data=DataConfig(root="data/refer", dataset="refcoco"),
         fraction=0.05,
         method="l2l",
-        segmentor=paper_config(sesm=True),
+        segmentor=paper_config(sesm=True, vision_weights=SWIN_B, text_weights=BERT_BASE),
         seed=22,
         steps=PAPER_STEPS,
         batch_labelled=PAPER_BATCH,

@@ -69,6 +69,8 @@ class VisionConfig:
             if len(getattr(self, name)) != NUM_STAGES:
                 raise DataError(f"vision.{name} is {getattr(self, name)}; {NUM_STAGES} stages are needed")
         self._check_kind()
+        if self.patch < 1 or min(self.heads, default=1) < 1:
+            raise DataError(f"vision.patch {self.patch} and vision.heads {self.heads} must be at least 1")
         if self.image_size % self.patch:
             raise DataError(
                 f"vision.image_size {self.image_size} is not a multiple of vision.patch {self.patch}"

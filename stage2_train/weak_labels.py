@@ -1,7 +1,8 @@
 """Weak labels of unlabelled objects: the box or the point that an annotator would draw instead of a mask.
 
-Data sets here carry masks alone, so weak labels are made from them, once, before training. What comes out holds numbers
-and no data set: from it, as from the reader of unlabelled samples, no mask can be reached.
+A box or point that is given (`box`, `point` of a JSONL file) is taken; else, as in data sets that carry masks alone,
+the weak label is made from the mask, once, before training. What comes out holds numbers and no data set: from it, as
+from the reader of unlabelled samples, no mask can be reached.
 
 Legend: B samples. Coordinates are x, y in [0,1] of the image, NaN where the annotation is empty.
 """
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shared.errors import DataError
 from shared.refer import ReferringDataset
 from shared.seeding import rng
 from shared.types import Sample
@@ -34,22 +36,39 @@ class WeakLabels:
 def collect_weak_labels(
     dataset: ReferringDataset, samples: Sequence[Sample], kind: Literal["box", "point"], seed: int
 ) -> WeakLabels:
-    """Make the weak label of every annotation that `samples` name.
+    """The weak label of every annotation that `samples` name.
 
     Args:
         dataset: A reader that may see their masks; it is not kept.
         samples: The unlabelled samples.
-        kind: `box` is the tight box, `point` a uniformly random pixel of the mask.
+        kind: `box` is the given or the tight box, `point` the given one or a uniformly random pixel of the mask.
         seed: Seed of the points; an object's point is the same in every run with it.
 
     Raises:
-        DataError: A malformed segmentation.
+        DataError: A malformed segmentation, or neither a weak label nor a mask.
     """
     values: dict[int, Sequence[float]] = {}
     for sample in samples:
         if sample.ann_id not in values:
-            values[sample.ann_id] = _box(dataset, sample) if kind == "box" else _point(dataset, sample, seed)
+            given = _given(dataset, sample, kind)
+            values[sample.ann_id] = _made(dataset, sample, kind, seed) if given is None else given
     return WeakLabels(kind, values)
+
+
+def _given(dataset: ReferringDataset, sample: Sample, kind: str) -> Sequence[float] | None:
+    size = [sample.width, sample.height]
+    if kind == "box":
+        box_4 = dataset.weak_box_xyxy_px(sample)
+        return None if box_4 is None else (box_4 / np.array(size * 2)).tolist()
+    point_2 = dataset.weak_point_xy_px(sample)
+    return None if point_2 is None else (point_2 / np.array(size)).tolist()
+
+
+def _made(dataset: ReferringDataset, sample: Sample, kind: str, seed: int) -> Sequence[float]:
+    try:
+        return _box(dataset, sample) if kind == "box" else _point(dataset, sample, seed)
+    except DataError as error:
+        raise DataError(f"{error}, to make a {kind} of where none is given") from error
 
 
 def _box(dataset: ReferringDataset, sample: Sample) -> Sequence[float]:

@@ -533,3 +533,26 @@ def test_hostile_lines_are_one_line_of_error(l2l, tmp_path, line, message):
     assert message in ran.err and ran.err.startswith(f"error: {tmp_path}")
     checked = l2l("data", "check", tmp_path / "own.jsonl")
     assert checked.status == 1 and message.partition(": ")[0] in checked.out
+
+
+def test_recipes_are_listed_with_their_fields(l2l):
+    listed = l2l("recipes").out
+    assert (
+        "l2l train RECIPE" in listed
+        and "  fixmatch-embedded  " in listed
+        and "  refcoco-qwen2.5-vl-7b  " in listed
+    )
+    both = l2l("recipes", "embedded", "--json").json
+    assert set(both) == {"priors run", "train"}
+    assert both["train"]["optim.muon.lr"]["value"] == "0.006" and both["train"]["spm.eps"]["meaning"]
+    (only,) = l2l("recipes", "paper", "--json").json
+    assert only == "train"
+    assert "  l2l.tau_fg=0.7\n      " in l2l("recipes", "paper").out
+    wrong = l2l("recipes", "papre")
+    assert wrong.status == 2 and "no recipe 'papre'; there are embedded" in wrong.err
+
+
+def test_a_folder_of_own_data_is_pointed_to_its_file(l2l, tmp_path):
+    l2l("data", "init", tmp_path / "photos")
+    asked = l2l("data", "check", tmp_path / "photos")
+    assert asked.status == 2 and f"or is {tmp_path}/photos/photos.jsonl meant?" in asked.err

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from shared.errors import DataError
 from shared.hub import require_cached
 from stage2_train.hub_models import hub_model
+from stage2_train.segmentor_config import EMBEDDED, SegmentorConfig
 
 
 def pretrained_folder(name: str, field: str, *, has_weights: bool = True) -> Path:
@@ -36,6 +37,32 @@ def pretrained_folder(name: str, field: str, *, has_weights: bool = True) -> Pat
     if model is None:
         raise DataError(f"{field}: {name} is neither a folder nor the name of a repository")
     return require_cached(replace(model, has_weights=has_weights))
+
+
+def where_pretrained(config: SegmentorConfig) -> dict[str, str]:
+    """What a network starts from, field by field in words; no weights are read, and what is missing is said, too."""
+    names = {
+        "segmentor.vision.weights": config.vision.weights,
+        "segmentor.text.weights": config.text.weights,
+        "segmentor.text.tokenizer": config.text.tokenizer,
+        "segmentor.weights": config.weights,
+    }
+    said = {}
+    for field, name in names.items():
+        if name is None:
+            covered = field != "segmentor.weights" and config.weights is not None
+            said[field] = "none" if covered or field == "segmentor.weights" else "none: it starts at random"
+        elif name == EMBEDDED:
+            said[field] = "shipped with the code"
+        elif name.endswith(".safetensors"):
+            said[field] = name if Path(name).is_file() else f"{name}: NOT FOUND"
+        else:
+            try:
+                folder = pretrained_folder(name, field, has_weights=not field.endswith("tokenizer"))
+                said[field] = name if str(folder) == name else f"{name} in {folder}"
+            except DataError as error:
+                said[field] = f"NOT FOUND: {str(error).removeprefix(f'{field}: ')}"
+    return said
 
 
 def build_tower(

@@ -52,7 +52,7 @@ from stage2_train.methods import METHODS  # noqa: E402
 from stage2_train.methods.base import Networks  # noqa: E402
 from stage2_train.optim import OptimConfig, build_optimizer  # noqa: E402
 from stage2_train.recipes import RECIPES  # noqa: E402
-from stage2_train.segmentor import build_segmentor  # noqa: E402
+from stage2_train.segmentor import build_segmentor, without_pretrained  # noqa: E402
 from stage2_train.step import train_step  # noqa: E402
 from stage2_train.text import Tokenizer  # noqa: E402
 from tests.stage2_train.lavt_reference import Decoder, Fusion  # noqa: E402
@@ -81,13 +81,14 @@ def configured(recipe: str, root: Path, batch: int, precision: str) -> TrainConf
     """A recipe on the drawn scenes, with weights that start at random."""
     config = RECIPES[recipe]()
     tokenizer = config.segmentor.text.tokenizer if "embedded" in recipe else str(root / "tokenizer")
-    text = dataclasses.replace(config.segmentor.text, tokenizer=tokenizer)
+    bare = without_pretrained(config.segmentor)
+    text = dataclasses.replace(bare.text, tokenizer=tokenizer)
     return dataclasses.replace(
         config,
         data=DataConfig(root=str(root / "data"), dataset="refshapes"),
         cache_root=str(root / "stores"),
         fraction=0.25,
-        segmentor=dataclasses.replace(config.segmentor, weights=None, text=text),
+        segmentor=dataclasses.replace(bare, text=text),
         steps=100_000,
         batch_labelled=batch,
         batch_unlabelled=batch,
@@ -263,13 +264,8 @@ def paper_operations() -> float:
     module in the passes with gradient of all images that do.
     """
     config = RECIPES["paper"]()
-    own = config.segmentor
-    random = dataclasses.replace(
-        own,
-        vision=dataclasses.replace(own.vision, weights=None),
-        text=dataclasses.replace(own.text, weights=None),
-    )
-    model = build_segmentor(random).eval()
+    own = without_pretrained(config.segmentor)
+    model = build_segmentor(own).eval()
     height, width = config.size_hw
     image = normalise_image(torch.zeros(1, height, width, 3, dtype=torch.uint8))
     text = (

@@ -78,6 +78,8 @@ def test_none_and_the_last_one_wins():
         ("flag=1", "expected true or false"),
         ("mode=c", "expected one of a, b"),
         ("inner.rate=-1", "rate is -1"),
+        ("inner.rate=nan", "'nan' is not a finite number"),
+        ("inner.rate=-inf", "'-inf' is not a finite number"),
     ],
 )
 def test_a_wrong_override_is_named(override, message):

@@ -126,7 +126,7 @@ BROKEN = {
     "outside box": (pair(box=[5, 5, 9, 2]), r"box \[5.0, 5.0, 9.0, 2.0\] .* width 10 and height 8"),
     "flat box": (pair(box=[5, 5, 0, 2]), "is empty or leaves"),
     "outside point": (pair(point=[11, 2]), "point .* lies outside"),
-    "absent image": (pair("absent.jpg"), "image 'absent.jpg': .* is in none of the folder itself"),
+    "absent image": (pair("absent.jpg"), "image 'absent.jpg': .*/absent.jpg: not found"),
     "escape": (pair("../a.jpg"), "leads out of the image folder"),
     "absolute": (pair("/etc/passwd"), "leads out of the image folder"),
     "broken image": (pair("photos.jsonl"), "image cannot be read"),
@@ -179,3 +179,18 @@ def test_lines_can_be_read_without_their_images(tmp_path):
     path.write_text("\n")
     with pytest.raises(DataError, match="holds no line"):
         read_lines(path)
+
+
+def test_a_pair_given_twice_is_told(tmp_path):
+    rows = [
+        pair(mask="mask.png"),
+        pair("b.jpg"),
+        pair(expression="The mug"),
+        pair(split="val"),
+        pair(expression="cup"),
+    ]
+    report = check_layout(dataset_layout(DataConfig(root=str(write(tmp_path, rows)), dataset="")))
+    (problem,) = report.problems
+    assert (problem.kind, problem.count, problem.blocks) == ("pair given twice", 2, False)
+    assert "photos.jsonl: line 3: 'The mug' of a.jpg (train), as line 1 (train)" in problem.first[0]
+    assert "line 4: 'the mug' of a.jpg (val), as line 1 (train)" in problem.first[1]

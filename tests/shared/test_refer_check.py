@@ -116,7 +116,9 @@ def test_many_faults_at_once_and_only_the_first_rows(tmp_path):
 
     report = check_refer(*write_refer_fixture(tmp_path, edit=edit).args)
     assert kinds(report) == {"empty expression": 7, "ref of unknown annotation": 1}
-    assert len(report.problems[0].first) == 5 and "    ... 2 more" in report.format_table()
+    assert (
+        len(report.problems[0].first) == 7 and "    ... 2 more (--json lists them)" in report.format_table()
+    )
     assert report.splits["train"].sentences == 5 and "testA" not in report.splits
 
 

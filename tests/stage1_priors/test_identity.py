@@ -225,9 +225,10 @@ def test_large_files_are_hashed_at_both_ends(tmp_path, monkeypatch):
 
 def test_a_repository_that_is_not_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        DataError, match=r"model\.path: nobody/nothing \(revision main\) .*; `l2l fetch` puts it there"
-    ):
+    said = (
+        r"model\.path: nobody/nothing \(revision main\) .*; `l2l fetch priors` or `l2l fetch train` puts it"
+    )
+    with pytest.raises(DataError, match=said):
         locate_model(MllmConfig(path="nobody/nothing"))
     with pytest.raises(DataError, match=r"proposer\.path: no folder 'not/a/model'"):
         locate_model(MllmConfig(path="not/a/model"), "proposer.path")

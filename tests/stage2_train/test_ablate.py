@@ -17,7 +17,7 @@ import pytest
 from shared.config import config_to_dict
 from shared.errors import DataError
 from shared.refer import load_refer
-from stage2_train.ablate import describe_grid, parse_share, run_grid, state_of
+from stage2_train.ablate import describe_grid, open_grid, parse_share, run_grid, state_of
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
 from stage2_train.ablate_table import METRICS
@@ -55,8 +55,9 @@ scores = dict.fromkeys(METRICS, 0.5)
 GRID = """
 reference = "a"
 recipe = "supervised-embedded"
-fractions = [0.05]
+fractions = [0.25]
 seeds = [1, 2]
+set = ["data.root={root}/data"]
 [methods.a]
 [methods.b]
 set = ["steps=40"]
@@ -81,8 +82,8 @@ def starts(out: Path) -> dict[str, int]:
 
 
 @pytest.fixture
-def grid(tmp_path: Path) -> Grid:
-    return read_grid(grid_file(tmp_path, GRID))
+def grid(mini_root: Path, tmp_path: Path) -> Grid:
+    return read_grid(grid_file(tmp_path, GRID.format(root=mini_root)))
 
 
 def test_all_cells_run_once_and_a_second_call_runs_none(grid: Grid, tmp_path: Path) -> None:
@@ -104,10 +105,10 @@ def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_p
     assert answer["counts"] == {"failed": 2, "done": 2} and answer["own_unfinished"] == 2
     assert {cell["reason"] for cell in answer["unfinished"]} == {"this cell fails with 2"}
     assert {row["arm"] for row in answer["rows"]} == {"b"}
-    assert describe_grid(grid, out)["cells"]["a/fraction-0.05/seed-1"]["state"] == "failed"
+    assert describe_grid(grid, out)["cells"]["a/fraction-0.25/seed-1"]["state"] == "failed"
     mended = run_grid(grid, out, quiet=True, command=light())
-    assert mended["counts"] == {"done": 4} and starts(out)["a/fraction-0.05/seed-1"] == 2
-    assert starts(out)["b/fraction-0.05/seed-1"] == 1
+    assert mended["counts"] == {"done": 4} and starts(out)["a/fraction-0.25/seed-1"] == 2
+    assert starts(out)["b/fraction-0.25/seed-1"] == 1
 
 
 @pytest.mark.parametrize(
@@ -158,16 +159,16 @@ def test_a_share_is_i_of_n(text: str) -> None:
 def test_a_folder_of_another_grid_is_not_taken_for_this_one(grid: Grid, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_grid(grid, out, quiet=True, command=light())
-    other = read_grid(grid_file(tmp_path, GRID.replace("steps=40", "steps=41")))
-    states = {cell.name: state_of(cell, other, out, None) for cell in other.cells}
+    other = read_grid(grid_file(tmp_path, grid.path.read_text().replace("steps=40", "steps=41")))
+    states = {cell.name: state_of(cell, other, out, open_grid(other)) for cell in other.cells}
     assert [state.state for state in states.values()] == ["done", "done", "failed", "failed"]
-    assert "steps is 40 there, 41 now" in states["b/fraction-0.05/seed-1"].reason
+    assert "steps is 40 there, 41 now" in states["b/fraction-0.25/seed-1"].reason
 
 
 def test_dry_run_starts_and_writes_nothing(grid: Grid, tmp_path: Path) -> None:
     plan = describe_grid(grid, tmp_path / "out")
     assert {cell["state"] for cell in plan["cells"].values()} == {"to do"} and len(plan["cells"]) == 4
-    assert plan["cells"]["b/fraction-0.05/seed-2"]["changes"] == ["steps=40", "fraction=0.05", "seed=2"]
+    assert plan["cells"]["b/fraction-0.25/seed-2"]["changes"][1:] == ["steps=40", "fraction=0.25", "seed=2"]
     assert not (tmp_path / "out").exists()
 
 
@@ -307,3 +308,40 @@ def test_no_store_is_said_before_anything_starts(real: tuple[Path, Path], tmp_pa
     with pytest.raises(DataError, match="no complete prior store"):
         run_grid(read_grid(grid_file(tmp_path, text)), tmp_path / "out", quiet=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("seeds = [1]", 'seeds = [1]\nsplits = ["validation"]'),
+            "splits: refshapes .* no split 'validation'",
+        ),
+        (
+            ("[0.25]", "[0.25, 0.0001]"),
+            r"supervised/fraction-0.0001/seed-1: labelled fraction .* no image at all",
+        ),
+        (("[0.25]", "[0.25, 1.0]"), "l2l/fraction-1/seed-1: every train image is labelled"),
+        (
+            ('"eval_every=0"', '"eval_every=2", "val_split=dev"'),
+            "supervised/.*: val_split 'dev' is not one of",
+        ),
+    ],
+)
+def test_what_a_cell_cannot_read_is_said_before_anything_starts(
+    real: tuple[Path, Path], tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    grid = read_grid(grid_file(tmp_path, real[0].read_text().replace(*change)))
+    for call in (
+        lambda: describe_grid(grid, tmp_path / "out"),
+        lambda: run_grid(grid, tmp_path / "out", quiet=True),
+    ):
+        with pytest.raises(DataError, match=f"grid.toml: {message}"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_is_not_there_is_said_even_where_no_store_is_read(grid: Grid, tmp_path: Path) -> None:
+    text = grid.path.read_text().replace("data.root=", "data.root=nowhere")
+    with pytest.raises(DataError, match="nowhere"):
+        describe_grid(read_grid(grid_file(tmp_path, text)), tmp_path / "out")

@@ -106,3 +106,10 @@ def test_the_shipped_grids_can_be_read(path: Path) -> None:
     assert len({cell.seed for cell in grid.cells}) >= 3 and len({cell.method for cell in grid.cells}) >= 3
     assert grid.reference in {cell.method for cell in grid.cells}
     assert {cell.config.steps for cell in grid.cells} == {grid.cells[0].config.steps}
+
+
+def test_one_run_under_two_names_is_refused(tmp_path: Path) -> None:
+    text = BASE + '[methods.again]\nset = ["steps=40", "spm.eps=1e-4"]\n'  # what eps is anyway
+    message = "cells l2l/fraction-0.01/seed-1 and again/fraction-0.01/seed-1 are the same run under two names"
+    with pytest.raises(DataError, match=message):
+        read_grid(grid_file(tmp_path, text))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from shared.errors import DataError
 from stage2_train.processes import start_accelerator
@@ -42,6 +43,13 @@ def test_one_process_needs_no_launcher(monkeypatch: pytest.MonkeyPatch, environm
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert start_accelerator().num_processes == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use GPUs here")
+def test_a_batch_job_with_gpus_does_not_train_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
+    with pytest.raises(DataError, match="Slurm gave this job GPU 0,1, and torch .* can use none"):
+        start_accelerator()
 
 
 @pytest.mark.slow

@@ -1,14 +1,18 @@
 """Weak labels: made from masks, and holding none."""
 
 import dataclasses
+import json
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from shared.refer import MaskAccessError, load_refer
+from shared.errors import DataError
+from shared.jsonl import load_jsonl
+from shared.refer import MaskAccessError, ReferDataset, load_refer
 from stage2_train.config import OmniResConfig
 from stage2_train.data import BatchSource
 from stage2_train.transforms import WeakConfig
@@ -68,6 +72,11 @@ def test_an_empty_annotation_has_no_weak_label(mini_root: Path) -> None:
     dataset, samples = samples_of(mini_root)
 
     class Empty:
+        def weak_box_xyxy_px(self, sample: object) -> None:
+            return None
+
+        weak_point_xy_px = weak_box_xyxy_px
+
         def mask(self, sample: object) -> np.ndarray:
             return np.zeros((4, 4), dtype=bool)
 
@@ -99,3 +108,29 @@ def test_no_mask_can_be_reached_from_a_source_with_weak_labels(
         source.reader.dataset.mask(source.split.unlabelled[0][0])
     with pytest.raises(MaskAccessError):
         source.reader.dataset.box_xyxy_px(source.split.unlabelled[0][0])
+
+
+def own_data(folder: Path, *rows: dict) -> ReferDataset:
+    """Lines about one image of 40 x 20 pixels."""
+    Image.new("RGB", (40, 20)).save(folder / "a.jpg")
+    lines = [json.dumps({"image": "a.jpg", "expression": f"thing {i}", **row}) for i, row in enumerate(rows)]
+    (folder / "own.jsonl").write_text("\n".join(lines))
+    return load_jsonl(folder / "own.jsonl")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("box", [0.1, 0.25, 0.3, 0.75]), ("point", [0.5, 0.05])])
+def test_what_is_given_is_taken_and_needs_no_mask(tmp_path: Path, kind: str, expected: list[float]) -> None:
+    square = [[20, 0, 30, 0, 30, 10, 20, 10]]
+    dataset = own_data(tmp_path, {"box": [4, 5, 8, 10], "point": [20, 1]}, {"mask": square})
+    given, drawn = collect_weak_labels(dataset, dataset.samples(), kind, 0).read(dataset.samples()).tolist()  # type: ignore[arg-type]
+    assert given == pytest.approx(expected)
+    assert 0.5 <= drawn[0] <= 0.75 and 0 <= drawn[1] <= 0.5
+
+
+def test_neither_weak_label_nor_mask_names_the_line(tmp_path: Path) -> None:
+    dataset = own_data(tmp_path, {"box": [4, 5, 8, 10]}, {"point": [20, 1]})
+    for kind, line in (("box", 2), ("point", 1)):
+        with pytest.raises(
+            DataError, match=f"own.jsonl: line {line}: has no mask.*, to make a {kind} of where"
+        ):
+            collect_weak_labels(dataset, dataset.samples(), kind, 0)  # type: ignore[arg-type]
