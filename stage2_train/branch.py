@@ -1,8 +1,8 @@
 """A second branch for co-training: another decoder over the same towers.
 
 CCVC trains two whole networks. Here the towers and the word attention are shared and only the decoder is doubled, so
-that method keeps the others' parameter budget and the network that is evaluated is exactly theirs; the second branch is
-gone at inference. The branches start from different random weights.
+that method keeps the others' parameter budget and the network that is evaluated is exactly theirs; the second branch
+lies in the exported model and is not used. The branches start from different random weights.
 """
 
 from collections.abc import Sequence

@@ -5,7 +5,8 @@
     OUT/<dataset>-pseudo/refs(<split_by>).p      REFER: one ref a sentence, split `train`
 
 The finished network reads the unmirrored weak view, and the method's own code fuses what it fuses and cuts the label,
-without exploration: what the network would be taught next. An annotation's mask is the map the label is cut from, at
+without exploration: what the network would be taught next (of 3DResT without its test of consistency, which needs
+another view). An annotation's mask is the map the label is cut from, at
 0.5 and at the image's own size. Beside COCO's fields it carries
 
 - `score`: mean of that map over the mask, not calibrated (0 for an empty mask);
@@ -75,19 +76,21 @@ def export_labels(
     folder = out / f"{config.data.dataset}-pseudo"
     if (folder / "instances.json").exists():
         raise DataError(f"{folder} holds labels already; remove it or choose another folder")
-    networks = Networks(load_model(run), weak_eval=config.weak_eval)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks = Networks(load_model(run).to(device), weak_eval=config.weak_eval)
     method, inputs = restore_method(run, config), open_inputs(config)
     samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]
     annotations: list[dict[str, Any]] = []
+    fuses = config.method != "l2l" or config.l2l.use_spm  # else the prior is shown to the network alone
     with torch.no_grad():
         for pseudo, part in progress(
-            _pseudo(config, inputs, networks, method, samples, batch),
+            _pseudo(config, inputs, networks, method, samples, batch, device),
             -(-len(samples) // batch),
             "labels",
             quiet,
         ):
             for index in range(len(pseudo.samples)):
-                annotations.append({"id": len(annotations) + 1, **_annotation(pseudo, part, index)})
+                annotations.append({"id": len(annotations) + 1, **_annotation(pseudo, part, index, fuses)})
     _write(
         folder, config, samples, annotations, {"run": run.name, "method": config.method, "seed": config.seed}
     )
@@ -102,6 +105,7 @@ def _pseudo(
     method: Method,
     samples: Sequence[Sample],
     batch: int,
+    device: torch.device,
 ) -> Iterator[tuple[Pseudo, UnlabelledPart]]:
     """What the method would teach for each batch of samples; nothing is drawn: no flip, no noise."""
     plan = replace(
@@ -117,7 +121,7 @@ def _pseudo(
     source = inputs.source(plan, Tokenizer(config.segmentor))
     labelled = inputs.split.labelled[0][:1]
     for start in range(0, len(samples), batch):
-        made = source.of(labelled, samples[start : start + batch])
+        made = source.of(labelled, samples[start : start + batch]).to(device)
         part = made.unlabelled
         assert part is not None
         part = replace(part, noise_B2=torch.zeros_like(part.noise_B2))
@@ -126,15 +130,20 @@ def _pseudo(
         yield pseudo, part
 
 
-def _annotation(pseudo: Pseudo, part: UnlabelledPart, index: int) -> dict[str, Any]:
-    """The COCO record of one sample but for its id."""
+def _annotation(pseudo: Pseudo, part: UnlabelledPart, index: int, fuses: bool) -> dict[str, Any]:
+    """The COCO record of one sample but for its id; `fuses` says whether the method's target is made of the prior."""
     sample = pseudo.samples[index]
-    prob_hw = upsample(pseudo.target_B1HW[index].float(), (sample.height, sample.width)).numpy()
+    prob_hw = upsample(pseudo.target_B1HW[index].float().cpu(), (sample.height, sample.width)).numpy()
     mask_hw = prob_hw >= 0.5
-    ignored_HW = (pseudo.label_BHW[index] == IGNORE).numpy()
+    ignored_HW = (pseudo.label_BHW[index] == IGNORE).cpu().numpy()
     ignored_hw = resize_mask_nearest(ignored_HW, mask_hw.shape)
     x0, y0, x1, y1 = mask_box_xyxy_px(mask_hw).tolist()
-    fused = pseudo.prior_B1HW is not None and part.has_prior_B is not None and bool(part.has_prior_B[index])
+    fused = (
+        fuses
+        and pseudo.prior_B1HW is not None
+        and part.has_prior_B is not None
+        and bool(part.has_prior_B[index])
+    )
     return {
         "image_id": sample.image_id,
         "category_id": CATEGORY["id"],

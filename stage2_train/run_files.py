@@ -51,7 +51,7 @@ def run_record(
 def require_same_run(folder: Path, record: Mapping[str, Any]) -> None:
     """Refuse a folder that belongs to another configuration.
 
-    What cannot change the result (`runtime`, where the store lies, number of processes, versions) may differ.
+    What is not part of the method (`runtime`, where the store lies, number of processes, versions) may differ.
 
     Raises:
         DataError: A setting, or the store's content, differs; the first one is named.

@@ -1,10 +1,10 @@
 """Trains one run: a thin shell around `step.train_step`.
 
 One process, or several started by `torchrun`; batch sizes in the config are global, so the number of processes changes
-speed alone. A run folder belongs to one configuration; an interrupted run goes on from its newest checkpoint and, on a
-CPU, ends with the same bits as one that was never interrupted. SIGTERM and SIGUSR1 write a checkpoint at the
-current step and end the process with `RESUBMIT_EXIT_CODE`. A later start on the same folder ends an earlier one
-(`owner.py`).
+speed, and what is drawn for dropout and stochastic depth, which each process draws for itself. A run folder belongs to
+one configuration; an interrupted run goes on from its newest checkpoint and, on a CPU, ends with the same bits as one
+that was never interrupted. SIGTERM and SIGUSR1 write a checkpoint at the current step and end the process with
+`RESUBMIT_EXIT_CODE`. A later start on the same folder ends an earlier one (`owner.py`).
 
 Accelerate gives processes, device, clipping and collectives. Gradients are averaged by
 `optim.average_gradients`, which says why not by DistributedDataParallel.

@@ -68,10 +68,10 @@ STORE = {"STORE": LAST_STORE}
 THE_STORE = {"cache/priors/<store>.zarr": LAST_STORE}
 DATA = {"ROOT": "cache/data/refshapes", "D": "refshapes", "S": "unc"}
 PHOTOS = {"PHOTOS": "photos/photos.jsonl"}
-WEIGHTS = {"vision.weights=...": "vision.weights=swin", "text.weights=...": "text.weights=bert",
-           "text.tokenizer=...": "text.tokenizer=bert"}  # fmt: skip
+TOWERS = "--set segmentor.vision.weights=swin --set segmentor.text.weights=bert --set segmentor.text.tokenizer=bert"
 
 COMMANDS_TABLE = [
+    Row(command="recipes RECIPE", swap={"RECIPE": "embedded"}, says=r"optim\.muon\.lr=0\.006"),
     Row(command="doctor", says=r"(?m)^torch"),
     Row(command="data synth OUT", swap={"OUT": "cache/data/refshapes"}, more="--images 24", says="24 images"),
     Row(command="data init OUT", swap={"OUT": "example"}, says="example/photos.jsonl"),
@@ -115,7 +115,7 @@ COMMANDS_TABLE = [
 REST_OF_THE_README = [
     Row(command="ablate stage2_train/grids/embedded-headline.toml", says="supervised"),
     Row(command="ablate stage2_train/grids/embedded-methods.toml --dry-run",
-        swap={"stage2_train/grids": str(ROOT / "stage2_train/grids")}, says="semires/fraction-0.01/seed-24"),
+        says="to do .*supervised/fraction-0.25/seed-22"),
     Row(command="ablate stage2_train/grids/embedded-methods.toml", says="supervised"),
     Row(command="train embedded --set seed=$seed --out runs/l2l-$seed --resume", each={"$seed": ("22", "23", "24")},
         more=f"{BRIEFLY} {A_QUARTER}", says="2 steps"),
@@ -130,12 +130,18 @@ REST_OF_THE_README = [
         more=BRIEFLY, says="2 steps"),
     Row(command="eval runs/photos", says="val .*frozen prior"),
     Row(command="predict runs/photos new.jpg the mug left of the laptop", says="mask"),
+    Row(command="priors run refcoco-qwen2.5-vl-7b --set data.root=PHOTOS --set splits=train,val", swap=PHOTOS,
+        more=SMALL_MODELS, says="photos-jsonl"),
+    Row(command="train paper --set data.root=PHOTOS --set fraction=1 --set steps=4000 --set eval_every=200 "
+        "--out runs/photos-large", swap=PHOTOS, says="2 steps",
+        more=f"{TOWERS} {SMALL_TOWERS} {BRIEFLY} --set precision=fp32 --set runtime.workers=0 "
+        f"--set 'store={LAST_STORE}'"),
     # What is drawn lies where RefCOCO would, and the check says that it has not RefCOCO's numbers.
     Row(command="data check data/refer --dataset refcoco --split-by unc", status=1, says="(?m)^train .*16"),
+    Row(command="fetch train paper", more=TOWERS, says=FOLDERS_ALONE),
     Row(command="priors run refcoco-qwen2.5-vl-7b --workers auto", more=SMALL_MODELS, says="refcoco-unc"),
-    Row(command="train paper --out runs/paper --set segmentor.vision.weights=... --set segmentor.text.weights=... "
-        "--set segmentor.text.tokenizer=...", swap=WEIGHTS, how="torchrun", says="2 steps",
-        more=f"{SMALL_TOWERS} {BRIEFLY} {A_QUARTER} --set precision=fp32 --set runtime.workers=0 --quiet"),
+    Row(command="train paper --out runs/paper", how="torchrun", says="2 steps",
+        more=f"{TOWERS} {SMALL_TOWERS} {BRIEFLY} {A_QUARTER} --set precision=fp32 --set runtime.workers=0 --quiet"),
     Row(command="eval runs/paper --split val --split testA --split testB", says="testB .*frozen prior"),
     Row(command="report runs/paper", says="report: runs/paper/report.html"),
     Row(command="priors run import --set source=MASKS", swap={"MASKS": "masks"}, says="refcoco-unc"),
@@ -144,10 +150,9 @@ REST_OF_THE_README = [
     Row(command="submit priors refcoco-qwen2.5-vl-7b --tasks 16", more=f"{SMALL_MODELS} --set splits=val",
         says="--dependency=afterok", not_here=NO_SLURM),
     Row(command="status cache/priors/<store>.zarr", swap=THE_STORE, says="done"),
-    Row(command="submit train paper --out runs/paper --nodes 2 --set segmentor.vision.weights=...",
-        swap=WEIGHTS | {"runs/paper": "runs/other"}, says="--nodes=2", not_here=NO_SLURM,
-        more=f"--set segmentor.text.weights=bert --set segmentor.text.tokenizer=bert {SMALL_TOWERS} {A_QUARTER} "
-        f"--set 'store={LAST_STORE}'"),
+    Row(command="submit train paper --out runs/paper --nodes 2",
+        swap={"runs/paper": "runs/other"}, says="--nodes=2", not_here=NO_SLURM,
+        more=f"{TOWERS} {SMALL_TOWERS} {A_QUARTER} --set 'store={LAST_STORE}'"),
     Row(command="submit ablate stage2_train/grids/embedded-methods.toml", more="--out runs/grid-job", says="--array=0",
         not_here=NO_SLURM),
     Row(command="status runs/paper", says="done"),
@@ -186,6 +191,7 @@ NAMED = [
     "priors run",
     "priors run import",
     "priors verify",
+    "recipes",
     "status",
     "weights convert",
 ]
