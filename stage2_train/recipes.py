@@ -82,6 +82,15 @@ def embedded_confident() -> TrainConfig:
     )
 
 
+def embedded_bold() -> TrainConfig:
+    """Beyond the paper: `embedded-confident` without the confidence: what the two witnesses argue about is not taught.
+
+    For priors that may be wrong however sure the frozen model was of them.
+    """
+    config = embedded_confident()
+    return dataclasses.replace(config, spm=dataclasses.replace(config.spm, confidence_gain=0.0))
+
+
 def paper() -> TrainConfig:
     """L2L on RefCOCO (unc) at 5%, LAVT with Swin-B and BERT-base at 480 x 480, the paper's numbers.
 
@@ -145,6 +154,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "supervised-embedded": supervised_embedded,
     **_variants(embedded, "embedded"),
     "embedded-confident": embedded_confident,
+    "embedded-bold": embedded_bold,
     "paper": paper,
     "paper-baseline": paper_baseline,
     **_variants(paper, "paper"),
