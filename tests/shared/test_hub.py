@@ -129,7 +129,8 @@ def test_a_snapshot_counts_when_its_weights_are_whole(snapshot):
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
     (snapshot / "one.safetensors").write_bytes(b"")
     with pytest.raises(
-        DataError, match=r"model\.path: owner/name \(revision main\) is neither .*; `l2l fetch` puts it"
+        DataError,
+        match=r"model\.path: owner/name \(revision main\) is neither .*; `l2l fetch priors` or `l2l fetch train` puts",
     ):
         require_cached(model)
     (snapshot / "two.safetensors").write_bytes(b"")

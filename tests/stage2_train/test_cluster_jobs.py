@@ -18,11 +18,18 @@ from tests.stage2_train.test_ablate_grid import grid_file
 GRID = """
 reference = "a"
 recipe = "supervised-embedded"
-fractions = [0.05]
+fractions = [0.25]
 seeds = [1, 2]
+set = ["data.root={root}/data"]
 [methods.a]
 [methods.b]
+set = ["steps=40"]
 """
+
+
+@pytest.fixture
+def grid(mini_root, tmp_path):
+    return read_grid(grid_file(tmp_path, GRID.format(root=mini_root)))
 
 
 def test_a_stopped_run_has_the_status_that_scripts_queue_again():
@@ -88,15 +95,14 @@ def test_towers_named_by_repositories_are_held_at_their_commits(mini_root, tmp_p
 
 
 @pytest.mark.parametrize(("asked", "width"), [(0, 4), (3, 3), (9, 4)])
-def test_a_grid_is_shared_out(tmp_path, asked, width):
-    grid = read_grid(grid_file(tmp_path, GRID))
+def test_a_grid_is_shared_out(grid, tmp_path, asked, width):
     (job,) = plan_grid(grid, tmp_path / "out", asked).jobs
     assert job.tasks == tuple(range(width)) and job.per_task == f'--only "$task/{width}"'
     assert job.command == ("ablate", str(grid.path), "--out", str(tmp_path / "out"))
 
 
-def test_only_tasks_with_runs_that_are_not_done_are_submitted(tmp_path, monkeypatch):
-    grid, out, done = read_grid(grid_file(tmp_path, GRID)), tmp_path / "out", {0, 1, 2}
+def test_only_tasks_with_runs_that_are_not_done_are_submitted(grid, tmp_path, monkeypatch):
+    out, done = tmp_path / "out", {0, 1, 2}
 
     def state_of(cell, *rest):
         return State(state=DONE if grid.cells.index(cell) in done else PART)
@@ -109,15 +115,21 @@ def test_only_tasks_with_runs_that_are_not_done_are_submitted(tmp_path, monkeypa
     assert work.jobs == () and work.here == ()
 
 
-def test_the_models_of_a_grid_must_be_there(tmp_path, monkeypatch):
+def test_the_models_of_a_grid_must_be_there(grid, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    named = GRID.replace("seeds", 'set = ["segmentor.text.tokenizer=some/words"]\nseeds')
+    named = grid.path.read_text().replace('/data"]', '/data", "segmentor.text.tokenizer=some/words"]')
     grid = read_grid(grid_file(tmp_path, named))
     assert [(model.name, model.revision) for model in hub_models_of(grid)] == [("some/words", "main")]
     with pytest.raises(DataError, match="some/words"):
         plan_grid(grid, tmp_path / "out", 0)
 
 
-def test_a_negative_number_of_tasks_is_refused(tmp_path):
+def test_a_negative_number_of_tasks_is_refused(grid, tmp_path):
     with pytest.raises(DataError, match="--tasks is -1"):
-        plan_grid(read_grid(grid_file(tmp_path, GRID)), tmp_path / "out", -1)
+        plan_grid(grid, tmp_path / "out", -1)
+
+
+def test_a_grid_that_cannot_be_scored_is_not_submitted(grid, tmp_path):
+    text = grid.path.read_text().replace("seeds =", 'splits = ["validation"]\nseeds =')
+    with pytest.raises(DataError, match="no split 'validation'"):
+        plan_grid(read_grid(grid_file(tmp_path, text)), tmp_path / "out", 0)

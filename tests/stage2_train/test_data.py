@@ -283,7 +283,7 @@ def test_trust_is_the_rank_of_a_rows_confidence(mini_root: Path) -> None:
 
 def test_no_store_says_what_to_run(mini_root: Path, tmp_path: Path) -> None:
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
-    with pytest.raises(DataError, match="no complete prior store.*`priors`"):
+    with pytest.raises(DataError, match="no complete prior store.*`l2l priors run RECIPE`"):
         choose_store(mini_config(mini_root, cache_root=str(tmp_path)), dataset)
 
 
