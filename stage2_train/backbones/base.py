@@ -126,7 +126,7 @@ def harden_window_masks(attentions: Iterable[nn.Module]) -> None:
 
     The library, as the original, masks by adding -100. exp(-100) is a denormal float32, and a CPU multiplies with those
     at a fraction of its speed: a training step of the embedded network took 1.3 times as long. With -10,000 the masked
-    weights are exactly zero, and nothing else changes.
+    weights are exactly zero, and nothing else changes beyond the last bit.
 
     Args:
         attentions: Modules that take (tokens, mask or None, ...) by position.
