@@ -122,7 +122,7 @@ def _parse(text: str, hint: Any, override: str) -> Any:
             value = hint(text)
         except ValueError:
             raise DataError(f"override {override!r}: {text!r} is not of type {hint.__name__}") from None
-        if not math.isfinite(value):
+        if hint is float and not math.isfinite(value):
             raise DataError(f"override {override!r}: {text!r} is not a finite number")
         return value
     if hint is Path:

@@ -103,7 +103,7 @@ def open_grid(grid: Grid) -> Opened:
     splits: dict[float, dict[str, Any]] = {}
     for cell in grid.cells:
         own = cell.config
-        asked = (own.method, own.fraction, own.eval_every > 0, own.val_split)
+        asked = (own.uses_unlabelled, own.fraction, own.eval_every > 0, own.val_split)
         if asked not in seen:
             seen.add(asked)
             try:

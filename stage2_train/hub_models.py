@@ -23,13 +23,18 @@ def hub_model(name: str, field: str) -> HubModel | None:
     return HubModel(field=field, name=repository, revision=revision or "main")
 
 
-def hub_models(config: SegmentorConfig) -> list[HubModel]:
-    """Those of a network, by field."""
-    names = {
+def tower_names(config: SegmentorConfig) -> dict[str, str | None]:
+    """What the towers and the tokenizer of a network are read from, by field; None is random weights."""
+    return {
         "segmentor.vision.weights": config.vision.weights,
         "segmentor.text.weights": config.text.weights,
         "segmentor.text.tokenizer": config.text.tokenizer,
     }
+
+
+def hub_models(config: SegmentorConfig) -> list[HubModel]:
+    """Those of a network, by field."""
+    names = tower_names(config)
     found = [hub_model(name, field) for field, name in names.items() if name is not None and name != EMBEDDED]
     return [replace(model, has_weights=not model.field.endswith("tokenizer")) for model in found if model]
 

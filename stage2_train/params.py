@@ -1,12 +1,10 @@
 """Parameter counts by part, on the meta device: no weights are allocated or read."""
 
-import dataclasses
-
 import torch
 from torch import nn
 
 from stage2_train.rple.policy import Actor, Critic, PolicyConfig
-from stage2_train.segmentor import ReferringSegmentor
+from stage2_train.segmentor import ReferringSegmentor, without_pretrained
 from stage2_train.segmentor_config import PARTS, SegmentorConfig
 
 
@@ -25,14 +23,8 @@ def count_parameters(config: SegmentorConfig) -> dict[str, int]:
         Counts under each of `PARTS`, their sum `segmentor`, and the labelling policy's `actor` and `critic`, which are
         gone at inference.
     """
-    bare = dataclasses.replace(
-        config,
-        vision=dataclasses.replace(config.vision, weights=None),
-        text=dataclasses.replace(config.text, weights=None),
-        weights=None,
-    )
     with torch.device("meta"):
-        model = ReferringSegmentor(bare)
+        model = ReferringSegmentor(without_pretrained(config))
         actor, critic = Actor(PolicyConfig()), Critic()
     parts = {name: num_parameters(getattr(model, name)) for name in PARTS}
     return {

@@ -7,7 +7,6 @@ model/        the finished network: model.safetensors, config.json, tokenizer an
 done.json     written last
 """
 
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -75,10 +74,10 @@ def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
         DataError: Another labelled or unlabelled part; the first difference is named.
     """
     path = folder / "split.json"
-    old, new = read_json(path), json.loads(json.dumps(record))
-    counts = [name for name in new if name != "image_ids"]  # the ids last: a long list says little
-    differing = _first_difference({n: old.get(n) for n in counts}, {n: new[n] for n in counts})
-    if differing or old.get("image_ids") != new["image_ids"]:
+    old = read_json(path)
+    counts = [name for name in record if name != "image_ids"]  # the ids last: a long list says little
+    differing = _first_difference({n: old.get(n) for n in counts}, {n: record[n] for n in counts})
+    if differing or old.get("image_ids") != record["image_ids"]:
         raise DataError(
             f"{path}: the data carry other labels than when this run began ({differing or 'other images'}); choose "
             "another folder"

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from shared.errors import DataError
 from shared.hub import require_cached
-from stage2_train.hub_models import hub_model
+from stage2_train.hub_models import hub_model, tower_names
 from stage2_train.segmentor_config import EMBEDDED, SegmentorConfig
 
 
@@ -41,12 +41,7 @@ def pretrained_folder(name: str, field: str, *, has_weights: bool = True) -> Pat
 
 def where_pretrained(config: SegmentorConfig) -> dict[str, str]:
     """What a network starts from, field by field in words; no weights are read, and what is missing is said, too."""
-    names = {
-        "segmentor.vision.weights": config.vision.weights,
-        "segmentor.text.weights": config.text.weights,
-        "segmentor.text.tokenizer": config.text.tokenizer,
-        "segmentor.weights": config.weights,
-    }
+    names = {**tower_names(config), "segmentor.weights": config.weights}
     said = {}
     for field, name in names.items():
         if name is None:
