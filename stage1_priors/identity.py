@@ -9,7 +9,7 @@ bits of a log-probability.
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from stage1_priors.proposers import check_sam_folder
 
 MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
 """Files of a model folder that can change an answer."""
+MISSING_IMAGE, UNREADABLE_IMAGE = "missing", "unreadable"
+"""What stands for an image without bytes."""
 WHOLE_FILE_BYTES = 64 * 2**20
 """Files up to this size are hashed whole; larger ones by size, first and last MiB (the header names every tensor)."""
 
@@ -114,7 +116,7 @@ class ImageHasher:
                 return str(known[2])
             value = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
         except OSError:
-            return "unreadable"
+            return UNREADABLE_IMAGE
         self._known[key] = [*stamp, value]
         self._changed = True
         return value
@@ -134,10 +136,10 @@ class ImageHasher:
         self._changed = False
 
 
-def images_fingerprint(
+def identify_images(
     images: Iterable[tuple[str, Path | tuple[int, str] | None]], mode: str, memory: Path
-) -> str:
-    """One hash over all images.
+) -> dict[str, str]:
+    """What every image counts as, by name, in order of the names.
 
     Args:
         images: (name, what stands for it), any order; every name once. That is a path, the size and content hash of
@@ -146,22 +148,42 @@ def images_fingerprint(
         memory: Where content hashes are remembered.
 
     Returns:
-        32 hex digits.
+        `"missing"`; else the hash of the file's bytes, 32 hex digits, or `"unreadable"`; with mode `"size"` their
+        number.
     """
-    hasher = ImageHasher(memory)
-    digest = hashlib.blake2b(digest_size=16)
+    hasher, values = ImageHasher(memory), dict[str, str]()
     for name, path in sorted(images, key=lambda item: item[0]):
         if path is None:
-            value = "missing"
+            values[name] = MISSING_IMAGE
         elif isinstance(path, tuple):
-            value = path[1] if mode == "content" else str(path[0])
+            values[name] = path[1] if mode == "content" else str(path[0])
         elif mode == "content":
-            value = hasher.hash_of(path)
+            values[name] = hasher.hash_of(path)
         else:
-            value = str(path.stat().st_size)
-        digest.update(f"{name}\x1f{value}\x1e".encode())
+            values[name] = str(path.stat().st_size)
     hasher.save()
+    return values
+
+
+def images_fingerprint(identities: Mapping[str, str]) -> str:
+    """One hash over all images, 32 hex digits.
+
+    Args:
+        identities: What `identify_images` found.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(identities.items()):
+        digest.update(f"{name}\x1f{value}\x1e".encode())
     return digest.hexdigest()
+
+
+def content_hashes(identities: Mapping[str, str]) -> dict[str, bytes]:
+    """The hashes among what `identify_images` found with mode `"content"`, by name; images without one are left out."""
+    return {
+        name: bytes.fromhex(value)
+        for name, value in identities.items()
+        if value not in (MISSING_IMAGE, UNREADABLE_IMAGE)
+    }
 
 
 def locate_proposer(proposer: ProposerConfig) -> ModelFiles:
@@ -191,7 +213,7 @@ def identity_of(
     images: str,
     proposer: ModelFiles | None,
 ) -> dict[str, Any]:
-    """Everything the rows depend on, JSON-able.
+    """Everything the rows depend on, as JSON gives it back (so that it compares equal to what a store holds).
 
     Args:
         config: The run's configuration.
@@ -212,7 +234,7 @@ def identity_of(
         del proposing["candidates"]
     if proposer is not None:
         proposing["model"] = proposer.identity
-    return {
+    identity = {
         "data": {
             "dataset": config.data.dataset,
             "split_by": config.data.split_by,
@@ -227,6 +249,7 @@ def identity_of(
         "parser": {"version": PARSER_VERSION, "clip_tolerance": config.clip_tolerance},
         "proposer": {"version": PROPOSER_VERSION, **proposing},
     }
+    return json.loads(json.dumps(identity))
 
 
 def import_identity_of(config: ImportConfig, data_fingerprint: str, masks: str) -> dict[str, Any]:

@@ -18,10 +18,13 @@ from shared.store.find import find_stores, store_path
 from shared.store.layout import read_header
 from shared.store.schema import (
     EXPRESSION_BYTES,
+    IMAGE_HASH,
+    IMAGE_HASH_BYTES,
     SAMPLE_ID_BYTES,
     SHARD_ROWS,
     candidate_fields,
     encode_text_rows,
+    image_hash_fields,
     prior_fields,
     sample_fields,
 )
@@ -30,8 +33,10 @@ from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.engine import engine_versions
 from stage1_priors.families import Family, SizeRules, family_of, size_rules_of
 from stage1_priors.identity import (
+    content_hashes,
     differences,
     fingerprint_of,
+    identify_images,
     identity_of,
     images_fingerprint,
     import_identity_of,
@@ -40,6 +45,7 @@ from stage1_priors.identity import (
 )
 from stage1_priors.mask_source import source_files
 from stage1_priors.plan import Plan, make_plan
+from stage1_priors.reuse import Reusable, find_reusable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,8 @@ class Job(StoreJob):
     """Where the model lies."""
     proposer_folder: Path | None
     """Where the proposer's model lies; None if it has none."""
+    image_hashes: dict[str, bytes]
+    """Content hash of each image by file name; empty where `image_hash` does not read them."""
 
 
 def make_job(config: PriorsConfig) -> Job:
@@ -92,10 +100,10 @@ def make_job(config: PriorsConfig) -> Job:
     proposer = locate_proposer(config.proposer) if config.proposer.is_sam else None
     names = {sample.file_name for sample in plan.samples}
     memory = Path(config.cache_root) / "image-hashes" / f"{config.data.dataset}.json"
-    images = images_fingerprint(
+    images = identify_images(
         ((name, dataset.image_identity(name)) for name in names), config.image_hash, memory
     )
-    identity = identity_of(config, family, model, dataset.fingerprint(), images, proposer)
+    identity = identity_of(config, family, model, dataset.fingerprint(), images_fingerprint(images), proposer)
     fingerprint = fingerprint_of(identity)
     return Job(
         config=config,
@@ -105,6 +113,7 @@ def make_job(config: PriorsConfig) -> Job:
         rules=rules,
         model_folder=model.folder,
         proposer_folder=None if proposer is None else proposer.folder,
+        image_hashes=content_hashes(images) if config.image_hash == "content" else {},
         identity=identity,
         fingerprint=fingerprint,
         path=_path(config, fingerprint),
@@ -120,7 +129,7 @@ def make_import_job(config: ImportConfig) -> StoreJob:
     dataset = load_dataset(config.data)
     plan = _plan(config, dataset)
     memory = Path(config.cache_root) / "image-hashes" / f"{config.data.dataset}-masks.json"
-    masks = images_fingerprint(source_files(Path(config.source)), config.image_hash, memory)
+    masks = images_fingerprint(identify_images(source_files(Path(config.source)), config.image_hash, memory))
     identity = import_identity_of(config, dataset.fingerprint(), masks)
     fingerprint = fingerprint_of(identity)
     return StoreJob(
@@ -136,6 +145,11 @@ def make_import_job(config: ImportConfig) -> StoreJob:
 def job_of(config: PriorsConfig | ImportConfig) -> StoreJob:
     """The job of either kind of recipe; raises as `make_job` and `make_import_job`."""
     return make_import_job(config) if isinstance(config, ImportConfig) else make_job(config)
+
+
+def find_known_rows(job: Job) -> Reusable:
+    """Rows of the plan that other stores hold already."""
+    return find_reusable(job.config, job.identity, job.fingerprint, job.plan.samples, job.image_hashes)
 
 
 def create(job: StoreJob, attrs: dict[str, Any]) -> None:
@@ -161,6 +175,11 @@ def create(job: StoreJob, attrs: dict[str, Any]) -> None:
         "split": np.array([code[s.split] for s in samples], np.uint8),
         "image_hw": np.array([(s.height, s.width) for s in samples], np.int32),
     }
+    if isinstance(job, Job) and job.image_hashes:
+        fields += image_hash_fields()
+        none = bytes(IMAGE_HASH_BYTES)
+        hashes = b"".join(job.image_hashes.get(s.file_name, none) for s in samples)
+        static[IMAGE_HASH] = np.frombuffer(hashes, np.uint8).reshape(-1, IMAGE_HASH_BYTES)
     own = {
         "fingerprint": job.fingerprint,
         "fingerprint_fields": job.identity,
@@ -196,8 +215,8 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
 
     Returns:
         Data set, pairs per split, images, shards in all and pending, engine (or the source of imported masks), and, if
-        the model is on this machine, the store's path and what differs from the nearest store. `problem` says what a
-        run would stop at, else None.
+        the model is on this machine, the store's path, what differs from the nearest store, and how many pairs each
+        other store already holds. `problem` says what a run would stop at, else None.
 
     Raises:
         DataError: Missing or unusable data.
@@ -217,13 +236,16 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         job = job_of(config)
     except DataError as error:
         return description | {"problem": str(error)}
-    exists = job.path.exists()
+    exists, pending = job.path.exists(), pending_of(job)
     return description | {
         "fingerprint": job.fingerprint,
         "store": str(job.path),
         "exists": exists,
-        "pending_shards": len(pending_of(job)),
+        "pending_shards": len(pending),
         "changed": [] if exists else changes(job),
+        "reused": find_known_rows(job).counts(0, len(plan.samples))
+        if isinstance(job, Job) and pending
+        else {},
     }
 
 

@@ -32,9 +32,14 @@ class Plan:
         """Rows of shard `index`."""
         return min(self.shard_rows, len(self.samples) - index * self.shard_rows)
 
+    def bounds(self, index: int) -> tuple[int, int]:
+        """First row of shard `index`, and the row after its last."""
+        return index * self.shard_rows, index * self.shard_rows + self.rows_of(index)
+
     def shard(self, index: int) -> tuple[Sample, ...]:
         """Samples of shard `index`, in row order."""
-        return self.samples[index * self.shard_rows : (index + 1) * self.shard_rows]
+        start, stop = self.bounds(index)
+        return self.samples[start:stop]
 
 
 def make_plan(samples: Iterable[Sample], splits: Sequence[str], shard_rows: int, where: str) -> Plan:

@@ -13,14 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from shared.errors import DataError
 from shared.runlog import ProgressBar
+from shared.store.layout import read_header
 from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows, first_rows
 from shared.store.writer import write_shard
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
@@ -37,10 +38,19 @@ from stage1_priors.engine import (
 )
 from stage1_priors.engines import ENGINES
 from stage1_priors.import_masks import import_masks
-from stage1_priors.job import Job, changes, create, describe_plan, make_job, pending_of
+from stage1_priors.job import (
+    Job,
+    changes,
+    create,
+    describe_plan,
+    find_known_rows,
+    make_job,
+    pending_of,
+)
 from stage1_priors.memory import release_freed_memory
 from stage1_priors.plan import Plan, shards_of_worker
 from stage1_priors.proposers import PROPOSERS, Prompts, Proposer
+from stage1_priors.reuse import Reusable, merge_rows
 from stage1_priors.samples import read_samples
 from stage1_priors.workers import separate_from_other_workers
 
@@ -84,6 +94,15 @@ def run_priors(
             _say(line, quiet)
     if num_workers > 1 or "SLURM_JOB_ID" in os.environ:
         separate_from_other_workers(worker, os.environ)
+    known = find_known_rows(job)
+    if known.num:
+        _say(f"{job.path}: {_taken_over(known, job.plan)}", quiet)
+    whole = [shard for shard in mine if known.known(*job.plan.bounds(shard)).all()]
+    asking = [shard for shard in mine if shard not in set(whole)]
+    if not asking:
+        create(job, _found_with(known))
+        _copy_shards(job, known, whole, quiet)
+        return job.path
     factory = engine_factory or ENGINES[config.engine.kind]
     with (
         closing(PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)) as proposer,
@@ -95,10 +114,41 @@ def run_priors(
             _say(canary.line() + ("" if canary.passed else " - going on, as canary.mode=warn asks"), quiet)
         logprobs = {"mode": "raw", "temperature": 0.0, "top": config.model.top_logprobs}
         create(job, {"canary": canary.to_dict(), "logprobs": logprobs})
-        tally = _write_shards(job, engine, proposer, mine, canary, quiet)
+        _copy_shards(job, known, whole, quiet)
+        tally = _write_shards(job, engine, proposer, known, asking, canary, quiet)
     seconds = time.monotonic() - started
     _say(f"{job.path}: {sum(tally.values())} pairs in {seconds:.0f} s ({_shares(tally)})", quiet)
     return job.path
+
+
+def _taken_over(known: Reusable, plan: Plan) -> str:
+    """How many rows are not asked for, for a person."""
+    num = len(plan.samples)
+    parts = ", ".join(f"{count} from {name}" for name, count in known.counts(0, num).items())
+    return f"{known.num} of {num} pairs are known already ({parts})"
+
+
+def _found_with(known: Reusable) -> dict[str, Any]:
+    """Attributes of a store for which no model was asked: those of the first store that it takes rows from."""
+    return {name: known.stores[0].attrs[name] for name in ("canary", "logprobs")}
+
+
+def _copy_shards(job: Job, known: Reusable, shards: Sequence[int], quiet: bool) -> None:
+    """Write shards of which every row is known."""
+    names = [spec.name for spec in read_header(job.path).run_fields]
+    with ProgressBar(sum(map(job.plan.rows_of, shards)), "known", "pair", quiet=quiet or not shards) as bar:
+        for shard in shards:
+            bounds = job.plan.bounds(shard)
+            write_columns(job, shard, known.columns(*bounds, names), {"reused": known.counts(*bounds)})
+            bar.update(job.plan.rows_of(shard))
+
+
+def write_columns(job: Job, shard: int, columns: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+    """Publish a shard; an image's candidates are stored once in it."""
+    if "candidates" in columns:
+        first_N = first_rows(np.array([one.image_id for one in job.plan.shard(shard)]))
+        columns["candidates"][first_N != np.arange(len(first_N))] = 0
+    write_shard(job.path, shard, columns, {"fingerprint": job.fingerprint} | info)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,43 +157,67 @@ class Chunk:
 
     shard: int
     """Shard they belong to."""
+    start: int
+    """Row of the plan that is the first of them."""
+    known: np.ndarray
+    """bool, one per row: another store has it, and the model is not asked."""
     is_first: bool
     """Whether they begin the shard. What is known of an image never passes from one shard to the next, so that the bits
     of a shard do not depend on which one was written before."""
     is_last: bool
     """Whether they end the shard."""
-    samples: tuple[Sample, ...]
-    """The rows."""
+    asked: tuple[Sample, ...]
+    """Those of the rows that the model is asked about; at least one."""
+
+    @property
+    def stop(self) -> int:
+        """Row of the plan after the last of them."""
+        return self.start + len(self.known)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedChunk:
-    """A chunk with its images read and resized."""
+    """A chunk with the images read and resized that the model is asked about."""
 
     chunk: Chunk
     """The rows."""
     requests: list[Request | None]
-    """One per row; None where the image could not be read."""
+    """One per asked row; None where the image could not be read."""
     errors: list[str]
-    """Why there is no request, per row."""
+    """Why there is no request, per asked row."""
     images: list[Image.Image | None]
-    """The original images, one per row, for a proposer that looks at them; else all None."""
+    """The original images, one per asked row, for a proposer that looks at them; else all None."""
     submitted: Submitted
     """The requests there are, in the engine's hands."""
 
 
-def chunks_of(plan: Plan, shards: Sequence[int], rows: int) -> Iterator[Chunk]:
-    """The shards cut into chunks of at most `rows` rows; a chunk never spans two shards."""
+def chunks_of(plan: Plan, known: Reusable, shards: Sequence[int], rows: int) -> Iterator[Chunk]:
+    """The shards cut into chunks with at most `rows` rows to ask for; a chunk never spans two shards.
+
+    Args:
+        plan: All rows.
+        known: Those that are not asked for; each of `shards` has others.
+        shards: What to cut.
+        rows: Upper bound.
+    """
     for shard in shards:
-        samples = plan.shard(shard)
-        for start in range(0, len(samples), rows):
-            part = samples[start : start + rows]
-            is_last = start + rows >= len(samples)
-            yield Chunk(shard=shard, is_first=start == 0, is_last=is_last, samples=part)
+        first, end = plan.bounds(shard)
+        asked = np.flatnonzero(~known.known(first, end)) + first
+        starts = [first, *asked[rows::rows].tolist()]
+        for start, stop in zip(starts, [*starts[1:], end], strict=True):
+            known_B = known.known(start, stop)
+            yield Chunk(
+                shard=shard,
+                start=start,
+                known=known_B,
+                is_first=start == first,
+                is_last=stop == end,
+                asked=tuple(plan.samples[start + row] for row in np.flatnonzero(~known_B)),
+            )
 
 
 def load_chunk(job: Job, engine: Engine, chunk: Chunk) -> LoadedChunk:
-    """Read and resize the images of a chunk, each image once, and submit its requests.
+    """Read and resize the images a chunk asks about, each image once, and submit its requests.
 
     An unreadable image is an error of its rows only.
     """
@@ -151,7 +225,7 @@ def load_chunk(job: Job, engine: Engine, chunk: Chunk) -> LoadedChunk:
     requests: list[Request | None] = []
     errors: list[str] = []
     originals: list[Image.Image | None] = []
-    for sample in chunk.samples:
+    for sample in chunk.asked:
         if sample.file_name not in images:
             try:
                 images[sample.file_name] = job.dataset.image(sample)
@@ -209,45 +283,63 @@ class Timing:
 
 
 def _write_shards(
-    job: Job, engine: Engine, proposer: Proposer, shards: Sequence[int], canary: CanaryResult, quiet: bool
+    job: Job,
+    engine: Engine,
+    proposer: Proposer,
+    known: Reusable,
+    shards: Sequence[int],
+    canary: CanaryResult,
+    quiet: bool,
 ) -> Counter[AnswerStatus]:
-    """Ask and parse chunk by chunk.
+    """Ask and parse chunk by chunk; every shard has a row to ask for.
 
     While the engine works on a chunk, one thread reads the images of the next ones and submits them, so that the
     engine's batch does not run empty between chunks, and another makes the masks of the one before and writes finished
     shards. Chunks are collected in order; the rows do not depend on what shared a batch with them.
+
+    Returns:
+        What became of the rows that were asked for.
     """
     tally: Counter[AnswerStatus] = Counter()
     timing = Timing()
     engine_config, plan = job.config.engine, job.plan
-    chunks = chunks_of(plan, shards, engine_config.chunk_rows)
+    chunks = chunks_of(plan, known, shards, engine_config.chunk_rows)
     num_ahead = 1 + -(-engine_config.ahead_rows // engine_config.chunk_rows)
+    most = num_ahead * engine_config.chunk_rows
     total = sum(plan.rows_of(shard) for shard in shards)
-    finisher = _Finisher(job, proposer, canary)
+    finisher = _Finisher(job, proposer, known, canary)
     with (
         ThreadPoolExecutor(1) as reading,
         ThreadPoolExecutor(1) as finishing,
         ProgressBar(total, "priors", "pair", quiet=quiet) as bar,
     ):
-        ahead = deque(reading.submit(load_chunk, job, engine, one) for one in islice(chunks, num_ahead))
+        ahead: deque[tuple[Chunk, Future[LoadedChunk]]] = deque()
         unfinished: Future[None] = finishing.submit(lambda: None)
+
+        def read_ahead() -> None:
+            num = sum(len(chunk.asked) for chunk, _ in ahead)
+            while num < most and (chunk := next(chunks, None)) is not None:
+                ahead.append((chunk, reading.submit(load_chunk, job, engine, chunk)))
+                num += len(chunk.asked)
+
         try:
+            read_ahead()
             while ahead:
                 with timing.spent_on("images"):
-                    loaded = ahead.popleft().result()
-                ahead.extend(reading.submit(load_chunk, job, engine, one) for one in islice(chunks, 1))
+                    loaded = ahead.popleft()[1].result()
+                read_ahead()
                 with timing.spent_on("asking"):
                     rows, arrays = ask_chunk(job, engine, loaded)
                 tally.update(STATUS_BY_CODE[int(code)] for code in rows.status_B)
                 if not ahead or tally.total() >= job.config.ceiling_min_rows:
-                    check_ceilings(job.config, tally, loaded.chunk.samples, rows)
+                    check_ceilings(job.config, tally, loaded.chunk.asked, rows)
                 with timing.spent_on("masks"):
                     unfinished.result()
                 unfinished = finishing.submit(finisher.finish, loaded, rows, arrays)
                 bar.desc = f"priors [{_shares(tally)}; engine waits {timing.waiting:.0%}]"
-                bar.update(len(rows.status_B))
+                bar.update(len(loaded.chunk.known))
         finally:
-            for future in ahead:
+            for _, future in ahead:
                 future.cancel()
         with timing.spent_on("masks"):
             unfinished.result()
@@ -258,33 +350,35 @@ def _write_shards(
 class _Finisher:
     """Makes the masks of answered chunks, in order, and writes a shard with its last chunk."""
 
-    def __init__(self, job: Job, proposer: Proposer, canary: CanaryResult) -> None:
-        self._job, self._proposer, self._canary = job, proposer, canary
+    def __init__(self, job: Job, proposer: Proposer, known: Reusable, canary: CanaryResult) -> None:
+        self._job, self._proposer, self._known, self._canary = job, proposer, known, canary
         self._parts: list[dict[str, np.ndarray]] = []
         self._started = time.monotonic()
 
     def finish(self, loaded: LoadedChunk, rows: AnswerRows, arrays: dict[str, np.ndarray]) -> None:
         """Complete the columns of a chunk; write its shard if it is the last."""
         chunk = loaded.chunk
-        self._parts.append(arrays | propose_chunk(self._proposer, loaded, rows))
+        asked = arrays | propose_chunk(self._proposer, loaded, rows)
+        taken = self._known.columns(chunk.start, chunk.stop, list(asked))
+        self._parts.append(merge_rows(chunk.known, taken, asked))
         if not chunk.is_last:
             return
         columns = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
-        if "candidates" in columns:  # an image's are stored once a shard
-            first_N = first_rows(np.array([one.image_id for one in self._job.plan.shard(chunk.shard)]))
-            columns["candidates"][first_N != np.arange(len(first_N))] = 0
-        info = {"fingerprint": self._job.fingerprint, "seconds": round(time.monotonic() - self._started, 3)}
-        write_shard(self._job.path, chunk.shard, columns, info | {"canary_passed": self._canary.passed})
+        info: dict[str, Any] = {"seconds": round(time.monotonic() - self._started, 3)}
+        info["canary_passed"] = self._canary.passed
+        if reused := self._known.counts(*self._job.plan.bounds(chunk.shard)):
+            info["reused"] = reused
+        write_columns(self._job, chunk.shard, columns, info)
         self._parts, self._started = [], time.monotonic()
         release_freed_memory()
 
 
 def propose_chunk(proposer: Proposer, loaded: LoadedChunk, rows: AnswerRows) -> dict[str, np.ndarray]:
-    """The columns that the proposer gives a chunk's rows."""
+    """The columns that the proposer gives the rows a chunk asked for."""
     prompts = Prompts(
         box_norm_B4=rows.box_xyxy_norm_B4,
         edges_B=rows.edges_B,
-        names_B=tuple(sample.file_name for sample in loaded.chunk.samples),
+        names_B=tuple(sample.file_name for sample in loaded.chunk.asked),
         images_B=tuple(loaded.images),
         continues=not loaded.chunk.is_first,
     )
@@ -296,7 +390,7 @@ def propose_chunk(proposer: Proposer, loaded: LoadedChunk, rows: AnswerRows) -> 
 
 
 def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows, dict[str, np.ndarray]]:
-    """Answers of a chunk, and the store's columns that follow from them alone.
+    """Answers of a chunk, and the store's columns that follow from them alone, for the rows that were asked for.
 
     Raises:
         DataError: Every request of a chunk failed: the engine is dead, and rows of errors would be no priors.
@@ -304,7 +398,7 @@ def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows
     given = collect_isolated(engine, loaded.submitted)
     if len(given) >= MIN_CHUNK_OF_ERRORS and all(answer.error is not None for answer in given):
         raise DataError(
-            f"the engine failed on all {len(given)} requests from {loaded.chunk.samples[0].sample_id} on: "
+            f"the engine failed on all {len(given)} requests from {loaded.chunk.asked[0].sample_id} on: "
             f"{given[0].error}"
         )
     remaining = iter(given)

@@ -23,6 +23,8 @@ besides."""
 SAMPLE_ID_BYTES = 96
 EXPRESSION_BYTES = 256
 RAW_TEXT_BYTES = 512
+IMAGE_HASH = "image_hash"
+IMAGE_HASH_BYTES = 16
 
 DTYPES = ("uint8", "uint16", "int32", "int64", "float16", "float32")
 
@@ -154,6 +156,16 @@ def candidate_fields(num: int, side: int) -> tuple[FieldSpec, ...]:
     return (
         FieldSpec(name="candidates", dtype="uint8", row_shape=(num, side, side), chunk="row", compress=True),
     )
+
+
+def image_hash_fields() -> tuple[FieldSpec, ...]:
+    """The static field a prior store has besides, if the bytes of the images were hashed.
+
+    Returns:
+        `image_hash`: BLAKE2b of the row's image file, all zero if it could not be read. By it another store knows a row
+        that it need not ask for.
+    """
+    return (FieldSpec(name=IMAGE_HASH, dtype="uint8", row_shape=(IMAGE_HASH_BYTES,), compress=True),)
 
 
 def first_rows(image_id_N: np.ndarray) -> np.ndarray:

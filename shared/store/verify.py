@@ -1,5 +1,6 @@
 """Look at a store without a reader: what is done, what is damaged, and how to let it be written again."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ def store_status(path: str | Path) -> dict[str, Any]:
     Returns:
         `path`, `fingerprint`, `fingerprint_fields`, `data`, `num_rows`, `rows_done`, `num_shards`,
         `done_shards` and `pending_shards` (lists; a damaged mark counts as pending), `complete`,
-        `status_counts` (answers by status), `canary` (the check before the run that made the store, and whether it was
-        skipped; None for imported masks).
+        `status_counts` (answers by status), `reused` (rows that were taken over, by the store they came from),
+        `canary` (the check before the run that made the store, and whether it was skipped; None for imported masks).
     """
     header = read_header(path)
-    done, rows, counts = [], 0, dict[str, int]()
+    done, rows, counts, reused = [], 0, Counter[str](), Counter[str]()
     for shard in range(header.num_shards):
         try:
             mark = read_mark(header, shard)
@@ -27,8 +28,8 @@ def store_status(path: str | Path) -> dict[str, Any]:
             continue
         done.append(shard)
         rows += mark["rows"]
-        for name, count in mark["status"].items():
-            counts[name] = counts.get(name, 0) + count
+        counts.update(mark["status"])
+        reused.update(mark["info"].get("reused", {}))
     return {
         "path": str(header.path),
         "fingerprint": header.fingerprint,
@@ -41,6 +42,7 @@ def store_status(path: str | Path) -> dict[str, Any]:
         "pending_shards": sorted(set(range(header.num_shards)) - set(done)),
         "complete": len(done) == header.num_shards,
         "status_counts": dict(sorted(counts.items())),
+        "reused": dict(sorted(reused.items())),
         "canary": header.attrs.get("canary"),
     }
 

@@ -15,7 +15,7 @@ from shared.refer import load_refer
 from shared.refer_check import check_refer
 from shared.refer_layout import IMAGE_FOLDERS
 from shared.synth.example import write_example
-from stage1_priors.identity import images_fingerprint
+from stage1_priors.identity import identify_images, images_fingerprint
 from tests.shared.refer_fixture import write_refer_fixture
 
 
@@ -51,9 +51,8 @@ def test_priors_made_from_loose_files_fit_the_pack(written, tmp_path, mode):
     def fingerprint():
         dataset = load_refer(*written.args)
         names = names_of(written)
-        return images_fingerprint(
-            [(n, dataset.image_identity(n)) for n in names], mode, tmp_path / "memory.json"
-        )
+        named = [(name, dataset.image_identity(name)) for name in names]
+        return images_fingerprint(identify_images(named, mode, tmp_path / "memory.json"))
 
     before = fingerprint()
     build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)

@@ -17,6 +17,7 @@ from stage1_priors.identity import (
     ImageHasher,
     differences,
     hash_model_files,
+    identify_images,
     images_fingerprint,
     locate_model,
 )
@@ -139,22 +140,26 @@ def test_every_field_of_the_configuration_is_decided_upon():
     places |= {"proposer.candidates"}  # `test_candidates` decides on each of their fields
     alike = {"model.min_pixels", "model.max_pixels", "proposer.softness", "proposer.max_share"}
     policy = {name for name in names if name.startswith("canary.")} | {"ceiling_min_rows"}
-    policy |= {"engine.one_process", "engine.gpu_memory", "engine.quiet"}
+    policy |= {"reuse", "engine.one_process", "engine.gpu_memory", "engine.quiet"}
     assert names == tested | places | alike | policy
+
+
+def fingerprint_of_images(images, mode, memory):
+    return images_fingerprint(identify_images(images, mode, memory))
 
 
 def test_image_bytes_are_remembered_by_size_and_time(tmp_path):
     image, memory = tmp_path / "a.jpg", tmp_path / "hashes.json"
     image.write_bytes(b"one")
-    first = images_fingerprint([("a.jpg", image)], "content", memory)
-    assert images_fingerprint([("a.jpg", image)], "content", memory) == first
+    first = fingerprint_of_images([("a.jpg", image)], "content", memory)
+    assert fingerprint_of_images([("a.jpg", image)], "content", memory) == first
     stamp = image.stat().st_mtime_ns
     image.write_bytes(b"two")
     os.utime(image, ns=(stamp + 5_000, stamp + 5_000))
-    assert images_fingerprint([("a.jpg", image)], "content", memory) != first
+    assert fingerprint_of_images([("a.jpg", image)], "content", memory) != first
     memory.write_text("{damaged")
     image.write_bytes(b"one")
-    assert images_fingerprint([("a.jpg", image)], "content", memory) == first
+    assert fingerprint_of_images([("a.jpg", image)], "content", memory) == first
 
 
 def test_remembered_hashes_save_the_reading(tmp_path, monkeypatch):
@@ -175,11 +180,11 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
     try:
         with pytest.raises(DataError, match="a.json: cannot write the hashes of images: File too large"):
-            images_fingerprint([("a.jpg", image)], "content", memory)
+            fingerprint_of_images([("a.jpg", image)], "content", memory)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(memory.parent.iterdir()) == []
-    images_fingerprint([("a.jpg", image)], "content", memory)
+    fingerprint_of_images([("a.jpg", image)], "content", memory)
     assert list(memory.parent.iterdir()) == [memory]
 
 
@@ -188,10 +193,10 @@ def test_missing_and_renamed_images_count(tmp_path):
     image.write_bytes(b"one")
     memory = tmp_path / "hashes.json"
     prints = {
-        images_fingerprint([("a.jpg", image)], "content", memory),
-        images_fingerprint([("b.jpg", image)], "content", memory),
-        images_fingerprint([("a.jpg", None)], "content", memory),
-        images_fingerprint([("a.jpg", image)], "size", memory),
+        fingerprint_of_images([("a.jpg", image)], "content", memory),
+        fingerprint_of_images([("b.jpg", image)], "content", memory),
+        fingerprint_of_images([("a.jpg", None)], "content", memory),
+        fingerprint_of_images([("a.jpg", image)], "size", memory),
     }
     assert len(prints) == 4
 

@@ -1,0 +1,278 @@
+"""Rows of other stores are taken over where nothing they depend on differs, and nowhere else."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.config import apply_overrides
+from shared.errors import DataError
+from shared.store.reader import PriorStore
+from shared.store.schema import EXPRESSION_BYTES
+from shared.store.verify import store_status, verify_store
+from shared.synth.example import write_example
+from stage1_priors.config import DataConfig
+from stage1_priors.job import describe_plan
+from stage1_priors.run import chunks_of, run_priors
+from stage1_priors.tiny_sam import WEIGHTS_DIR
+from tests.stage1_priors.fake_engine import FakeEngine, box_answer, random_box_answer
+
+
+def run(config, engine, **options):
+    return PriorStore(run_priors(config, engine_factory=engine.factory, quiet=True, **options))
+
+
+def alone(config, tmp_path, engine=None):
+    """The store of the same configuration in a cache of its own, where nothing is known."""
+    return run(dataclasses.replace(config, cache_root=str(tmp_path / "alone")), engine or FakeEngine())
+
+
+def assert_same_rows(a, b):
+    assert a.fields == b.fields and a.fingerprint == b.fingerprint
+    for name in a.fields:
+        np.testing.assert_array_equal(a.column(name), b.column(name), err_msg=name)
+
+
+@pytest.fixture
+def photos(config, tmp_path):
+    """Own data as a JSONL file, and the configuration for it."""
+    path = Path(write_example(tmp_path / "photos")["path"])
+    data = DataConfig(root=str(path), dataset="mine")
+    return path, dataclasses.replace(config, data=data, splits=("train", "val"))
+
+
+def lines_of(path):
+    return [line for line in path.read_text().splitlines() if line.startswith("{")]
+
+
+def write_lines(path, lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def test_another_split_asks_for_its_own_rows_only(config, tmp_path, capsys):
+    small = run(apply_overrides(config, ["splits=train"]), FakeEngine())
+    engine = FakeEngine()
+    assert describe_plan(config)["reused"] == {small.path.name: small.num_rows}
+    store = PriorStore(run_priors(config, engine_factory=engine.factory))
+    assert engine.num_requests == store.num_rows - small.num_rows > 0
+    said = capsys.readouterr().err
+    assert f"{small.num_rows} of {store.num_rows} pairs are known already" in said
+    assert f"{engine.num_requests} pairs in" in said
+    assert_same_rows(alone(config, tmp_path), store)
+    assert verify_store(store.path)["ok"]
+    status = store_status(store.path)
+    assert status["reused"] == {small.path.name: small.num_rows}
+    assert sum(status["status_counts"].values()) == store.num_rows
+
+
+def test_a_part_of_a_store_starts_no_engine(config, tmp_path):
+    big = run(config, FakeEngine())
+    engine = FakeEngine()
+    small_config = apply_overrides(config, ["splits=val,testA"])
+    small = run(small_config, engine)
+    assert (engine.num_started, engine.num_requests) == (0, 0)
+    assert small.attrs["canary"] == big.attrs["canary"] and small.attrs["logprobs"] == big.attrs["logprobs"]
+    assert_same_rows(alone(small_config, tmp_path), small)
+    assert store_status(small.path)["reused"] == {big.path.name: small.num_rows}
+
+
+def test_own_data_that_grew_asks_about_the_new_pairs(photos, tmp_path):
+    path, config = photos
+    first = run(config, FakeEngine())
+    lines = lines_of(path)
+    more = [
+        json.dumps({"image": json.loads(lines[0])["image"], "expression": "something in a corner"}),
+        json.dumps(
+            {"image": json.loads(lines[3])["image"], "expression": json.loads(lines[3])["expression"]}
+        ),
+    ]
+    write_lines(path, [more[0], *lines[2:], more[1], *lines[:2]])  # every line has another number now
+    engine = FakeEngine()
+    second = run(config, engine)
+    assert second.path != first.path and second.num_rows == first.num_rows + 2
+    assert engine.num_requests == 1  # a pair that was written twice is known as well
+    assert_same_rows(alone(config, tmp_path), second)
+
+
+def test_other_image_bytes_are_asked_about(photos, tmp_path):
+    path, config = photos
+    first = run(config, FakeEngine())
+    lines = lines_of(path)
+    names = [json.loads(line)["image"] for line in lines]
+    image = path.parent / names[0]
+    shutil.copyfile(path.parent / next(name for name in names if name != names[0]), image)
+    engine = FakeEngine()
+    second = run(config, engine)
+    asked = names.count(names[0])
+    assert 0 < engine.num_requests <= asked and second.num_rows == first.num_rows
+    assert_same_rows(alone(config, tmp_path), second)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "model.max_tokens=32",
+        "proposer.grid=8",
+        "clip_tolerance=0.1",
+        "canary.mode=warn",
+        "reuse=false",
+        "image_hash=size",
+    ],
+)
+def test_what_another_model_or_setting_said_is_not_taken(config, change):
+    run(apply_overrides(config, ["splits=train"]), FakeEngine())
+    changed = apply_overrides(config, ["splits=train,val", change])
+    engine = FakeEngine()
+    store = run(changed, engine)
+    scenes = config.canary.scenes if change == "canary.mode=warn" else 0
+    taken = store.num_rows + scenes - engine.num_requests
+    assert (taken > 0) == (change == "canary.mode=warn")  # the canary changes no row
+
+
+def test_where_the_canary_must_pass_it_has_passed(config):
+    """A store whose canary was skipped gives nothing to a run that refuses to write without one."""
+    run(apply_overrides(config, ["splits=train"]), FakeEngine())
+    careful = apply_overrides(config, ["splits=train,val", "canary.mode=refuse"])
+    assert describe_plan(careful)["reused"] == {}
+    with pytest.raises(DataError, match="canary"):
+        run(careful, FakeEngine(lambda request: box_answer((0, 0, 1, 1))))
+
+
+def test_failed_rows_are_asked_again(config, tmp_path):
+    def fails_on_stars(request):
+        if "star" in request.expression:
+            raise ValueError("hiccup")
+        return random_box_answer(request)
+
+    broken = run(apply_overrides(config, ["splits=train", "error_ceiling=1"]), FakeEngine(fails_on_stars))
+    failed = broken.status_counts()["engine_error"]
+    engine = FakeEngine()
+    store = run(config, engine)
+    assert engine.num_requests == store.num_rows - broken.num_rows + failed
+    assert set(store.status_counts()) == {"ok"}
+    assert_same_rows(alone(config, tmp_path), store)
+
+
+def test_unfinished_shards_give_nothing(config):
+    whole = run(apply_overrides(config, ["splits=train"]), FakeEngine())
+    (whole.path / "done" / "0.json").unlink()
+    assert describe_plan(config)["reused"] == {whole.path.name: whole.num_rows - 512}
+
+
+def test_a_run_that_was_stopped_takes_the_same_rows_again(config, tmp_path):
+    run(apply_overrides(config, ["splits=testA,val"]), FakeEngine())
+    engine = FakeEngine()
+
+    def fails_late(request):
+        if engine.num_requests > 512:
+            raise KeyboardInterrupt
+        return random_box_answer(request)
+
+    engine.answer_of = fails_late
+    with pytest.raises(KeyboardInterrupt):
+        run(config, engine)
+    store = PriorStore(describe_plan(config)["store"])
+    assert 0 < len(store.done_shards) < describe_plan(config)["shards"]
+    rest = FakeEngine()
+    assert_same_rows(alone(config, tmp_path), run(config, rest))
+    assert 0 < rest.num_requests < store.num_rows - 512
+
+
+def test_workers_share_what_is_known(config, tmp_path):
+    run(apply_overrides(config, ["splits=train"]), FakeEngine())
+    engines = [FakeEngine(), FakeEngine()]
+    stores = [run(config, engine, worker=index, num_workers=2) for index, engine in enumerate(engines)]
+    assert_same_rows(alone(config, tmp_path), stores[-1])
+
+
+def test_long_and_odd_expressions_are_asked_again(photos):
+    """What a store had to cut or change may be another sentence."""
+    path, config = photos
+    lines = lines_of(path)
+    image = json.loads(lines[0])["image"]
+    long = "x" * EXPRESSION_BYTES
+    write_lines(
+        path, [json.dumps({"image": image, "expression": text}) for text in (f"{long} one", "plain")] + lines
+    )
+    run(config, FakeEngine())
+    texts = (f"{long} one", f"{long} two", "plain")
+    write_lines(path, [json.dumps({"image": image, "expression": text}) for text in texts] + lines)
+    engine = FakeEngine()
+    run(config, engine)
+    assert engine.num_requests == 2
+
+
+def test_sampled_boxes_keep_their_seed(photos):
+    """With samples a row's seed is its sample id's, so only rows of the same id are taken."""
+    path, config = photos
+    config = apply_overrides(config, ["model.num_samples=2"])
+
+    def sampled(request):
+        answer = random_box_answer(request)
+        return dataclasses.replace(answer, samples=((answer.text, "stop"),) * 2)
+
+    lines = lines_of(path)
+    write_lines(path, lines)
+    first = run(config, FakeEngine(sampled))
+    swapped = [lines[1], lines[0], *lines[2:]]
+    write_lines(path, swapped)
+    engine = FakeEngine(sampled)
+    run(config, engine)
+    assert 0 < engine.num_requests < first.num_rows
+
+
+def test_chunks_hold_so_many_rows_to_ask_for(config):
+    from stage1_priors.job import find_known_rows, make_job
+
+    run(apply_overrides(config, ["splits=val"]), FakeEngine())
+    job = make_job(config)
+    known = find_known_rows(job)
+    chunks = list(chunks_of(job.plan, known, range(job.plan.num_shards), 50))
+    assert [(chunk.start, chunk.stop) for chunk in chunks] == list(
+        zip([0, *(chunk.stop for chunk in chunks[:-1])], [chunk.stop for chunk in chunks], strict=True)
+    )
+    assert all(0 < len(chunk.asked) <= 50 for chunk in chunks)
+    assert sum(len(chunk.asked) for chunk in chunks) == len(job.plan.samples) - known.num
+    assert (
+        sum(chunk.is_first for chunk in chunks)
+        == sum(chunk.is_last for chunk in chunks)
+        == job.plan.num_shards
+    )
+
+
+def test_a_damaged_store_is_named(config, tmp_path):
+    small = run(apply_overrides(config, ["splits=train"]), FakeEngine())
+    file = next((small.path / "proposal").glob("c.0*"))
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(DataError, match=rf"{small.path.name}.*--set reuse=false"):
+        run(config, FakeEngine())
+    assert_same_rows(alone(config, tmp_path), run(apply_overrides(config, ["reuse=false"]), FakeEngine()))
+
+
+def test_candidates_come_along(photos, tmp_path):
+    """They lie in the first row of an image in its shard, which is another row once the lines are turned round."""
+    path, config = photos
+    sam = ["proposer.kind=sam2", f"proposer.path={WEIGHTS_DIR}", "proposer.candidates.num=4"]
+    sam += [
+        "proposer.candidates.side=16",
+        "proposer.candidates.prompts=boxes",
+        "proposer.candidates.points_per_side=2",
+    ]
+    sam += ["proposer.candidates.min_iou=0", "proposer.candidates.min_stability=0"]
+    config = apply_overrides(config, sam)
+    small = run(config, FakeEngine())
+    lines = lines_of(path)
+    more = json.dumps({"image": json.loads(lines[-1])["image"], "expression": "something in a corner"})
+    write_lines(path, [more, *lines[::-1]])
+    store = run(config, FakeEngine())
+    assert store_status(store.path)["reused"] == {small.path.name: small.num_rows}
+    expected = alone(config, tmp_path)
+    for name in ("candidates", "proposal"):  # other images shared SAM's batch
+        np.testing.assert_allclose(store.column(name).astype(int), expected.column(name).astype(int), atol=1)
+    held = [(one.column("candidates") > 0).any((1, 2, 3)) for one in (small, store, expected)]
+    assert (held[1] == held[2]).all() and 0 < held[1].sum() < len(held[1])
