@@ -67,6 +67,14 @@ Site = Annotated[
     Path | None,
     typer.Option("--site", metavar="FILE", help="What the cluster is like; default cluster.toml."),
 ]
+After = Annotated[
+    Path | None,
+    typer.Option(
+        "--after",
+        metavar="STORE",
+        help="Read this store, and begin once the jobs that fill it have ended well; else be cancelled.",
+    ),
+]
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a prior store (*.zarr).")]
 
 
@@ -461,6 +469,7 @@ def ablate(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the runs; default runs/<name of the file>.")
     ] = None,
+    overrides: Set = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
     only: Annotated[
         str, typer.Option(metavar="I/N", help="Take share I of N, from 0: for job arrays.")
@@ -475,7 +484,7 @@ def ablate(
     """
     from stage2_train.ablate_grid import read_grid
 
-    cells, folder = read_grid(grid), out or Path("runs") / grid.stem
+    cells, folder = read_grid(grid, overrides or []), out or Path("runs") / grid.stem
     from stage2_train.ablate import describe_grid, parse_share, run_grid
     from stage2_train.ablate_table import as_text
 
@@ -570,6 +579,7 @@ def submit_train(
     processes: Annotated[
         int, typer.Option(min=0, help="Processes per node; 0: one per GPU of the site's nodes.")
     ] = 0,
+    after: After = None,
     site: Site = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -579,7 +589,8 @@ def submit_train(
     from shared.config import apply_overrides
     from stage2_train.recipes import RECIPES
 
-    config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
+    changes = [*(overrides or []), *_store_of(after)]
+    config = apply_overrides(_recipe(RECIPES, recipe), changes)
     from stage2_train.cluster_jobs import plan_training
     from stage2_train.hub_models import hub_models
 
@@ -587,7 +598,8 @@ def submit_train(
     if not dry_run:
         _fetched(hub_models(config.segmentor))
     with _only_answers_on_stdout():
-        work = plan_training(config, _as_arguments(recipe, overrides), folder, nodes, each)
+        arguments = _as_arguments(recipe, changes)
+        work = plan_training(config, arguments, folder, nodes, each, after=_jobs_of(after))
     _submit(work, site, dry_run, as_json)
 
 
@@ -597,7 +609,9 @@ def submit_ablate(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the runs; default runs/<name of the file>.")
     ] = None,
+    overrides: Set = None,
     tasks: Annotated[int, typer.Option(min=0, help="Tasks, one GPU each; 0: one per run of the grid.")] = 0,
+    after: After = None,
     site: Site = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -606,11 +620,13 @@ def submit_ablate(
     from stage2_train.ablate_grid import read_grid
     from stage2_train.cluster_jobs import hub_models_of, plan_grid
 
-    cells = read_grid(grid)
+    changes = [*(overrides or []), *_store_of(after)]
+    cells = read_grid(grid, changes)
     if not dry_run:
         _fetched(hub_models_of(cells))
     with _only_answers_on_stdout():
-        work = plan_grid(cells, out or Path("runs") / grid.stem, tasks)
+        folder = out or Path("runs") / grid.stem
+        work = plan_grid(cells, folder, tasks, changes, after=_jobs_of(after))
     _submit(work, site, dry_run, as_json)
 
 
@@ -739,6 +755,18 @@ def _data_config(root: Path, dataset: str, split_by: str) -> "DataConfig":
 def _as_arguments(recipe: str, overrides: list[str] | None) -> list[str]:
     """A recipe and its changes as a command takes them."""
     return [recipe, *(part for one in overrides or [] for part in ("--set", one))]
+
+
+def _store_of(after: Path | None) -> list[str]:
+    """The change to a recipe that lets it read the store it waits for."""
+    return [] if after is None else [f"store={after}"]
+
+
+def _jobs_of(after: Path | None) -> tuple[str, ...]:
+    """Ids of the jobs that still write a store; none if it is written, or nobody writes it."""
+    from shared.cluster.submit import jobs_folder, unended
+
+    return () if after is None else tuple(unended(jobs_folder(after)))
 
 
 def _fetched(models: "list[HubModel]") -> list[dict[str, str]]:

@@ -44,7 +44,7 @@ from stage2_train.ablate_table import (
 from stage2_train.data import load_data, scorable
 from stage2_train.inputs import open_split
 from stage2_train.owner import locked
-from stage2_train.prior_source import choose_store, open_priors
+from stage2_train.prior_source import choose_store, open_priors, require_fitting
 from stage2_train.run_files import require_same_run, require_same_split, run_record, split_record
 from stage2_train.train import RESUBMIT_EXIT_CODE
 
@@ -86,8 +86,12 @@ class Opened:
     """What their `split.json` holds, by fraction."""
 
 
-def open_grid(grid: Grid) -> Opened:
+def open_grid(grid: Grid, *, store_comes: bool = False) -> Opened:
     """Look at all that the cells will read, so that errors show before the first of them is run.
+
+    Args:
+        grid: The grid.
+        store_comes: The store that the cells name is being written by jobs that end before they begin.
 
     Raises:
         DataError: No such data, a split that cannot be scored, a cell without labelled or unlabelled images, no
@@ -114,6 +118,9 @@ def open_grid(grid: Grid) -> Opened:
     if not readers:
         return Opened(store=None, splits=splits)
     config = readers[0]
+    if store_comes:
+        require_fitting(Path(config.store), config, dataset, dataset.samples("train"))
+        return Opened(store={"path": config.store, "fingerprint": ""}, splits=splits)
     path = choose_store(config, dataset)
     store = open_priors(path, config, dataset, dataset.samples("train")).store
     found = {"path": str(path), "fingerprint": store.fingerprint}
@@ -145,9 +152,15 @@ def _failure(run: Path) -> State | None:
     return State(state=FAILED, reason=str(read_json(run / FAILED_FILE).get("reason")))
 
 
-def describe_grid(grid: Grid, out: Path) -> dict[str, Any]:
-    """What `--dry-run` prints: every cell and its state; nothing is started or written."""
-    opened = open_grid(grid)
+def describe_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> dict[str, Any]:
+    """What `--dry-run` prints: every cell and its state; nothing is started or written.
+
+    Args:
+        grid: The grid.
+        out: Its folder.
+        store_comes: As for `open_grid`.
+    """
+    opened = open_grid(grid, store_comes=store_comes)
     states = {cell.name: state_of(cell, grid, out, opened) for cell in grid.cells}
     return {
         "grid": str(grid.path),

@@ -24,7 +24,7 @@ A cell's changes are those of the grid, of its method, of its override, then its
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,12 @@ class Grid:
     """The runs, seeds innermost."""
 
 
-def read_grid(path: Path) -> Grid:
+def read_grid(path: Path, changes: Sequence[str] = ()) -> Grid:
     """Read a grid file.
+
+    Args:
+        path: The file.
+        changes: Further changes to every recipe, after all of the file's own.
 
     Raises:
         DataError: An unreadable file, an unknown key, recipe or field, a value of the wrong type, a cell that is there
@@ -110,7 +114,13 @@ def read_grid(path: Path) -> Grid:
     splits = _list(path, "splits", document.get("splits", ["val"]), str)
     cells = tuple(
         _cell(
-            path, document, (method, methods[method]), (override, overrides.get(override, {})), fraction, seed
+            path,
+            document,
+            changes,
+            (method, methods[method]),
+            (override, overrides.get(override, {})),
+            fraction,
+            seed,
         )
         for method in methods
         for override in overrides or ("",)
@@ -124,6 +134,7 @@ def read_grid(path: Path) -> Grid:
 def _cell(
     path: Path,
     document: Mapping[str, Any],
+    further: Sequence[str],
     method: tuple[str, Mapping[str, Any]],
     override: tuple[str, Mapping[str, Any]],
     fraction: float,
@@ -137,6 +148,7 @@ def _cell(
         *_changes(path, "set", document.get("set", [])),
         *_changes(path, f"{where}.set", method[1].get("set", [])),
         *_changes(path, f"overrides.{override[0]}.set", override[1].get("set", [])),
+        *_changes(path, "--set", list(further)),
         f"fraction={fraction!r}",
         f"seed={seed}",
     ]

@@ -17,7 +17,12 @@ from stage2_train.run_files import require_same_run, run_record
 
 
 def plan_training(
-    config: TrainConfig, arguments: Sequence[str], out: Path, num_nodes: int, num_processes: int
+    config: TrainConfig,
+    arguments: Sequence[str],
+    out: Path,
+    num_nodes: int,
+    num_processes: int,
+    after: tuple[str, ...] = (),
 ) -> Work:
     """The job of a training.
 
@@ -27,6 +32,7 @@ def plan_training(
         out: Folder of the run.
         num_nodes: Nodes.
         num_processes: Processes per node.
+        after: Ids of the jobs that write `config.store`, which need not be there yet then.
 
     Raises:
         DataError: Batches that cannot be shared out, or inputs that are missing or unfit, found before anything is
@@ -39,7 +45,7 @@ def plan_training(
     pinned = pins(config.segmentor)
     done = (out / "done.json").is_file()
     if not done:
-        _require_inputs(apply_overrides(config, pinned), out)
+        _require_inputs(apply_overrides(config, pinned), out, store_comes=bool(after))
     settings = [part for change in pinned for part in ("--set", change)]
     command = ("train", *arguments, *settings, "--out", str(out), "--resume")
     job = ClusterJob(
@@ -48,6 +54,7 @@ def plan_training(
         num_nodes=num_nodes,
         num_processes=num_processes,
         hub_cache=str(cache_folder()) if pinned else "",
+        after=after,
     )
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}")
     return Work(
@@ -58,18 +65,20 @@ def plan_training(
     )
 
 
-def _require_inputs(config: TrainConfig, out: Path) -> None:
+def _require_inputs(config: TrainConfig, out: Path, *, store_comes: bool) -> None:
     """Open what the run reads, as it will do itself hours later.
 
     Raises:
         DataError: Data, split or store that are missing or unfit, or a folder that belongs to another run.
     """
-    inputs = open_inputs(config)
-    if (out / "config.json").is_file():
+    inputs = open_inputs(config, store_comes=store_comes)
+    if (out / "config.json").is_file() and not store_comes:
         require_same_run(out, run_record(config, "", (), inputs.store, 1))
 
 
-def plan_grid(grid: Grid, out: Path, num_tasks: int) -> Work:
+def plan_grid(
+    grid: Grid, out: Path, num_tasks: int, changes: Sequence[str] = (), after: tuple[str, ...] = ()
+) -> Work:
     """The jobs of a grid: task i of n trains and scores the cells with number = i (mod n), and is submitted if one of
     them is not done.
 
@@ -77,6 +86,8 @@ def plan_grid(grid: Grid, out: Path, num_tasks: int) -> Work:
         grid: The grid.
         out: Its folder.
         num_tasks: Tasks (n); no more than there are cells, 0: one per cell.
+        changes: Those that the grid was read with.
+        after: Ids of the jobs that write the store that its cells name, which need not be there yet then.
 
     Raises:
         DataError: A number of tasks below 0, or no store for the grid.
@@ -84,18 +95,20 @@ def plan_grid(grid: Grid, out: Path, num_tasks: int) -> Work:
     if num_tasks < 0:
         raise DataError(f"--tasks is {num_tasks}, expected at least 0")
     width = min(num_tasks or len(grid.cells), len(grid.cells))
-    states = describe_grid(grid, out)["cells"]
+    states = describe_grid(grid, out, store_comes=bool(after))["cells"]
     todo = [number for number, cell in enumerate(grid.cells) if states[cell.name]["state"] != DONE]
     models = hub_models_of(grid)
     for model in models:
         require_cached(model)
-    command = ("ablate", str(grid.path), "--out", str(out))
+    settings = [part for change in changes for part in ("--set", change)]
+    command = ("ablate", str(grid.path), *settings, "--out", str(out))
     job = ClusterJob(
         name="ablate",
         command=command,
         per_task=f'--only "$task/{width}"',
         tasks=tuple(sorted({number % width for number in todo})),
         hub_cache=str(cache_folder()) if models else "",
+        after=after,
     )
     return Work(
         target=out,

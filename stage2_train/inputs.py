@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from shared.config import config_to_dict
 from shared.errors import DataError
@@ -11,7 +12,13 @@ from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
 from stage2_train.data import BatchPlan, BatchSource, Split, Tokenise, load_data, make_split, scorable
 from stage2_train.params import count_parameters
-from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
+from stage2_train.prior_source import (
+    MisplacedPriors,
+    StorePriors,
+    choose_store,
+    open_priors,
+    require_fitting,
+)
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels
 
 
@@ -63,8 +70,13 @@ def batch_plan(config: TrainConfig, *, rank: int = 0, num_processes: int = 1) ->
     )
 
 
-def open_inputs(config: TrainConfig) -> Inputs:
+def open_inputs(config: TrainConfig, *, store_comes: bool = False) -> Inputs:
     """Open data, split and store; every error of the user's shows here.
+
+    Args:
+        config: The run.
+        store_comes: `config.store` is being written by jobs that end before the run begins. What there is of it is
+            looked at, and nothing of it is opened.
 
     Raises:
         DataError: Missing or foreign data, split or store.
@@ -74,6 +86,9 @@ def open_inputs(config: TrainConfig) -> Inputs:
     priors, candidates, weak_labels = None, None, None
     if config.uses_prior or config.uses_candidates:
         samples = dataset.samples("train")
+        if store_comes:
+            require_fitting(Path(config.store), config, dataset, samples)
+            return Inputs(dataset=dataset, split=split, priors=None, candidates=None, weak_labels=None)
         opened = open_priors(choose_store(config, dataset), config, dataset, samples)
         if config.misplaced_priors:
             opened = MisplacedPriors(opened.store, samples, config.misplaced_priors, config.seed)

@@ -137,6 +137,26 @@ def open_priors(
     """
     store = PriorStore(path)
     store.require_complete()
+    _require_made_for(store, config, dataset, samples)
+    return StorePriors(store)
+
+
+def require_fitting(
+    path: Path, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample]
+) -> None:
+    """Look at a store that may not be there yet, or not be complete.
+
+    Raises:
+        DataError: One is there that was made for other annotations, or for images of other sizes.
+    """
+    if path.exists():
+        _require_made_for(PriorStore(path), config, dataset, samples)
+
+
+def _require_made_for(
+    store: PriorStore, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample]
+) -> None:
+    path = store.path
     made_for = store.attrs.get("data", {})
     wanted = {
         "dataset": config.data.dataset,
@@ -157,4 +177,3 @@ def open_priors(
             f"{path}: row {rows[first]} ({samples[first].sample_id}) was made for an image of "
             f"{stored_hw[first].tolist()} pixels, {samples[first].file_name} has {own_hw[first].tolist()}"
         )
-    return StorePriors(store)

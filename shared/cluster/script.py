@@ -51,6 +51,8 @@ class ClusterJob:
     """Absolute folder of the Hugging Face cache in which models named by a repository lie; "" where none is."""
     after_others: bool = False
     """Whether it waits for all jobs submitted before it together with it, and is dropped if one of them fails."""
+    after: tuple[str, ...] = ()
+    """Ids of jobs submitted earlier that it waits for as well, and with which it is dropped."""
 
 
 def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: Path, python: str) -> str:

@@ -91,8 +91,8 @@ def sbatch_commands(job: ClusterJob, site: SiteConfig, file: Path, before: Seque
         before: Ids of the jobs submitted before it.
     """
     options = ["sbatch", "--parsable"]
-    if job.after_others and before:
-        options += [f"--dependency=afterok:{':'.join(before)}", "--kill-on-invalid-dep=yes"]
+    if awaited := [*job.after, *(before if job.after_others else ())]:
+        options += [f"--dependency=afterok:{':'.join(awaited)}", "--kill-on-invalid-dep=yes"]
     if not job.tasks:
         return [[*options, str(file)]]
     running = f"%{site.max_running}" if site.max_running else ""
@@ -112,7 +112,7 @@ def submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
         DataError: Jobs of an earlier submission have not ended; or sbatch refuses a job, and those before it stay
             submitted and are named.
     """
-    if jobs := _unended(work.folder):
+    if jobs := [f"job {job} ({', '.join(states)})" for job, states in unended(work.folder).items()]:
         raise DataError(
             f"{work.target}: {', '.join(jobs)} of an earlier submission would do the same work; wait for what has not "
             "ended, or scancel it"
@@ -162,16 +162,16 @@ def read_submitted(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _unended(folder: Path) -> list[str]:
-    """Earlier jobs that Slurm still knows as waiting or running, where it can be asked; in words."""
+def unended(folder: Path) -> dict[str, list[str]]:
+    """Submitted jobs that Slurm still knows as waiting or running, where it can be asked: id -> states of its tasks."""
     scripts_of_jobs = {record["job"]: record["script"] for record in read_submitted(folder)}
     if not scripts_of_jobs:
-        return []
+        return {}
     states: dict[str, set[str]] = {}
     for (job, _), (state, _) in ask_queue(scripts_of_jobs).found.items():
         if state in (*WAITING, *ACTIVE):
             states.setdefault(job, set()).add(state)
-    return [f"job {job} ({', '.join(sorted(found))})" for job, found in states.items()]
+    return {job: sorted(states[job]) for job in scripts_of_jobs if job in states}
 
 
 def _parts(job: ClusterJob, site: SiteConfig) -> list[tuple[int, list[int]]]:

@@ -12,7 +12,7 @@ from stage2_train.ablate_grid import read_grid
 from stage2_train.cluster_jobs import hub_models_of, plan_grid, plan_training
 from stage2_train.recipes import RECIPES
 from stage2_train.train import RESUBMIT_EXIT_CODE
-from tests.stage2_train.miniature import mini_config
+from tests.stage2_train.miniature import mini_config, write_data
 from tests.stage2_train.test_ablate_grid import grid_file
 
 GRID = """
@@ -77,6 +77,36 @@ def test_so_are_missing_inputs_and_a_folder_of_another_run(mini_root, mini_run, 
     (other / "done.json").unlink()
     with pytest.raises(DataError, match=r"config\.json: belongs to another run \(steps is 2 there, 6 now\)"):
         plan_training(mini_config(mini_root), ["r"], other, 1, 1)
+
+
+def test_a_store_may_be_on_its_way(mini_root, tmp_path):
+    """Of a store that jobs are writing only what is there is looked at; all else is asked for as ever."""
+    coming = tmp_path / "coming.zarr"
+    config = apply_overrides(mini_config(mini_root), [f"store={coming}"])
+    with pytest.raises(DataError, match="no prior store here"):
+        plan_training(config, ["r"], tmp_path / "run", 1, 1)
+    (job,) = plan_training(config, ["r"], tmp_path / "run", 1, 1, after=("7", "8")).jobs
+    assert job.after == ("7", "8")
+    shutil.copytree(next((mini_root / "stores").glob("*.zarr")), coming)
+    next((coming / "done").iterdir()).unlink()
+    with pytest.raises(DataError, match="shards are not finished"):
+        plan_training(config, ["r"], tmp_path / "run", 1, 1)
+    assert plan_training(config, ["r"], tmp_path / "run", 1, 1, after=("7",)).jobs
+    write_data(tmp_path / "other", 17)
+    other = apply_overrides(config, [f"data.root={tmp_path / 'other'}"])
+    with pytest.raises(DataError, match="made for data with fingerprint"):
+        plan_training(other, ["r"], tmp_path / "run", 1, 1, after=("7",))
+
+
+def test_a_grid_may_wait_for_its_store_too(mini_root, tmp_path):
+    text = GRID.format(root=mini_root).replace("supervised-embedded", "embedded")
+    changes = [f"store={tmp_path / 'coming.zarr'}"]
+    grid = read_grid(grid_file(tmp_path, text), changes)
+    with pytest.raises(DataError, match="no prior store here"):
+        plan_grid(grid, tmp_path / "out", 0, changes)
+    (job,) = plan_grid(grid, tmp_path / "out", 0, changes, after=("7",)).jobs
+    assert job.after == ("7",) and job.tasks == (0, 1, 2, 3)
+    assert job.command == ("ablate", str(grid.path), "--set", *changes, "--out", str(tmp_path / "out"))
 
 
 def test_towers_named_by_repositories_are_held_at_their_commits(mini_root, tmp_path, monkeypatch):

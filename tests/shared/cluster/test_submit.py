@@ -73,6 +73,12 @@ def test_a_job_that_waits_for_others_is_dropped_when_they_fail():
     assert sbatch_commands(AFTER, SiteConfig(), FILE, []) == [["sbatch", "--parsable", str(FILE)]]
 
 
+def test_a_job_may_wait_for_those_of_an_earlier_submission():
+    later = ClusterJob(name="train", command=("train",), after=("3", "4"))
+    (call,) = sbatch_commands(later, SiteConfig(), FILE, ["7"])
+    assert call[2:] == ["--dependency=afterok:3:4", "--kill-on-invalid-dep=yes", str(FILE)]
+
+
 def test_jobs_are_submitted_in_order_and_written_down(sbatch, tmp_path):
     assert has_slurm()
     todo = work(tmp_path, ARRAY, AFTER)
