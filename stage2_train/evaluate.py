@@ -10,6 +10,7 @@ another method, which needs the large model for every sentence it is asked, and 
 Legend: B sentences of a batch, H W model input, h w an image's own size.
 """
 
+import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -30,13 +31,14 @@ from shared.metrics import SegmentationMeter, iou, iou_counts
 from shared.refer import ReferringDataset
 from shared.runlog import progress
 from shared.store.publish import publish_file
+from shared.store.reader import PriorStore
 from shared.types import Sample
 from stage2_train.backbones.images import normalise_image
 from stage2_train.config import TrainConfig
 from stage2_train.data import PriorReader, Tokenise, load_data, scorable
 from stage2_train.loader import iterate
 from stage2_train.model_card import write_card
-from stage2_train.prior_source import choose_store, open_priors
+from stage2_train.prior_source import StorePriors, choose_store, made_alike, open_priors
 from stage2_train.processes import start_accelerator
 from stage2_train.run_files import load_model, read_run_config
 from stage2_train.segmentor import ReferringSegmentor
@@ -195,15 +197,32 @@ def evaluate_run(
 def _prior_for(
     run: Path, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample], store: str
 ) -> tuple[PriorReader | None, str]:
-    """The store for the prior's own score, or None and why; a store named by the caller must fit."""
+    """The store for the prior's own score, or None and why; a store named by the caller must fit.
+
+    Where the run's own store lacks these samples, the one that is found for its data will do, if it was made alike.
+    """
     if store:
         return open_priors(Path(store), config, dataset, samples), f"from {store}"
-    recorded = read_json(run / "config.json").get("store") or {}
+    recorded = (read_json(run / "config.json").get("store") or {}).get("path")
     try:
-        path = Path(recorded["path"]) if recorded.get("path") else choose_store(config, dataset)
+        path = Path(recorded) if recorded else choose_store(config, dataset)
         return open_priors(path, config, dataset, samples), f"from {path}"
     except DataError as error:
-        return None, f"no prior score: {error}"
+        wider = _wider_store(recorded, config, dataset, samples) if recorded else None
+        return (wider, f"from {wider.store.path}") if wider else (None, f"no prior score: {error}")
+
+
+def _wider_store(
+    path: str, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample]
+) -> StorePriors | None:
+    """Another store than the run's, made alike for the same data; None if there is none with these samples."""
+    try:
+        found = choose_store(dataclasses.replace(config, store=""), dataset)
+        if made_alike(PriorStore(path), PriorStore(found)):
+            return open_priors(found, config, dataset, samples)
+    except DataError:
+        pass
+    return None
 
 
 FieldRule = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -90,7 +90,9 @@ class MisplacedPriors(StorePriors):
 
 
 def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
-    """The store a run reads.
+    """The store a run reads: the one that is named, else the one there is.
+
+    Of complete stores that were made in the same way (`made_alike`), the one counts that covers the splits of all.
 
     Raises:
         DataError: No complete store for this data, or several and none named.
@@ -104,7 +106,7 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
         split_by=data.split_by,
         data_fingerprint=dataset.fingerprint(),
     )
-    complete = [path for path in found if PriorStore(path).is_complete]
+    complete = _widest([store for path in found if (store := PriorStore(path)).is_complete])
     if len(complete) == 1:
         return complete[0]
     if complete:
@@ -119,6 +121,30 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
         f"{config.cache_root}: no complete prior store for {data.dataset}({data.split_by}){unfinished}; "
         "run `l2l priors run RECIPE` for this data first, or set store=PATH"
     )
+
+
+def made_alike(one: PriorStore, other: PriorStore) -> bool:
+    """Whether two stores of one data set differ in their splits alone: the same model, asked in the same way."""
+    ways = []
+    for store in (one, other):
+        fields = dict(store.attrs.get("fingerprint_fields", {}))
+        fields.pop("splits", None)
+        if isinstance(fields.get("data"), dict):
+            fields["data"] = {key: value for key, value in fields["data"].items() if key != "images"}
+        ways.append(fields)
+    return bool(ways[0]) and ways[0] == ways[1]
+
+
+def _widest(stores: Sequence[PriorStore]) -> list[Path]:
+    """Stores but for those of which another one, made alike, covers all splits and more."""
+    splits = [set(store.attrs.get("splits", ())) for store in stores]
+    return [
+        store.path
+        for store, own in zip(stores, splits, strict=True)
+        if not any(
+            own < theirs and made_alike(store, other) for other, theirs in zip(stores, splits, strict=True)
+        )
+    ]
 
 
 def open_priors(

@@ -61,19 +61,23 @@ def write_priors(
     fingerprint: str = "",
     data: dict | None = None,
     splits: tuple = ("train",),
+    model: str = "",
 ) -> Path:
-    """A complete store whose proposals are noisy versions of the masks; some rows have no box."""
+    """A complete store whose proposals are noisy versions of the masks; some rows have no box.
+
+    Stores of the same named `model` were made alike, nothing is known of one without.
+    """
     samples = [sample for split in splits for sample in dataset.samples(split)]
     num, fields = len(samples), prior_fields(GRID)
     made_for = {
         "dataset": dataset.dataset, "split_by": dataset.split_by, "fingerprint": dataset.fingerprint(), **(data or {})
     }  # fmt: skip
-    splits_present = list(dataset.splits)
+    fields_hashed = {"model": {"files": model}, "data": {"images": str(splits)}, "splits": list(splits)}
     static = {
         "sample_id": encode_text_rows([s.sample_id for s in samples], 96, strict=True),
         "expression": encode_text_rows([s.expression for s in samples], 256),
         "image_id": np.array([s.image_id for s in samples], np.int64),
-        "split": np.array([splits_present.index(s.split) for s in samples], np.uint8),
+        "split": np.array([splits.index(s.split) for s in samples], np.uint8),
         "image_hw": np.array([(s.height, s.width) for s in samples], np.int32),
     }
     create_store(
@@ -82,9 +86,9 @@ def write_priors(
         fields=fields,
         attrs={
             "fingerprint": fingerprint or "f" * 16,
-            "fingerprint_fields": {},
+            "fingerprint_fields": fields_hashed if model else {},
             "data": made_for,
-            "splits": splits_present,
+            "splits": list(splits),
             "grid": GRID,
         },
         static=static,

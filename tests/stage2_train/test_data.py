@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -295,6 +296,21 @@ def test_several_stores_are_listed(mini_root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 prior stores.*one\.zarr.*two\.zarr.*store=PATH"):
         choose_store(config, dataset)
     assert choose_store(dataclasses.replace(config, store="x.zarr"), dataset) == Path("x.zarr")
+
+
+def test_of_stores_made_alike_the_widest_counts(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    config = mini_config(mini_root, cache_root=str(tmp_path))
+    for name, splits in (("narrow", ("train",)), ("wide", ("train", "val"))):
+        write_priors(tmp_path / f"{name}.zarr", dataset, fingerprint=name, splits=splits, model="a")
+    assert choose_store(config, dataset) == tmp_path / "wide.zarr"
+    write_priors(tmp_path / "aside.zarr", dataset, fingerprint="aside", splits=("train", "testA"), model="a")
+    with pytest.raises(DataError, match=r"2 prior stores.*aside\.zarr.*wide\.zarr"):
+        choose_store(config, dataset)
+    shutil.rmtree(tmp_path / "aside.zarr")
+    write_priors(tmp_path / "other.zarr", dataset, fingerprint="other", model="b")
+    with pytest.raises(DataError, match=r"2 prior stores.*other\.zarr.*wide\.zarr"):
+        choose_store(config, dataset)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,15 @@ from shared.errors import DataError
 from shared.masks import resize_mask_nearest
 from shared.refer import ReferDataset, load_refer
 from stage2_train.config import L2lConfig, RuntimeConfig
-from stage2_train.evaluate import evaluate_run, field_rule, score_samples, spaced, summarise, upsample
+from stage2_train.evaluate import (
+    _prior_for,
+    evaluate_run,
+    field_rule,
+    score_samples,
+    spaced,
+    summarise,
+    upsample,
+)
 from stage2_train.prior_source import open_priors
 from stage2_train.spm import fuse
 from stage2_train.text import Tokenizer
@@ -207,6 +215,24 @@ def test_with_prior_the_network_sees_what_it_saw_in_training(
     score(model := Listener(), samples, prior=prior, with_prior=field_rule(without_spm))
     field_B1HW = torch.cat([field for field, _ in model.given])
     assert torch.equal(field_B1HW[has_B], resize_prior(proposal_BGG, *SIZE_HW)[has_B])
+
+
+@pytest.mark.parametrize("model", ["a", "b"])
+def test_a_wider_store_made_alike_gives_the_priors_score(
+    mini_root: Path, tmp_path: Path, dataset: ReferDataset, model: str
+) -> None:
+    """The run's own store has rows to train on alone; one by another model would be another prior."""
+    config = mini_config(mini_root, cache_root=str(tmp_path))
+    own = write_priors(tmp_path / "own.zarr", dataset, fingerprint="own", model="a")
+    wide = write_priors(
+        tmp_path / "wide.zarr", dataset, fingerprint="wide", splits=("train", "val"), model=model
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"store": {"path": str(own)}}))
+    reader, note = _prior_for(tmp_path, config, dataset, dataset.samples("val"), "")
+    if model == "a":
+        assert reader is not None and note == f"from {wide}"
+    else:
+        assert reader is None and "no row for sample" in note
 
 
 def test_with_prior_is_another_method_reported_beside(
