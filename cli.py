@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from shared.cluster.submit import Work
     from shared.config import DataConfig
     from shared.hub import HubModel
+    from stage2_train.config import TrainConfig
 
 T = TypeVar("T")
 
@@ -402,10 +403,12 @@ def train(
                 "config": config_to_dict(config),
                 "plan": describe(config),
             }
+        _say_what_is_idle(config, overrides or [])
         _show(plan, as_json, lambda made: f"run: {made['run']}\n{made['plan']}")
         return
     from stage2_train.train import train as train_run
 
+    _say_what_is_idle(config, overrides or [])
     with _only_answers_on_stdout():
         done = train_run(
             config, folder, resume=resume, recipe=recipe, overrides=overrides or [], quiet=quiet or as_json
@@ -594,6 +597,7 @@ def submit_train(
     from stage2_train.cluster_jobs import plan_training
     from stage2_train.hub_models import hub_models
 
+    _say_what_is_idle(config, overrides or [])
     folder, each = out or Path("runs") / recipe, processes or max(1, read_site(site).gpus_per_node)
     if not dry_run:
         _fetched(hub_models(config.segmentor))
@@ -755,6 +759,15 @@ def _data_config(root: Path, dataset: str, split_by: str) -> "DataConfig":
 def _as_arguments(recipe: str, overrides: list[str] | None) -> list[str]:
     """A recipe and its changes as a command takes them."""
     return [recipe, *(part for one in overrides or [] for part in ("--set", one))]
+
+
+def _say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:
+    """Tell the user of changes that make no difference to a run."""
+    from stage2_train.idle_fields import idle_overrides
+
+    if os.environ.get("RANK", "0") == "0":
+        for line in idle_overrides(config, overrides):
+            print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def _store_of(after: Path | None) -> list[str]:

@@ -224,9 +224,11 @@ def test_training_without_a_store_is_refused(l2l, refshapes, tmp_path):
 
 def test_train_dry_run_prints_the_resolved_config(l2l, refshapes, tmp_path):
     arguments = ("--set", f"data.root={refshapes}", "--set", "fraction=0.5", "--set", "steps=7")
+    arguments = (*arguments, "--set", "spm.eps=0.1")
     ran = l2l("train", "supervised-embedded", *arguments, "--out", tmp_path / "run", "--dry-run", "--json")
     assert ran.status == 0, ran.err
     assert ran.json["config"]["steps"] == 7 and ran.json["config"]["fraction"] == 0.5
+    assert ran.err == "note: spm.eps=0.1 has no effect: method is supervised\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,108 @@
+"""Fields of a config that its run does not read, so that a change to one of them is not taken for an experiment.
+
+Nothing is refused: one list of `--set` options may serve several methods. Whoever set such a field is told.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from stage2_train.config import METHOD_NAMES, TrainConfig
+
+_SECTIONS = {"mllm_blend": "blend", "supervised": ""}
+"""Section of a method where it is not named after it."""
+
+
+def idle_overrides(config: TrainConfig, overrides: Sequence[str]) -> list[str]:
+    """A line for each change that makes no difference.
+
+    Args:
+        config: The config, changed.
+        overrides: The changes, as `--set` takes them.
+
+    Returns:
+        `"<change> has no effect: <why>"`, in order.
+    """
+    idle = dict(idle_fields(config))
+    lines = []
+    for change in overrides:
+        field = change.partition("=")[0].strip()
+        beginnings = [".".join(field.split(".")[:end]) for end in range(1, field.count(".") + 2)]
+        why = next((idle[one] for one in beginnings if one in idle), None)
+        if why is not None:
+            lines.append(f"{change} has no effect: {why}")
+    return lines
+
+
+def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """Fields and whole sections that the run does not read, each with the reason."""
+    for method in METHOD_NAMES:
+        section = _SECTIONS.get(method, method)
+        if section and method != config.method:
+            yield section, f"method is {config.method}"
+    yield from _of_l2l(config)
+    yield from _of_comparisons(config)
+    if not config.uses_prior:
+        yield "misplaced_priors", f"{_who(config)} reads no prior"
+    if not config.uses_unlabelled:
+        reads_labels = "method supervised reads labelled samples alone"
+        for field in (
+            "batch_unlabelled",
+            "strong",
+            "loss.lambda_unlabelled",
+            "loss.unlabelled",
+            "alarm.min_coverage",
+        ):
+            yield field, reads_labels
+        for field in ("loss.rampup_steps", "alarm.min_foreground", "alarm.max_foreground"):
+            yield field, reads_labels
+    if config.optim.name == "muon":
+        for field in ("lr", "weight_decay", "decay_vectors"):
+            yield f"optim.{field}", "optim.name is muon, whose settings are optim.muon.*"
+    else:
+        yield "optim.muon", f"optim.name is {config.optim.name}"
+    if config.optim.pretrained_lr_scale == 1.0:
+        yield "optim.pretrained_prefixes", "optim.pretrained_lr_scale is 1"
+    if not config.ema.decay:
+        yield "ema.export", "ema.decay is 0: no average is kept"
+    if not config.eval_every:
+        for field in ("val_split", "val_limit"):
+            yield field, "eval_every is 0: nothing is validated while training"
+    if config.image_ids_file:
+        for field in ("fraction", "split_seed"):
+            yield field, "image_ids_file names the labelled images"
+
+
+def _who(config: TrainConfig) -> str:
+    return f"method {config.method}" + (" without SPM and SESM" if config.method == "l2l" else "")
+
+
+def _of_l2l(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    own = config.l2l
+    if config.method != "l2l":
+        for section in ("spm", "rple"):
+            yield section, f"method is {config.method}"
+        return
+    if not own.use_spm:
+        yield "spm", "l2l.use_spm is false"
+    if own.use_rple:
+        for field in ("tau_fg", "tau_bg"):
+            yield (
+                f"l2l.{field}",
+                "l2l.use_rple is true: the policy picks the thresholds, within rple.policy.*",
+            )
+    else:
+        yield "rple", "l2l.use_rple is false"
+    if not own.use_sesm:
+        yield "l2l.field_probability", "l2l.use_sesm is false"
+
+
+def _of_comparisons(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    if config.method == "mllm_blend":
+        if config.blend.target == "soft":
+            yield "blend.threshold", "blend.target is soft"
+        if config.blend.target == "agree":
+            yield "blend.prior_share", "blend.target is agree: no label is made of the blend"
+        else:
+            yield "blend.agreement", f"blend.target is {config.blend.target}"
+    if config.method == "semires":
+        cpi = config.semires.match == "cpi"
+        yield ("semires.iou", "semires.match is cpi") if cpi else ("semires.overlap", "semires.match is iom")
