@@ -234,7 +234,8 @@ def run_grid(
             state = future.result()
             if state is not None and state.state == BUSY_STATE:
                 busy[started[future]] = state
-            bar.update()
+            if not pool.stopped:
+                bar.update()
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".table.lock"):  # of calls that end at once, the last sees what the others have done
         answer = _summary(grid, out, opened, busy, {cell.name for cell in own})

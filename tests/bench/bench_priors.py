@@ -129,7 +129,8 @@ class Engines:
         job = make_job(self._config)
         self.num_pairs = len(job.plan.samples)
         kind = self._config.proposer.kind
-        self._proposer = PROPOSERS[kind](self._config.proposer, job.proposer_folder)
+        self._kind, self._make = kind, PROPOSERS[kind]
+        self._proposer = self._make(self._config.proposer, job.proposer_folder)
         self._engine = VllmEngine(job.model_folder, job.family, self._config.model, self._config.engine)
         self._proposer.load()
         PROPOSERS[kind] = lambda *_: KeptProposer(self._proposer)
@@ -168,7 +169,8 @@ class Engines:
         return self.num_pairs / (time.perf_counter() - start)
 
     def close(self) -> None:
-        """Stop the engine and the proposer."""
+        """Stop the engine and the proposer; runs make proposers of their own again."""
+        PROPOSERS[self._kind] = self._make
         self._engine.close()
         self._proposer.close()
 
@@ -436,12 +438,10 @@ def main() -> None:
     if args.child:
         print(json.dumps(CHILDREN[args.child](**json.loads(args.arguments))))
         return
-    figures: list[Figure] = []
     for part in args.part or PARTS:
         print(f"{part} ...", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=args.dir) as folder:
-            figures += PARTS[part](Path(folder), args)
-    print_figures("priors", figures)
+            print_figures("priors", PARTS[part](Path(folder), args))
 
 
 if __name__ == "__main__":
