@@ -592,7 +592,7 @@ def submit_train(
     from shared.config import apply_overrides
     from stage2_train.recipes import RECIPES
 
-    changes = [*(overrides or []), *_store_of(after)]
+    changes = _with_store_of(after, overrides)
     config = apply_overrides(_recipe(RECIPES, recipe), changes)
     from stage2_train.cluster_jobs import plan_training
     from stage2_train.hub_models import hub_models
@@ -624,7 +624,7 @@ def submit_ablate(
     from stage2_train.ablate_grid import read_grid
     from stage2_train.cluster_jobs import hub_models_of, plan_grid
 
-    changes = [*(overrides or []), *_store_of(after)]
+    changes = _with_store_of(after, overrides)
     cells = read_grid(grid, changes)
     if not dry_run:
         _fetched(hub_models_of(cells))
@@ -770,9 +770,18 @@ def _say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:
             print(f"note: {line}", file=sys.stderr, flush=True)
 
 
-def _store_of(after: Path | None) -> list[str]:
-    """The change to a recipe that lets it read the store it waits for."""
-    return [] if after is None else [f"store={after}"]
+def _with_store_of(after: Path | None, overrides: list[str] | None) -> list[str]:
+    """Changes to a recipe, and the one that lets it read the store it waits for.
+
+    Raises:
+        DataError: A store is named besides.
+    """
+    given = list(overrides or [])
+    if after is None:
+        return given
+    if any(change.partition("=")[0].strip() == "store" for change in given):
+        raise DataError("--after names the store that is read; leave out --set store=...")
+    return [*given, f"store={after}"]
 
 
 def _jobs_of(after: Path | None) -> tuple[str, ...]:

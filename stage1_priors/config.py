@@ -266,7 +266,8 @@ class PriorsConfig:
     """What stands for an image in the fingerprint: its bytes, or only its name and size (huge sets, slow disks)."""
     reuse: bool = True
     """Take rows over from other stores in `cache_root` that were made by the same model in the same way about the same
-    image bytes and expression, instead of asking again. Needs `image_hash=content`."""
+    image bytes and expression, instead of asking again. Needs `image_hash=content`; with `model.num_samples` the sample
+    id must be the same too, as the samples are drawn with it."""
     clip_tolerance: float = 0.02
     """A box may stick out of the frame by this share of the side and still count as `ok`."""
     answer_failure_ceiling: float = 0.5

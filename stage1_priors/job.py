@@ -175,7 +175,10 @@ def create(job: StoreJob, attrs: dict[str, Any]) -> None:
         "split": np.array([code[s.split] for s in samples], np.uint8),
         "image_hw": np.array([(s.height, s.width) for s in samples], np.int32),
     }
-    if isinstance(job, Job) and job.image_hashes:
+    old = (
+        job.path.exists() and IMAGE_HASH not in read_header(job.path).fields
+    )  # begun before there was such a field
+    if isinstance(job, Job) and job.image_hashes and not old:
         fields += image_hash_fields()
         none = bytes(IMAGE_HASH_BYTES)
         hashes = b"".join(job.image_hashes.get(s.file_name, none) for s in samples)

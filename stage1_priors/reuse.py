@@ -15,16 +15,19 @@ Legend: N rows of the plan.
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shared.errors import DataError
 from shared.store.find import find_stores
+from shared.store.layout import StoreHeader, read_header
+from shared.store.marks import read_mark
 from shared.store.reader import PriorStore
-from shared.store.schema import EXPRESSION_BYTES, IMAGE_HASH, SHARD_ROWS, decode_text_rows, first_rows
-from shared.types import STATUS_CODES, AnswerStatus, Sample
+from shared.store.schema import EXPRESSION_BYTES, IMAGE_HASH, decode_text_rows, first_rows
+from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.config import PriorsConfig
 
 UNCUT_BYTES = EXPRESSION_BYTES - 3
@@ -32,51 +35,85 @@ UNCUT_BYTES = EXPRESSION_BYTES - 3
 FAILED = (AnswerStatus.IMAGE_ERROR, AnswerStatus.ENGINE_ERROR)
 """Statuses that another try may change."""
 
+_Key = tuple[bytes, str, str]
+"""Image hash, expression and, where it matters, sample id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A store that gives rows."""
+
+    path: Path
+    """Where it lies."""
+    attrs: Mapping[str, Any]
+    """Its attributes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reusable:
     """Which rows of a plan need not be asked for, and where they lie."""
 
-    stores: tuple[PriorStore, ...]
+    sources: tuple[Source, ...]
     """Stores that hold at least one of them."""
-    store_N: np.ndarray
-    """int16 [N], index into `stores`; -1: the model must be asked."""
+    source_N: np.ndarray
+    """int16 [N], index into `sources`; -1: the model must be asked."""
     row_N: np.ndarray
-    """int64 [N], row of that store; undefined where there is none."""
+    """int64 [N], row of that store; undefined, as all that follows, where there is none."""
+    holder_N: np.ndarray
+    """int64 [N], row of that store that holds the image's candidates."""
+    status_N: np.ndarray
+    """uint8 [N], its status."""
+    passed_N: np.ndarray
+    """bool [N], whether it was written by a run whose canary passed."""
+    failed_N: np.ndarray
+    """bool [N], of rows that must be asked for: whether image or request failed in another store."""
+    unusable: tuple[str, ...] = ()
+    """Why stores were passed over that would have fitted."""
 
     @property
     def num(self) -> int:
         """Rows that are taken over."""
-        return int((self.store_N >= 0).sum())
+        return int((self.source_N >= 0).sum())
 
     def known(self, start: int, stop: int) -> np.ndarray:
         """Whether rows `start` to `stop` of the plan are taken over: bool [stop - start]."""
-        return self.store_N[start:stop] >= 0
+        return self.source_N[start:stop] >= 0
 
     def counts(self, start: int, stop: int) -> dict[str, int]:
         """Rows taken over between two rows of the plan, by name of the store they come from."""
-        found = Counter(self.store_N[start:stop].tolist())
-        return {store.path.name: found[index] for index, store in enumerate(self.stores) if found[index]}
+        found = Counter(self.source_N[start:stop].tolist())
+        return {one.path.name: found[index] for index, one in enumerate(self.sources) if found[index]}
+
+    def all_passed(self, start: int, stop: int) -> bool:
+        """Whether all rows that are taken over there were written by runs whose canary passed."""
+        return bool(self.passed_N[start:stop][self.known(start, stop)].all())
+
+    def statuses(self) -> Counter[AnswerStatus]:
+        """Answers among all rows that are taken over."""
+        return Counter(STATUS_BY_CODE[int(code)] for code in self.status_N[self.source_N >= 0])
 
     def columns(self, start: int, stop: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Columns of the rows between `start` and `stop` that are taken over, in the plan's order.
+
+        Each source is opened for the call alone, so that files and memory stay few however many shards there are.
 
         Raises:
             DataError: A store is damaged; it names the shard and the remedy.
         """
         taken = np.flatnonzero(self.known(start, stop)) + start
         found: dict[str, np.ndarray] = {}
-        for index, store in enumerate(self.stores):
-            here = np.flatnonzero(self.store_N[taken] == index)
+        for index, source in enumerate(self.sources):
+            here = np.flatnonzero(self.source_N[taken] == index)
             if not len(here):
                 continue
-            rows = self.row_N[taken[here]]
-            for name in names:
-                with _named_remedy():
-                    part = store.batch(name, _holders(store, rows) if name == "candidates" else rows)
-                if name not in found:
-                    found[name] = np.empty((len(taken), *part.shape[1:]), part.dtype)
-                found[name][here] = part
+            with _named_remedy():
+                store = PriorStore(source.path)
+                for name in names:
+                    rows_N = self.holder_N if name == "candidates" else self.row_N
+                    part = store.batch(name, rows_N[taken[here]])
+                    if name not in found:
+                        found[name] = np.empty((len(taken), *part.shape[1:]), part.dtype)
+                    found[name][here] = part
         return found
 
 
@@ -89,7 +126,7 @@ def find_reusable(
 ) -> Reusable:
     """Look through the finished shards of the stores under `config.cache_root`.
 
-    Where several stores hold a row, the first by name gives it.
+    Where several stores hold a row, the first by name gives it. A store that cannot be read is passed over.
 
     Args:
         config: The run's configuration.
@@ -98,30 +135,72 @@ def find_reusable(
         samples: Rows of the plan.
         image_hashes: Content hash by file name, `shared.store.schema.IMAGE_HASH_BYTES` long; images that are not there
             have none.
-
-    Raises:
-        DataError: A store is damaged; it names the file and the remedy.
     """
-    wanted: dict[tuple[bytes, str, str], list[int]] = {}
+    with_ids = bool(config.model.num_samples)
+    wanted: dict[_Key, list[int]] = {}
     for row, sample in enumerate(samples if config.reuse else ()):
         if (digest := image_hashes.get(sample.file_name)) is not None and _is_kept_whole(sample.expression):
-            seed_of = sample.sample_id if config.model.num_samples else ""
-            wanted.setdefault((digest, sample.expression, seed_of), []).append(row)
-    store_N, row_N = np.full(len(samples), -1, np.int16), np.zeros(len(samples), np.int64)
-    used: list[PriorStore] = []
+            key = (digest, sample.expression, sample.sample_id if with_ids else "")
+            wanted.setdefault(key, []).append(row)
+    num, sources, unusable = len(samples), list[Source](), list[str]()
+    found = Reusable(
+        sources=(),
+        source_N=np.full(num, -1, np.int16),
+        row_N=np.zeros(num, np.int64),
+        holder_N=np.zeros(num, np.int64),
+        status_N=np.zeros(num, np.uint8),
+        passed_N=np.zeros(num, bool),
+        failed_N=np.zeros(num, bool),
+    )
     for path in find_stores(config.cache_root) if wanted else ():
-        store = PriorStore(path)
-        if store.fingerprint == fingerprint or not _fits(store, identity, config.canary.mode == "refuse"):
+        header = read_header(path)
+        if header.fingerprint == fingerprint or not _fits(header, identity):
             continue
         before = len(wanted)
-        with _named_remedy():
-            theirs = _rows_by_key(store, bool(config.model.num_samples))
-        for key, row in theirs.items():
-            for mine in wanted.pop(key, ()):
-                store_N[mine], row_N[mine] = len(used), row
+        try:
+            _take(found, len(sources), header, wanted, with_ids, config.canary.mode == "refuse")
+        except DataError as error:
+            unusable.append(str(error))
         if len(wanted) < before:
-            used.append(store)
-    return Reusable(stores=tuple(used), store_N=store_N, row_N=row_N)
+            sources.append(Source(path=path, attrs=header.attrs))
+    found.failed_N[found.source_N >= 0] = False
+    return replace(found, sources=tuple(sources), unusable=tuple(unusable))
+
+
+def _take(
+    found: Reusable,
+    index: int,
+    header: StoreHeader,
+    wanted: dict[_Key, list[int]],
+    with_ids: bool,
+    canary_must_pass: bool,
+) -> None:
+    """Note what a store's finished shards hold of the wanted rows, which are then wanted no longer.
+
+    Raises:
+        DataError: A store that is damaged; what its shards before gave stays.
+    """
+    store = PriorStore(header.path)
+    holder_R = first_rows(store.column("image_id")) if "candidates" in header.fields else None
+    for shard in store.done_shards:
+        passed = read_mark(header, shard)["info"].get("canary_passed") is True
+        if canary_must_pass and not passed:
+            continue
+        row_B = np.arange(*header.shard_bounds(shard))
+        names = decode_text_rows(store.batch("sample_id", row_B)) if with_ids else [""] * len(row_B)
+        texts = decode_text_rows(store.batch("expression", row_B))
+        digests = [row.tobytes() for row in store.batch(IMAGE_HASH, row_B)]
+        status_B = store.batch("status", row_B)
+        for row, status, key in zip(row_B, status_B, zip(digests, texts, names, strict=True), strict=True):
+            if key not in wanted:
+                continue
+            if STATUS_BY_CODE[int(status)] in FAILED:
+                found.failed_N[wanted[key]] = True
+                continue
+            mine = wanted.pop(key)
+            found.source_N[mine], found.row_N[mine], found.status_N[mine] = index, row, status
+            found.holder_N[mine] = row if holder_R is None else holder_R[row]
+            found.passed_N[mine] = passed
 
 
 def merge_rows(
@@ -152,28 +231,11 @@ def _named_remedy() -> Iterator[None]:
         raise DataError(f"{error}; or ask for its rows again: --set reuse=false") from None
 
 
-def _fits(store: PriorStore, identity: Mapping[str, Any], canary_must_pass: bool) -> bool:
-    """Whether a row of `store` is what the run would write for the same image and expression."""
-    theirs = store.attrs.get("fingerprint_fields", {})
+def _fits(header: StoreHeader, identity: Mapping[str, Any]) -> bool:
+    """Whether a row of a store is what the run would write for the same image and expression."""
+    theirs = header.attrs.get("fingerprint_fields", {})
     same = all(theirs.get(key) == identity[key] for key in identity if key not in ("data", "splits"))
-    passed = store.attrs.get("canary", {}).get("passed") is True
-    return same and IMAGE_HASH in store.fields and (passed or not canary_must_pass)
-
-
-def _rows_by_key(store: PriorStore, with_ids: bool) -> dict[tuple[bytes, str, str], int]:
-    """Rows that may be taken over, by image hash, expression and, if asked for, sample id."""
-    done = store.done_shards
-    rows = [np.arange(k * SHARD_ROWS, min((k + 1) * SHARD_ROWS, store.num_rows)) for k in done]
-    if not rows:
-        return {}
-    row_R = np.concatenate(rows)
-    failed_R = np.isin(store.batch("status", row_R), [STATUS_CODES[status] for status in FAILED])
-    row_R = row_R[~failed_R]
-    digest_R = [row.tobytes() for row in store.batch(IMAGE_HASH, row_R)]
-    text_R = decode_text_rows(store.batch("expression", row_R))
-    ids = store.sample_ids
-    keys = zip(digest_R, text_R, row_R.tolist(), strict=True)
-    return {(digest, text, ids[row] if with_ids else ""): row for digest, text, row in keys if any(digest)}
+    return same and IMAGE_HASH in header.fields
 
 
 def _is_kept_whole(expression: str) -> bool:
@@ -182,8 +244,3 @@ def _is_kept_whole(expression: str) -> bool:
         not any(char in "\0\ufffd" or "\ud800" <= char <= "\udfff" for char in expression)
         and len(expression.encode()) < UNCUT_BYTES
     )
-
-
-def _holders(store: PriorStore, rows: np.ndarray) -> np.ndarray:
-    """Rows that hold the candidates of `rows`."""
-    return first_rows(store.column("image_id"))[rows]

@@ -95,6 +95,8 @@ def run_priors(
     if num_workers > 1 or "SLURM_JOB_ID" in os.environ:
         separate_from_other_workers(worker, os.environ)
     known = find_known_rows(job)
+    for line in known.unusable:
+        _say(f"no rows are taken over from a store that cannot be read: {line}", quiet)
     if known.num:
         _say(f"{job.path}: {_taken_over(known, job.plan)}", quiet)
     whole = [shard for shard in mine if known.known(*job.plan.bounds(shard)).all()]
@@ -129,8 +131,12 @@ def _taken_over(known: Reusable, plan: Plan) -> str:
 
 
 def _found_with(known: Reusable) -> dict[str, Any]:
-    """Attributes of a store for which no model was asked: those of the first store that it takes rows from."""
-    return {name: known.stores[0].attrs[name] for name in ("canary", "logprobs")}
+    """Attributes of a store for which no model was asked: those of a store that it takes rows from.
+
+    One whose canary did not pass, if there is one.
+    """
+    attrs = min((one.attrs for one in known.sources), key=lambda own: own["canary"]["passed"] is True)
+    return {name: attrs[name] for name in ("canary", "logprobs")}
 
 
 def _copy_shards(job: Job, known: Reusable, shards: Sequence[int], quiet: bool) -> None:
@@ -139,7 +145,8 @@ def _copy_shards(job: Job, known: Reusable, shards: Sequence[int], quiet: bool) 
     with ProgressBar(sum(map(job.plan.rows_of, shards)), "known", "pair", quiet=quiet or not shards) as bar:
         for shard in shards:
             bounds = job.plan.bounds(shard)
-            write_columns(job, shard, known.columns(*bounds, names), {"reused": known.counts(*bounds)})
+            info = {"reused": known.counts(*bounds), "canary_passed": known.all_passed(*bounds) or None}
+            write_columns(job, shard, known.columns(*bounds, names), info)
             bar.update(job.plan.rows_of(shard))
 
 
@@ -168,6 +175,8 @@ class Chunk:
     """Whether they end the shard."""
     asked: tuple[Sample, ...]
     """Those of the rows that the model is asked about; at least one."""
+    has_failed: bool
+    """Whether all of these are known to have failed before."""
 
     @property
     def stop(self) -> int:
@@ -213,6 +222,7 @@ def chunks_of(plan: Plan, known: Reusable, shards: Sequence[int], rows: int) -> 
                 is_first=start == first,
                 is_last=stop == end,
                 asked=tuple(plan.samples[start + row] for row in np.flatnonzero(~known_B)),
+                has_failed=bool(known.failed_N[start:stop][~known_B].all()),
             )
 
 
@@ -301,6 +311,7 @@ def _write_shards(
         What became of the rows that were asked for.
     """
     tally: Counter[AnswerStatus] = Counter()
+    known_tally = known.statuses()  # counted with the rest: those that are asked may be what failed before
     timing = Timing()
     engine_config, plan = job.config.engine, job.plan
     chunks = chunks_of(plan, known, shards, engine_config.chunk_rows)
@@ -331,8 +342,9 @@ def _write_shards(
                 with timing.spent_on("asking"):
                     rows, arrays = ask_chunk(job, engine, loaded)
                 tally.update(STATUS_BY_CODE[int(code)] for code in rows.status_B)
-                if not ahead or tally.total() >= job.config.ceiling_min_rows:
-                    check_ceilings(job.config, tally, loaded.chunk.asked, rows)
+                judged = known_tally + tally
+                if not ahead or judged.total() >= job.config.ceiling_min_rows:
+                    check_ceilings(job.config, judged, loaded.chunk.asked, rows)
                 with timing.spent_on("masks"):
                     unfinished.result()
                 unfinished = finishing.submit(finisher.finish, loaded, rows, arrays)
@@ -365,8 +377,10 @@ class _Finisher:
             return
         columns = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
         info: dict[str, Any] = {"seconds": round(time.monotonic() - self._started, 3)}
-        info["canary_passed"] = self._canary.passed
-        if reused := self._known.counts(*self._job.plan.bounds(chunk.shard)):
+        bounds = self._job.plan.bounds(chunk.shard)
+        passed = self._canary.passed
+        info["canary_passed"] = passed if self._known.all_passed(*bounds) else passed and None
+        if reused := self._known.counts(*bounds):
             info["reused"] = reused
         write_columns(self._job, chunk.shard, columns, info)
         self._parts, self._started = [], time.monotonic()
@@ -396,7 +410,8 @@ def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows
         DataError: Every request of a chunk failed: the engine is dead, and rows of errors would be no priors.
     """
     given = collect_isolated(engine, loaded.submitted)
-    if len(given) >= MIN_CHUNK_OF_ERRORS and all(answer.error is not None for answer in given):
+    all_failed = len(given) >= MIN_CHUNK_OF_ERRORS and all(answer.error is not None for answer in given)
+    if all_failed and not loaded.chunk.has_failed:
         raise DataError(
             f"the engine failed on all {len(given)} requests from {loaded.chunk.asked[0].sample_id} on: "
             f"{given[0].error}"

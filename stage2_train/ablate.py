@@ -45,7 +45,13 @@ from stage2_train.data import load_data, scorable
 from stage2_train.inputs import open_split
 from stage2_train.owner import locked
 from stage2_train.prior_source import choose_store, open_priors, require_fitting
-from stage2_train.run_files import require_same_run, require_same_split, run_record, split_record
+from stage2_train.run_files import (
+    require_same_run,
+    require_same_split,
+    run_record,
+    split_record,
+    with_own_store,
+)
 from stage2_train.train import RESUBMIT_EXIT_CODE
 
 LOG_FILE, FAILED_FILE = "cell.log", "failed.json"
@@ -86,11 +92,12 @@ class Opened:
     """What their `split.json` holds, by fraction."""
 
 
-def open_grid(grid: Grid, *, store_comes: bool = False) -> Opened:
+def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
     """Look at all that the cells will read, so that errors show before the first of them is run.
 
     Args:
         grid: The grid.
+        out: Its folder; a grid that has begun keeps to its store.
         store_comes: The store that the cells name is being written by jobs that end before they begin.
 
     Raises:
@@ -121,6 +128,8 @@ def open_grid(grid: Grid, *, store_comes: bool = False) -> Opened:
     if store_comes:
         require_fitting(Path(config.store), config, dataset, dataset.samples("train"))
         return Opened(store={"path": config.store, "fingerprint": ""}, splits=splits)
+    begun = (with_own_store(out / cell.name, cell.config) for cell in grid.cells if cell.config in readers)
+    config = next((own for own in begun if own.store), config)
     path = choose_store(config, dataset)
     store = open_priors(path, config, dataset, dataset.samples("train")).store
     found = {"path": str(path), "fingerprint": store.fingerprint}
@@ -160,7 +169,7 @@ def describe_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> dict[s
         out: Its folder.
         store_comes: As for `open_grid`.
     """
-    opened = open_grid(grid, store_comes=store_comes)
+    opened = open_grid(grid, out, store_comes=store_comes)
     states = {cell.name: state_of(cell, grid, out, opened) for cell in grid.cells}
     return {
         "grid": str(grid.path),
@@ -221,7 +230,7 @@ def run_grid(
     """
     if jobs < 1:
         raise DataError(f"jobs is {jobs}, below 1")
-    opened = open_grid(grid)
+    opened = open_grid(grid, out)
     own = [cell for number, cell in enumerate(grid.cells) if number % only[1] == only[0]]
     todo = [cell for cell in own if state_of(cell, grid, out, opened).state != DONE]
     busy: dict[str, State] = {}

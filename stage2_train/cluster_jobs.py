@@ -13,7 +13,7 @@ from stage2_train.ablate_grid import Grid
 from stage2_train.config import TrainConfig
 from stage2_train.hub_models import hub_models, pins
 from stage2_train.inputs import open_inputs
-from stage2_train.run_files import require_same_run, run_record
+from stage2_train.run_files import require_same_run, run_record, with_own_store
 
 
 def plan_training(
@@ -66,12 +66,12 @@ def plan_training(
 
 
 def _require_inputs(config: TrainConfig, out: Path, *, store_comes: bool) -> None:
-    """Open what the run reads, as it will do itself hours later.
+    """Open what the run reads, as it will do itself hours later; of a store that comes, the run itself sees more.
 
     Raises:
         DataError: Data, split or store that are missing or unfit, or a folder that belongs to another run.
     """
-    inputs = open_inputs(config, store_comes=store_comes)
+    inputs = open_inputs(config if store_comes else with_own_store(out, config), store_comes=store_comes)
     if (out / "config.json").is_file() and not store_comes:
         require_same_run(out, run_record(config, "", (), inputs.store, 1))
 

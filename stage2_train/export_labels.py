@@ -41,7 +41,7 @@ from stage2_train.config import TrainConfig
 from stage2_train.inputs import Inputs, batch_plan, open_inputs
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Method, Networks, Pseudo
-from stage2_train.run_files import load_model, read_run_config, restore_method
+from stage2_train.run_files import load_model, read_run_config, restore_method, with_own_store
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig, upsample
@@ -78,7 +78,7 @@ def export_labels(
         raise DataError(f"{folder} holds labels already; remove it or choose another folder")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = Networks(load_model(run).to(device), weak_eval=config.weak_eval)
-    method, inputs = restore_method(run, config), open_inputs(config)
+    method, inputs = restore_method(run, config), open_inputs(with_own_store(run, config))
     samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]
     annotations: list[dict[str, Any]] = []
     fuses = config.method != "l2l" or config.l2l.use_spm  # else the prior is shown to the network alone

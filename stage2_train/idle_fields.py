@@ -67,8 +67,12 @@ def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
         for field in ("val_split", "val_limit"):
             yield field, "eval_every is 0: nothing is validated while training"
     if config.image_ids_file:
-        for field in ("fraction", "split_seed"):
-            yield field, "image_ids_file names the labelled images"
+        yield (
+            "fraction",
+            "image_ids_file names the labelled images; reports file the run under this share all the same",
+        )
+        if config.weak_label != "point":  # drawn with that seed where only masks are there
+            yield "split_seed", "image_ids_file names the labelled images"
 
 
 def _who(config: TrainConfig) -> str:
@@ -99,8 +103,8 @@ def _of_comparisons(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if config.method == "mllm_blend":
         if config.blend.target == "soft":
             yield "blend.threshold", "blend.target is soft"
-        if config.blend.target == "agree":
-            yield "blend.prior_share", "blend.target is agree: no label is made of the blend"
+        if config.blend.target == "agree":  # the blend is still what fused IoU and exported masks are made of
+            yield "blend.prior_share", "blend.target is agree: nothing is taught by the blend"
         else:
             yield "blend.agreement", f"blend.target is {config.blend.target}"
     if config.method == "semires":

@@ -14,6 +14,7 @@ from shared.refer import ReferringDataset
 from shared.seeding import rng
 from shared.store.find import find_stores
 from shared.store.reader import PriorStore
+from shared.store.schema import IMAGE_HASH
 from shared.types import STATUS_CODES, Sample
 from stage2_train.config import TrainConfig
 
@@ -124,7 +125,10 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
 
 
 def made_alike(one: PriorStore, other: PriorStore) -> bool:
-    """Whether two stores of one data set differ in their splits alone: the same model, asked in the same way."""
+    """Whether two stores of one data set differ in their splits alone: the same model, asked in the same way.
+
+    Where both know the bytes of their images, those of common rows must be the same.
+    """
     ways = []
     for store in (one, other):
         fields = dict(store.attrs.get("fingerprint_fields", {}))
@@ -132,7 +136,13 @@ def made_alike(one: PriorStore, other: PriorStore) -> bool:
         if isinstance(fields.get("data"), dict):
             fields["data"] = {key: value for key, value in fields["data"].items() if key != "images"}
         ways.append(fields)
-    return bool(ways[0]) and ways[0] == ways[1]
+    if not ways[0] or ways[0] != ways[1]:
+        return False
+    if IMAGE_HASH not in one.fields or IMAGE_HASH not in other.fields:
+        return True
+    common = sorted(set(one.sample_ids) & set(other.sample_ids))
+    own, theirs = (store.batch(IMAGE_HASH, store.rows_of(common)) for store in (one, other))
+    return np.array_equal(own, theirs)
 
 
 def _widest(stores: Sequence[PriorStore]) -> list[Path]:

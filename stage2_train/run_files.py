@@ -9,6 +9,7 @@ done.json     written last
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json
+from shared.store.layout import read_header
 from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
 from stage2_train.data import Split
@@ -111,6 +113,21 @@ def read_run_config(folder: Path) -> TrainConfig:
     if not isinstance(values, dict):
         raise DataError(f"{path}: has no 'config' object; not a run's folder")
     return config_from_dict(TrainConfig, values, str(path))
+
+
+def with_own_store(folder: Path, config: TrainConfig) -> TrainConfig:
+    """The configuration with the store named that a begun run reads, if it names none and that one is still there.
+
+    Another store that fits the data as well may have been made since.
+    """
+    if config.store or not (folder / "config.json").is_file():
+        return config
+    own = read_json(folder / "config.json").get("store") or {}
+    try:
+        there = bool(own.get("path")) and read_header(own["path"]).fingerprint == own.get("fingerprint")
+    except DataError:
+        there = False
+    return replace(config, store=own["path"]) if there else config
 
 
 def export_model(model: ReferringSegmentor, folder: Path) -> None:

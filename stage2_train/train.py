@@ -53,6 +53,7 @@ from stage2_train.run_files import (
     require_same_split,
     run_record,
     split_record,
+    with_own_store,
 )
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.step import StepResult, mean_over_processes, train_step
@@ -101,7 +102,7 @@ def train(
     require_installed(config.runtime.trackers)
     accelerator = start_accelerator()
     config.require_shares(accelerator.num_processes)
-    inputs = open_inputs(config)
+    inputs = open_inputs(with_own_store(out, config) if found else config)
     model = _new_network(config)  # refuses weights before the folder is this run's
     record = run_record(config, recipe, overrides, inputs.store, accelerator.num_processes)
     split = split_record(config, inputs.split)

@@ -364,6 +364,13 @@ def test_ablate_hands_everything_on_and_says_whether_its_share_is_done(l2l, monk
     assert seen[1] == (4, Path("runs/grid"), {"jobs": 1, "only": (0, 1), "quiet": False})
 
 
+@pytest.mark.parametrize("command", [("train", "embedded"), ("ablate", "GRID")])
+def test_a_store_is_named_once(l2l, grid, command):
+    words = [grid if word == "GRID" else word for word in command]
+    ran = l2l("submit", *words, "--after", "a.zarr", "--set", "store=b.zarr", "--dry-run")
+    assert ran.status == 2 and "leave out --set store=" in ran.err
+
+
 def test_submit_dry_run_prints_the_scripts_and_writes_nothing(l2l, refshapes, grid, tmp_path):
     site = tmp_path / "cluster.toml"
     site.write_text('partition = "gpu"\ngpus_per_node = 4\n')

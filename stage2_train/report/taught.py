@@ -19,7 +19,7 @@ from stage2_train.config import TrainConfig
 from stage2_train.inputs import batch_plan, open_inputs
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Networks, Pseudo
-from stage2_train.run_files import load_model, read_run_config, restore_method
+from stage2_train.run_files import load_model, read_run_config, restore_method, with_own_store
 from stage2_train.text import Tokenizer
 
 
@@ -55,7 +55,7 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
     networks = Networks(load_model(folder), weak_eval=config.weak_eval)
     method = restore_method(folder, config)
     with torch.no_grad():
-        pseudo = method.loss(networks, _last_batch(config)).pseudo
+        pseudo = method.loss(networks, _last_batch(with_own_store(folder, config))).pseudo
     assert pseudo is not None, config.method
     return [_taught(pseudo, index) for index in range(min(most, len(pseudo.samples)))]
 

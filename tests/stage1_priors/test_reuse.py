@@ -11,14 +11,15 @@ import pytest
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.reader import PriorStore
-from shared.store.schema import EXPRESSION_BYTES
+from shared.store.schema import EXPRESSION_BYTES, IMAGE_HASH
 from shared.store.verify import store_status, verify_store
 from shared.synth.example import write_example
 from stage1_priors.config import DataConfig
+from stage1_priors.engine import Answer
 from stage1_priors.job import describe_plan
 from stage1_priors.run import chunks_of, run_priors
 from stage1_priors.tiny_sam import WEIGHTS_DIR
-from tests.stage1_priors.fake_engine import FakeEngine, box_answer, random_box_answer
+from tests.stage1_priors.fake_engine import FakeEngine, box_answer, random_box_answer, seen_box_answer
 
 
 def run(config, engine, **options):
@@ -154,6 +155,66 @@ def test_failed_rows_are_asked_again(config, tmp_path):
     assert engine.num_requests == store.num_rows - broken.num_rows + failed
     assert set(store.status_counts()) == {"ok"}
     assert_same_rows(alone(config, tmp_path), store)
+
+
+@pytest.mark.parametrize("status", ["engine_error", "no_box"])
+def test_what_fails_again_is_judged_with_what_is_known(config, status):
+    """Hardly a row is asked for but those that failed before; that is no dead engine, and no model without boxes."""
+
+    def fails_on_stars(request):
+        if "star" not in request.expression:
+            return random_box_answer(request)
+        if status == "no_box":
+            return Answer(text="Nowhere.", num_tokens=2, finish_reason="stop")
+        raise ValueError("the prompt is too long")
+
+    generous = apply_overrides(config, ["error_ceiling=0.5", "splits=train"])
+    whole = run(generous, FakeEngine(fails_on_stars))
+    assert whole.status_counts()[status] >= 8
+    engine = FakeEngine(fails_on_stars)
+    store = run(apply_overrides(generous, ["splits=train,val"]), engine)
+    assert store.status_counts()[status] >= whole.status_counts()[status]
+    again = {"engine_error": whole.status_counts()[status], "no_box": 0}[status]
+    assert store_status(store.path)["reused"] == {whole.path.name: whole.num_rows - again}
+
+
+def test_rows_of_a_skipped_canary_do_not_pass_through_another_store(config):
+    def sees(request):
+        return seen_box_answer(request) if request.image.width else None
+
+    first = run(apply_overrides(config, ["splits=train"]), FakeEngine(sees))
+    second = run(
+        apply_overrides(config, ["splits=train,val", "canary.mode=warn", "answer_failure_ceiling=1"]),
+        FakeEngine(sees),
+    )
+    assert second.attrs["canary"]["passed"] and store_status(second.path)["reused"] == {
+        first.path.name: first.num_rows
+    }
+    careful = apply_overrides(config, ["splits=train,val,testA", "canary.mode=refuse"])
+    taken = describe_plan(careful)["reused"].get(second.path.name, 0)
+    assert taken <= second.num_rows - 512 * (first.num_rows // 512) - first.num_rows % 512
+
+
+def test_a_store_that_cannot_be_read_is_passed_over(config, tmp_path, capsys):
+    small = run(apply_overrides(config, ["splits=val"]), FakeEngine())
+    (small.path / "manifest.json").unlink()
+    engine = FakeEngine()
+    store = PriorStore(run_priors(config, engine_factory=engine.factory))
+    assert engine.num_requests == store.num_rows and "manifest.json: missing" in capsys.readouterr().err
+    assert_same_rows(alone(config, tmp_path), store)
+
+
+def test_a_store_begun_without_hashes_is_finished(config, monkeypatch):
+    """Stores of before the field are as good as ever, and give nothing to others."""
+    monkeypatch.setattr("stage1_priors.job.content_hashes", lambda identities: {})
+    old = run(config, FakeEngine())
+    monkeypatch.undo()
+    (old.path / "done" / "1.json").unlink()
+    assert IMAGE_HASH not in old.fields
+    engine = FakeEngine()
+    again = run(config, engine)
+    assert again.is_complete and again.fields == old.fields and engine.num_requests == old.num_rows - 512
+    assert describe_plan(apply_overrides(config, ["splits=val"]))["reused"] == {}
 
 
 def test_unfinished_shards_give_nothing(config):

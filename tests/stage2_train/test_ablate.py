@@ -160,7 +160,9 @@ def test_a_folder_of_another_grid_is_not_taken_for_this_one(grid: Grid, tmp_path
     out = tmp_path / "out"
     run_grid(grid, out, quiet=True, command=light())
     other = read_grid(grid_file(tmp_path, grid.path.read_text().replace("steps=40", "steps=41")))
-    states = {cell.name: state_of(cell, other, out, open_grid(other)) for cell in other.cells}
+    states = {
+        cell.name: state_of(cell, other, out, open_grid(other, tmp_path / "none")) for cell in other.cells
+    }
     assert [state.state for state in states.values()] == ["done", "done", "failed", "failed"]
     assert "steps is 40 there, 41 now" in states["b/fraction-0.25/seed-1"].reason
 

@@ -1,0 +1,71 @@
+"""A run keeps to the store that it began with, whatever stores are made since."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from shared.refer import load_refer
+from stage2_train.ablate import DONE, describe_grid
+from stage2_train.ablate_grid import read_grid
+from stage2_train.export_labels import export_labels
+from stage2_train.inputs import open_inputs
+from stage2_train.run_files import run_record, with_own_store
+from stage2_train.train import train
+from tests.stage2_train.miniature import mini_config, write_priors
+
+GRID = """
+reference = "l2l"
+recipe = "embedded"
+fractions = [0.25]
+seeds = [1]
+splits = ["val"]
+set = ["data.root={root}/data", "cache_root={cache}", "steps=1", "batch_labelled=4", "batch_unlabelled=4"]
+[methods.l2l]
+"""
+
+
+def test_a_wider_store_made_later_is_for_later_runs(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    config = mini_config(mini_root, cache_root=str(tmp_path / "stores"), steps=2)
+    narrow = write_priors(tmp_path / "stores" / "narrow.zarr", dataset, fingerprint="narrow", model="a")
+    run = tmp_path / "run"
+    train(config, run, quiet=True)
+    assert with_own_store(run, config).store == str(narrow)
+    (run / "done.json").unlink()
+    wide = write_priors(
+        tmp_path / "stores" / "wide.zarr", dataset, fingerprint="wide", splits=("train", "val"), model="a"
+    )
+    train(config, run, quiet=True)
+    assert (run / "done.json").is_file()
+    train(config, tmp_path / "later", quiet=True)
+    read = [
+        json.loads((one / "config.json").read_text())["store"]["path"] for one in (run, tmp_path / "later")
+    ]
+    assert read == [str(narrow), str(wide)]
+    export_labels(run, tmp_path / "labels", batch=4, limit=4, quiet=True)
+
+    shutil.rmtree(narrow)
+    assert with_own_store(run, config) == config
+    named = dataclasses.replace(config, store="x")
+    assert with_own_store(run, named) == named and with_own_store(tmp_path, config) == config
+
+
+def test_a_finished_grid_stays_finished(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    cache, out = tmp_path / "stores", tmp_path / "out"
+    narrow = write_priors(cache / "narrow.zarr", dataset, fingerprint="narrow", model="a")
+    file = tmp_path / "grid.toml"
+    file.write_text(GRID.format(root=mini_root, cache=cache))
+    grid = read_grid(file)
+    (cell,) = grid.cells
+    folder = out / cell.name
+    (folder / "eval").mkdir(parents=True)
+    store = open_inputs(cell.config).store
+    (folder / "config.json").write_text(json.dumps(run_record(cell.config, "embedded", (), store, 1)))
+    for name in ("done.json", "eval/val.json"):
+        (folder / name).write_text("{}")
+    write_priors(cache / "wide.zarr", dataset, fingerprint="wide", splits=("train", "val"), model="a")
+    answer = describe_grid(grid, out)
+    assert answer["store"]["path"] == str(narrow)
+    assert answer["cells"][cell.name]["state"] == DONE, answer
