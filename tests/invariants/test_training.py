@@ -54,7 +54,8 @@ def test_accumulating_micro_batches_equals_one_batch(mini_root: Path, method: st
     assert one.keys() == many.keys()
     largest = max(float(gradient.abs().max()) for gradient in one.values())
     for name in one:
-        scale = float(one[name].abs().max()) + 0.01 * largest  # some gradients are zero but for rounding
+        # Some gradients are zero but for the rounding of larger ones that cancel, which processors do differently.
+        scale = float(one[name].abs().max()) + 0.05 * largest
         assert float((one[name] - many[name]).abs().max()) <= 2e-4 * scale, name
 
 
