@@ -393,6 +393,7 @@ def train(
 
     config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
     folder = out or Path("runs") / recipe
+    _say_what_is_idle(config, overrides or [])
     if dry_run:
         from stage2_train.inputs import describe
 
@@ -403,12 +404,10 @@ def train(
                 "config": config_to_dict(config),
                 "plan": describe(config),
             }
-        _say_what_is_idle(config, overrides or [])
         _show(plan, as_json, lambda made: f"run: {made['run']}\n{made['plan']}")
         return
     from stage2_train.train import train as train_run
 
-    _say_what_is_idle(config, overrides or [])
     with _only_answers_on_stdout():
         done = train_run(
             config, folder, resume=resume, recipe=recipe, overrides=overrides or [], quiet=quiet or as_json
@@ -758,7 +757,9 @@ def _data_config(root: Path, dataset: str, split_by: str) -> "DataConfig":
 
 def _as_arguments(recipe: str, overrides: list[str] | None) -> list[str]:
     """A recipe and its changes as a command takes them."""
-    return [recipe, *(part for one in overrides or [] for part in ("--set", one))]
+    from shared.config import as_options
+
+    return [recipe, *as_options(overrides or [])]
 
 
 def _say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:

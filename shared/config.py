@@ -68,6 +68,11 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
     return config
 
 
+def as_options(overrides: Sequence[str]) -> list[str]:
+    """Overrides as a command takes them: `--set` before each."""
+    return [part for one in overrides for part in ("--set", one)]
+
+
 def _replace(config: Any, path: list[str], text: str, override: str) -> Any:
     hints = typing.get_type_hints(type(config))
     name = path[0]

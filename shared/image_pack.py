@@ -25,18 +25,17 @@ from PIL import Image
 from shared.errors import DataError
 from shared.images import find_image, image_size_hw, read_image
 from shared.runlog import progress
+from shared.store.schema import IMAGE_HASH_BYTES
 
 PACK_NAME = "images.h5"
 """Name of the file below the data set's root."""
-
-DIGEST_BYTES = 16
 
 _COPY_BYTES = 2**24
 
 
 def digest_of(data: bytes) -> bytes:
-    """BLAKE2b of an image file, `DIGEST_BYTES` long."""
-    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+    """BLAKE2b of an image file, `IMAGE_HASH_BYTES` long."""
+    return hashlib.blake2b(data, digest_size=IMAGE_HASH_BYTES).digest()
 
 
 class ImagePack:
@@ -213,7 +212,7 @@ def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], q
         file["offset"] = offset_N
         file["name"] = np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
         digests = b"".join(bytes.fromhex(digest) for _, _, digest in rows)
-        file["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)
+        file["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, IMAGE_HASH_BYTES)
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     os.replace(partial, path)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from shared.cluster.script import ClusterJob
 from shared.cluster.submit import Work, jobs_folder
-from shared.config import apply_overrides
+from shared.config import apply_overrides, as_options
 from shared.errors import DataError
 from shared.hub import cache_folder
 from stage1_priors.config import ImportConfig, PriorsConfig
@@ -34,8 +34,10 @@ def plan_work(config: PriorsConfig | ImportConfig, arguments: Sequence[str], num
     job = job_of(apply_overrides(config, pinned))
     width = min(num_tasks, job.plan.num_shards)
     tasks = tuple(sorted({shard % width for shard in pending_of(job)}))
-    settings = [part for change in pinned for part in ("--set", change)]
-    run, verify = ("priors", "run", *arguments, *settings), ("priors", "verify", str(job.path), "--complete")
+    run, verify = (
+        ("priors", "run", *arguments, *as_options(pinned)),
+        ("priors", "verify", str(job.path), "--complete"),
+    )
     jobs = (
         ClusterJob(
             name="priors",

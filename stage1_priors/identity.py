@@ -17,6 +17,7 @@ from typing import Any
 from shared.config import config_fingerprint
 from shared.errors import DataError
 from shared.hub import HubModel, is_repository, require_cached
+from shared.image_pack import digest_of
 from shared.store.publish import clean_partials, disk_errors, publish_file
 from stage1_priors.candidates import CANDIDATES_VERSION
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
@@ -114,7 +115,7 @@ class ImageHasher:
             known = self._known.get(key)
             if isinstance(known, list) and len(known) == 3 and known[:2] == stamp:
                 return str(known[2])
-            value = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+            value = digest_of(path.read_bytes()).hex()
         except OSError:
             return UNREADABLE_IMAGE
         self._known[key] = [*stamp, value]

@@ -175,10 +175,8 @@ def create(job: StoreJob, attrs: dict[str, Any]) -> None:
         "split": np.array([code[s.split] for s in samples], np.uint8),
         "image_hw": np.array([(s.height, s.width) for s in samples], np.int32),
     }
-    old = (
-        job.path.exists() and IMAGE_HASH not in read_header(job.path).fields
-    )  # begun before there was such a field
-    if isinstance(job, Job) and job.image_hashes and not old:
+    begun_without = job.path.exists() and IMAGE_HASH not in read_header(job.path).fields
+    if isinstance(job, Job) and job.image_hashes and not begun_without:
         fields += image_hash_fields()
         none = bytes(IMAGE_HASH_BYTES)
         hashes = b"".join(job.image_hashes.get(s.file_name, none) for s in samples)

@@ -13,10 +13,8 @@ Legend: N rows of the plan.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,20 +38,10 @@ _Key = tuple[bytes, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """A store that gives rows."""
-
-    path: Path
-    """Where it lies."""
-    attrs: Mapping[str, Any]
-    """Its attributes."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Reusable:
     """Which rows of a plan need not be asked for, and where they lie."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[StoreHeader, ...]
     """Stores that hold at least one of them."""
     source_N: np.ndarray
     """int16 [N], index into `sources`; -1: the model must be asked."""
@@ -66,7 +54,7 @@ class Reusable:
     passed_N: np.ndarray
     """bool [N], whether it was written by a run whose canary passed."""
     failed_N: np.ndarray
-    """bool [N], of rows that must be asked for: whether image or request failed in another store."""
+    """bool [N], of rows that must be asked for (else undefined): whether image or request failed in another store."""
     unusable: tuple[str, ...] = ()
     """Why stores were passed over that would have fitted."""
 
@@ -84,9 +72,16 @@ class Reusable:
         found = Counter(self.source_N[start:stop].tolist())
         return {one.path.name: found[index] for index, one in enumerate(self.sources) if found[index]}
 
-    def all_passed(self, start: int, stop: int) -> bool:
-        """Whether all rows that are taken over there were written by runs whose canary passed."""
-        return bool(self.passed_N[start:stop][self.known(start, stop)].all())
+    def canary_passed(self, start: int, stop: int, own: bool | None = True) -> bool | None:
+        """What the mark of a shard says of the canary: True only if it passed for every row.
+
+        Args:
+            start: First row.
+            stop: Row after the last.
+            own: Of the run that asked for the rows that are not taken over, None if it was not checked.
+        """
+        taken_passed = bool(self.passed_N[start:stop][self.known(start, stop)].all())
+        return None if own and not taken_passed else own
 
     def statuses(self) -> Counter[AnswerStatus]:
         """Answers among all rows that are taken over."""
@@ -106,7 +101,7 @@ class Reusable:
             here = np.flatnonzero(self.source_N[taken] == index)
             if not len(here):
                 continue
-            with _named_remedy():
+            try:
                 store = PriorStore(source.path)
                 for name in names:
                     rows_N = self.holder_N if name == "candidates" else self.row_N
@@ -114,6 +109,8 @@ class Reusable:
                     if name not in found:
                         found[name] = np.empty((len(taken), *part.shape[1:]), part.dtype)
                     found[name][here] = part
+            except DataError as error:
+                raise DataError(f"{error}; or ask for its rows again: --set reuse=false") from None
         return found
 
 
@@ -142,7 +139,7 @@ def find_reusable(
         if (digest := image_hashes.get(sample.file_name)) is not None and _is_kept_whole(sample.expression):
             key = (digest, sample.expression, sample.sample_id if with_ids else "")
             wanted.setdefault(key, []).append(row)
-    num, sources, unusable = len(samples), list[Source](), list[str]()
+    num, sources, unusable = len(samples), list[StoreHeader](), list[str]()
     found = Reusable(
         sources=(),
         source_N=np.full(num, -1, np.int16),
@@ -162,8 +159,7 @@ def find_reusable(
         except DataError as error:
             unusable.append(str(error))
         if len(wanted) < before:
-            sources.append(Source(path=path, attrs=header.attrs))
-    found.failed_N[found.source_N >= 0] = False
+            sources.append(header)
     return replace(found, sources=tuple(sources), unusable=tuple(unusable))
 
 
@@ -220,15 +216,6 @@ def merge_rows(
         merged[name] = np.empty((len(known_B), *part.shape[1:]), part.dtype)
         merged[name][known_B], merged[name][~known_B] = taken[name], part
     return merged
-
-
-@contextmanager
-def _named_remedy() -> Iterator[None]:
-    """Say of an error in another store how to do without it."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(f"{error}; or ask for its rows again: --set reuse=false") from None
 
 
 def _fits(header: StoreHeader, identity: Mapping[str, Any]) -> bool:

@@ -100,7 +100,7 @@ def run_priors(
     if known.num:
         _say(f"{job.path}: {_taken_over(known, job.plan)}", quiet)
     whole = [shard for shard in mine if known.known(*job.plan.bounds(shard)).all()]
-    asking = [shard for shard in mine if shard not in set(whole)]
+    asking = sorted({*mine} - {*whole})
     if not asking:
         create(job, _found_with(known))
         _copy_shards(job, known, whole, quiet)
@@ -145,7 +145,7 @@ def _copy_shards(job: Job, known: Reusable, shards: Sequence[int], quiet: bool) 
     with ProgressBar(sum(map(job.plan.rows_of, shards)), "known", "pair", quiet=quiet or not shards) as bar:
         for shard in shards:
             bounds = job.plan.bounds(shard)
-            info = {"reused": known.counts(*bounds), "canary_passed": known.all_passed(*bounds) or None}
+            info = {"reused": known.counts(*bounds), "canary_passed": known.canary_passed(*bounds)}
             write_columns(job, shard, known.columns(*bounds, names), info)
             bar.update(job.plan.rows_of(shard))
 
@@ -378,8 +378,7 @@ class _Finisher:
         columns = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
         info: dict[str, Any] = {"seconds": round(time.monotonic() - self._started, 3)}
         bounds = self._job.plan.bounds(chunk.shard)
-        passed = self._canary.passed
-        info["canary_passed"] = passed if self._known.all_passed(*bounds) else passed and None
+        info["canary_passed"] = self._known.canary_passed(*bounds, self._canary.passed)
         if reused := self._known.counts(*bounds):
             info["reused"] = reused
         write_columns(self._job, chunk.shard, columns, info)

@@ -121,14 +121,14 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
                 splits[cell.fraction] = split_record(own, open_split(own, dataset))
             except DataError as error:
                 raise DataError(f"{grid.path}: {cell.name}: {error}") from error
-    readers = [cell.config for cell in grid.cells if cell.config.uses_prior or cell.config.uses_candidates]
+    readers = [cell for cell in grid.cells if cell.config.uses_store]
     if not readers:
         return Opened(store=None, splits=splits)
-    config = readers[0]
+    config = readers[0].config
     if store_comes:
         require_fitting(Path(config.store), config, dataset, dataset.samples("train"))
         return Opened(store={"path": config.store, "fingerprint": ""}, splits=splits)
-    begun = (with_own_store(out / cell.name, cell.config) for cell in grid.cells if cell.config in readers)
+    begun = (with_own_store(out / cell.name, cell.config) for cell in readers)
     config = next((own for own in begun if own.store), config)
     path = choose_store(config, dataset)
     store = open_priors(path, config, dataset, dataset.samples("train")).store
@@ -141,9 +141,10 @@ def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
     run = out / cell.name
     if not (run / "config.json").is_file():
         return _failure(run) or State(state=TODO)
-    reads = cell.config.uses_prior or cell.config.uses_candidates
     try:
-        record = run_record(cell.config, cell.recipe, cell.changes, opened.store if reads else None, 1)
+        record = run_record(
+            cell.config, cell.recipe, cell.changes, opened.store if cell.config.uses_store else None, 1
+        )
         require_same_run(run, record)
         if (run / "split.json").is_file():
             require_same_split(run, opened.splits[cell.fraction])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shared.cluster.script import ClusterJob
 from shared.cluster.submit import Work, jobs_folder
-from shared.config import apply_overrides
+from shared.config import apply_overrides, as_options
 from shared.errors import DataError
 from shared.hub import HubModel, cache_folder, require_cached
 from stage2_train.ablate import DONE, describe_grid
@@ -46,8 +46,7 @@ def plan_training(
     done = (out / "done.json").is_file()
     if not done:
         _require_inputs(apply_overrides(config, pinned), out, store_comes=bool(after))
-    settings = [part for change in pinned for part in ("--set", change)]
-    command = ("train", *arguments, *settings, "--out", str(out), "--resume")
+    command = ("train", *arguments, *as_options(pinned), "--out", str(out), "--resume")
     job = ClusterJob(
         name="train",
         command=command,
@@ -71,7 +70,7 @@ def _require_inputs(config: TrainConfig, out: Path, *, store_comes: bool) -> Non
     Raises:
         DataError: Data, split or store that are missing or unfit, or a folder that belongs to another run.
     """
-    inputs = open_inputs(config if store_comes else with_own_store(out, config), store_comes=store_comes)
+    inputs = open_inputs(with_own_store(out, config), store_comes=store_comes)
     if (out / "config.json").is_file() and not store_comes:
         require_same_run(out, run_record(config, "", (), inputs.store, 1))
 
@@ -100,8 +99,7 @@ def plan_grid(
     models = hub_models_of(grid)
     for model in models:
         require_cached(model)
-    settings = [part for change in changes for part in ("--set", change)]
-    command = ("ablate", str(grid.path), *settings, "--out", str(out))
+    command = ("ablate", str(grid.path), *as_options(changes), "--out", str(out))
     job = ClusterJob(
         name="ablate",
         command=command,

@@ -357,6 +357,11 @@ class TrainConfig:
         return self.method == "semires"
 
     @property
+    def uses_store(self) -> bool:
+        """Whether anything is read from the prior store."""
+        return self.uses_prior or self.uses_candidates
+
+    @property
     def weak_label(self) -> Literal["", "box", "point"]:
         """Kind of weak label read for the unlabelled samples; "" for none."""
         return self.omni_res.weak_label if self.method == "omni_res" else ""

@@ -43,17 +43,17 @@ def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if not config.uses_prior:
         yield "misplaced_priors", f"{_who(config)} reads no prior"
     if not config.uses_unlabelled:
-        reads_labels = "method supervised reads labelled samples alone"
         for field in (
             "batch_unlabelled",
             "strong",
             "loss.lambda_unlabelled",
             "loss.unlabelled",
+            "loss.rampup_steps",
             "alarm.min_coverage",
+            "alarm.min_foreground",
+            "alarm.max_foreground",
         ):
-            yield field, reads_labels
-        for field in ("loss.rampup_steps", "alarm.min_foreground", "alarm.max_foreground"):
-            yield field, reads_labels
+            yield field, "method supervised reads labelled samples alone"
     if config.optim.name == "muon":
         for field in ("lr", "weight_decay", "decay_vectors"):
             yield f"optim.{field}", "optim.name is muon, whose settings are optim.muon.*"
@@ -103,8 +103,9 @@ def _of_comparisons(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if config.method == "mllm_blend":
         if config.blend.target == "soft":
             yield "blend.threshold", "blend.target is soft"
-        if config.blend.target == "agree":  # the blend is still what fused IoU and exported masks are made of
-            yield "blend.prior_share", "blend.target is agree: nothing is taught by the blend"
+        if config.blend.target == "agree":
+            why = "blend.target is agree: nothing is taught by the blend, which only fused IoU and exported masks show"
+            yield "blend.prior_share", why
         else:
             yield "blend.agreement", f"blend.target is {config.blend.target}"
     if config.method == "semires":

@@ -84,7 +84,7 @@ def open_inputs(config: TrainConfig, *, store_comes: bool = False) -> Inputs:
     dataset = load_data(config.data)
     split = open_split(config, dataset)
     priors, candidates, weak_labels = None, None, None
-    if config.uses_prior or config.uses_candidates:
+    if config.uses_store:
         samples = dataset.samples("train")
         if store_comes:
             require_fitting(Path(config.store), config, dataset, samples)

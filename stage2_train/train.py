@@ -102,7 +102,7 @@ def train(
     require_installed(config.runtime.trackers)
     accelerator = start_accelerator()
     config.require_shares(accelerator.num_processes)
-    inputs = open_inputs(with_own_store(out, config) if found else config)
+    inputs = open_inputs(with_own_store(out, config))
     model = _new_network(config)  # refuses weights before the folder is this run's
     record = run_record(config, recipe, overrides, inputs.store, accelerator.num_processes)
     split = split_record(config, inputs.split)

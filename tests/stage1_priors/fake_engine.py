@@ -98,3 +98,16 @@ class FakeEngine:
         """Stands for an engine class."""
         self.num_started += 1
         return self
+
+
+def engine_stopped_after(num: int) -> FakeEngine:
+    """One that Ctrl-C ends in the call in which it is asked more than `num` requests."""
+    engine = FakeEngine()
+
+    def answer(request: Request) -> Answer:
+        if engine.num_requests > num:
+            raise KeyboardInterrupt
+        return random_box_answer(request)
+
+    engine.answer_of = answer
+    return engine

@@ -28,7 +28,7 @@ from stage1_priors.job import describe_plan
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.proposers import PROPOSERS, BoxProposer
 from stage1_priors.run import Timing, run_priors
-from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
+from tests.stage1_priors.fake_engine import FakeEngine, engine_stopped_after, random_box_answer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -133,14 +133,7 @@ def _pickled(config):
 def test_resume_after_a_failure_in_the_second_shard(config, tmp_path):
     calm = run(config, FakeEngine())
     broken = dataclasses.replace(config, cache_root=str(tmp_path / "other"))
-    engine = FakeEngine()
-
-    def fails_late(request):
-        if engine.num_requests > 600:
-            raise KeyboardInterrupt
-        return random_box_answer(request)
-
-    engine.answer_of = fails_late
+    engine = engine_stopped_after(600)
     with pytest.raises(KeyboardInterrupt):
         run(broken, engine)
     assert engine.closed

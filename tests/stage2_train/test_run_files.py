@@ -5,6 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
+from shared.errors import DataError
 from shared.refer import load_refer
 from stage2_train.ablate import DONE, describe_grid
 from stage2_train.ablate_grid import read_grid
@@ -43,7 +46,11 @@ def test_a_wider_store_made_later_is_for_later_runs(mini_root: Path, tmp_path: P
         json.loads((one / "config.json").read_text())["store"]["path"] for one in (run, tmp_path / "later")
     ]
     assert read == [str(narrow), str(wide)]
-    export_labels(run, tmp_path / "labels", batch=4, limit=4, quiet=True)
+    for file in (wide / "proposal").glob("c.*"):  # whoever reads the wide store is told
+        file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(DataError, match="wide.zarr"):
+        export_labels(tmp_path / "later", tmp_path / "labels-later", batch=4, limit=4, quiet=True)
+    assert export_labels(run, tmp_path / "labels", batch=4, limit=4, quiet=True)["num"] == 4
 
     shutil.rmtree(narrow)
     assert with_own_store(run, config) == config
