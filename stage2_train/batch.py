@@ -31,7 +31,7 @@ class LabelledPart:
     has_prior_B: torch.Tensor | None
     """Bool: the row carries a usable proposal."""
     trust_B: torch.Tensor | None
-    """f32 in [0,1]: rank of the frozen model's confidence among the store's rows; NaN where it has none."""
+    """f32 in [0,1]: rank of the frozen model's confidence among training rows; NaN where it has none."""
     field_uniform_B: torch.Tensor
     """f32 in [0,1): decides whether the sample sees the prior field."""
 

@@ -48,7 +48,7 @@ class PriorReader(Protocol):
         ...
 
     def trust(self, sample_ids: Sequence[str]) -> torch.Tensor:
-        """f32 [B] in [0,1]: rank of the row's confidence among all rows; NaN where it has none."""
+        """f32 [B] in [0,1]: rank of the row's confidence among training rows; NaN where it has none."""
         ...
 
 

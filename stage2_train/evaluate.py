@@ -72,7 +72,7 @@ class _EvalBatch:
     has_prior_B: Tensor | None
     """Bool: the row carries a usable proposal."""
     trust_B: Tensor | None
-    """f32 in [0,1]: rank of the frozen model's confidence among the store's rows; NaN where it has none."""
+    """f32 in [0,1]: rank of the frozen model's confidence among training rows; NaN where it has none."""
 
 
 class _EvalReader:

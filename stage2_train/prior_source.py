@@ -41,9 +41,16 @@ class StorePriors:
         return proposal_BGG, torch.from_numpy(np.isin(self.store.batch("status", rows), HAS_PRIOR))
 
     def trust(self, sample_ids: Sequence[str]) -> torch.Tensor:
-        """f32 [B] in [0, 1]: share of the store's rows less confident than this one; NaN where it has no confidence."""
+        """f32 [B] in [0, 1]: share of training rows less confident than this one; NaN where it has no confidence.
+
+        Among rows of the train split, so that a run is the same whatever else its store holds; a store without any
+        ranks all its rows.
+        """
         if self._sorted_confidence is None:
             known = self.store.column("confidence")
+            splits = self.store.attrs.get("splits", ())
+            is_training = self.store.column("split") == (splits.index("train") if "train" in splits else -1)
+            known = known[is_training] if is_training.any() else known
             self._sorted_confidence = np.sort(known[np.isfinite(known)])
         ordered = self._sorted_confidence
         own_B = self.store.batch("confidence", self.store.rows_of(sample_ids))

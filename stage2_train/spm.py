@@ -13,7 +13,7 @@ below one half).
 Beyond the paper, off unless asked for. The two witnesses need not be equally bold: `prior_sharpness` multiplies the
 prior's logit before anything else, and a larger `eps` bounds what either can say. And the frozen model knows which of
 its answers to trust: `confidence_gain` moves lam by gain * (trust - centre), where trust is the rank of a row's
-confidence in its store.
+confidence among those of the train split.
 """
 
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class SpmConfig:
     prior_sharpness: float = 1.0
     """Factor on logit P†; above 1 for a mask proposer that is timid inside its own masks (the paper: 1)."""
     confidence_gain: float = 0.0
-    """How much lam rises from the least to the most trusted row of the store (the paper: 0)."""
+    """How much lam rises from the least to the most trusted training row (the paper: 0)."""
     confidence_centre: float = 0.5
     """Trust in [0, 1] that changes nothing."""
 

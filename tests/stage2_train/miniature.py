@@ -105,11 +105,13 @@ def write_priors(
             mask = resize_mask_nearest(dataset.mask(sample), (GRID, GRID))
         noise = rng("prior", sample.sample_id).normal(0, 30, mask.shape)
         proposal[row] = np.clip(np.where(mask, 210, 40) + noise, 0, 255)
+    confidence = np.array([rng("confidence", sample.sample_id).random() for sample in samples], np.float32)
+    confidence[status == STATUS_CODES[AnswerStatus.NO_BOX]] = np.nan
     arrays = {
         spec.name: np.zeros((num, *spec.row_shape), spec.numpy_dtype)
         for spec in fields
         if spec.name not in static
-    } | {"proposal": proposal, "status": status}
+    } | {"proposal": proposal, "status": status, "confidence": confidence}
     for shard in range(-(-num // SHARD_ROWS)):
         part = slice(shard * SHARD_ROWS, (shard + 1) * SHARD_ROWS)
         write_shard(path, shard, {name: values[part] for name, values in arrays.items()}, {})
