@@ -32,7 +32,15 @@ from stage2_train.methods.base import (
     weak_text,
 )
 from stage2_train.rple.ddpg import Agent
-from stage2_train.rple.policy import ACTION_DIM, STATE_DIM, band_px, project_action, pseudo_label, state
+from stage2_train.rple.policy import (
+    ACTION_DIM,
+    STATE_DIM,
+    band_px,
+    project_action,
+    pseudo_label,
+    relabelled,
+    state,
+)
 from stage2_train.rple.reward import quality, reward
 from stage2_train.spm import fuse
 
@@ -149,10 +157,10 @@ class L2l(Method):
         action_BA = project_action(noisy_BA, self.config.rple.policy)
         label_BHW = pseudo_label(target_B1HW, action_BA[:, 0], action_BA[:, 1], self.band_px)
         weights = self.config.rple.reward
-        old_B3 = quality(weak_B1HW, target_B1HW, old_BHW, weights.beta, weights.balanced)
-        new_B3 = quality(weak_B1HW, target_B1HW, label_BHW, weights.beta, weights.balanced)
+        both_2BHW = torch.stack((old_BHW, label_BHW))
+        old_B3, new_B3 = quality(weak_B1HW, target_B1HW, both_2BHW, weights.beta, weights.balanced)
         reward_B = reward(old_B3, new_B3, before_BA, action_BA, weights)
-        next_BS = state(target_B1HW, weak_B1HW, label_BHW)
+        next_BS = relabelled(state_BS, label_BHW)
         self._transitions.append(torch.cat((state_BS, action_BA, reward_B[:, None], next_BS), dim=1).detach())
         names = ("reward_margin", "reward_consistency", "reward_coverage")
         extra = {

@@ -177,3 +177,8 @@ def state(fused_B1HW: Tensor, weak_B1HW: Tensor, label_BHW: Tensor) -> Tensor:
     moments_B2 = torch.stack((flat_BU.mean(dim=1), flat_BU.std(dim=1, correction=0)), dim=1)
     agreement_B1 = agreement(weak_B1HW, fused_B1HW).unsqueeze(1)
     return torch.cat((moments_B2, shares(label_BHW), agreement_B1), dim=1)
+
+
+def relabelled(state_BS: Tensor, label_BHW: Tensor) -> Tensor:
+    """Eq. 7 of the same maps under other pseudo-labels: only the shares change; [B, 6]."""
+    return torch.cat((state_BS[:, :2], shares(label_BHW), state_BS[:, 5:]), dim=1)

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.errors import DataError
-from stage2_train.losses import IGNORE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,40 +53,53 @@ class RewardConfig:
 def quality(
     weak_B1HW: Tensor, fused_B1HW: Tensor, label_BHW: Tensor, beta: float, balanced: bool = False
 ) -> Tensor:
-    """(M, K, C) of a labelling.
+    """(M, K, C) of a labelling, or of several labellings of the same maps.
 
     Args:
         weak_B1HW: Pw.
         fused_B1HW: P̃†.
-        label_BHW: int64 of 0, 1, `IGNORE`.
+        label_BHW: int64 [..., B, H, W] of 0, 1, `losses.IGNORE`; axes in front tell labellings apart.
         beta: Sharpness of M.
         balanced: Whether both classes count alike.
 
     Returns:
-        [B, 3], each in [0, 1].
+        [..., B, 3], each in [0, 1].
     """
-    weak_BU, fused_BU, label_BU = weak_B1HW.flatten(1), fused_B1HW.flatten(1), label_BHW.flatten(1)
-    feature_BU2 = F.normalize(torch.stack((1.0 - weak_BU, weak_BU), dim=2), dim=2)
-    member_BUK = torch.stack((label_BU == 0, label_BU == 1), dim=2).to(feature_BU2.dtype)
-    centre_BK2 = F.normalize(torch.einsum("buk,buf->bkf", member_BUK, feature_BU2), dim=2)
-    similarity_BUK = torch.einsum("buf,bkf->buk", feature_BU2, centre_BK2)
-    lead_BU = (similarity_BUK[..., 1] - similarity_BUK[..., 0]) * (2.0 * member_BUK[..., 1] - 1.0)
-    selected_BU = (label_BU != IGNORE).to(feature_BU2.dtype)
+    weak_BU, fused_BU, label_BU = weak_B1HW.flatten(1), fused_B1HW.flatten(1), label_BHW.flatten(-2)
+    length_BU = torch.sqrt(weak_BU**2 + (1.0 - weak_BU) ** 2)  # at least sqrt(1/2)
+    feature_BU = ((1.0 - weak_BU) / length_BU, weak_BU / length_BU)
+    member_BU = tuple((label_BU == value).to(weak_BU.dtype) for value in (0, 1))
+    background_B2, foreground_B2 = (_centre(member, feature_BU) for member in member_BU)
+    apart_B21 = (foreground_B2 - background_B2).unsqueeze(-1)
+    towards_BU = feature_BU[0] * apart_B21[..., 0, :] + feature_BU[1] * apart_B21[..., 1, :]
+    margin_BU = torch.sigmoid(beta * towards_BU * (member_BU[1] - member_BU[0]))
+    consistency_BU = 1.0 - (weak_BU - fused_BU).abs()
+    selected_BU = member_BU[0] + member_BU[1]
     if balanced:
-        found_BU2 = torch.stack((torch.sigmoid(beta * lead_BU), 1.0 - (weak_BU - fused_BU).abs()), dim=2)
-        side_BUK = torch.stack((fused_BU < 0.5, fused_BU >= 0.5), dim=2).to(feature_BU2.dtype)
-        margin_consistency_B2 = _mean_of_groups(found_BU2, member_BUK)
-        return torch.cat((margin_consistency_B2, _mean_of_groups(selected_BU.unsqueeze(2), side_BUK)), dim=1)
-    count_B = selected_BU.sum(dim=1)
-    margin_B = (torch.sigmoid(beta * lead_BU) * selected_BU).sum(dim=1) / count_B.clamp(min=1.0)
-    consistency_B = ((1.0 - (weak_BU - fused_BU).abs()) * selected_BU).sum(dim=1) / count_B.clamp(min=1.0)
-    return torch.stack((margin_B, consistency_B, selected_BU.mean(dim=1)), dim=1)
+        side_BU = tuple(side.to(weak_BU.dtype) for side in (fused_BU < 0.5, fused_BU >= 0.5))
+        groups = ((margin_BU, member_BU), (consistency_BU, member_BU), (selected_BU, side_BU))
+        means = [
+            torch.stack([_mean_over(one, value) for one in members]).mean(0) for value, members in groups
+        ]
+        return torch.stack(means, dim=-1)
+    return torch.stack(
+        (
+            _mean_over(selected_BU, margin_BU),
+            _mean_over(selected_BU, consistency_BU),
+            selected_BU.mean(dim=-1),
+        ),
+        dim=-1,
+    )
 
 
-def _mean_of_groups(value_BUF: Tensor, member_BUK: Tensor) -> Tensor:
-    """Mean over groups of each group's mean over its pixels, 0 for a group without any; [B, F]."""
-    sum_BKF = torch.einsum("buk,buf->bkf", member_BUK, value_BUF)
-    return (sum_BKF / member_BUK.sum(dim=1).clamp(min=1.0).unsqueeze(2)).mean(dim=1)
+def _centre(member_BU: Tensor, feature_BU: tuple[Tensor, Tensor]) -> Tensor:
+    """c_k [..., B, 2]; zero for a class without pixels."""
+    return F.normalize(torch.stack([(member_BU * one).sum(dim=-1) for one in feature_BU], dim=-1), dim=-1)
+
+
+def _mean_over(member_BU: Tensor, value_BU: Tensor) -> Tensor:
+    """Mean of a value over the pixels of a group, 0 for a group without any; [..., B]."""
+    return (member_BU * value_BU).sum(dim=-1) / member_BU.sum(dim=-1).clamp(min=1.0)
 
 
 def reward(
