@@ -63,7 +63,8 @@ def orthogonalise(update_MN: torch.Tensor, num_steps: int = 5) -> torch.Tensor:
     x_MN = x_MN / (x_MN.norm() + 1e-7)
     for _ in range(num_steps):
         gram_MM = x_MN @ x_MN.T
-        x_MN = a * x_MN + (b * gram_MM + c * gram_MM @ gram_MM) @ x_MN
+        polynomial_MM = torch.addmm(gram_MM, gram_MM, gram_MM, beta=b, alpha=c)
+        x_MN = torch.addmm(x_MN, polynomial_MM, x_MN, beta=a)
     return x_MN.T if tall else x_MN
 
 

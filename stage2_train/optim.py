@@ -99,6 +99,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
             for (lr, decay), parameters in groups.items()
         ],
         lr=config.lr,
+        fused=True,
     )
 
 

@@ -9,9 +9,13 @@ Stochastic depth drops the MLP of a block as well as its attention, as in the or
 attention alone.
 """
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SwinConfig, SwinModel
+from transformers import AttentionInterface, SwinConfig, SwinModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.swin.modeling_swin import SwinMLP
 
 from stage2_train.backbones.base import VisionTower, harden_window_masks, merge_patches, output_norms
@@ -31,6 +35,52 @@ SAME = (
     "use_absolute_embeddings",
 )
 """Fields in which pretrained weights must agree with the config."""
+
+
+ATTENTION = "window"
+"""Name under which the library finds `window_attention`."""
+
+
+def window_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention within windows, under the library's convention.
+
+    The position bias is learnt, and no fused kernel of a CPU has a gradient for it: torch falls back to a path that
+    also looks for rows without any key. There are none in a window, so that case is written out here.
+
+    Args:
+        module: The attention module.
+        query: [windows, heads, positions, channels].
+        key: The same.
+        value: The same.
+        attention_mask: Position bias and mask, added to the scores [windows, heads, positions, positions].
+        scaling: Factor on the scores.
+        dropout: Probability with which a weight is dropped.
+        **options: Passed on to the fused kernels.
+
+    Returns:
+        [windows, positions, heads, channels], and None for the weights.
+    """
+    learning = torch.is_grad_enabled() and attention_mask.requires_grad
+    if query.device.type != "cpu" or not learning:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **options
+        )
+    weight = (torch.matmul(scaling * query, key.transpose(2, 3)) + attention_mask).softmax(dim=-1)
+    mixed = torch.matmul(F.dropout(weight, dropout, training=dropout > 0).to(value.dtype), value)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, window_attention)
 
 
 class DroppedMlp(SwinMLP):
@@ -75,6 +125,7 @@ class SwinStages(VisionTower):
         )
         for layer, dim in zip(self.swin.encoder.layers, config.dims, strict=True):
             for block in layer.blocks:
+                block.attention.config._attn_implementation = ATTENTION
                 if not isinstance(block.drop_path, nn.Identity):
                     block.mlp = DroppedMlp(own, dim, block.mlp, block.drop_path)
             harden_window_masks(block.attention for block in layer.blocks)
