@@ -58,6 +58,7 @@ Set = Annotated[
         "--set", metavar="A.B=C", help="Change one field of the recipe; see `l2l recipes`. May be repeated."
     ),
 ]
+MovedRoot = Annotated[str, typer.Option("--root", help="Where the data set lies now, if it was moved.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")]
 Root = Annotated[
     Path, typer.Argument(metavar="ROOT", help="Folder that holds images/ and <dataset>/, or a .jsonl file.")
@@ -335,13 +336,14 @@ def priors_verify(
 def priors_score(
     store: Store,
     split: Annotated[str | None, typer.Option(help="One split; default all.")] = None,
+    root: MovedRoot = "",
     as_json: Json = False,
 ) -> None:
     """Score a store's own masks and boxes against the ground truth."""
     from stage1_priors.quality import score_store
 
     with _only_answers_on_stdout():
-        scores = score_store(store, split)
+        scores = score_store(store, split, root)
     _show(scores, as_json, _text_of_mapping)
 
 
@@ -353,7 +355,7 @@ def priors_inspect(
     ] = None,
     text: Annotated[str, typer.Option("--find", help="Part of the expression or of the sample id.")] = "",
     status: Annotated[str, typer.Option(help="A status, 'without a prior' or 'with a prior'.")] = "",
-    root: Annotated[str | None, typer.Option(help="Where the data set lies now, if it was moved.")] = None,
+    root: MovedRoot = "",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 is any free one.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -425,6 +427,7 @@ def evaluate(
     store: Annotated[
         str, typer.Option(help="Store for the prior's own score; default the run's, or the one that fits.")
     ] = "",
+    root: MovedRoot = "",
     limit: Annotated[int, typer.Option(min=0, help="Evenly spaced sentences to score; 0 is all.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     self_guided: Annotated[
@@ -451,6 +454,7 @@ def evaluate(
                 run,
                 name,
                 store=store,
+                root=root,
                 limit=limit,
                 workers=workers,
                 self_guided=self_guided,
@@ -678,6 +682,7 @@ def export_labels_of(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Sentences per pass.")] = 16,
     limit: Annotated[int, typer.Option(min=0, help="First sentences alone; 0 is all.")] = 0,
+    root: MovedRoot = "",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -685,7 +690,9 @@ def export_labels_of(
     from stage2_train.export_labels import export_labels
 
     with _only_answers_on_stdout():
-        answer = export_labels(run, out or run / "labels", batch=batch, limit=limit, quiet=quiet or as_json)
+        answer = export_labels(
+            run, out or run / "labels", batch=batch, limit=limit, root=root, quiet=quiet or as_json
+        )
     _show(answer, as_json, _text_of_mapping)
 
 

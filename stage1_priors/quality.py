@@ -3,6 +3,7 @@
 Reported beside every model that was trained with it: without it a gain cannot be credited to the training.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,7 @@ from stage1_priors.answers import box_iou
 BATCH_ROWS = 256
 
 
-def score_store(
-    path: str | Path, split: str | None = None, data: DataConfig | None = None
-) -> dict[str, dict[str, Any]]:
+def score_store(path: str | Path, split: str | None = None, root: str = "") -> dict[str, dict[str, Any]]:
     """Score a complete store against the ground truth at the images' original resolution.
 
     The prior's mask is its proposal, resized bilinearly to the original image, at 0.5 or above; rows without a
@@ -31,7 +30,7 @@ def score_store(
     Args:
         path: The store.
         split: One split; None: all of them.
-        data: Where the data set lies now; None: where it lay when the store was written.
+        root: Where the data set lies now; "": where it lay when the store was written.
 
     Returns:
         By split: `num`, `oiou`, `miou`, `pr@0.5` .. `pr@0.9` (mask), `box_miou`, `box_acc@0.5` (None where masks were
@@ -45,7 +44,8 @@ def score_store(
     """
     store = PriorStore(path)
     store.require_complete()
-    data = data or DataConfig(**{name: store.attrs["data"][name] for name in ("root", "dataset", "split_by")})
+    data = DataConfig(**{name: store.attrs["data"][name] for name in ("root", "dataset", "split_by")})
+    data = replace(data, root=root) if root else data
     dataset = load_dataset(data)
     if dataset.fingerprint() != store.attrs["data"]["fingerprint"]:
         raise DataError(f"{path}: written for other annotations than those in {data.root}/{data.dataset}")

@@ -90,6 +90,8 @@ class Opened:
     """Path and fingerprint of the one store that they read; None if none reads any."""
     splits: dict[float, dict[str, Any]]
     """What their `split.json` holds, by fraction."""
+    data_fingerprint: str
+    """Of the annotations of their data set."""
 
 
 def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
@@ -123,17 +125,18 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
                 raise DataError(f"{grid.path}: {cell.name}: {error}") from error
     readers = [cell for cell in grid.cells if cell.config.uses_store]
     if not readers:
-        return Opened(store=None, splits=splits)
+        return Opened(store=None, splits=splits, data_fingerprint=dataset.fingerprint())
     config = readers[0].config
     if store_comes:
         require_fitting(Path(config.store), config, dataset, dataset.samples("train"))
-        return Opened(store={"path": config.store, "fingerprint": ""}, splits=splits)
+        coming = {"path": config.store, "fingerprint": ""}
+        return Opened(store=coming, splits=splits, data_fingerprint=dataset.fingerprint())
     begun = (with_own_store(out / cell.name, cell.config) for cell in readers)
     config = next((own for own in begun if own.store), config)
     path = choose_store(config, dataset)
     store = open_priors(path, config, dataset, dataset.samples("train")).store
     found = {"path": str(path), "fingerprint": store.fingerprint}
-    return Opened(store=found, splits=splits)
+    return Opened(store=found, splits=splits, data_fingerprint=dataset.fingerprint())
 
 
 def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
@@ -142,9 +145,8 @@ def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
     if not (run / "config.json").is_file():
         return _failure(run) or State(state=TODO)
     try:
-        record = run_record(
-            cell.config, cell.recipe, cell.changes, opened.store if cell.config.uses_store else None, 1
-        )
+        store = opened.store if cell.config.uses_store else None
+        record = run_record(cell.config, cell.recipe, cell.changes, store, opened.data_fingerprint, 1)
         require_same_run(run, record)
         if (run / "split.json").is_file():
             require_same_split(run, opened.splits[cell.fraction])

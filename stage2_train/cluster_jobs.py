@@ -72,7 +72,8 @@ def _require_inputs(config: TrainConfig, out: Path, *, store_comes: bool) -> Non
     """
     inputs = open_inputs(with_own_store(out, config), store_comes=store_comes)
     if (out / "config.json").is_file() and not store_comes:
-        require_same_run(out, run_record(config, "", (), inputs.store, 1))
+        data = inputs.dataset.fingerprint()
+        require_same_run(out, run_record(config, "", (), inputs.store, data, 1))
 
 
 def plan_grid(

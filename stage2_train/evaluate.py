@@ -40,7 +40,7 @@ from stage2_train.loader import iterate
 from stage2_train.model_card import write_card
 from stage2_train.prior_source import StorePriors, choose_store, made_alike, open_priors
 from stage2_train.processes import start_accelerator
-from stage2_train.run_files import load_model, read_run_config
+from stage2_train.run_files import load_model, note_moved_data, read_run_config
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.spm import fuse
 from stage2_train.text import Tokenizer
@@ -121,6 +121,7 @@ def evaluate_run(
     split: str,
     *,
     store: str = "",
+    root: str = "",
     batch: int = 64,
     workers: int = 0,
     limit: int = 0,
@@ -135,6 +136,7 @@ def evaluate_run(
         run: Run folder.
         split: Split of its data set.
         store: Store for the prior's own score; "" takes the run's, or the one that fits its data.
+        root: Where the data set lies now; "": where it lay. Noted in the run if the annotations are those of before.
         batch: Sentences per pass.
         workers: Processes that read images; 0 reads in a thread.
         limit: Evenly spaced sentences to score (0 = all).
@@ -151,7 +153,7 @@ def evaluate_run(
             `with_prior` without a store that holds the split.
     """
     run = Path(run)
-    config = read_run_config(run)
+    config = read_run_config(run, root)
     model = load_model(run)
     if (self_guided or with_prior) and (model.sesm is None or not config.trains_field):
         which = "self-guided pass" if self_guided else "pass with a prior"
@@ -188,6 +190,7 @@ def evaluate_run(
         "method": config.method,
     }
     if write and accelerator.is_main_process:
+        note_moved_data(run, config.data.root, dataset.fingerprint())
         _write(run / "eval", split, result, rows)
         write_card(run)
     accelerator.wait_for_everyone()

@@ -51,7 +51,7 @@ CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 
 
 def export_labels(
-    run: str | Path, out: str | Path, *, batch: int = 16, limit: int = 0, quiet: bool = False
+    run: str | Path, out: str | Path, *, batch: int = 16, limit: int = 0, root: str = "", quiet: bool = False
 ) -> dict[str, Any]:
     """Write the pseudo-labels.
 
@@ -60,6 +60,7 @@ def export_labels(
         out: Folder to write below.
         batch: Sentences per pass.
         limit: First sentences alone (0 = all).
+        root: Where the data set lies now; "": where it lay.
         quiet: No progress bar.
 
     Returns:
@@ -70,7 +71,7 @@ def export_labels(
             that holds labels already.
     """
     run, out = Path(run), Path(out)
-    config = read_run_config(run)
+    config = read_run_config(run, root)
     if not config.uses_unlabelled:
         raise DataError(f"{run}: method {config.method} makes no pseudo-labels")
     folder = out / f"{config.data.dataset}-pseudo"

@@ -16,7 +16,7 @@ from typing import Any
 
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
-from shared.json_files import read_json
+from shared.json_files import read_json, write_json
 from shared.store.layout import read_header
 from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
@@ -31,6 +31,7 @@ def run_record(
     recipe: str,
     overrides: Sequence[str],
     store: Mapping[str, str] | None,
+    data_fingerprint: str,
     num_processes: int,
 ) -> dict[str, Any]:
     """The content of `config.json`."""
@@ -43,6 +44,7 @@ def run_record(
         "fraction": config.fraction,
         "global_batch": {"labelled": config.batch_labelled, "unlabelled": config.batch_unlabelled},
         "num_processes": num_processes,
+        "data_fingerprint": data_fingerprint,
         "store": dict(store) if store else None,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "config": config_to_dict(config),
@@ -52,16 +54,24 @@ def run_record(
 def require_same_run(folder: Path, record: Mapping[str, Any]) -> None:
     """Refuse a folder that belongs to another configuration.
 
-    What is not part of the method (`runtime`, where the store lies, number of processes, versions) may differ.
+    What is not part of the method (`runtime`, where data and store lie, number of processes, versions) may differ.
 
     Raises:
-        DataError: A setting, or the store's content, differs; the first one is named.
+        DataError: A setting, or the content of data or store, differs; the first one is named.
     """
     path = folder / "config.json"
     old = read_json(path)
     differing = _first_difference(_identity(old), _identity(record))
     if differing:
         raise DataError(f"{path}: belongs to another run ({differing}); choose another folder")
+
+
+def note_moved_data(folder: Path, root: str, data_fingerprint: str) -> None:
+    """Let `config.json` say where the data set lies now; not if it lies where it did, or has other annotations."""
+    record = read_json(folder / "config.json")
+    if record["config"]["data"]["root"] != root and record.get("data_fingerprint") == data_fingerprint:
+        record["config"]["data"]["root"] = root
+        write_json(folder / "config.json", record)
 
 
 def split_record(config: TrainConfig, split: Split) -> dict[str, Any]:
@@ -88,8 +98,13 @@ def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
     config = {k: v for k, v in record["config"].items() if k not in ("runtime", "store", "cache_root")}
+    config["data"] = {name: value for name, value in config["data"].items() if name != "root"}
     store = record.get("store") or {}
-    return {"config": config, "store": store.get("fingerprint")}
+    return {
+        "config": config,
+        "store": store.get("fingerprint"),
+        "annotations": record.get("data_fingerprint"),
+    }
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:
@@ -102,8 +117,12 @@ def _first_difference(old: Any, new: Any, where: str = "") -> str:
     return "" if old == new else f"{where.removeprefix('config.')} is {old!r} there, {new!r} now"
 
 
-def read_run_config(folder: Path) -> TrainConfig:
+def read_run_config(folder: Path, root: str = "") -> TrainConfig:
     """The configuration of a run folder.
+
+    Args:
+        folder: The run's.
+        root: Where its data set lies now; "": where it lay.
 
     Raises:
         DataError: No `config.json`, or one that no training wrote.
@@ -112,7 +131,8 @@ def read_run_config(folder: Path) -> TrainConfig:
     values = read_json(path).get("config")
     if not isinstance(values, dict):
         raise DataError(f"{path}: has no 'config' object; not a run's folder")
-    return config_from_dict(TrainConfig, values, str(path))
+    config = config_from_dict(TrainConfig, values, str(path))
+    return replace(config, data=replace(config.data, root=root)) if root else config
 
 
 def with_own_store(folder: Path, config: TrainConfig) -> TrainConfig:

@@ -49,6 +49,7 @@ from stage2_train.owner import RunOwner
 from stage2_train.processes import start_accelerator
 from stage2_train.run_files import (
     export_model,
+    note_moved_data,
     require_same_run,
     require_same_split,
     run_record,
@@ -94,7 +95,8 @@ def train(
     found = (out / "config.json").is_file()
     if found and (out / "done.json").is_file():
         recorded = read_json(out / "config.json")
-        require_same_run(out, run_record(config, recipe, overrides, recorded.get("store"), 1))
+        data = recorded.get("data_fingerprint", "")
+        require_same_run(out, run_record(config, recipe, overrides, recorded.get("store"), data, 1))
         _require_same_labels(out, config)
         return {**read_json(out / "done.json"), "already_finished": True}
     if found and not resume:
@@ -104,7 +106,8 @@ def train(
     config.require_shares(accelerator.num_processes)
     inputs = open_inputs(with_own_store(out, config))
     model = _new_network(config)  # refuses weights before the folder is this run's
-    record = run_record(config, recipe, overrides, inputs.store, accelerator.num_processes)
+    data = inputs.dataset.fingerprint()
+    record = run_record(config, recipe, overrides, inputs.store, data, accelerator.num_processes)
     split = split_record(config, inputs.split)
     if found:
         require_same_run(out, record)
@@ -116,6 +119,7 @@ def train(
         with owner.writing():
             if (out / "config.json").is_file():
                 require_same_run(out, record)  # another process may have been first
+                note_moved_data(out, config.data.root, data)
             else:
                 write_json(out / "split.json", split)
                 write_json(out / "config.json", record)

@@ -11,14 +11,14 @@ from shared.errors import DataError
 from stage1_priors.inspect.catalogue import Query
 
 
-def write_inspection(store: Path, out: Path, query: Query, root: str | None = None) -> int:
+def write_inspection(store: Path, out: Path, query: Query, root: str = "") -> int:
     """Write one page of a store as a file that stands alone.
 
     Args:
         store: The store.
         out: HTML file.
         query: Which pairs.
-        root: Where the data set lies now; None: where it lay when the store was written.
+        root: Where the data set lies now; "": where it lay when the store was written.
 
     Returns:
         Number of pairs that fit the query, of which the file shows one page.

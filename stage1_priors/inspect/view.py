@@ -134,12 +134,12 @@ _NUMBERS = (
 """Fields of a `Pair` that are not text."""
 
 
-def open_view(path: Path, root: str | None = None) -> View:
+def open_view(path: Path, root: str = "") -> View:
     """Open a store; a data set that cannot be read, or is another one, costs the images and nothing else.
 
     Args:
         path: The store.
-        root: Where the data set lies now; None: where it lay when the store was written.
+        root: Where the data set lies now; "": where it lay when the store was written.
 
     Raises:
         DataError: No store, a damaged one, or nothing in it yet.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from shared.config import DataConfig, apply_overrides
+from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.refer import load_refer
 from stage1_priors.engine import Answer
@@ -52,7 +52,7 @@ def test_foreign_data_and_unknown_splits_are_refused(config, tmp_path):
         score_store(path, "test")
     write_refshapes(tmp_path / "foreign", num_train_images=4, seed=9, progress=False)
     with pytest.raises(DataError, match="other annotations"):
-        score_store(path, data=DataConfig(root=str(tmp_path / "foreign"), dataset="refshapes"))
+        score_store(path, root=str(tmp_path / "foreign"))
 
 
 def test_prior_mask_is_resized_over_the_whole_image():

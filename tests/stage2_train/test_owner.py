@@ -142,7 +142,7 @@ def test_a_start_with_other_settings_does_not_take_a_run_over(mini_root, tmp_pat
     owner = RunOwner(run)
     owner.claim()
     other = dataclasses.replace(config_of(mini_root), seed=5)
-    module.write_json(run / "config.json", module.run_record(other, "", [], None, 1))
+    module.write_json(run / "config.json", module.run_record(other, "", [], None, "", 1))
     with pytest.raises(DataError, match="belongs to another run"):
         train(config_of(mini_root), run, quiet=True)
     assert not owner.lost()

@@ -1,4 +1,4 @@
-"""A run keeps to the store that it began with, whatever stores are made since."""
+"""A run keeps to the store that it began with, whatever stores are made since, and follows data that are moved."""
 
 import dataclasses
 import json
@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from shared.config import DataConfig
 from shared.errors import DataError
 from shared.refer import load_refer
 from stage2_train.ablate import DONE, describe_grid
 from stage2_train.ablate_grid import read_grid
+from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
-from stage2_train.run_files import run_record, with_own_store
+from stage2_train.run_files import require_same_run, run_record, with_own_store
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, write_priors
 
@@ -58,6 +60,39 @@ def test_a_wider_store_made_later_is_for_later_runs(mini_root: Path, tmp_path: P
     assert with_own_store(run, named) == named and with_own_store(tmp_path, config) == config
 
 
+def test_a_run_outlives_a_move_of_its_data(mini_root: Path, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    shutil.copytree(mini_root / "data", first)
+    run = tmp_path / "run"
+
+    def lies(root: Path) -> DataConfig:
+        return DataConfig(root=str(root), dataset="refshapes")
+
+    def noted() -> str:
+        return json.loads((run / "config.json").read_text())["config"]["data"]["root"]
+
+    config = mini_config(mini_root, steps=2, data=lies(first))
+    train(config, run, quiet=True)
+    (run / "done.json").unlink()
+    first.rename(second)
+    train(dataclasses.replace(config, data=lies(second)), run, quiet=True)
+    assert (run / "done.json").is_file() and noted() == str(second)
+
+    second.rename(third)
+    with pytest.raises(DataError, match="second"):
+        evaluate_run(run, "val", quiet=True)
+    assert evaluate_run(run, "val", root=str(third), limit=2, write=False, quiet=True)["num"] == 2
+    assert noted() == str(second), "nothing was to be written"
+    evaluate_run(run, "val", root=str(third), quiet=True)
+    assert noted() == str(third)
+    assert export_labels(run, tmp_path / "labels", batch=4, limit=4, quiet=True)["num"] == 4
+
+    record = json.loads((run / "config.json").read_text())
+    require_same_run(run, record)
+    with pytest.raises(DataError, match=r"belongs to another run \(annotations is .* 'others' now"):
+        require_same_run(run, {**record, "data_fingerprint": "others"})
+
+
 def test_a_finished_grid_stays_finished(mini_root: Path, tmp_path: Path) -> None:
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
     cache, out = tmp_path / "stores", tmp_path / "out"
@@ -69,7 +104,9 @@ def test_a_finished_grid_stays_finished(mini_root: Path, tmp_path: Path) -> None
     folder = out / cell.name
     (folder / "eval").mkdir(parents=True)
     store = open_inputs(cell.config).store
-    (folder / "config.json").write_text(json.dumps(run_record(cell.config, "embedded", (), store, 1)))
+    (folder / "config.json").write_text(
+        json.dumps(run_record(cell.config, "embedded", (), store, dataset.fingerprint(), 1))
+    )
     for name in ("done.json", "eval/val.json"):
         (folder / name).write_text("{}")
     write_priors(cache / "wide.zarr", dataset, fingerprint="wide", splits=("train", "val"), model="a")
