@@ -200,7 +200,8 @@ from pathlib import Path
 from stage2_train.train import train
 from tests.stage2_train.test_train import config_of
 from stage2_train.config import EmaConfig
-train(config_of(Path(sys.argv[1]), ema=EmaConfig(decay=0.9)), sys.argv[2], quiet=True)
+config = config_of(Path(sys.argv[1]), ema=EmaConfig(decay=0.9), accumulation=int(sys.argv[3]))
+train(config, sys.argv[2], quiet=True)
 """
 
 
@@ -272,12 +273,19 @@ def test_a_stop_told_to_every_process_leaves_a_checkpoint(
 
 
 @pytest.mark.slow
-def test_killed_run_ends_with_the_same_bits(whole_run: Path, mini_root: Path, tmp_path: Path) -> None:
-    """SIGKILL at some step, at whatever point of it; then on to the end."""
-    out = tmp_path / "run"
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_killed_run_ends_with_the_same_bits(
+    whole_run: Path, mini_root: Path, tmp_path: Path, accumulation: int
+) -> None:
+    """SIGKILL at some step, at whatever point and in whichever micro-batch of it; then on to the end."""
+    config = config_of(mini_root, ema=EmaConfig(decay=0.9), accumulation=accumulation)
+    out, whole = tmp_path / "run", whole_run
+    if accumulation > 1:
+        whole = tmp_path / "whole"
+        train(config, whole, quiet=True)
     last = 1 + int.from_bytes(os.urandom(1), "little") % 4
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(mini_root), str(out)], env=_one_thread_as_here()
+        [sys.executable, "-c", KILLED, str(mini_root), str(out), str(accumulation)], env=_one_thread_as_here()
     )
     try:
         _wait_for(lambda: _logged(out) >= last, process)
@@ -285,8 +293,8 @@ def test_killed_run_ends_with_the_same_bits(whole_run: Path, mini_root: Path, tm
         process.kill()
         process.wait()
     assert process.returncode == -signal.SIGKILL and not (out / "done.json").exists()
-    train(config_of(mini_root, ema=EmaConfig(decay=0.9)), out, quiet=True)
-    assert_same_run(whole_run, out)
+    train(config, out, quiet=True)
+    assert_same_run(whole, out)
 
 
 def _one_thread_as_here() -> dict[str, str]:
