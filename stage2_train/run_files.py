@@ -31,7 +31,7 @@ def run_record(
     recipe: str,
     overrides: Sequence[str],
     store: Mapping[str, str] | None,
-    data_fingerprint: str,
+    data_fingerprint: str | None,
     num_processes: int,
 ) -> dict[str, Any]:
     """The content of `config.json`."""

@@ -95,7 +95,7 @@ def train(
     found = (out / "config.json").is_file()
     if found and (out / "done.json").is_file():
         recorded = read_json(out / "config.json")
-        data = recorded.get("data_fingerprint", "")
+        data = recorded.get("data_fingerprint")
         require_same_run(out, run_record(config, recipe, overrides, recorded.get("store"), data, 1))
         _require_same_labels(out, config)
         return {**read_json(out / "done.json"), "already_finished": True}
