@@ -267,13 +267,13 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
     ]
     assert "frozen prior   0.7500" in ran.out
     assert list(l2l("eval", tmp_path, "--json").json) == ["val"]
-    more = ["--limit", "7", "--workers", "2", "--store", "x", "--self-guided", "--with-prior"]
+    more = ["--limit", "7", "--workers", "2", "--store", "x", "--root", "y", "--self-guided", "--with-prior"]
     assert "another method" not in ran.out
     said = l2l("eval", tmp_path, *more).out
     assert (
         "7 evenly spaced" in said and "with prior     0.5000" in said and "with prior: another method" in said
     )
-    wanted = {"store": "x", "limit": 7, "workers": 2, "self_guided": True, "with_prior": True}
+    wanted = {"store": "x", "root": "y", "limit": 7, "workers": 2, "self_guided": True, "with_prior": True}
     assert asked[-1][1] == {**wanted, "write": False, "quiet": False}
     for option in ("--quiet", "--json"):
         l2l("eval", tmp_path, option)
@@ -515,10 +515,13 @@ def test_export_labels_hands_everything_on(l2l, monkeypatch, tmp_path):
         lambda run, out, **options: seen.append((run, out, options)) or {"num": 3},
     )
     assert l2l("export-labels", "runs/a", "--json").json == {"num": 3}
-    assert l2l("export-labels", "runs/a", "--out", tmp_path, "--batch", "4", "--limit", "9").out == "num: 3\n"
+    assert (
+        l2l("export-labels", "runs/a", "--out", tmp_path, "--batch", "4", "--limit", "9", "--root", "y").out
+        == "num: 3\n"
+    )
     assert seen == [
-        (Path("runs/a"), Path("runs/a/labels"), {"batch": 16, "limit": 0, "quiet": True}),
-        (Path("runs/a"), tmp_path, {"batch": 4, "limit": 9, "quiet": False}),
+        (Path("runs/a"), Path("runs/a/labels"), {"batch": 16, "limit": 0, "root": "", "quiet": True}),
+        (Path("runs/a"), tmp_path, {"batch": 4, "limit": 9, "root": "y", "quiet": False}),
     ]
 
 

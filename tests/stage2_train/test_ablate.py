@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from shared.config import config_to_dict
 from shared.errors import DataError
 from shared.refer import load_refer
 from stage2_train.ablate import describe_grid, open_grid, parse_share, run_grid, state_of
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
 from stage2_train.ablate_table import METRICS
+from stage2_train.data import load_data
 from stage2_train.owner import locked
+from stage2_train.run_files import run_record
 from stage2_train.train import RESUBMIT_EXIT_CODE
 from tests.stage2_train.miniature import write_priors
 from tests.stage2_train.test_ablate_grid import grid_file
@@ -70,7 +71,8 @@ def light(seconds: float = 0.0, **status: int) -> Command:
     """Cells that write what a finished run leaves; `status` gives cells of a method another end."""
 
     def command(cell: Cell, grid: Grid, out: Path, store: Mapping[str, str] | None) -> list[str]:
-        record = json.dumps({"config": config_to_dict(cell.config), "store": None})
+        annotations = load_data(cell.config.data).fingerprint()
+        record = json.dumps(run_record(cell.config, cell.recipe, cell.changes, None, annotations, 1))
         end = str(status.get(cell.method, 0))
         return [sys.executable, "-S", "-c", LIGHT, str(out / cell.name), str(seconds), end, record]
 
