@@ -3,20 +3,18 @@
 Reported beside every model that was trained with it: without it a gain cannot be credited to the training.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from shared.config import DataConfig
-from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.metrics import SegmentationMeter, iou, iou_counts
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus, Sample
 from stage1_priors.answers import box_iou
+from stage1_priors.store_data import dataset_of
 
 BATCH_ROWS = 256
 
@@ -44,11 +42,7 @@ def score_store(path: str | Path, split: str | None = None, root: str = "") -> d
     """
     store = PriorStore(path)
     store.require_complete()
-    data = DataConfig(**{name: store.attrs["data"][name] for name in ("root", "dataset", "split_by")})
-    data = replace(data, root=root) if root else data
-    dataset = load_dataset(data)
-    if dataset.fingerprint() != store.attrs["data"]["fingerprint"]:
-        raise DataError(f"{path}: written for other annotations than those in {data.root}/{data.dataset}")
+    dataset = dataset_of(store, root)
     splits = list(store.attrs["splits"])
     if split is not None and split not in splits:
         raise DataError(f"{path}: holds no split {split!r} (it has {', '.join(splits)})")

@@ -28,6 +28,7 @@ import torch
 
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
+from shared.refer import ReferringDataset
 from shared.runlog import ProgressBar
 from shared.store.publish import publish_file
 from stage2_train.ablate_cell import BUSY
@@ -123,20 +124,24 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
                 splits[cell.fraction] = split_record(own, open_split(own, dataset))
             except DataError as error:
                 raise DataError(f"{grid.path}: {cell.name}: {error}") from error
+    store = _store_of(grid, out, dataset, store_comes)
+    return Opened(store=store, splits=splits, data_fingerprint=dataset.fingerprint())
+
+
+def _store_of(grid: Grid, out: Path, dataset: ReferringDataset, store_comes: bool) -> dict[str, str] | None:
+    """`Opened.store`."""
     readers = [cell for cell in grid.cells if cell.config.uses_store]
     if not readers:
-        return Opened(store=None, splits=splits, data_fingerprint=dataset.fingerprint())
+        return None
     config = readers[0].config
     if store_comes:
         require_fitting(Path(config.store), config, dataset, dataset.samples("train"))
-        coming = {"path": config.store, "fingerprint": ""}
-        return Opened(store=coming, splits=splits, data_fingerprint=dataset.fingerprint())
+        return {"path": config.store, "fingerprint": ""}
     begun = (with_own_store(out / cell.name, cell.config) for cell in readers)
     config = next((own for own in begun if own.store), config)
     path = choose_store(config, dataset)
     store = open_priors(path, config, dataset, dataset.samples("train")).store
-    found = {"path": str(path), "fingerprint": store.fingerprint}
-    return Opened(store=found, splits=splits, data_fingerprint=dataset.fingerprint())
+    return {"path": str(path), "fingerprint": store.fingerprint}
 
 
 def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:

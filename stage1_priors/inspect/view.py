@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shared.config import DataConfig
-from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.refer import ReferDataset
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.inspect.catalogue import Catalogue
+from stage1_priors.store_data import dataset_of
 
 IMAGE_SIDE = 480
 """Longest side of an image in the page, pixels."""
@@ -146,17 +145,10 @@ def open_view(path: Path, root: str = "") -> View:
     """
     store = PriorStore(path)
     catalogue = Catalogue(store)
-    written = store.attrs["data"]
     try:
-        config = DataConfig(
-            root=root or written["root"], dataset=written["dataset"], split_by=written["split_by"]
-        )
-        dataset = load_dataset(config)
-        if dataset.fingerprint() != written["fingerprint"]:
-            raise DataError(f"{config.root}: other annotations than those the store was written for")
+        return View(store, catalogue, dataset_of(store, root), "")
     except DataError as error:
         return View(store, catalogue, None, str(error))
-    return View(store, catalogue, dataset, "")
 
 
 def _encoded(image: Image.Image, kind: str) -> bytes:
