@@ -25,7 +25,7 @@ REPORT := $(L2L_RUN)/report.html
 SPLITS := --split val --split testA --split testB
 
 # Training processes: one per GPU; on a CPU two of one thread each, which beat one of two threads.
-GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | wc -l)
+GPUS := $(shell { nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
 PROCS ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),$(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))'))
 TRAIN := env OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node $(PROCS) cli.py train
 

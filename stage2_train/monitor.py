@@ -34,7 +34,11 @@ class HiddenMasks:
 
         Returns:
             Scalars, means over samples: `prior_iou`, `weak_iou`, `fused_iou` (maps cut at 0.5), `selected_accuracy`
-            (over selected pixels), `foreground_recall` (share of true foreground selected as foreground).
+            (over selected pixels), `foreground_recall` (share of true foreground selected as foreground). Of methods
+            with a prior also shares of all pixels: `disputed` (cut at 0.5, prior and weak view disagree),
+            `disputed_prior_right` (and the prior has the mask's class), `disputed_taught` (and the pixel is selected),
+            `disputed_taught_right` (selected with the mask's class). Ratios of their means over steps are ratios of
+            pixels. A sample without a prior counts as one with an empty one.
         """
         masks = [torch.from_numpy(self._reader.mask(sample)) for sample in pseudo.samples]
         mask_BHW = torch.stack(masks).to(pseudo.label_BHW.device)
@@ -55,6 +59,14 @@ def pseudo_quality(pseudo: Pseudo, mask_BHW: Tensor) -> dict[str, Tensor]:
     }
     if pseudo.prior_B1HW is not None:
         figures["prior_iou"] = mean_iou(pseudo.prior_B1HW, mask_BHW)
+        prior_BHW = pseudo.prior_B1HW[:, 0] >= 0.5
+        disputed_BHW = prior_BHW != (pseudo.weak_B1HW[:, 0] >= 0.5)
+        figures |= {
+            "disputed": disputed_BHW.float().mean(),
+            "disputed_prior_right": (disputed_BHW & (prior_BHW == mask_BHW)).float().mean(),
+            "disputed_taught": (disputed_BHW & selected_BHW).float().mean(),
+            "disputed_taught_right": (disputed_BHW & right_BHW).float().mean(),
+        }
     return figures
 
 

@@ -81,6 +81,18 @@ PANELS: tuple[Panel, ...] = (
         unit_interval=True,
     ),
     Panel(
+        title="Where frozen prior and weak view disagree",
+        y_label="share of pixels",
+        series=(
+            ("they disagree", "disputed"),
+            ("and the prior is right", "disputed_prior_right"),
+            ("and the pixel is taught", "disputed_taught"),
+            ("and taught rightly", "disputed_taught_right"),
+        ),
+        note="Objects are small, so are these shares. Who is right there says which of the two a rule should trust.",
+        per_run=True,
+    ),
+    Panel(
         title="Thresholds of the pseudo-labels",
         y_label="probability",
         series=(("foreground (τ fg)", "tau_fg"), ("background (τ bg)", "tau_bg")),

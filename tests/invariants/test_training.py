@@ -156,6 +156,7 @@ class LyingMasks:
 
 
 HIDDEN_FIGURES = {"prior_iou", "weak_iou", "fused_iou", "selected_accuracy", "foreground_recall", "seconds"}
+HIDDEN_FIGURES |= {"disputed", "disputed_prior_right", "disputed_taught", "disputed_taught_right"}
 """What the log takes from held-back masks, and the clock."""
 
 

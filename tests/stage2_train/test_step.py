@@ -10,13 +10,19 @@ from shared.config import apply_overrides
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
 from stage2_train.step import StepResult, train_step
-from tests.stage2_train.miniature import batch_of, model_of, plain_config, segmentor_config
+from tests.stage2_train.miniature import batch_of, mini_config, model_of, plain_config, segmentor_config
 
 
-def moved(root: Path, *overrides: str, compiled: bool = False) -> tuple[StepResult, torch.Tensor]:
-    """What a step of FixMatch gave, and how far it moved the weights: f64 [num parameters]."""
-    segmentor = segmentor_config(root / "tokenizer", sesm=False, dropout=0.0)
-    config = apply_overrides(plain_config(root, "fixmatch", segmentor=segmentor), list(overrides))
+def moved(
+    root: Path, *overrides: str, method: str = "fixmatch", compiled: bool = False
+) -> tuple[StepResult, torch.Tensor]:
+    """What a step of a method gave, and how far it moved the weights: f64 [num parameters]."""
+    segmentor = segmentor_config(root / "tokenizer", sesm=method == "l2l", dropout=0.0)
+    if method == "l2l":
+        plain = mini_config(root, segmentor=segmentor)
+    else:
+        plain = plain_config(root, method, segmentor=segmentor)
+    config = apply_overrides(plain, list(overrides))
     model = model_of(config)
     before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().double()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -56,10 +62,12 @@ def test_bf16_moves_the_weights_nearly_alike(mini_root: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_network_takes_the_same_step(mini_root: Path) -> None:
-    """Captured by torch.compile, without generated code: weak view and texts included."""
-    plain, whole = moved(mini_root)
-    result, compiled = moved(mini_root, compiled=True)
+@pytest.mark.parametrize("method", ["fixmatch", "l2l"])
+def test_a_compiled_network_takes_the_same_step(mini_root: Path, method: str) -> None:
+    """Captured by torch.compile, without generated code: weak view and texts included, and with L2L prior fields."""
+    always = ["l2l.field_probability=1"] if method == "l2l" else []
+    plain, whole = moved(mini_root, *always, method=method)
+    result, compiled = moved(mini_root, *always, method=method, compiled=True)
     assert (
         result.loss == pytest.approx(plain.loss, rel=1e-5) and result.metrics.keys() == plain.metrics.keys()
     )

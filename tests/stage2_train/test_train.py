@@ -154,6 +154,8 @@ def test_log_tells_what_was_taught(whole_run: Path) -> None:
             shares |= {"foreground_recall", "tau_bg", "lam", "lr_factor", "prior_rows", "text_survivors"}
             assert shares | {"loss", "labelled_loss", "unlabelled_loss", "reward"} <= record.keys()
             assert all(0 <= record[name] <= 1 for name in shares)
+            assert record["disputed_prior_right"] <= record["disputed"]
+            assert record["disputed_taught_right"] <= record["disputed_taught"] <= record["disputed"]
 
 
 def test_exported_model_is_the_average(whole_run: Path) -> None:

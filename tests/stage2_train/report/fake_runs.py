@@ -237,6 +237,10 @@ def _metrics(method: str, seed: int, steps: int, quality: float) -> list[dict]:
                 "prior_iou": 0.6 + noise,
                 "fused_iou": 0.55 + 0.3 * done + noise,
                 "reward": 0.02 + noise / 3,
+                "disputed": 0.05 - 0.03 * done,
+                "disputed_prior_right": 0.03 - 0.02 * done,
+                "disputed_taught": 0.04 - 0.03 * done,
+                "disputed_taught_right": 0.025 - 0.02 * done,
             }
             row |= {"tau_fg": 0.7 + 0.08 * done, "tau_bg": 0.2 - 0.06 * done}
         rows.append(row)
