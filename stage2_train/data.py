@@ -133,9 +133,9 @@ class ResizedReader:
     def __init__(
         self, dataset: ReferringDataset, height: int, width: int, num_images: int, cache_mib: int
     ) -> None:
-        """Keep decoded images if `num_images` of them take at most `cache_mib` MiB."""
+        """Keep decoded images and masks if `num_images` images take at most `cache_mib` MiB; with 0 keep none."""
         self.dataset, self.height, self.width = dataset, height, width
-        self.keeps = num_images * height * width * 3 <= cache_mib * 2**20
+        self.keeps = 0 < num_images * height * width * 3 <= cache_mib * 2**20
         self._images: dict[str, np.ndarray] = {}
         self._masks: dict[int, np.ndarray] = {}
 

@@ -68,7 +68,7 @@ def export_labels(
 
     Raises:
         DataError: An unfinished run, one whose method makes no pseudo-labels, data or priors that are gone, or a folder
-            that holds labels already.
+            that holds labels already or a link to other images.
     """
     run, out = Path(run), Path(out)
     config = read_run_config(run, root)
@@ -77,6 +77,7 @@ def export_labels(
     folder = out / f"{config.data.dataset}-pseudo"
     if (folder / "instances.json").exists():
         raise DataError(f"{folder} holds labels already; remove it or choose another folder")
+    _require_own_images(out / "images", config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = Networks(load_model(run).to(device), weak_eval=config.weak_eval)
     method, inputs = restore_method(run, config), open_inputs(with_own_store(run, config))
@@ -209,12 +210,23 @@ def _write(
         publish_file(folder / name, data)
 
 
+def _require_own_images(link: Path, config: TrainConfig) -> None:
+    """Refuse a link to the images of another data set, or to where they no longer are."""
+    if link.is_symlink() and link.resolve() != _images_of(config):
+        raise DataError(
+            f"{link}: leads to {link.resolve()}, not to {_images_of(config)}; remove it, or choose another folder"
+        )
+
+
 def _link_images(link: Path, config: TrainConfig) -> None:
-    """Images are not copied."""
-    root = Path(config.data.root)
-    target = (root.parent if config.data.is_jsonl else root / "images").resolve()
+    """Images are not copied; a folder of that name is left as it is."""
     if not link.exists():
-        link.symlink_to(target, target_is_directory=True)
+        link.symlink_to(_images_of(config), target_is_directory=True)
+
+
+def _images_of(config: TrainConfig) -> Path:
+    root = Path(config.data.root)
+    return (root.parent if config.data.is_jsonl else root / "images").resolve()
 
 
 def _summary(annotations: Sequence[dict[str, Any]]) -> dict[str, Any]:

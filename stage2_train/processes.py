@@ -5,12 +5,12 @@ single process instead of several is only slow: nothing else would say so.
 """
 
 import os
-import sys
 
 import torch
 from accelerate import Accelerator
 
 from shared.errors import DataError
+from shared.gpu_build import require_usable_gpus
 
 _REMEDY = "start with torchrun --nproc_per_node N cli.py ..."
 
@@ -32,13 +32,9 @@ def start_accelerator() -> Accelerator:
     ]
     if wanted not in (None, "1") and missing:
         raise DataError(f"WORLD_SIZE is {wanted} and {missing[0]} is not set: {_REMEDY}")
-    granted = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
-    if granted and not torch.cuda.is_available():
-        raise DataError(
-            f"Slurm gave this job GPU {granted}, and torch {torch.__version__} of {sys.prefix} can use none: an "
-            "environment that was set up on a machine without GPUs holds CPU builds; see 'On GPUs' in the README"
-        )
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    require_usable_gpus()
+    # Precision is the recipe's: a launcher's own, left to itself, would bring a scaler of gradients.
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     if accelerator.num_processes != int(wanted or 1):
         raise DataError(f"{accelerator.num_processes} process(es) run, WORLD_SIZE is {wanted}: {_REMEDY}")
     return accelerator

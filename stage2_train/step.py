@@ -63,9 +63,12 @@ def train_step(
         # Dropout and stochastic depth draw from torch's global state: set it so that a resumed run draws the same.
         torch.manual_seed(seed_of(config.seed, "dropout", step, batch.micro, accelerator.process_index))
         # Not Accelerate's autocast: its type is fixed for the life of a process. bfloat16 needs no loss scaling.
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        # No cache of its casts: before torch 2.10 a pass without gradient left casts without one to the pass after it.
+        half = config.precision == "bf16"
+        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
             output = method.loss(networks, batch.to(accelerator.device))
-        accelerator.backward(output.loss / config.accumulation)
+        # Not Accelerate's backward: variables of its launcher would scale the loss, which nothing here takes back.
+        (output.loss / config.accumulation).backward()
         losses.append(output.loss.detach())
         collected.append(output.metrics)
         if output.pseudo is not None:

@@ -17,6 +17,9 @@ from shared.errors import DataError
 SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
 """Splits in the order the report shows them; others follow by name."""
 
+_NOT_SETTINGS = ("seed", "runtime", "store", "cache_root")
+_SAYS_NOTHING = ("seed=", "runtime.", "store=", "cache_root=", "data.root=")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvalData:
@@ -84,6 +87,24 @@ class RunData:
     def method(self) -> str:
         """Name of the training method."""
         return str(self.config.get("method") or "unknown")
+
+    @property
+    def variant(self) -> str:
+        """What it ran, for a person: its recipe and what was changed of it, but for seed and places."""
+        changed = [
+            one for one in self.config.get("overrides") or [] if not str(one).startswith(_SAYS_NOTHING)
+        ]
+        return " ".join([str(self.config.get("recipe") or self.method), *map(str, changed)])
+
+    @property
+    def settings(self) -> str:
+        """What it ran, to compare: every setting that is no seed, no place and nothing of how it was run, as JSON."""
+        config = self.config.get("config")
+        config = config if isinstance(config, dict) else {"method": self.method, "fraction": self.fraction}
+        kept = {name: value for name, value in config.items() if name not in _NOT_SETTINGS}
+        if isinstance(kept.get("data"), dict):
+            kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
+        return json.dumps([self.store.get("fingerprint"), kept], sort_keys=True)
 
     @property
     def seed(self) -> Any:

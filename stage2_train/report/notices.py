@@ -134,7 +134,7 @@ def notices(runs: list[RunData], healths: dict[str, PriorHealth]) -> list[Notice
             Notice(
                 level="note",
                 title="One seed",
-                text="No method was run with several seeds, so the spread between seeds is unknown. "
+                text="Nothing was run with several seeds and all else equal, so the spread between seeds is unknown. "
                 "A small difference here can be chance; the intervals only cover the choice of test images.",
             )
         )

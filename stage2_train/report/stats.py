@@ -68,10 +68,10 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """One method at one share of labels over several seeds."""
+    """One recipe with one set of settings over several seeds."""
 
-    method: str
-    """Training method."""
+    variant: str
+    """The recipe, and what was changed of it."""
     fraction: float | None
     """Share of labelled images."""
     split: str
@@ -172,24 +172,25 @@ def agreement(data: EvalData) -> Agreement | None:
 
 
 def spreads(runs: list[RunData]) -> list[Spread]:
-    """One entry per (method, share of labels, data set, split) that at least two runs with different seeds share."""
-    groups: dict[tuple, list[tuple[str, float]]] = defaultdict(list)
+    """One entry per split of runs that differ in their seeds alone; of several with one seed the first counts."""
+    groups: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    first: dict[str, RunData] = {}
     for run in runs:
-        dataset = (run.data.get("dataset"), run.data.get("split_by"))
+        first.setdefault(run.settings, run)
         for split, data in run.evals.items():
             value = data.score("original", "oiou")
             if value is not None:
-                groups[run.method, run.fraction, dataset, split].append((str(run.seed), value))
+                groups[run.settings, split].setdefault(str(run.seed), value)
     return [
         Spread(
-            method=method,
-            fraction=fraction,
+            variant=first[settings].variant,
+            fraction=first[settings].fraction,
             split=split,
-            seeds=tuple(seed for seed, _ in pairs),
-            values=tuple(value for _, value in pairs),
+            seeds=tuple(values),
+            values=tuple(values.values()),
         )
-        for (method, fraction, _, split), pairs in groups.items()
-        if len({seed for seed, _ in pairs}) > 1
+        for (settings, split), values in groups.items()
+        if len(values) > 1
     ]
 
 

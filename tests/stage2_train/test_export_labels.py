@@ -98,6 +98,19 @@ def test_other_methods_export_what_they_teach(mini_root, tmp_path, method):
     }
 
 
+def test_a_link_to_other_images_is_refused_before_anything_is_made(exported, mini_run, tmp_path):
+    """Names of files may coincide in two data sets; a link that leads nowhere is of data that were moved."""
+    out, _ = exported
+    (tmp_path / "images").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(DataError, match=f"leads to .*elsewhere, not to {(out / 'images').resolve()}"):
+        export_labels(mini_run, tmp_path, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    (tmp_path / "images").unlink()
+    (tmp_path / "images").mkdir()
+    export_labels(mini_run, tmp_path, limit=2, quiet=True)
+    assert not (tmp_path / "images").is_symlink()
+
+
 def test_refusals(exported, mini_run, mini_root, tmp_path):
     with pytest.raises(DataError, match="holds labels already"):
         export_labels(mini_run, exported[0])

@@ -1,34 +1,53 @@
 """Pseudo-labels against held-back masks, on maps of four pixels whose figures are counted by hand."""
 
+import numpy as np
 import pytest
 import torch
 
+from shared.types import Sample
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Pseudo
-from stage2_train.monitor import pseudo_quality
+from stage2_train.monitor import HiddenMasks, pseudo_quality
+
+SAMPLE = Sample(
+    sample_id="d.s.1",
+    image_id=1,
+    file_name="1.png",
+    height=1,
+    width=4,
+    ref_id=1,
+    ann_id=7,
+    sent_id=1,
+    expression="red star",
+    split="train",
+)
 
 
-def four_pixels(with_prior: bool) -> dict[str, float]:
-    """One sample of 1 x 4: the object is the two pixels on the left."""
+def four_pixels(with_prior: bool = True) -> Pseudo:
+    """One sample of 1 x 4."""
 
     def row(*values: float) -> torch.Tensor:
         return torch.tensor(values)[None, None, None]
 
-    pseudo = Pseudo(
-        samples=(),
+    return Pseudo(
+        samples=(SAMPLE,),
         flip_B=torch.zeros(1, dtype=torch.bool),
         weak_B1HW=row(0.9, 0.2, 0.8, 0.1),
         prior_B1HW=row(0.6, 0.7, 0.3, 0.5) if with_prior else None,
         target_B1HW=row(0.8, 0.6, 0.7, 0.2),
         label_BHW=torch.tensor([[[1, IGNORE, 1, 0]]]),
     )
+
+
+def figures_of(pseudo: Pseudo) -> dict[str, float]:
+    """The object is the two pixels on the left."""
     mask = torch.tensor([[[True, True, False, False]]])
     return {name: float(value) for name, value in pseudo_quality(pseudo, mask).items()}
 
 
 def test_of_four_pixels_three_are_disputed_and_two_of_them_taught() -> None:
     """Right in the dispute: the prior at two pixels; taught at two, one of them wrongly."""
-    assert four_pixels(with_prior=True) == pytest.approx(
+    assert figures_of(four_pixels()) == pytest.approx(
         {
             "weak_iou": 1 / 3,
             "fused_iou": 2 / 3,
@@ -45,5 +64,20 @@ def test_of_four_pixels_three_are_disputed_and_two_of_them_taught() -> None:
 
 def test_without_a_prior_nothing_is_disputed() -> None:
     """The figures of the prior are left out."""
-    figures = four_pixels(with_prior=False)
+    figures = figures_of(four_pixels(with_prior=False))
     assert set(figures) == {"weak_iou", "fused_iou", "selected_accuracy", "foreground_recall"}
+
+
+def test_held_back_masks_are_read_anew_each_time() -> None:
+    """A long run meets every mask of the train split: kept, they would fill the memory of each process."""
+    reads = []
+
+    class Masks:
+        def mask(self, sample: Sample) -> np.ndarray:
+            reads.append(sample.ann_id)
+            return np.ones((1, 4), bool)
+
+    hidden = HiddenMasks(Masks(), 1, 4)  # type: ignore[arg-type]
+    for _ in range(3):
+        hidden.quality(four_pixels())
+    assert reads == [7, 7, 7]

@@ -61,6 +61,24 @@ def test_bf16_moves_the_weights_nearly_alike(mini_root: Path) -> None:
     assert float(torch.nn.functional.cosine_similarity(whole, rounded, dim=0)) > 0.9
 
 
+@pytest.mark.parametrize("method", ["fixmatch", "l2l"])
+def test_bf16_gives_a_gradient_to_all_that_float32_gives_one(mini_root: Path, method: str) -> None:
+    """The passes without gradient come first: casts of weights that they left behind would cut the one with it."""
+    _, whole = moved(mini_root, method=method)
+    _, rounded = moved(mini_root, "precision=bf16", method=method)
+    assert not bool(((whole != 0) & (rounded == 0)).float().mean() > 0.01)
+
+
+def test_variables_of_a_launcher_do_not_scale_the_gradient(
+    mini_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate reads them, whatever it is given."""
+    _, whole = moved(mini_root)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    _, launched = moved(mini_root)
+    assert torch.equal(launched, whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fixmatch", "l2l"])
 def test_a_compiled_network_takes_the_same_step(mini_root: Path, method: str) -> None:

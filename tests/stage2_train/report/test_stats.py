@@ -19,9 +19,9 @@ def scored(rows, **summary):
     return EvalData(split="val", summary={"num": len(rows), **summary}, rows=rows)
 
 
-def run(method, seed, oiou, fraction=0.05):
+def run(method, seed, oiou, fraction=0.05, **record):
     data = EvalData(split="val", summary={"original": {"oiou": oiou}}, rows=[])
-    config = {"method": method, "seed": seed, "fraction": fraction}
+    config = {"method": method, "seed": seed, "fraction": fraction, **record}
     return RunData(
         path=Path("x"),
         name=f"{method}{seed}",
@@ -91,6 +91,24 @@ def test_spread_needs_two_seeds_of_one_method_and_share_of_labels():
     )
     (only,) = stats.spreads([run("l2l", 1, 0.5), run("l2l", 2, 0.6), run("supervised", 1, 0.4)])
     assert (only.mean, only.sd) == pytest.approx((0.55, 0.1 / 2**0.5))
+
+
+def test_spread_is_of_runs_that_differ_in_their_seeds_alone():
+    """Two recipes of one method are two variants; a place, a seed and how it was run make none."""
+
+    def variant(recipe, seed, oiou, *overrides, root="a", **settings):
+        config = {"method": "l2l", "seed": seed, "data": {"root": root, "dataset": "d"}, **settings}
+        return run("l2l", seed, oiou, recipe=recipe, overrides=list(overrides), config=config)
+
+    plain, other = variant("embedded", 22, 0.655), variant("embedded-confident", 23, 0.674, spm={"gain": 1})
+    assert stats.spreads([plain, other]) == []
+    again = variant("embedded", 22, 0.9)
+    moved = variant("embedded", 23, 0.665, "seed=23", "data.root=b", root="b", runtime={"log_every": 3})
+    shorter = variant("embedded", 24, 0.1, "steps=9", steps=9)
+    (only,) = stats.spreads([plain, other, again, moved, shorter])
+    assert (only.variant, only.seeds, only.values) == ("embedded", ("22", "23"), (0.655, 0.665))
+    pair = [variant("embedded", seed, 0.1, f"seed={seed}", "steps=9", steps=9) for seed in (1, 2)]
+    assert [one.variant for one in stats.spreads(pair)] == ["embedded steps=9"]
 
 
 def test_a_score_file_that_contradicts_its_sentences_is_named():
