@@ -277,6 +277,9 @@ def priors_run(
     workers: Annotated[
         str, typer.Option(help="Start this many workers here and wait for them; auto is one per GPU.")
     ] = "1",
+    expect: Annotated[
+        Path | None, typer.Option(hidden=True, help="Stop unless this is the store (batch jobs).")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -297,7 +300,8 @@ def priors_run(
             arguments = _as_arguments(recipe, overrides)
             answer = {"store": str(run_workers(config, started_here, arguments, quiet=quiet or as_json))}
         else:
-            store = run_priors(config, worker=worker, num_workers=num_workers, quiet=quiet or as_json)
+            share = {"worker": worker, "num_workers": num_workers}
+            store = run_priors(config, **share, expected=expect, quiet=quiet or as_json)
             answer = {"store": str(store)}
     _show(answer, as_json, _text_of_mapping if dry_run else lambda made: made["store"])
 
@@ -564,13 +568,17 @@ def submit_priors(
     from stage1_priors.recipes import RECIPES
 
     config = apply_overrides(_recipe(RECIPES, recipe), overrides or [])
+    from shared.cluster.script import own_interpreter
+    from shared.cluster.site import read_site
+    from shared.cluster.submit import has_slurm
     from stage1_priors.cluster_jobs import plan_work
     from stage1_priors.hub_models import hub_models
 
     if not dry_run:
         _fetched(hub_models(config))
     with _only_answers_on_stdout():
-        work = plan_work(config, _as_arguments(recipe, overrides), tasks)
+        elsewhere = own_interpreter(read_site(site)) if has_slurm() else []
+        work = plan_work(config, _as_arguments(recipe, overrides), tasks, elsewhere)
     _submit(work, site, dry_run, as_json)
 
 

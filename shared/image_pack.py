@@ -147,7 +147,9 @@ class ImageStore:
 def build_pack(
     root: Path, names: Sequence[str], folders: Sequence[str], *, quiet: bool = False
 ) -> dict[str, Any]:
-    """Pack images, or add those that a pack lacks; run it again to go on after a kill.
+    """Pack images, or add those that a pack lacks; run it again to go on after a kill, or to mend a damaged pack.
+
+    What is damaged in a pack is taken from the loose files again.
 
     Args:
         root: Folder of the data set.
@@ -156,21 +158,27 @@ def build_pack(
         quiet: No progress bar.
 
     Returns:
-        `path`, `images` in the pack, `added` by this run, and `bytes`.
+        `path`, `images` in the pack, `added` by this run, `mended` by it, and `bytes`.
 
     Raises:
         DataError: An image that is missing or cannot be read as a file, or a full disk.
     """
     path = root / PACK_NAME
     old = ImagePack(path) if path.is_file() else None
-    old_names = old.names if old else []
+    try:
+        old_names = old.names if old else []
+    except DataError:
+        old, old_names = None, []  # not even its list can be read: it is built anew
+    damaged = {
+        name for name in progress(old_names, len(old_names), "checking", quiet) if not _whole(old, name)
+    }
     wanted = list(dict.fromkeys([*old_names, *names]))
     added = len(wanted) - len(old_names)
-    if added or not old:
-        in_old = set(old_names)
+    if added or damaged or not old:
+        whole = set(old_names) - damaged
 
         def bytes_of(name: str) -> bytes:
-            if old and name in in_old:
+            if old and name in whole:
                 return old.read(name)
             found = find_image(root, name, folders)
             try:
@@ -182,7 +190,22 @@ def build_pack(
             _build(path, wanted, bytes_of, quiet)
         except OSError as error:
             raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return {"path": str(path), "images": len(wanted), "added": added, "bytes": path.stat().st_size}
+    return {
+        "path": str(path),
+        "images": len(wanted),
+        "added": added,
+        "mended": len(damaged),
+        "bytes": path.stat().st_size,
+    }
+
+
+def _whole(pack: ImagePack | None, name: str) -> bool:
+    assert pack is not None
+    try:
+        pack.read(name)
+    except DataError:
+        return False
+    return True
 
 
 def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], quiet: bool) -> None:

@@ -17,7 +17,6 @@ drawing more masks does not call for asking the frozen model again.
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from shared.errors import DataError, short
 from shared.image_pack import ImageStore
 from shared.images import find_image
 from shared.layout import OWN_ROW, AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
-from shared.masks import MaskFile, Targets
+from shared.masks import MaskFile, Targets, is_finite_number
 from shared.refer import ReferDataset, open_layout
 
 FIELDS = ("image", "expression", "mask", "box", "point", "split")
@@ -253,7 +252,7 @@ def _outside(line: Line, image: ImageRecord) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return is_finite_number(value)
 
 
 def _numbers(value: list[float] | None) -> tuple[float, ...] | None:

@@ -138,6 +138,16 @@ def polygon_overhang_px(segmentation: Any, height: int, width: int) -> float:
     return overhang
 
 
+def is_finite_number(value: Any) -> bool:
+    """Whether a value read from JSON is a number that a float can hold; JSON itself knows no largest one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _check_polygon(polygon: Any) -> None:
     if not isinstance(polygon, list):
         raise DataError(f"polygon {short(polygon)} is not a list of numbers")
@@ -146,7 +156,7 @@ def _check_polygon(polygon: Any) -> None:
             f"polygon of {len(polygon)} numbers; expected an even count of at least {MIN_POLYGON_NUMBERS}"
         )
     for value in polygon:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not is_finite_number(value):
             raise DataError(f"polygon coordinate {short(value)} is not a finite number")
         if abs(value) > MAX_COORDINATE_PX:
             raise DataError(

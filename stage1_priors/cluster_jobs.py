@@ -1,6 +1,11 @@
 """The batch jobs of stage 1: an array of workers over the shards that are missing, then a check of the whole store."""
 
+import json
+import shlex
+import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from shared.cluster.script import ClusterJob
 from shared.cluster.submit import Work, jobs_folder
@@ -12,7 +17,12 @@ from stage1_priors.hub_models import pins
 from stage1_priors.job import job_of, pending_of
 
 
-def plan_work(config: PriorsConfig | ImportConfig, arguments: Sequence[str], num_tasks: int) -> Work:
+def plan_work(
+    config: PriorsConfig | ImportConfig,
+    arguments: Sequence[str],
+    num_tasks: int,
+    elsewhere: Sequence[str] = (),
+) -> Work:
     """The jobs that fill a store.
 
     A task is a worker, `priors run --worker i --num-workers n`: whole shards, those with number = i (mod n). Workers
@@ -24,20 +34,25 @@ def plan_work(config: PriorsConfig | ImportConfig, arguments: Sequence[str], num
         config: The recipe.
         arguments: Arguments of `priors run` that give it: its name and `--set` options.
         num_tasks: Workers (n); no more than there are shards.
+        elsewhere: Words that start the jobs' own interpreter, where it is not this one: a store is named by the
+            packages that fill it, so that one is asked for the name.
 
     Raises:
-        DataError: Unusable data or no model on this machine, found before anything is queued.
+        DataError: Unusable data or no model on this machine, or an interpreter that does not answer; found before
+            anything is queued.
     """
     if num_tasks < 1:
         raise DataError(f"--tasks is {num_tasks}, expected at least 1")
     pinned = pins(config)
     job = job_of(apply_overrides(config, pinned))
+    run = ("priors", "run", *arguments, *as_options(pinned))
+    if elsewhere:
+        job = replace(job, path=_path_named_by([*elsewhere, "-m", "cli", *run]))
     width = min(num_tasks, job.plan.num_shards)
     tasks = tuple(sorted({shard % width for shard in pending_of(job)}))
-    run, verify = (
-        ("priors", "run", *arguments, *as_options(pinned)),
-        ("priors", "verify", str(job.path), "--complete"),
-    )
+    verify = ("priors", "verify", str(job.path), "--complete")
+    if isinstance(config, PriorsConfig):
+        run = (*run, "--expect", str(job.path))
     jobs = (
         ClusterJob(
             name="priors",
@@ -55,3 +70,19 @@ def plan_work(config: PriorsConfig | ImportConfig, arguments: Sequence[str], num
         jobs=jobs if tasks else (),
         here=(("-m", "cli", *run, "--workers", "auto"), ("-m", "cli", *verify)) if tasks else (),
     )
+
+
+def _path_named_by(command: Sequence[str]) -> Path:
+    """The store that a `priors run` would fill, by its own word."""
+    asked = [*command, "--dry-run", "--json"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        answer = json.loads(done.stdout) if not done.returncode else None
+    except OSError as error:
+        raise DataError(f"{shlex.join(asked)}: {error.strerror or error}") from error
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict) or not isinstance(answer.get("store"), str):
+        said = (answer or {}).get("problem") or (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise DataError(f"{shlex.join(asked)}: does not say which store it would fill: {said}")
+    return Path(answer["store"])

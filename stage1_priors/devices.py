@@ -1,5 +1,6 @@
 """Which GPUs there are, without loading torch."""
 
+import itertools
 import os
 import subprocess
 
@@ -8,7 +9,10 @@ def visible_gpus() -> list[str]:
     """Ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES would name them; empty on a machine without."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [part.strip() for part in named.split(",") if part.strip()]
+        ids = (part.strip() for part in named.split(","))
+        return list(
+            itertools.takewhile(lambda one: one not in ("", "-1"), ids)
+        )  # CUDA looks no further either
     try:
         listed = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],

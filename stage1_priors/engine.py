@@ -2,7 +2,8 @@
 
 An engine gets images that already have the size the model sees. It must answer every request in order. Requests are
 submitted before earlier ones are answered, so that its batch stays full. Failures of single requests are isolated by
-`collect_isolated` and become answers with an `error`, never an exception.
+`collect_isolated` and become answers with an `error`, never an exception. A failure of the engine itself is none of a
+request's: `EngineFailed` ends the run.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from shared.errors import DataError
 from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.edges import Token
 from stage1_priors.families import Family
@@ -48,6 +50,13 @@ class Answer:
     """(text, finish reason) of the answers sampled besides this one."""
     error: str | None = None
     """Why there is no answer; None if there is one."""
+
+
+class EngineFailed(DataError):
+    """The engine failed at work on a batch, out of memory for example: nothing it says from then on is to be trusted.
+
+    Its caches may name what was never computed, so that asking again could give answers about another image.
+    """
 
 
 class Engine(Protocol):
@@ -101,6 +110,9 @@ def collect_isolated(engine: Engine, submitted: Submitted) -> list[Answer]:
 
     The batch is halved around a failure until the guilty requests stand alone. A single failing request is tried
     a second time before it becomes an answer with an `error`.
+
+    Raises:
+        EngineFailed: Not a request failed but the engine.
     """
     requests = submitted.requests
     if not requests:
@@ -111,6 +123,8 @@ def collect_isolated(engine: Engine, submitted: Submitted) -> list[Answer]:
         answers = engine.collect(submitted.ticket)
         assert len(answers) == len(requests), f"{len(answers)} answers to {len(requests)} requests"
         return answers
+    except EngineFailed:
+        raise
     except Exception as error:
         if len(requests) > 1:
             middle = len(requests) // 2
@@ -118,6 +132,8 @@ def collect_isolated(engine: Engine, submitted: Submitted) -> list[Answer]:
         first = error
     try:
         return engine.collect(engine.submit(requests))
+    except EngineFailed:
+        raise
     except Exception:
         return [Answer(text="", error=f"{type(first).__name__}: {first}")]
 

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import DataError
+from shared.gpu_build import require_usable_gpus
 from shared.runlog import ProgressBar
 from shared.store.layout import read_header
 from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows, first_rows
@@ -28,12 +29,14 @@ from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows, make_request, read_answers
 from stage1_priors.canary import CanaryResult, run_canary
 from stage1_priors.config import ImportConfig, PriorsConfig
+from stage1_priors.devices import visible_gpus
 from stage1_priors.engine import (
     Engine,
     EngineFactory,
     Request,
     Submitted,
     collect_isolated,
+    engine_versions,
     submit_isolated,
 )
 from stage1_priors.engines import ENGINES
@@ -65,6 +68,7 @@ def run_priors(
     *,
     worker: int = 0,
     num_workers: int = 1,
+    expected: Path | None = None,
     engine_factory: EngineFactory | None = None,
     quiet: bool = False,
 ) -> Path:
@@ -74,16 +78,25 @@ def run_priors(
         config: The recipe; masks from outside are read by `import_masks`, without any engine.
         worker: Number of this process among `num_workers` independent ones.
         num_workers: Processes that share the store; the rows do not depend on it.
+        expected: The store that was planned; another one is not begun.
         engine_factory: Another engine than `config.engine.kind` names (tests).
         quiet: No progress on standard error.
 
     Raises:
-        DataError: Unusable data, a failed canary, or more failures than the ceilings allow.
+        DataError: Unusable data, another store than expected, GPUs that torch cannot use, a failed canary, or more
+            failures than the ceilings allow.
     """
     if isinstance(config, ImportConfig):
         return import_masks(config, worker=worker, num_workers=num_workers, quiet=quiet)
     started = time.monotonic()
     job = make_job(config)
+    if expected is not None and job.path != expected:
+        versions = ", ".join(engine_versions(config.engine.kind).values())
+        raise DataError(
+            f"{expected} was planned, and this process would write {job.path}: models, data or packages differ here "
+            f"({versions}). Submit from the environment that the jobs run in, or name its python and container in "
+            "cluster.toml"
+        )
     pending = pending_of(job)
     mine = shards_of_worker(pending, worker, num_workers)
     if not mine:
@@ -105,6 +118,8 @@ def run_priors(
         create(job, _found_with(known))
         _copy_shards(job, known, whole, quiet)
         return job.path
+    if engine_factory is None:
+        require_usable_gpus(", ".join(visible_gpus()))
     factory = engine_factory or ENGINES[config.engine.kind]
     with (
         closing(PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)) as proposer,

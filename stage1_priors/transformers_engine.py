@@ -40,6 +40,8 @@ class TransformersEngine:
         stop = self._model.generation_config.eos_token_id
         stop_ids = stop if isinstance(stop, list) else [stop]
         self._stop_ids = sorted({token for token in (*stop_ids, tokenizer.eos_token_id) if token is not None})
+        # What a question leaves unsaid would be taken from the model's own file: a repetition penalty, for example.
+        self._model.generation_config = GenerationConfig()
         self._generation = GenerationConfig(
             do_sample=False,
             max_new_tokens=model.max_tokens,

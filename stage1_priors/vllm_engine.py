@@ -16,7 +16,7 @@ from typing import Any
 from shared.json_files import read_json
 from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.edges import Token
-from stage1_priors.engine import Answer, Request, check_image_tokens
+from stage1_priors.engine import Answer, EngineFailed, Request, check_image_tokens
 from stage1_priors.families import Family, image_token_id_of
 
 
@@ -65,6 +65,7 @@ class VllmEngine:
         self._numbers, self._rendering = itertools.count(), threading.Lock()
         self._waiting: deque[tuple[str, Any, Any]] = deque()
         self._outcomes: dict[str, Any] = {}
+        self._failed: EngineFailed | None = None
         self._llm: Any = LLM(
             model=str(folder),
             dtype=model.dtype,
@@ -134,7 +135,12 @@ class VllmEngine:
         """Render the prompts and process their images; the thread that collects adds them to the batch as it goes.
 
         The greedy questions come first, then the sampled ones over the same, by then cached, prompts.
+
+        Raises:
+            EngineFailed: It failed earlier.
         """
+        if self._failed is not None:
+            raise self._failed
         with self._rendering:
             ticket = Ticket(requests=requests, greedy=self._queue(requests, [self._params] * len(requests)))
             if self._num_samples:
@@ -180,8 +186,11 @@ class VllmEngine:
         """Let the engine work, on all that was submitted since too, until these requests are answered.
 
         Raises:
+            EngineFailed: vLLM failed at work on its batch, now or earlier.
             Exception: One of them failed; what vLLM said of the first.
         """
+        if self._failed is not None:
+            raise self._failed
         keys = (*submitted.greedy, *submitted.sampled)
         while missing := [key for key in keys if key not in self._outcomes]:
             if not self._step() and missing[0] not in self._outcomes:
@@ -205,7 +214,11 @@ class VllmEngine:
         ]
 
     def _step(self) -> bool:
-        """Add what is waiting and advance the batch by a token; False if there is no batch."""
+        """Add what is waiting and advance the batch by a token; False if there is no batch.
+
+        vLLM counts a step's blocks as cached and its tokens as computed before the model runs, and takes nothing back
+        when that fails: the prompts would be answered from memory that was never written.
+        """
         while self._waiting:
             key, prompt, asked = self._waiting.popleft()
             try:
@@ -216,7 +229,15 @@ class VllmEngine:
                     self._refuse(key, error)
         if not self._llm.llm_engine.has_unfinished_requests():
             return False
-        for output in self._llm.llm_engine.step():
+        try:
+            outputs = self._llm.llm_engine.step()
+        except Exception as error:
+            self._failed = EngineFailed(
+                f"vLLM failed at work on a batch, {type(error).__name__}: {error}. Finished shards are kept "
+                "and the same command goes on; out of memory, lower engine.gpu_memory"
+            )
+            raise self._failed from error
+        for output in outputs:
             if output.finished:
                 self._outcomes[output.request_id] = output
         return True

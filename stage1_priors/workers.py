@@ -7,7 +7,9 @@ the same ones elsewhere. What a worker says goes to a file of its own beside the
 One process per device, never an engine's in-process data parallelism: those run in lock-step and end together.
 """
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,8 @@ STAGGER_S = 2.0
 
 POLL_S = 0.5
 """Pause between looks at the workers."""
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 FIRST_PORT, PORTS, NUM_RANGES = 30_000, 16, 170
 """Ranges of ports, one a worker, in which its engine looks for free ones: above those of rendezvous, below those that
@@ -109,7 +113,8 @@ def run_workers(
 ) -> Path:
     """Fill a store with several processes; returns its path once every worker has ended well.
 
-    A worker that fails does not stop the others: whole shards are theirs alone, and what they finish stays.
+    A worker that fails does not stop the others: whole shards are theirs alone, and what they finish stays. All of them
+    end with this process, whatever ends it; else the next one would find their GPUs taken.
 
     Args:
         config: The recipe.
@@ -127,6 +132,7 @@ def run_workers(
     log_folder.mkdir(parents=True, exist_ok=True)
     workers = plan_workers(num_workers, visible_gpus(), os.cpu_count() or 1, log_folder, job.path.stem)
     processes: list[subprocess.Popen[bytes]] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         for worker in workers:
             if processes:
@@ -139,6 +145,7 @@ def run_workers(
                 process.terminate()
         for process in processes:
             process.wait()
+        signal.signal(signal.SIGTERM, before)
     failed = [
         (worker, process) for worker, process in zip(workers, processes, strict=True) if process.returncode
     ]
@@ -161,7 +168,13 @@ def _start(worker: Worker, num_workers: int, arguments: Sequence[str]) -> "subpr
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            preexec_fn=_end_with_parent,
         )
+
+
+def _end_with_parent() -> None:
+    """In a new process: be told to end when the one that started it is gone, killed or not (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _watch(job: StoreJob, processes: "Sequence[subprocess.Popen[bytes]]", quiet: bool) -> None:

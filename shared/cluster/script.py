@@ -11,6 +11,7 @@ torchrun else guesses from names.
 """
 
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,13 @@ def _setup(site: SiteConfig) -> list[str]:
         return []
     named = """trap 'echo "error: this line of setup in cluster.toml failed: $BASH_COMMAND" >&2' ERR"""
     return [named, *site.setup, "trap - ERR", ""]
+
+
+def own_interpreter(site: SiteConfig) -> list[str]:
+    """Words that start the interpreter of the jobs; none if it is the one that submits."""
+    if not site.container and not site.python:
+        return []
+    return [*shlex.split(site.container), site.python or sys.executable]
 
 
 def _single(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:

@@ -163,12 +163,23 @@ def read_submitted(folder: Path) -> list[dict[str, Any]]:
 
 
 def unended(folder: Path) -> dict[str, list[str]]:
-    """Submitted jobs that Slurm still knows as waiting or running, where it can be asked: id -> states of its tasks."""
+    """Submitted jobs that Slurm still knows as waiting or running: id -> states of its tasks; none without `squeue`.
+
+    Raises:
+        DataError: It does not answer: the same work might be submitted twice.
+    """
     scripts_of_jobs = {record["job"]: record["script"] for record in read_submitted(folder)}
     if not scripts_of_jobs:
         return {}
+    if shutil.which("squeue") is None:
+        return {}
+    queue = ask_queue(scripts_of_jobs)
+    if queue.problem:
+        raise DataError(
+            f"{folder}: {queue.problem}; so it is not known whether jobs of an earlier submission have ended. Try again"
+        )
     states: dict[str, set[str]] = {}
-    for (job, _), (state, _) in ask_queue(scripts_of_jobs).found.items():
+    for (job, _), (state, _) in queue.found.items():
         if state in (*WAITING, *ACTIVE):
             states.setdefault(job, set()).add(state)
     return {job: sorted(states[job]) for job in scripts_of_jobs if job in states}

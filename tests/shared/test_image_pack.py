@@ -150,6 +150,26 @@ def test_damage_is_named(written):
             ImagePack(path).read(names[2])
 
 
+@pytest.mark.parametrize("more", [0, 2])
+def test_damage_is_mended_from_the_loose_files(written, more):
+    """And images that are whole in the pack need no loose file."""
+    names, images = names_of(written), loose(written)
+    build_pack(written.root, names[: len(names) - more], IMAGE_FOLDERS, quiet=True)
+    path = written.root / "images.h5"
+    whole, piece = path.read_bytes(), images[names[2]]
+    at = whole.index(piece) + len(piece) // 2
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    (written.root / "images" / names[0]).unlink()
+    answer = build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    assert (answer["images"], answer["added"], answer["mended"]) == (len(names), more, 1)
+    assert {name: ImagePack(path).read(name) for name in names} == {name: images[name] for name in names}
+    assert build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)["mended"] == 0
+    (written.root / "images" / names[0]).write_bytes(images[names[0]])
+    path.write_bytes(whole[: len(whole) // 2])
+    assert build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)["added"] == len(names)
+    assert ImagePack(path).read(names[2]) == piece
+
+
 def test_a_missing_image_stops_the_build_and_is_named(written):
     with pytest.raises(DataError, match="image absent.jpg is in none of"):
         build_pack(written.root, [*names_of(written), "absent.jpg"], IMAGE_FOLDERS, quiet=True)

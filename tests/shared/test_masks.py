@@ -113,6 +113,7 @@ def test_list_of_rles_is_their_union():
         ([[0, 0, 4, 0, 4]], "polygon of 5 numbers"),
         ([[0, 0, 4, 0, 4, float("nan")]], "not a finite number"),
         ([[0, 0, 4, 0, 4, float("inf")]], "not a finite number"),
+        ([[0, 0, 4, 0, 4, 10**400]], "not a finite number"),
         ([[0, 0, 4, 0, 4, "4"]], "not a finite number"),
         ([[0, 0, 4, 0, 4, 1e9]], "further than"),
         ([[0, 0, 4, 0, 4, 4], {"size": [4, 4], "counts": [16]}], "not a list of numbers"),

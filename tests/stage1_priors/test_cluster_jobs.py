@@ -17,7 +17,8 @@ RECIPE = ["embedded", "--set", "a=b"]
 def test_every_shard_has_one_worker_and_the_check_comes_after(config):
     work = plan_work(config, RECIPE, 64)
     priors, verify = work.jobs
-    assert priors.tasks == (0, 1) and priors.command == ("priors", "run", *RECIPE)
+    assert priors.tasks == (0, 1)
+    assert priors.command == ("priors", "run", *RECIPE, "--expect", str(work.target))
     assert priors.per_task == '--worker "$task" --num-workers 2' and priors.use_gpu
     assert verify.command == ("priors", "verify", str(work.target), "--complete")
     assert verify.after_others and not verify.use_gpu and not verify.tasks
@@ -47,7 +48,8 @@ def test_a_model_named_by_a_repository_is_held_at_its_commit(config, tmp_path, m
     (hub / "models--some--model" / "refs" / "v1").write_text(commit)
     work = plan_work(named, RECIPE, 1)
     priors = work.jobs[0]
-    assert priors.command == ("priors", "run", *RECIPE, "--set", f"model.revision={commit}")
+    pinned = ("--set", f"model.revision={commit}", "--expect", str(work.target))
+    assert priors.command == ("priors", "run", *RECIPE, *pinned)
     assert priors.hub_cache == str(hub) and work.here[0][2:] == (*priors.command, "--workers", "auto")
     (hub / "models--some--model" / "refs" / "v1").write_text("0" * 40)  # the branch moves on
     assert plan_work(apply_overrides(named, [f"model.revision={commit}"]), RECIPE, 1).target == work.target
@@ -56,8 +58,36 @@ def test_a_model_named_by_a_repository_is_held_at_its_commit(config, tmp_path, m
 
 def test_without_slurm_it_is_the_same_work(config):
     work = plan_work(config, RECIPE, 4)
-    assert work.here[0] == ("-m", "cli", "priors", "run", *RECIPE, "--workers", "auto")
+    assert work.here[0] == ("-m", "cli", *work.jobs[0].command, "--workers", "auto")
     assert work.here[1] == ("-m", "cli", *work.jobs[1].command)
+
+
+def test_the_jobs_own_interpreter_names_the_store(config, tmp_path):
+    """Packages of a container are others than those here, and a store is named by them."""
+    program, own = tmp_path / "python", str(tmp_path / "priors" / "theirs.zarr")
+    asked = tmp_path / "asked"
+    program.write_text(f'#!/bin/sh\necho "$@" > {asked}\necho \'{{"store": "{own}"}}\'\n')
+    program.chmod(0o755)
+    work = plan_work(config, RECIPE, 64, ["env", "A=1", str(program)])
+    assert asked.read_text().split() == ["-m", "cli", "priors", "run", *RECIPE, "--dry-run", "--json"]
+    assert str(work.target) == own and work.jobs[0].tasks == (0, 1)
+    assert work.jobs[0].command[-2:] == ("--expect", own) and work.jobs[1].command[2] == own
+    program.write_text("#!/bin/sh\necho 'no such image' >&2\nexit 255\n")
+    with pytest.raises(DataError, match="does not say which store it would fill: no such image"):
+        plan_work(config, RECIPE, 64, [str(program)])
+    with pytest.raises(DataError, match="absent .*: No such file"):
+        plan_work(config, RECIPE, 64, [str(tmp_path / "absent")])
+
+
+def test_a_worker_does_not_begin_another_store_than_was_planned(config):
+    planned = plan_work(config, RECIPE, 1).target
+    other = planned.with_name("other.zarr")
+    with pytest.raises(
+        DataError, match=r"other.zarr was planned, and this process would write .*transformers \d"
+    ):
+        run_priors(config, engine_factory=FakeEngine().factory, expected=other, quiet=True)
+    assert not planned.exists() and not other.exists()
+    assert run_priors(config, engine_factory=FakeEngine().factory, expected=planned, quiet=True) == planned
 
 
 def test_masks_from_elsewhere_need_no_gpu(config, tmp_path):

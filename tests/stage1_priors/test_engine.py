@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +14,9 @@ from PIL import Image
 
 from shared.store.reader import PriorStore
 from stage1_priors.engine import (
+    EngineFailed,
     Request,
+    Submitted,
     collect_isolated,
     engine_versions,
     generate_isolated,
@@ -88,10 +92,38 @@ def test_versions_come_without_imports():
 
 def test_an_output_that_vllms_core_gave_up_on_is_a_failure_and_no_empty_answer():
     engine = object.__new__(VllmEngine)
+    engine._failed = None
     given_up = SimpleNamespace(outputs=[SimpleNamespace(finish_reason="error", token_ids=())])
     engine._outcomes = {"l2l-0": given_up}
     with pytest.raises(RuntimeError, match="vLLM's core failed on the request"):
         engine.collect(Ticket(requests=requests(1), greedy=("l2l-0",)))
+
+
+def test_a_failure_at_work_ends_the_engine():
+    """vLLM out of memory in a step: what it has in its caches then, it has not computed."""
+
+    class Core:
+        asked: ClassVar[list[str]] = []
+
+        def add_request(self, key, *_rest):
+            self.asked.append(key)
+
+        def has_unfinished_requests(self):
+            return True
+
+        def step(self):
+            raise MemoryError("CUDA out of memory")
+
+    engine = object.__new__(VllmEngine)
+    engine._llm, engine._failed, engine._outcomes = SimpleNamespace(llm_engine=Core()), None, {}
+    engine._waiting = deque([("l2l-0", None, None), ("l2l-1", None, None)])
+    two = Submitted(requests=requests(2), ticket=Ticket(requests=requests(2), greedy=("l2l-0", "l2l-1")))
+    for _ in range(2):
+        with pytest.raises(EngineFailed, match="MemoryError: CUDA out of memory. Finished shards are kept"):
+            collect_isolated(engine, two)
+    with pytest.raises(EngineFailed):
+        engine.submit(requests(1))
+    assert Core.asked == ["l2l-0", "l2l-1"]
 
 
 @pytest.fixture(scope="module")

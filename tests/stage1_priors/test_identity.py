@@ -6,7 +6,9 @@ import resource
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from shared.config import apply_overrides
 from shared.errors import DataError
@@ -226,6 +228,27 @@ def test_large_files_are_hashed_at_both_ends(tmp_path, monkeypatch):
         prints.add(hash_model_files(folder))
     weights.write_bytes(bytes(3 * 2**20 + 1))
     assert len(prints | {hash_model_files(folder)}) == 4
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model"])
+def test_large_files_are_hashed_in_between_too(tmp_path, monkeypatch, name):
+    """A model tuned in part differs in the middle of a file alone: in every number of some of its tensors."""
+    folder = write_model_folder(tmp_path / "model")
+    monkeypatch.setattr("stage1_priors.identity.WHOLE_FILE_BYTES", 2 * 2**20)
+    tensors = {f"layer.{index}": np.zeros((256, 1024), np.float32) for index in range(4)}
+    if name == "model.safetensors":
+        save_file(tensors, folder / name)
+    else:
+        (folder / name).write_bytes(b"".join(array.tobytes() for array in tensors.values()))
+    prints = {hash_model_files(folder)}
+    for layer in (1, 2):
+        tuned = tensors | {f"layer.{layer}": tensors["layer.0"] + 1}
+        if name == "model.safetensors":
+            save_file(tuned, folder / name)
+        else:
+            (folder / name).write_bytes(b"".join(tuned[one].tobytes() for one in tensors))
+        prints.add(hash_model_files(folder))
+    assert len(prints) == 3
 
 
 def test_a_repository_that_is_not_in_the_cache(monkeypatch, tmp_path):

@@ -2,12 +2,16 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from shared.cluster.port import FIRST, NUM
 from shared.config import apply_overrides
@@ -34,6 +38,8 @@ def test_one_worker_per_gpu(monkeypatch):
     assert visible_gpus() == ["3", "5"] and num_workers_of("auto") == 2
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert visible_gpus() == [] and num_workers_of("auto") == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,-1,2")
+    assert visible_gpus() == ["1"]
     assert num_workers_of("4") == 4
     for wrong in ("0", "-1", "two", "1.5"):
         with pytest.raises(DataError, match="--workers is"):
@@ -153,3 +159,70 @@ def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch, tmp
     assert store.is_complete and store.sample_ids == undisturbed.sample_ids
     for name in store.fields:
         np.testing.assert_array_equal(store.column(name), undisturbed.column(name), name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use GPUs here")
+def test_a_machine_with_gpus_that_torch_cannot_use_is_refused(config, monkeypatch):
+    """vLLM for CPUs would start there without a word."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pytest.raises(
+        DataError, match=r"this machine has GPU 0, and torch .* can use none: .* asks for the CPU"
+    ):
+        run_priors(config, quiet=True)
+    monkeypatch.setenv("SLURM_JOB_GPUS", "2")
+    with pytest.raises(DataError, match="Slurm gave this job GPU 2, and torch .* can use none"):
+        run_priors(config, quiet=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_whoever_started_them(config, tmp_path, number):
+    """Left alone they would hold their GPUs, and the next run would find no memory."""
+    code = (
+        "import json, subprocess, sys\n"
+        "from shared.config import apply_overrides\n"
+        "from stage1_priors import workers\n"
+        "from stage1_priors.recipes import embedded\n"
+        "workers.STAGGER_S = 0.0\n"
+        "real = subprocess.Popen\n"
+        "def sleeper(command, **options):\n"
+        "    process = real(['sleep', '600'], **options)\n"
+        "    with open(sys.argv[2], 'a') as pids:\n"
+        "        print(process.pid, file=pids)\n"
+        "    return process\n"
+        "subprocess.Popen = sleeper\n"
+        "workers.run_workers(apply_overrides(embedded(), json.loads(sys.argv[1])), 2, [], quiet=True)\n"
+    )
+    settings = [
+        f"data.root={config.data.root}",
+        f"model.path={config.model.path}",
+        f"cache_root={config.cache_root}",
+        "proposer.kind=soft-box",
+    ]
+    pids = tmp_path / "pids"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps(settings), str(pids)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},  # nobody asks nvidia-smi, which is a process too
+    )
+    children = _when(
+        lambda: pids.is_file() and len(pids.read_text().split()) == 2 and pids.read_text().split()
+    )
+    assert all(Path(f"/proc/{child}").exists() for child in children)
+    parent.send_signal(number)
+    assert parent.wait(timeout=60) == (128 + number if number == signal.SIGTERM else -number)
+    _when(lambda: not any(_lives(child) for child in children))
+
+
+def _lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _when(condition):
+    """What a condition gives once it holds."""
+    end = time.monotonic() + 60
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value

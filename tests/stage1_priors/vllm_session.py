@@ -5,6 +5,7 @@ vLLM first, so that its environment variables are set before torch is imported.
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -47,8 +48,18 @@ def with_faults(requests: list[Request]) -> list[Request]:
     return mixed
 
 
+def with_penalty(model_folder: Path, copy: Path) -> Path:
+    """The model as it might be published: its files ask for a penalty on repeated tokens, as Qwen's own do."""
+    shutil.copytree(model_folder, copy)
+    file = copy / "generation_config.json"
+    wishes = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(wishes | {"repetition_penalty": 1.5}))
+    return copy
+
+
 def main(model_folder: Path, data_root: Path, out: Path) -> None:
     """Ask the same questions in three ways, provoke failures, and write a store."""
+    model_folder = with_penalty(model_folder, out / "published")
     model = MllmConfig(path=str(model_folder), dtype="float32", max_model_len=256, max_tokens=24)
     base = EngineConfig(
         kind="vllm", eager=True, image_cache_gb=IMAGE_CACHE_GB, kv_cache_gb=1, chunk_rows=50, batch_size=5

@@ -132,7 +132,7 @@ def test_without_scontrol_it_is_the_default(sbatch):
 
 
 def test_the_same_work_is_not_submitted_twice_at_once(sbatch, tmp_path):
-    """A job that has ended, another cluster's of the same number, or a queue that does not answer are no hindrance."""
+    """A job that has ended and another cluster's of the same number are no hindrance; a queue that is silent is one."""
     todo, squeue = work(tmp_path, ARRAY), tmp_path / "bin" / "squeue"
     script = todo.folder / "priors.sh"
     write_program(squeue, f"echo '101|0|COMPLETED|None|{script}'; echo '101|1|RUNNING|None|/other.sh'")
@@ -144,8 +144,14 @@ def test_the_same_work_is_not_submitted_twice_at_once(sbatch, tmp_path):
     ):
         submit(todo, SiteConfig())
     assert len(sbatch()) == 2
-    write_program(squeue, "exit 1")
-    with pytest.raises(DataError, match="Batch job submission failed"):  # the third call: it was asked
+    write_program(squeue, "echo 'squeue: error: Socket timed out' >&2; exit 1")
+    with pytest.raises(DataError, match=r"jobs: squeue: .*Socket timed out; so it is not known whether jobs"):
+        submit(todo, SiteConfig())
+    assert len(sbatch()) == 2
+    squeue.unlink()
+    with pytest.raises(
+        DataError, match="Batch job submission failed"
+    ):  # the third call: nobody could be asked
         submit(todo, SiteConfig())
 
 
