@@ -300,8 +300,8 @@ def priors_run(
             arguments = _as_arguments(recipe, overrides)
             answer = {"store": str(run_workers(config, started_here, arguments, quiet=quiet or as_json))}
         else:
-            share = {"worker": worker, "num_workers": num_workers}
-            store = run_priors(config, **share, expected=expect, quiet=quiet or as_json)
+            still = quiet or as_json
+            store = run_priors(config, worker=worker, num_workers=num_workers, expected=expect, quiet=still)
             answer = {"store": str(store)}
     _show(answer, as_json, _text_of_mapping if dry_run else lambda made: made["store"])
 

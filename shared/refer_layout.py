@@ -125,7 +125,7 @@ def _fault(record: Any, fields: Mapping[str, type]) -> str | None:
         value = record[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             return f"{name!r} is {short(value)}, not of type {kind.__name__}"
-        if kind is int and not -(2**63) <= value < 2**63:
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
             return f"{name!r} is {short(value)}, which takes more than 64 bits"
     return None
 
