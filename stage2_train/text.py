@@ -35,8 +35,12 @@ def tokenizer_folder(config: TextConfig) -> Path:
 class Tokenizer:
     """Sentences to token ids, padded to the longest of the batch."""
 
-    def __init__(self, config: SegmentorConfig) -> None:
+    def __init__(self, config: SegmentorConfig, one_length: bool = False) -> None:
         """Load the vocabulary of `config.text.tokenizer`.
+
+        Args:
+            config: The network's.
+            one_length: Pad every batch to `text.max_tokens`, so that compiled code sees one shape.
 
         Raises:
             DataError: The folder holds no vocabulary, or one larger than the word embedding.
@@ -45,7 +49,7 @@ class Tokenizer:
         folder = tokenizer_folder(text)
         tokenizer_class = BertTokenizer if text.kind == "bert" else PreTrainedTokenizerFast
         self._tokenizer = tokenizer_class.from_pretrained(str(folder), local_files_only=True)
-        self.max_tokens = text.max_tokens
+        self.max_tokens, self._padding = text.max_tokens, "max_length" if one_length else "longest"
         if len(self._tokenizer) > text.vocab_size:
             raise DataError(
                 f"{folder}: {len(self._tokenizer)} tokens, but text.vocab_size is {text.vocab_size}"
@@ -63,7 +67,7 @@ class Tokenizer:
         """
         batch = self._tokenizer(
             [sentence.lower() for sentence in sentences],
-            padding="longest",
+            padding=self._padding,
             truncation=True,
             max_length=self.max_tokens,
             return_attention_mask=True,

@@ -162,7 +162,8 @@ class _Run:
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model: ReferringSegmentor = model.to(accelerator.device)
-        self.tokenise = Tokenizer(config.segmentor)
+        # Code generated for one length of text and then for any has broken in the backward pass (torch 2.13).
+        self.tokenise = Tokenizer(config.segmentor, one_length=config.compile)
         self.ema: Ema[ReferringSegmentor] | None = None
         if config.ema.decay:
             self.ema = Ema(self.model, config.ema.decay, config.loss.burn_in_steps)

@@ -79,7 +79,8 @@ class ReplayBuffer:
 class Agent:
     """Policy, value, buffer, optimizers and random generator, on the CPU: the networks are tiny.
 
-    Ranks that feed every agent the same transitions in the same order keep identical agents.
+    Ranks that feed every agent the same transitions in the same order keep identical agents, as long as their
+    processors round alike: on nodes of several kinds, thresholds may come to differ in their last digits.
     """
 
     def __init__(self, config: DdpgConfig, policy: PolicyConfig, *key: Key) -> None:

@@ -1,6 +1,7 @@
 """How fast stage 2 trains, as ratios taken within one run.
 
     python tests/bench/bench_train.py [--scale embedded|paper] [--batch 16] [--rounds 7] [--steps 3] [--compile]
+                                      [--part methods|lavt]
 
 - step time of l2l over fixmatch, same network, data and batch; the same in multiplications, counted over real steps,
   and at the size of the recipe `paper`, put together from the passes of one image;
@@ -114,7 +115,8 @@ def as_lavt(config: TrainConfig) -> TrainConfig:
 
 def source_of(config: TrainConfig) -> BatchSource:
     """Reads the batches of a single process."""
-    return open_inputs(config).source(batch_plan(config), Tokenizer(config.segmentor))
+    tokenise = Tokenizer(config.segmentor, one_length=config.compile)
+    return open_inputs(config).source(batch_plan(config), tokenise)
 
 
 class Contender:
@@ -442,9 +444,12 @@ def measure(arguments: argparse.Namespace, root: Path) -> list[Figure]:
     )
     accelerator = Accelerator(cpu=DEVICE.type == "cpu")
     l2l, fixmatch, supervised = (configured(name, root, arguments) for name in names)
-    return figures_of_methods(l2l, fixmatch, accelerator, arguments) + figures_beside_lavt(
-        supervised, accelerator, arguments
-    )
+    found = []
+    if arguments.part in ("", "methods"):
+        found += figures_of_methods(l2l, fixmatch, accelerator, arguments)
+    if arguments.part in ("", "lavt"):
+        found += figures_beside_lavt(supervised, accelerator, arguments)
+    return found
 
 
 def main() -> None:
@@ -459,6 +464,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender (default 7)")
     parser.add_argument("--steps", type=int, default=3, help="steps a turn (default 3)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of our steps")
+    parser.add_argument("--part", choices=("methods", "lavt"), default="", help="one half alone")
     parser.add_argument("--compile", action="store_true", help="our steps through torch.compile")
     parser.add_argument("--dir", default=None, help="folder for the drawn data (default: the system's)")
     arguments = parser.parse_args()

@@ -211,6 +211,16 @@ def test_tokenizer_spells_unknown_words_and_cuts_long_ones() -> None:
     assert bool(mask[3].all())
 
 
+def test_texts_of_one_length_are_the_same_texts() -> None:
+    """For compiled code: padding changes no answer."""
+    ids, mask = Tokenizer(small_config(), one_length=True)(["red star"])
+    assert ids.shape == mask.shape == (1, 20)
+    short_ids, short_mask = Tokenizer(small_config())(["red star"])
+    length = short_ids.shape[1]
+    assert torch.equal(ids[:, :length], short_ids) and torch.equal(mask[:, :length], short_mask)
+    assert length < 20 and not bool(mask[:, length:].any())
+
+
 def test_a_missing_tokenizer_is_named() -> None:
     with pytest.raises(DataError, match="text.tokenizer: .* neither a folder"):
         Tokenizer(paper_config())
