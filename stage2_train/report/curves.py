@@ -31,6 +31,8 @@ class Panel:
     """The values are shares in [0, 1]."""
     kind: str = "train"
     """Records it reads: `train` or `val`."""
+    over: str = ""
+    """Scalar that its others are divided by, step by step; "" draws them as they are."""
 
 
 PANELS: tuple[Panel, ...] = (
@@ -82,15 +84,16 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         title="Where frozen prior and weak view disagree",
-        y_label="share of pixels",
+        y_label="share of those pixels",
         series=(
-            ("they disagree", "disputed"),
-            ("and the prior is right", "disputed_prior_right"),
-            ("and the pixel is taught", "disputed_taught"),
+            ("the prior is right", "disputed_prior_right"),
+            ("the pixel is taught", "disputed_taught"),
             ("and taught rightly", "disputed_taught_right"),
         ),
-        note="Objects are small, so are these shares. Who is right there says which of the two a rule should trust.",
+        over="disputed",
+        note="Whoever is right more often there is whom a fusion should follow. Measured as above.",
         per_run=True,
+        unit_interval=True,
     ),
     Panel(
         title="Thresholds of the pseudo-labels",
@@ -121,7 +124,7 @@ def curve_charts(runs: list[RunData]) -> tuple[list[LineChart], list[LineChart]]
     main: list[LineChart] = []
     for panel in PANELS:
         main += _run_charts(panel, runs) if panel.per_run else _comparison(panel, runs)
-    claimed = {(panel.kind, name) for panel in PANELS for _, name in panel.series}
+    claimed = {(panel.kind, name) for panel in PANELS for _, name in (*panel.series, ("", panel.over))}
     names = sorted({name for run in runs for name in scalar_names(run)} - claimed)
     others = []
     for kind, name in names:
@@ -186,17 +189,21 @@ def _series(panel: Panel, run: RunData) -> list[tuple[str, tuple[tuple[float, fl
     """(legend entry, points) of each entry that the run logged something for."""
     logged = set(scalar_names(run))
     return [
-        (label, _points(run, panel.kind, name))
+        (label, _points(run, panel.kind, name, panel.over))
         for label, name in panel.series
         if (panel.kind, name) in logged
     ]
 
 
-def _points(run: RunData, kind: str, name: str) -> tuple[tuple[float, float], ...]:
-    """(step, value) by rising step; a step logged twice (after a resume) keeps its last value."""
+def _points(run: RunData, kind: str, name: str, over: str = "") -> tuple[tuple[float, float], ...]:
+    """(step, value) by rising step; a step logged twice (after a resume) keeps its last value.
+
+    With `over` the value is divided by that one, and left out where it is 0.
+    """
     values: dict[float, float] = {}
     for record in run.metrics:
         step, value = finite(record.get("step")), finite(record.get(name))
-        if step is not None and value is not None and str(record.get("kind", "")) == kind:
-            values[step] = value
+        whole = finite(record.get(over)) if over else 1.0
+        if step is not None and value is not None and whole and str(record.get("kind", "")) == kind:
+            values[step] = value / whole
     return tuple(sorted(values.items()))

@@ -98,6 +98,23 @@ def test_every_logged_scalar_is_drawn(make_run):
     ]
 
 
+def test_who_is_right_is_drawn_as_a_share_of_what_is_disputed(make_run):
+    path = make_run("l", steps=20)
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if row["kind"] == "train"]
+    train[-1] |= {"disputed": 0.0, "disputed_prior_right": 0.0}
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train))
+    main, _ = curve_charts(collect_runs([path]))
+    (dispute,) = [chart for chart in main if chart.title.startswith("Where frozen prior and weak view")]
+    assert [line["label"] for line in dispute.lines] == [
+        "the prior is right",
+        "the pixel is taught",
+        "and taught rightly",
+    ]
+    expected = [row["disputed_prior_right"] / row["disputed"] for row in train[:-1]]
+    assert dispute.hover["lines"][0]["y"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_step_logged_again_after_a_resume_keeps_its_last_value(make_run):
     path = make_run("a", method="supervised", steps=20)
     with (path / "metrics.jsonl").open("a") as file:
