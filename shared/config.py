@@ -55,17 +55,22 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
             `none` sets an optional field to None.
 
     Returns:
-        A new config of the same type; later overrides win.
+        A new config of the same type; of two overrides of one field the later wins, and no other order matters.
 
     Raises:
         DataError: An override without `=`, an unknown field, or a value of the wrong type, named in the message.
     """
+    changes: dict[str, Any] = {}
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path.strip():
             raise DataError(f"override {override!r} is not of the form a.b=c")
-        config = _replace(config, path.strip().split("."), text.strip(), override)
-    return config
+        names = path.strip().split(".")
+        group = changes
+        for name in names[:-1]:
+            group = group.setdefault(name, {})
+        group[names[-1]] = _value(config, names, text.strip(), override)
+    return _changed(config, changes, ", ".join(map(repr, overrides)))
 
 
 def as_options(overrides: Sequence[str]) -> list[str]:
@@ -73,30 +78,38 @@ def as_options(overrides: Sequence[str]) -> list[str]:
     return [part for one in overrides for part in ("--set", one)]
 
 
-def _replace(config: Any, path: list[str], text: str, override: str) -> Any:
-    hints = typing.get_type_hints(type(config))
-    name = path[0]
-    if name not in {field.name for field in dataclasses.fields(config)}:
-        known = ", ".join(field.name for field in dataclasses.fields(config))
-        raise DataError(
-            f"override {override!r}: {type(config).__name__} has no field {name!r} (it has {known})"
-        )
-    current = getattr(config, name)
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(current):
-            raise DataError(f"override {override!r}: {name!r} has no fields of its own")
-        value = _replace(current, path[1:], text, override)
-    elif dataclasses.is_dataclass(current):
-        inner = ", ".join(field.name for field in dataclasses.fields(current))
-        raise DataError(f"override {override!r}: {name!r} is a group; set one of its fields ({inner})")
-    else:
-        value = _parse(text, hints[name], override)
+def _value(config: Any, names: Sequence[str], text: str, override: str) -> Any:
+    """The text as what the field at the end of the path declares."""
+    for depth, name in enumerate(names, start=1):
+        known = [field.name for field in dataclasses.fields(config)]
+        if name not in known:
+            raise DataError(
+                f"override {override!r}: {type(config).__name__} has no field {name!r} (it has {', '.join(known)})"
+            )
+        current = getattr(config, name)
+        is_group = dataclasses.is_dataclass(current)
+        if depth < len(names):
+            if not is_group:
+                raise DataError(f"override {override!r}: {name!r} has no fields of its own")
+            config = current
+        elif is_group:
+            inner = ", ".join(field.name for field in dataclasses.fields(current))
+            raise DataError(f"override {override!r}: {name!r} is a group; set one of its fields ({inner})")
+    return _parse(text, typing.get_type_hints(type(config))[names[-1]], override)
+
+
+def _changed(config: Any, changes: dict[str, Any], said: str) -> Any:
+    """The config with all changes at once: a group's own checks see them together, in whatever order they came."""
+    values = {
+        name: _changed(getattr(config, name), value, said) if isinstance(value, dict) else value
+        for name, value in changes.items()
+    }
     try:
-        return dataclasses.replace(config, **{name: value})
+        return dataclasses.replace(config, **values)
     except DataError:
         raise
     except ValueError as error:
-        raise DataError(f"override {override!r}: {error}") from error
+        raise DataError(f"override {said}: {error}") from error
 
 
 def _parse(text: str, hint: Any, override: str) -> Any:

@@ -16,6 +16,7 @@ import argparse
 import os
 import pickle
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shared.config import as_options
 from shared.errors import DataError
 
 Rules = Sequence[tuple[str, str]]
@@ -93,7 +95,7 @@ def convert(source: str | Path, target: str | Path, family: str) -> dict[str, An
         family: Key of `FAMILIES`.
 
     Returns:
-        `file`, `tensors`, `parameters` of each part, `ignored`.
+        `file`, `tensors`, `parameters` of each part, `ignored`, and `use`: the options with which a training takes it.
 
     Raises:
         DataError: Not such a checkpoint, or a tensor that the key map does not know.
@@ -116,7 +118,16 @@ def convert(source: str | Path, target: str | Path, family: str) -> dict[str, An
     for name, value in tensors.items():
         part = name.partition(".")[0]
         parameters[part] = parameters.get(part, 0) + value.numel()
-    return {"file": str(target), "tensors": len(tensors), "parameters": parameters, "ignored": ignored}
+    use = [f"segmentor.vision.weights={target}"]
+    if len(parameters) > 1:
+        use = [f"segmentor.weights={target}", f"segmentor.weight_parts={','.join(parameters)}"]
+    return {
+        "file": str(target),
+        "tensors": len(tensors),
+        "parameters": parameters,
+        "ignored": ignored,
+        "use": shlex.join(as_options(use)),
+    }
 
 
 def convert_swin(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], int]:

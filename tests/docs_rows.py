@@ -132,10 +132,9 @@ REST_OF_THE_README = [
     Row(command="predict runs/photos new.jpg the mug left of the laptop", says="mask"),
     Row(command="priors run refcoco-qwen2.5-vl-7b --set data.root=PHOTOS --set splits=train,val", swap=PHOTOS,
         more=SMALL_MODELS, says="photos-jsonl"),
-    Row(command="train paper --set data.root=PHOTOS --set fraction=1 --set steps=4000 --set eval_every=200 "
-        "--out runs/photos-large", swap=PHOTOS, says="2 steps",
-        more=f"{TOWERS} {SMALL_TOWERS} {BRIEFLY} --set precision=fp32 --set runtime.workers=0 "
-        f"--set 'store={LAST_STORE}'"),
+    Row(command="train paper --set data.root=PHOTOS --set store=cache/priors/<store>.zarr --set fraction=1 "
+        "--set steps=4000 --set eval_every=200 --out runs/photos-large", swap=PHOTOS | THE_STORE, says="2 steps",
+        more=f"{TOWERS} {SMALL_TOWERS} {BRIEFLY} --set precision=fp32 --set runtime.workers=0"),
     # What is drawn lies where RefCOCO would, and the check says that it has not RefCOCO's numbers.
     Row(command="data check data/refer --dataset refcoco --split-by unc", status=1, says="(?m)^train .*16"),
     Row(command="fetch train paper", more=TOWERS, says=FOLDERS_ALONE),

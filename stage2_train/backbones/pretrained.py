@@ -131,13 +131,19 @@ def _from_folder(
 
 
 def _load_file(model: nn.Module, path: Path, prefix: str, field: str) -> None:
-    """Load the tensors below `prefix`; all of the model's must be there in its shapes."""
+    """Load the tensors below `prefix`; all of the model's must be there in its shapes, and no other part's beside."""
     if not path.is_file():
         raise DataError(f"{field}: {path} does not exist")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
         raise DataError(f"{field}: {path} is not a safetensors file ({error})") from error
+    part = prefix.partition(".")[0]
+    if others := sorted({name.partition(".")[0] for name in tensors} - {part}):
+        raise DataError(
+            f"{field}: {path} holds tensors of {', '.join(others)} too, which would start untrained; name it by "
+            "segmentor.weights, with the parts that are wanted in segmentor.weight_parts"
+        )
     own = model.state_dict()
     for name, value in own.items():
         found = tensors.get(prefix + name)

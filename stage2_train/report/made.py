@@ -50,11 +50,17 @@ def differing_settings(runs: list[RunData]) -> list[FactRow]:
 
 
 def commands(runs: list[RunData]) -> list[str]:
-    """Shell commands that repeat the runs, their scores and the report."""
+    """Shell commands that repeat the runs, their scores and the report.
+
+    A run of several processes is started as one of one node; on more nodes the same number must be reached otherwise.
+    """
     lines = []
     for run in runs:
         recipe, overrides = run.config.get("recipe") or "RECIPE", run.config.get("overrides")
-        parts = [PROGRAM, "train", str(recipe), "--out", str(run.path)]
+        processes = run.config.get("num_processes")
+        several = isinstance(processes, int) and processes > 1
+        launcher = ["torchrun", "--nproc_per_node", str(processes), "cli.py"] if several else [PROGRAM]
+        parts = [*launcher, "train", str(recipe), "--out", str(run.path)]
         for override in overrides if isinstance(overrides, list) else []:
             parts += ["--set", str(override)]
         lines.append(shlex.join(parts))
@@ -81,6 +87,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "labelled images, hash": _text(run.split.get("hash")),
         "prior store, fingerprint": _text(run.store.get("fingerprint")) if run.store else "none",
         "global batch": _batch_text(run.config.get("global_batch")),
+        "processes": _text(run.config.get("num_processes")),
         "optimiser steps": "–" if step is None else f"{step:,.0f}",
         "wall time": _wall_text(run),
         "finished": "yes" if run.done else "no",

@@ -240,6 +240,7 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
         "labelled images (split hash)": [_text(run.split.get("hash")) for run in runs],
         "prior store": [_text(run.store.get("fingerprint")) for run in runs if run.store],
         "global batch": [_text(run.config.get("global_batch")) for run in runs],
+        "number of processes": [_text(run.config.get("num_processes")) for run in runs],
         "optimiser steps": [_text(run.done.get("step")) for run in runs if run.done],
     }
     differ = [name for name, values in checks.items() if len({v for v in values if v}) > 1]

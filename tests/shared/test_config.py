@@ -1,5 +1,6 @@
 """Overrides are converted to the declared types and refused by name; a config survives its JSON form."""
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -54,6 +55,29 @@ class Outer:
 def test_an_override_takes_the_declared_type(override, get, value):
     changed = get(apply_overrides(Outer(), [override]))
     assert changed == value and type(changed) is type(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    low: int = 1
+    high: int = 2
+
+    def __post_init__(self) -> None:
+        if self.low >= self.high:
+            raise DataError(f"low is {self.low}, high {self.high}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    pair: Pair = field(default_factory=Pair)
+    other: int = 0
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["pair.low=5", "other=3", "pair.high=6"])))
+def test_fields_that_must_fit_together_are_set_together(order):
+    assert apply_overrides(Holder(), order) == Holder(pair=Pair(low=5, high=6), other=3)
+    with pytest.raises(DataError, match="low is 5, high 2"):
+        apply_overrides(Holder(), [one for one in order if "high" not in one])
 
 
 def test_none_and_the_last_one_wins():

@@ -4,6 +4,7 @@ import argparse
 import copy
 import dataclasses
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 import cli
+from shared.config import apply_overrides
 from shared.errors import DataError
 from stage2_train.backbones import build_vision
 from stage2_train.official_weights import convert
@@ -91,7 +93,12 @@ def test_same_weights_same_output(reference: tuple[Lavt, BertModel], one_piece: 
     torch.save(published(*reference, one_piece), tmp_path / "lavt.pth")
     answer = convert(tmp_path / "lavt.pth", tmp_path / "lavt.safetensors", "lavt")
     assert answer["tensors"] == len(load_file(tmp_path / "lavt.safetensors"))
-    model = build_segmentor(config(tmp_path / "lavt.safetensors")).eval()
+    options = shlex.split(answer["use"])
+    assert options[::2] == ["--set", "--set"] and not answer["use"].count("vision.weights")
+    told = apply_overrides(config(None), [one.removeprefix("segmentor.") for one in options[1::2]])
+    assert told.weights == str(tmp_path / "lavt.safetensors")
+    assert set(told.weight_parts) == {"vision", "text", "fusion", "decoder"}
+    model = build_segmentor(told).eval()
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.float64, 1e-10)):
         lavt, words = (copy.deepcopy(part).to(dtype) for part in reference)
         model.to(dtype)
@@ -145,6 +152,7 @@ def test_a_published_swin_fills_the_vision_tower(tmp_path: Path) -> None:
     torch.save({"model": state}, tmp_path / "swin.pth")
     answer = convert(tmp_path / "swin.pth", tmp_path / "swin.safetensors", "swin")
     assert answer["ignored"] == 5 + sum(DEPTHS) and list(answer["parameters"]) == ["vision"]
+    assert answer["use"] == f"--set segmentor.vision.weights={tmp_path / 'swin.safetensors'}"
     vision = dataclasses.replace(config().vision, weights=str(tmp_path / "swin.safetensors"))
     tower = build_vision(vision).state_dict()
     value = state["layers.2.blocks.1.attn.qkv.weight"]

@@ -177,6 +177,9 @@ def test_a_safetensors_file_fills_one_tower(tmp_path: Path) -> None:
     loaded = build_vision(vision_config("swin", weights=str(tmp_path / "swin.safetensors")))
     name = "swin.encoder.layers.1.blocks.1.mlp.fc2.weight"
     assert torch.equal(loaded.state_dict()[name], tower.state_dict()[name])
+    save_file(tensors | {"decoder.weight": torch.ones(1)}, tmp_path / "whole.safetensors")
+    with pytest.raises(DataError, match="holds tensors of decoder too, .* name it by segmentor.weights"):
+        build_vision(vision_config("swin", weights=str(tmp_path / "whole.safetensors")))
     del tensors["vision." + name]
     save_file(tensors, tmp_path / "swin.safetensors")
     with pytest.raises(DataError, match=f"lacks tensor vision.{name}"):
