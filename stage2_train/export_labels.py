@@ -1,6 +1,6 @@
 """The pseudo-labels of a finished run's unlabelled sentences, for any other trainer.
 
-    OUT/images                                   a link to the images of the data set
+    OUT/images, OUT/images.h5                    links to the images of the data set, and to its pack if it has one
     OUT/<dataset>-pseudo/instances.json          COCO: one annotation a sentence
     OUT/<dataset>-pseudo/refs(<split_by>).p      REFER: one ref a sentence, split `train`
 
@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from shared.errors import DataError
+from shared.image_pack import PACK_NAME
 from shared.masks import encode_rle, mask_box_xyxy_px, resize_mask_nearest
 from shared.runlog import progress
 from shared.store.publish import publish_file
@@ -77,7 +78,8 @@ def export_labels(
     folder = out / f"{config.data.dataset}-pseudo"
     if (folder / "instances.json").exists():
         raise DataError(f"{folder} holds labels already; remove it or choose another folder")
-    _require_own_images(out / "images", config)
+    links = _image_links(out, config)
+    _require_own_images(links)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = Networks(load_model(run).to(device), weak_eval=config.weak_eval)
     method, inputs = restore_method(run, config), open_inputs(with_own_store(run, config))
@@ -96,7 +98,7 @@ def export_labels(
     _write(
         folder, config, samples, annotations, {"run": run.name, "method": config.method, "seed": config.seed}
     )
-    _link_images(out / "images", config)
+    _link_images(links)
     return {"folder": str(folder), **_summary(annotations)}
 
 
@@ -210,23 +212,32 @@ def _write(
         publish_file(folder / name, data)
 
 
-def _require_own_images(link: Path, config: TrainConfig) -> None:
-    """Refuse a link to the images of another data set, or to where they no longer are."""
-    if link.is_symlink() and link.resolve() != _images_of(config):
-        raise DataError(
-            f"{link}: leads to {link.resolve()}, not to {_images_of(config)}; remove it, or choose another folder"
-        )
+def _image_links(out: Path, config: TrainConfig) -> dict[Path, Path]:
+    """What is linked to where, so that the labels are a data set as the one they are of: loose images, a pack, or both.
 
-
-def _link_images(link: Path, config: TrainConfig) -> None:
-    """Images are not copied; a folder of that name is left as it is."""
-    if not link.exists():
-        link.symlink_to(_images_of(config), target_is_directory=True)
-
-
-def _images_of(config: TrainConfig) -> Path:
+    A JSONL file names its images from its own folder, a REFER layout from `images/` below its root.
+    """
     root = Path(config.data.root)
-    return (root.parent if config.data.is_jsonl else root / "images").resolve()
+    top = root.parent if config.data.is_jsonl else root
+    loose = top if config.data.is_jsonl else top / "images"
+    places = {out / "images": loose, out / PACK_NAME: top / PACK_NAME}
+    return {link: target.resolve() for link, target in places.items() if target.exists()}
+
+
+def _require_own_images(links: dict[Path, Path]) -> None:
+    """Refuse links to the images of another data set, or to where they no longer are."""
+    for link, target in links.items():
+        if link.is_symlink() and link.resolve() != target:
+            raise DataError(
+                f"{link}: leads to {link.resolve()}, not to {target}; remove it, or choose another folder"
+            )
+
+
+def _link_images(links: dict[Path, Path]) -> None:
+    """Images are not copied; what is there already under such a name is left as it is."""
+    for link, target in links.items():
+        if not link.exists():
+            link.symlink_to(target, target_is_directory=target.is_dir())
 
 
 def _summary(annotations: Sequence[dict[str, Any]]) -> dict[str, Any]:

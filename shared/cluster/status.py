@@ -8,6 +8,7 @@ those where it can be.
 
 import json
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
         kind, (done, progress) = "store", _store(target)
     elif (target / "config.json").is_file() or any(task["name"] == "train" for task in tasks):
         kind, (done, progress) = "run", _run(target)
-    elif tasks or (target / "table.json").is_file():
+    elif tasks or _cells(target):
         kind, (done, progress) = "grid", _grid(target, tasks)
     else:
         raise DataError(f"{target}: neither a store (*.zarr) nor a run or grid, and no jobs of one")
@@ -66,7 +67,7 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
     return {
         "path": str(target),
         "kind": kind,
-        "state": _overall(done, tasks),
+        "state": _overall(done, tasks) if tasks else _state_here(target, kind, done),
         "progress": progress,
         "tasks": tasks,
     }
@@ -86,6 +87,28 @@ def _overall(done: bool, tasks: Sequence[Mapping[str, Any]]) -> str:
         if state in states:
             return word
     return "done" if done else "unfinished"
+
+
+def _state_here(target: Path, kind: str, done: bool) -> str:
+    """One word for what no batch job does: a run or grid tells by its owner, if that lives on this machine."""
+    runs = {"run": [target], "grid": _cells(target)}.get(kind, [])
+    if done:
+        return "done"
+    if any(_lives(run) for run in runs):
+        return "running"
+    return "failed" if any((run / "failed.json").is_file() for run in runs) else "unfinished"
+
+
+def _lives(run: Path) -> bool:
+    """Whether the process that writes a run lives here."""
+    try:
+        owner = json.loads((run / "owner.json").read_text(encoding="utf-8"))
+        command = Path(f"/proc/{int(owner['pid'])}/cmdline").read_bytes()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return (
+        owner.get("host") == socket.gethostname() and b"train" in command
+    )  # numbers of processes come again
 
 
 def _store(path: Path) -> tuple[bool, dict[str, Any]]:
@@ -121,10 +144,15 @@ def _run(path: Path) -> tuple[bool, dict[str, Any]]:
     }
 
 
+def _cells(grid: Path) -> list[Path]:
+    """Folders of the runs of a grid that have begun."""
+    return sorted(grid.glob("*/fraction-*/seed-*"))
+
+
 def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[str, Any]]:
     """The cells that have begun; a grid is done when every task is, as a task ends well only if all its cells have."""
     cells: dict[str, str] = {}
-    for cell in sorted(path.glob("*/fraction-*/seed-*")):
+    for cell in _cells(path):
         failed = cell / "failed.json"
         name = str(cell.relative_to(path))
         if failed.is_file():
@@ -136,8 +164,9 @@ def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[st
     table = path / "table.json"
     if tasks:
         done = all(task["state"] == "done" for task in tasks)
-    else:
-        done = not json.loads(table.read_text(encoding="utf-8")).get("unfinished", True)
+    else:  # written by each call, at its end
+        written = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
+        done = not written.get("unfinished", True)
     return done, {"cells": cells}
 
 

@@ -26,6 +26,8 @@ NUM_SAMPLES = 3
 """Boxes sampled for each row of the store."""
 IMAGE_CACHE_GB = 2**-12
 """A quarter of a MiB: fewer images than are asked about, so that some are forgotten on the way."""
+BLOCK = 32
+"""Tokens of a block of the prefix cache: a prompt about a small image is some 39 tokens long, and shares whole ones."""
 FAULTS = {
     "too long with its image": "red " * 220,
     "too long": "red " * 400,
@@ -62,7 +64,13 @@ def main(model_folder: Path, data_root: Path, out: Path) -> None:
     model_folder = with_penalty(model_folder, out / "published")
     model = MllmConfig(path=str(model_folder), dtype="float32", max_model_len=256, max_tokens=24)
     base = EngineConfig(
-        kind="vllm", eager=True, image_cache_gb=IMAGE_CACHE_GB, kv_cache_gb=1, chunk_rows=50, batch_size=5
+        kind="vllm",
+        eager=True,
+        block_size=BLOCK,
+        image_cache_gb=IMAGE_CACHE_GB,
+        kv_cache_gb=1,
+        chunk_rows=50,
+        batch_size=5,
     )
     family = family_of(model_folder)
     rules = size_rules_of(family, model_folder)
@@ -77,6 +85,7 @@ def main(model_folder: Path, data_root: Path, out: Path) -> None:
         try:
             given = [dataclasses.asdict(answer) for answer in generate_isolated(engine, asked)]
             if isinstance(engine, VllmEngine) and engine_config.caching:
+                result["cache hits"] = engine.cache_hits()
                 core = engine._llm.llm_engine.engine_core.engine_core
                 caches = (engine._llm.renderer.mm_processor_cache, core.mm_receiver_cache)
                 result["image caches"] = [[one._cache.currsize, len(one._cache)] for one in caches]

@@ -10,9 +10,11 @@ import pytest
 from pycocotools.coco import COCO
 
 from shared.errors import DataError
+from shared.image_pack import build_pack
 from shared.masks import decode_segmentation
 from shared.refer import load_refer
 from shared.refer_check import check_refer
+from shared.refer_layout import IMAGE_FOLDERS
 from stage2_train.config import RuntimeConfig
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
@@ -109,6 +111,20 @@ def test_a_link_to_other_images_is_refused_before_anything_is_made(exported, min
     (tmp_path / "images").mkdir()
     export_labels(mini_run, tmp_path, limit=2, quiet=True)
     assert not (tmp_path / "images").is_symlink()
+
+
+def test_labels_of_a_packed_set_have_its_images(mini_run, mini_root, tmp_path):
+    """Also where the loose files are gone."""
+    data = shutil.copytree(mini_root / "data", tmp_path / "data")
+    names = sorted({sample.file_name for sample in load_refer(data, "refshapes", "unc").samples()})
+    build_pack(data, names, IMAGE_FOLDERS, quiet=True)
+    shutil.rmtree(data / "images")
+    for _ in range(2):  # the second finds the links of the first
+        export_labels(mini_run, tmp_path / "out", limit=2, root=str(data), quiet=True)
+        labels = load_refer(tmp_path / "out", "refshapes-pseudo", "unc")
+        assert labels.image(labels.samples()[0]).size[0] == labels.samples()[0].width
+        assert not (tmp_path / "out" / "images").exists()
+        shutil.rmtree(tmp_path / "out" / "refshapes-pseudo")
 
 
 def test_refusals(exported, mini_run, mini_root, tmp_path):

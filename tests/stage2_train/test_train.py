@@ -495,6 +495,30 @@ def test_everything_labelled_is_the_upper_bound(mini_root: Path, tmp_path: Path)
     assert train(config, tmp_path / "run", quiet=True)["step"] == 1
 
 
+def test_a_compiled_run_sees_texts_of_one_length(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Generated code for texts of any length has broken in the backward pass; here it is only looked at."""
+    shapes: list[tuple[bool, int]] = []
+
+    class Watched(torch.nn.Module):
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model = model
+            self.text_embedding = model.text_embedding
+
+        def forward(self, image: torch.Tensor, ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            shapes.append((torch.is_grad_enabled(), ids.shape[1]))
+            return self.model(image, ids, *rest)
+
+    monkeypatch.setattr(torch, "compile", Watched)
+    config = mini_config(mini_root, steps=3, compile=True)
+    train(config, tmp_path / "run", quiet=True)
+    most = config.segmentor.text.max_tokens
+    assert {length for _, length in shapes} == {most} and sum(grad for grad, _ in shapes) == 3
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
 def test_teacher_and_compile_free_options_run(mini_root: Path, tmp_path: Path) -> None:
     config = config_of(
         mini_root,

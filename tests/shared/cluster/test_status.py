@@ -2,6 +2,11 @@
 
 import json
 import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -248,6 +253,42 @@ def test_a_grid_and_its_cells(tmp_path):
     }
     task(grid / "jobs", "ablate", 0, "5", "ended", 0)
     assert status_of(grid, NOW)["state"] == "done"
+
+
+def test_a_grid_that_no_batch_job_runs(tmp_path):
+    """Before its first call has ended there is no table; a cell's owner tells whether somebody is at it."""
+    grid = tmp_path / "grid"
+    cell, other = (grid / "l2l" / "fraction-0.1" / f"seed-{seed}" for seed in (1, 2))
+    cell.mkdir(parents=True)
+    assert (status_of(grid)["kind"], status_of(grid)["state"]) == ("grid", "unfinished")
+    trainer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "train"])
+    owner = {"host": socket.gethostname(), "pid": trainer.pid}
+    try:
+        (cell / "owner.json").write_text(json.dumps(owner))
+        wait_until(lambda: b"train" in Path(f"/proc/{trainer.pid}/cmdline").read_bytes())
+        assert status_of(grid)["state"] == "running"
+        (cell / "owner.json").write_text(json.dumps(owner | {"host": "elsewhere"}))
+        assert status_of(grid)["state"] == "unfinished"
+        (cell / "owner.json").write_text(json.dumps(owner))
+        (cell / "config.json").write_text(json.dumps({"config": {"steps": 9}}))
+        assert status_of(cell)["state"] == "running"
+    finally:
+        trainer.kill()
+        trainer.wait()
+    assert status_of(grid)["state"] == status_of(cell)["state"] == "unfinished"
+    other.mkdir()
+    (other / "failed.json").write_text(json.dumps({"reason": "collapsed"}))
+    assert status_of(grid)["state"] == "failed"
+    (other / "failed.json").unlink()
+    (grid / "table.json").write_text(json.dumps({"unfinished": []}))
+    assert status_of(grid)["state"] == "done"
+
+
+def wait_until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_what_is_nothing_or_damaged_is_named(tmp_path):
