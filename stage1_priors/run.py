@@ -106,7 +106,7 @@ def run_priors(
         for line in changes(job):
             _say(line, quiet)
     if num_workers > 1 or "SLURM_JOB_ID" in os.environ:
-        separate_from_other_workers(worker, os.environ)
+        separate_from_other_workers(worker, job.fingerprint, os.environ)
     known = find_known_rows(job)
     for line in known.unusable:
         _say(f"no rows are taken over from a store that cannot be read: {line}", quiet)

@@ -89,20 +89,22 @@ def plan_workers(
     return workers
 
 
-def separate_from_other_workers(worker: int, environment: MutableMapping[str, str]) -> None:
+def separate_from_other_workers(worker: int, fingerprint: str, environment: MutableMapping[str, str]) -> None:
     """Give a worker ports and compile caches of its own, below the folders that the environment names.
 
     Several arrays of jobs may meet on a node: the ids of an array's tasks follow its own in Slurm, so that its id and
-    the worker's number tell all of them apart.
+    the worker's number tell all of them apart. Caches outlive a job: they are told apart by store, and a later job of
+    the same store finds them warm.
 
     Args:
         worker: Its number.
+        fingerprint: The store's.
         environment: Changed in place.
     """
     job = environment.get("SLURM_ARRAY_JOB_ID") or environment.get("SLURM_JOB_ID") or "0"
     environment["VLLM_PORT"] = str(FIRST_PORT + PORTS * ((int(job) + worker) % NUM_RANGES))
     home = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    own = Path(environment.get("VLLM_CACHE_ROOT") or home / "vllm") / f"worker-{worker}"
+    own = Path(environment.get("VLLM_CACHE_ROOT") or home / "vllm") / f"{fingerprint}-{worker}"
     environment["VLLM_CACHE_ROOT"] = str(own)
     environment["TORCHINDUCTOR_CACHE_DIR"] = str(own / "inductor")
     environment["TRITON_CACHE_DIR"] = str(own / "triton")

@@ -66,17 +66,17 @@ def test_workers_that_meet_on_a_node_have_ports_and_caches_of_their_own():
     jobs = [{"SLURM_ARRAY_JOB_ID": first, "SLURM_JOB_ID": "1"} for first in ("40", "44")]
     environments = [{**job, "HOME": "/h"} for job in jobs for _ in range(4)]
     for worker, environment in enumerate(environments):
-        separate_from_other_workers(worker % 4, environment)
+        separate_from_other_workers(worker % 4, "ab" if worker < 4 else "cd", environment)
     ports = [int(environment["VLLM_PORT"]) for environment in environments]
     assert len(set(ports)) == 8 and min(b - a for a, b in pairwise(sorted(ports))) >= PORTS
     assert all(FIRST + NUM <= port and port + PORTS <= 32_768 for port in ports)
     caches = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    assert len({environment[name] for environment in environments[:4] for name in caches}) == 12
+    assert len({environment[name] for environment in environments for name in caches}) == 24
 
     given = {"VLLM_CACHE_ROOT": "/scratch/vllm", "VLLM_PORT": "5", "TORCHINDUCTOR_CACHE_DIR": "/scratch/i"}
-    separate_from_other_workers(2, given)
-    assert given["VLLM_CACHE_ROOT"] == "/scratch/vllm/worker-2"
-    assert given["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/vllm/worker-2/inductor"
+    separate_from_other_workers(2, "ab", given)
+    assert given["VLLM_CACHE_ROOT"] == "/scratch/vllm/ab-2"
+    assert given["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/vllm/ab-2/inductor"
     assert int(given["VLLM_PORT"]) == FIRST_PORT + 2 * PORTS
 
 
