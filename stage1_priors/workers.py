@@ -125,11 +125,12 @@ def run_workers(
         quiet: No progress on standard error.
 
     Raises:
-        DataError: A worker failed; names it, its last line and its log.
+        DataError: Too little memory for so many, or a worker failed; names it, its last line and its log.
     """
     job = job_of(config)
     if not pending_of(job):
         return job.path
+    require_memory(config, num_workers, bool(visible_gpus()))
     log_folder = Path(config.cache_root) / "logs"
     log_folder.mkdir(parents=True, exist_ok=True)
     workers = plan_workers(num_workers, visible_gpus(), os.cpu_count() or 1, log_folder, job.path.stem)
@@ -159,6 +160,33 @@ def run_workers(
             "the same command goes on"
         )
     return job.path
+
+
+def require_memory(config: PriorsConfig | ImportConfig, num_workers: int, on_gpus: bool) -> None:
+    """Refuse workers whose caches alone take more than the machine has left: the kernel would kill one without a word.
+
+    Raises:
+        DataError: Says what they take and what there is.
+    """
+    if isinstance(config, ImportConfig) or config.engine.kind != "vllm":
+        return
+    engine = config.engine
+    each = (engine.image_cache_gb if engine.caching else 0) + (0 if on_gpus else engine.kv_cache_gb)
+    free = _available_gb()
+    if free is not None and num_workers * each > free:
+        raise DataError(
+            f"{num_workers} workers take {num_workers * each:.3g} GiB for their caches (engine.image_cache_gb"
+            f"{'' if on_gpus else ', engine.kv_cache_gb'}), and this machine has {free:.3g} GiB left"
+        )
+
+
+def _available_gb() -> float | None:
+    """Memory that can be had without swapping, GiB (Linux); None where nobody says."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20
+    except (OSError, ValueError, StopIteration):
+        return None
 
 
 def _start(worker: Worker, num_workers: int, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":

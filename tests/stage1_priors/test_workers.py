@@ -27,6 +27,7 @@ from stage1_priors.workers import (
     PORTS,
     num_workers_of,
     plan_workers,
+    require_memory,
     run_workers,
     separate_from_other_workers,
 )
@@ -172,6 +173,23 @@ def test_a_machine_with_gpus_that_torch_cannot_use_is_refused(config, monkeypatc
     monkeypatch.setenv("SLURM_JOB_GPUS", "2")
     with pytest.raises(DataError, match="Slurm gave this job GPU 2, and torch .* can use none"):
         run_priors(config, quiet=True)
+
+
+def test_more_workers_than_memory_are_refused(config, monkeypatch):
+    """Their caches are known before they start."""
+    monkeypatch.setattr(workers, "_available_gb", lambda: 9.0)
+    own = apply_overrides(config, ["engine.image_cache_gb=0.25", "engine.kv_cache_gb=4"])
+    require_memory(own, 2, on_gpus=False)
+    with pytest.raises(
+        DataError, match=r"3 workers take 12.8 GiB .*kv_cache_gb\), and this machine has 9 GiB"
+    ):
+        run_workers(own, 3, ["embedded"], quiet=True)
+    require_memory(own, 30, on_gpus=True)
+    require_memory(apply_overrides(own, ["engine.kind=transformers"]), 30, on_gpus=False)
+
+
+def test_this_machine_says_what_is_left():
+    assert workers._available_gb() > 0.1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
