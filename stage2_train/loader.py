@@ -3,19 +3,31 @@
 A batch is a pure function of its key, so both ways give the same batches in the same order.
 """
 
+import atexit
 import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 import torch
 
+from shared.errors import DataError
+
 T = TypeVar("T")
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """What a reader could not read: torch would wrap the error in its traceback, of which nobody finds the cause."""
+
+    error: DataError
 
 
 class _KeyedDataset(torch.utils.data.Dataset[Any]):
@@ -25,8 +37,11 @@ class _KeyedDataset(torch.utils.data.Dataset[Any]):
         self.read = read
 
     def __getitem__(self, key: int) -> Any:
-        """The batch of `key`."""
-        return self.read(key)
+        """The batch of `key`, or why there is none."""
+        try:
+            return self.read(key)
+        except DataError as error:
+            return _Refused(DataError(*error.args))
 
 
 def iterate(read: Callable[[int], T], keys: range, *, workers: int, prefetch: int) -> Iterator[T]:
@@ -37,6 +52,9 @@ def iterate(read: Callable[[int], T], keys: range, *, workers: int, prefetch: in
         keys: The keys.
         workers: Worker processes (spawned, so that no open store crosses a fork); 0 uses one thread.
         prefetch: Batches read ahead (per worker); 0 with no workers reads in the calling thread.
+
+    Raises:
+        DataError: A batch could not be read; the reader's own.
     """
     if workers:
         loader = torch.utils.data.DataLoader(
@@ -48,12 +66,31 @@ def iterate(read: Callable[[int], T], keys: range, *, workers: int, prefetch: in
             multiprocessing_context="spawn",
         )
         with _stop_signals_held():
-            iterator = iter(loader)
-        yield from iterator
+            batches: Any = iter(loader)
+        # An error may keep this generator alive to the end of the interpreter. Then torch and multiprocessing send
+        # readers SIGTERM, which they do not see, and wait for ever; what is registered last is called first.
+        end = partial(_end, batches)
+        atexit.register(end)
+        try:
+            for batch in batches:
+                if isinstance(batch, _Refused):
+                    raise batch.error
+                yield batch
+        finally:
+            atexit.unregister(end)
+            end()
     elif prefetch:
         yield from _threaded(read, keys, prefetch)
     else:
         yield from map(read, keys)
+
+
+def _end(batches: Any) -> None:
+    """End the readers of a loader's iterator, and let torch know; nothing happens a second time."""
+    batches._shutdown_workers()
+    for reader in batches._workers:
+        if reader.is_alive():  # in the middle of a long read, deaf to SIGTERM
+            reader.kill()
 
 
 @contextmanager

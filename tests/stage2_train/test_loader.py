@@ -1,0 +1,81 @@
+"""Reading ahead ends when the run does, however that ends: real readers, in a process of its own."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.errors import DataError
+from stage2_train.loader import iterate
+
+ROOT = Path(__file__).parents[2]
+
+SCRIPT = """
+import sys
+from shared.errors import DataError
+from stage2_train.loader import iterate
+
+
+def read(key):
+    if key == 3 and sys.argv[1] == "a reader refuses":
+        raise DataError("photos.jsonl, line 3: images/0003.jpg is damaged")
+    if key == 3 and sys.argv[1] == "a reader breaks":
+        raise RuntimeError("no more memory in a reader")
+    return key
+
+
+def main():
+    for key in iterate(read, range(40), workers=2, prefetch=2):
+        if key == 2 and sys.argv[1] == "the step breaks":
+            raise RuntimeError("CUDA out of memory")
+        if key == 2 and sys.argv[1] == "told to stop":
+            sys.exit(75)
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+ENDS = {
+    "a reader refuses": (1, "shared.errors.DataError: photos.jsonl, line 3: images/0003.jpg is damaged"),
+    "a reader breaks": (1, "RuntimeError: no more memory in a reader"),
+    "the step breaks": (1, "RuntimeError: CUDA out of memory"),
+    "told to stop": (75, ""),
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_the_process_ends_with_its_run(how: str, tmp_path: Path) -> None:
+    """Readers do not see SIGTERM: whoever ended them by it, and waited, would wait for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), how],
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    status, last = ENDS[how]
+    assert done.returncode == status, done.stderr
+    assert (done.stderr.strip().splitlines() or [""])[-1] == last
+
+
+def _refuse(key: int) -> int:
+    raise DataError(f"row {key}: damaged")
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(0, 0), (0, 2), (1, 2)])
+def test_a_reader_says_why_in_its_own_words(workers: int, prefetch: int) -> None:
+    """However it is read ahead."""
+    with pytest.raises(DataError, match="^row 5: damaged$"):
+        next(iterate(_refuse, range(5, 9), workers=workers, prefetch=prefetch))
+
+
+def test_two_at_once_end_apart() -> None:
+    """A validation reads while the training's readers wait."""
+    outer = iterate(abs, range(6), workers=1, prefetch=1)
+    assert next(outer) == 0
+    assert list(iterate(abs, range(3), workers=1, prefetch=1)) == [0, 1, 2]
+    assert list(outer) == [1, 2, 3, 4, 5]
