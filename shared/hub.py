@@ -17,6 +17,9 @@ WEIGHTS = "*.safetensors"
 OLD_WEIGHTS = "pytorch_model*.bin"
 """What a repository without safetensors holds instead."""
 
+VOCABULARIES = ("tokenizer.json", "vocab.txt")
+"""A tokenizer holds one of them."""
+
 _INDEX = "model.safetensors.index.json"
 
 
@@ -70,7 +73,7 @@ def cached(model: HubModel) -> Path | None:
         return None
     except HFValidationError as error:
         raise DataError(f"{model.field}: {model.name!r} is no folder, and no name of a repository") from error
-    return found if not model.has_weights or _has_all_weights(found) else None
+    return found if _is_whole(found, model.has_weights) else None
 
 
 def fetch(model: HubModel) -> Path:
@@ -95,7 +98,8 @@ def fetch(model: HubModel) -> Path:
         ) from error
     found = cached(model)
     if found is None:
-        raise DataError(f"{model.field}: {model.name} (revision {model.revision}) holds no whole weights")
+        what = "config.json with whole weights" if model.has_weights else " or ".join(VOCABULARIES)
+        raise DataError(f"{model.field}: {model.name} (revision {model.revision}) holds no {what}")
     return found
 
 
@@ -140,6 +144,13 @@ def _missing(model: HubModel) -> str:
         f"{model.field}: {model.name} (revision {model.revision}) is neither a folder nor whole in the local Hugging "
         f"Face cache {cache_folder()}"
     )
+
+
+def _is_whole(folder: Path, has_weights: bool) -> bool:
+    """Whether a snapshot holds what is wanted of it; other programs fetch single files into the same cache."""
+    if has_weights:
+        return (folder / "config.json").is_file() and _has_all_weights(folder)
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def _has_all_weights(folder: Path) -> bool:

@@ -6,7 +6,8 @@
 | `expression` | a text, or a list of texts that all mean the same object                                       |
 | `mask`       | optional: an image as above, polygons, one flat polygon, an RLE, `[]` for no target, or null   |
 | `box`        | optional: four numbers, `[x, y, width, height]` or corners `[x0, y0, x1, y1]`, or null         |
-| `split`      | optional: a text; without it the file's name says (`train-00000-of-00004.parquet`), else train |
+| `split`      | optional: a text; without it the file's name or folder says (`train-00000-of-00004.parquet`,       |
+|              | `refcoco_testA.parquet`, `validation/0000.parquet`); a file alone that does not say is train     |
 
 Columns of other names are mapped. Images are named after their content, so one that occurs in many rows is written
 once. The JSONL file (`shared.jsonl`) comes last; a killed import is run again and writes what is missing.
@@ -17,6 +18,7 @@ import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,9 @@ from shared.runlog import progress
 REQUIRED = ("image", "expression")
 OPTIONAL = ("mask", "box", "split")
 
-_SPLIT = re.compile(r"(train|validation|val|test[A-Z]?)(?![a-z])")
+_SPLIT = r"(train|validation|val|dev|test[A-Z]?)"
+_AT_START = re.compile(_SPLIT + r"(?![A-Za-z])")
+_AT_END = re.compile(r"(?<![A-Za-z])" + _SPLIT + r"([-_.]?\d+([-_]of[-_]\d+)?)?$")
 _BATCH_ROWS = 64
 
 
@@ -65,10 +69,11 @@ def import_parquet(
         quiet: No progress bar.
 
     Returns:
-        `path`, and the numbers of `images`, `pairs` and `masks`.
+        `path`, the numbers of `images`, `pairs` and `masks`, and of pairs by split (`splits`).
 
     Raises:
-        DataError: pyarrow is not installed, or a file, column or value cannot be used; names file, row and value.
+        DataError: pyarrow is not installed; one of several files does not say which split it is; or a file, column or
+            value cannot be used, and file, row and value are named.
     """
     if out.suffix != ".jsonl":
         raise DataError(f"{out}: the file to make must end in .jsonl")
@@ -80,11 +85,12 @@ def import_parquet(
     for name in columns or {}:
         if name not in (*REQUIRED, *OPTIONAL):
             raise DataError(f"column {name!r}: known are {', '.join((*REQUIRED, *OPTIONAL))}")
-    return write_rows(read_rows(files, columns or {}, quiet), out, corners)
+    top = source.parent if source.is_file() else source
+    return write_rows(read_rows(files, top, columns or {}, quiet), out, corners)
 
 
-def read_rows(files: list[Path], columns: Mapping[str, str], quiet: bool) -> Iterator[ParquetRow]:
-    """The rows of some files, a few at a time in memory; raises as `import_parquet` does."""
+def read_rows(files: list[Path], top: Path, columns: Mapping[str, str], quiet: bool) -> Iterator[ParquetRow]:
+    """The rows of some files below `top`, a few at a time in memory; raises as `import_parquet` does."""
     try:
         import pyarrow as arrow
         from pyarrow import parquet
@@ -95,7 +101,20 @@ def read_rows(files: list[Path], columns: Mapping[str, str], quiet: bool) -> Ite
     except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{source_of(files)}: not Parquet: {error}") from error
     total = sum(table.metadata.num_rows for _, table in opened)
-    yield from progress(_rows(opened, columns), total, "importing", quiet, unit="row")
+    split_column = columns.get("split", "split")
+    splits = {file: split_of(file.relative_to(top)) for file, _ in opened}
+    silent = [
+        file
+        for file, table in opened
+        if splits[file] is None and split_column not in table.schema_arrow.names
+    ]
+    if silent and len(opened) > 1:
+        raise DataError(
+            f"{silent[0]}: says neither by its name nor by its folder nor by a column {split_column!r} of which split "
+            "it is, and there are other files: a test set would be trained on"
+        )
+    rows = _rows(opened, columns, {file: split or "train" for file, split in splits.items()})
+    yield from progress(rows, total, "importing", quiet, unit="row")
 
 
 def source_of(files: list[Path]) -> str:
@@ -103,14 +122,16 @@ def source_of(files: list[Path]) -> str:
     return str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} files)"
 
 
-def _rows(opened: list[tuple[Path, Any]], columns: Mapping[str, str]) -> Iterator[ParquetRow]:
+def _rows(
+    opened: list[tuple[Path, Any]], columns: Mapping[str, str], splits: Mapping[Path, str]
+) -> Iterator[ParquetRow]:
     for file, table in opened:
         names = chosen_columns(table.schema_arrow.names, columns, str(file))
         number = 0
         for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=list(names.values())):
             for record in batch.to_pylist():
                 values = {name: record[column] for name, column in names.items()}
-                yield ParquetRow(where=f"{file}: row {number}", split=split_of(file), values=values)
+                yield ParquetRow(where=f"{file}: row {number}", split=splits[file], values=values)
                 number += 1
 
 
@@ -132,10 +153,16 @@ def chosen_columns(found: Iterable[str], columns: Mapping[str, str], where: str)
     return chosen
 
 
-def split_of(file: Path) -> str:
-    """The split that a file's name begins with, `validation` being val; train if it says none."""
-    found = _SPLIT.match(file.name)
-    return "train" if found is None else {"validation": "val"}.get(found[1], found[1])
+def split_of(file: Path) -> str | None:
+    """The split that a file's name begins or ends with, or the nearest of its folders; None if none says one.
+
+    `validation` and `dev` are val. The path is relative to the folder that was asked for.
+    """
+    for name in (file.stem, *reversed(file.parts[:-1])):
+        found = _AT_START.match(name) or _AT_END.search(name)
+        if found is not None:
+            return {"validation": "val", "dev": "val"}.get(found[1], found[1])
+    return None
 
 
 def write_rows(rows: Iterable[ParquetRow], out: Path, corners: bool) -> dict[str, Any]:
@@ -144,16 +171,23 @@ def write_rows(rows: Iterable[ParquetRow], out: Path, corners: bool) -> dict[str
         (out.parent / folder).mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     images: set[str] = set()
-    num_pairs = num_masks = 0
+    splits: Counter[str] = Counter()
+    num_masks = 0
     with partial.open("w", encoding="utf-8") as file:
         for row in rows:
             for line in lines_of(row, out.parent, corners):
                 file.write(json.dumps(line) + "\n")
                 images.add(line["image"])
-                num_pairs += 1
+                splits[line["split"]] += 1
                 num_masks += "mask" in line
     os.replace(partial, out)
-    return {"path": str(out), "images": len(images), "pairs": num_pairs, "masks": num_masks}
+    return {
+        "path": str(out),
+        "images": len(images),
+        "pairs": splits.total(),
+        "masks": num_masks,
+        "splits": dict(splits),
+    }
 
 
 def lines_of(row: ParquetRow, root: Path, corners: bool) -> list[dict[str, Any]]:

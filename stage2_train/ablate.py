@@ -299,6 +299,7 @@ class _Pool:
         slot = self._slots.get()
         try:
             run.mkdir(parents=True, exist_ok=True)
+            (run / FAILED_FILE).unlink(missing_ok=True)  # of an earlier try
             with (run / LOG_FILE).open("ab") as log:
                 start = log.tell()
                 process = subprocess.Popen(

@@ -40,7 +40,9 @@ class Inputs:
     @property
     def store(self) -> dict[str, str] | None:
         """Path and fingerprint of the store."""
-        reader = self.priors or self.candidates
+        reader = (
+            self.priors if self.priors is not None else self.candidates
+        )  # not "or": one may be of no rows
         if reader is None:
             return None
         return {"path": str(reader.store.path), "fingerprint": reader.store.fingerprint}

@@ -3,6 +3,7 @@
 Legend: B pairs, H W model input, h w an image's own size.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -189,5 +190,9 @@ def _parts(lines: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def _slug(text: str) -> str:
-    """Letters and digits of a text, joined by hyphens."""
-    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")[:SLUG_CHARACTERS].strip("-") or "expression"
+    """Letters and digits of a text, joined by hyphens; what is cut off is told apart by a hash."""
+    whole = re.sub(r"[^\w]+", "-", text.lower()).strip("-")
+    if len(whole) <= SLUG_CHARACTERS:
+        return whole or "expression"
+    digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
+    return f"{whole[:SLUG_CHARACTERS].strip('-')}-{digest}"

@@ -124,7 +124,10 @@ def test_a_snapshot_counts_when_its_weights_are_whole(snapshot):
     model = HubModel(field="model.path", name="owner/name")
     (snapshot / "config.json").write_text("{}")
     assert cached(model) is None
-    assert cached(HubModel(field="x", name="owner/name", has_weights=False)) == snapshot
+    tokenizer = HubModel(field="x", name="owner/name", has_weights=False)
+    assert cached(tokenizer) is None  # another program fetched the model's own files alone
+    (snapshot / "vocab.txt").write_text("a")
+    assert cached(tokenizer) == snapshot
     index = snapshot / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
     (snapshot / "one.safetensors").write_bytes(b"")

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_pairs_splits_and_boxes(tmp_path):
         row(2, image={"bytes": encoded(MASK.astype(np.uint8)), "path": None}, mask=[]),
     ]
     out = tmp_path / "own.jsonl"
-    assert write_rows(rows, out, corners=True) == {"path": str(out), "images": 2, "pairs": 4, "masks": 1}
+    counts = {"images": 2, "pairs": 4, "masks": 1, "splits": {"train": 3, "testA": 1}}
+    assert write_rows(rows, out, corners=True) == {"path": str(out), **counts}
     dataset = load_dataset(DataConfig(root=str(out), dataset=""))
     first, second, third, fourth = dataset.samples()
     assert [sample.expression for sample in (first, second)] == ["the mug", "a cup"]
@@ -103,10 +105,15 @@ def test_columns_are_mapped_and_missing_ones_are_named():
 
 
 def test_the_split_of_a_file(tmp_path):
-    names = ("train-00000-of-00004", "validation-0", "val", "testA-00000", "test-0", "tests", "photos")
-    assert [split_of(tmp_path / f"{name}.parquet") for name in names] == [
-        *("train", "val", "val", "testA", "test", "train", "train")
-    ]
+    says = {
+        "train": ["train-00000-of-00004", "train", "default/train/0000", "mug_train"],
+        "val": ["validation-0", "val", "dev-0", "refcoco-val", "default/validation/0000", "val/photos"],
+        "testA": ["testA-00000", "refcoco_testA", "refcoco_testA-00001-of-00002", "a/testA/b/0"],
+        "test": ["test-0", "x-test"],
+        None: ["tests", "photos", "contrast", "trainer-0", "interval", "latest"],
+    }
+    for split, names in says.items():
+        assert {name: split_of(Path(f"{name}.parquet")) for name in names} == dict.fromkeys(names, split)
 
 
 def test_arguments_that_cannot_be_used(tmp_path, monkeypatch):
@@ -142,7 +149,14 @@ def test_a_file_of_pyarrow(tmp_path):
     assert (answer["images"], answer["pairs"], answer["masks"]) == (1, count, 1)
     lines = [json.loads(line) for line in (tmp_path / "own.jsonl").read_text().splitlines()]
     assert [line["expression"] for line in lines] == columns["sentence"]
-    assert {line["split"] for line in lines} == {"val"}
+    assert {line["split"] for line in lines} == {"val"} and answer["splits"] == {"val": count}
+    written.write_table(arrow.table(columns), tmp_path / "more.parquet")
+    with pytest.raises(DataError, match="more.parquet: says neither by its name nor .* of which split"):
+        import_parquet(tmp_path, tmp_path / "two.jsonl", columns={"expression": "sentence"}, quiet=True)
+    named = columns | {"split": ["testA"] * count}
+    written.write_table(arrow.table(named), tmp_path / "more.parquet")
+    both = import_parquet(tmp_path, tmp_path / "two.jsonl", columns={"expression": "sentence"}, quiet=True)
+    assert both["splits"] == {"testA": count, "val": count}
     (tmp_path / "broken.parquet").write_bytes(b"nothing")
     with pytest.raises(DataError, match="not Parquet"):
         import_parquet(tmp_path / "broken.parquet", tmp_path / "other.jsonl", quiet=True)

@@ -15,6 +15,7 @@ from shared.refer import MaskAccessError, load_refer
 from shared.store.reader import PriorStore
 from stage2_train.batch import Batch
 from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
+from stage2_train.inputs import open_inputs
 from stage2_train.loader import _KeyedDataset, iterate
 from stage2_train.order import draw, group_by_ref, micro_positions
 from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
@@ -385,6 +386,9 @@ def test_misplaced_priors_are_another_objects_of_the_same_image(mini_root: Path)
     own, other = next(iter(whole._taken_from.items()))
     plain = StorePriors(store)
     assert torch.equal(whole.read([own])[0], plain.read([other])[0])
+    none = MisplacedPriors(store, samples, 0.0, 0)
+    inputs = dataclasses.replace(open_inputs(mini_config(mini_root)), priors=none)
+    assert inputs.store == {"path": str(store.path), "fingerprint": store.fingerprint}, "of no rows, and read"
     half = MisplacedPriors(store, samples, 0.5, 0)
     assert 0 < len(half) < len(whole) and len(MisplacedPriors(store, samples, 0.0, 0)) == 0
     assert half._taken_from == MisplacedPriors(store, samples, 0.5, 0)._taken_from

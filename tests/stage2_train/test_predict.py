@@ -35,6 +35,14 @@ def test_one_image_agrees_with_the_evaluation(mini_run, mini_root, tmp_path):
     assert mask[int(y) : int(y + height), int(x) : int(x + width)].sum() == mask.sum()
 
 
+def test_long_expressions_that_begin_alike_have_files_of_their_own(mini_run, mini_root, tmp_path):
+    data = load_refer(mini_root / "data", "refshapes", "unc")
+    image = data.image_path(data.samples("val")[0])
+    for end in ("girl", "boy", "boy"):
+        predict_one(mini_run, image, f"the small brown dog that is sitting next to the {end}", tmp_path)
+    assert len(list(tmp_path.glob("*.json"))) == 2
+
+
 def test_a_model_folder_alone_is_enough(mini_run, tmp_path):
     shutil.copytree(mini_run / "model", tmp_path / "model")
     image = Image.new("RGB", (50, 30), (200, 20, 20))
