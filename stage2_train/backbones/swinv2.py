@@ -25,6 +25,9 @@ SAME = (
 )
 """Fields in which pretrained weights must agree with the config."""
 
+WINDOWS = ("window_size", "pretrained_window_sizes")
+"""Those of them that no tensor depends on: `vision.pretrained_windows` says that they are meant to differ."""
+
 
 class SwinV2Stages(VisionTower):
     """A Swin V2 cut at its stages; a window larger than a stage's map at `image_size` shrinks to the map."""
@@ -49,7 +52,7 @@ class SwinV2Stages(VisionTower):
             config.weights,
             field="vision.weights",
             prefix="vision.swinv2.",
-            same=SAME,
+            same=[name for name in SAME if not (config.pretrained_windows and name in WINDOWS)],
             dropped=("layernorm",),
             add_pooling_layer=False,
         )

@@ -144,6 +144,21 @@ def test_a_pretrained_folder_is_loaded_and_a_model_folder_does_not_need_it(kind:
         assert torch.equal(again(*batch()), model.eval()(*batch()))
 
 
+def test_swin_v2_takes_weights_of_smaller_windows_when_told_so(tmp_path: Path) -> None:
+    """No tensor depends on the window; its positions are those that the weights know."""
+    inner = inner_of(build_vision(vision_config("swinv2")))
+    type(inner)(inner.config).save_pretrained(
+        tmp_path / "tower"
+    )  # with the norm that the segmentor leaves out
+    wide = {"window": 4, "weights": str(tmp_path / "tower")}
+    with pytest.raises(DataError, match="has window_size 2, not 4"):
+        build_vision(vision_config("swinv2", **wide))
+    torch.manual_seed(1)
+    tower = build_vision(vision_config("swinv2", pretrained_windows=(2, 2, 2, 2), **wide))
+    assert inner_of(tower).config.pretrained_window_sizes in ([2] * 4, (2,) * 4)
+    assert all(torch.isfinite(one).all() for one in tower.state_dict().values())
+
+
 def test_weights_of_another_network_are_refused_by_name(tmp_path: Path) -> None:
     tower = build_vision(vision_config("convnextv2"))
     inner_of(tower).save_pretrained(tmp_path / "no-norm")
