@@ -20,6 +20,8 @@ def require_usable_gpus(found: str = "") -> None:
         return
     import torch
 
+    # Asks the driver's library for numbers, not CUDA itself, which processes forked later could not use then.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     if torch.cuda.is_available():
         return
     given = f"Slurm gave this job GPU {granted}" if granted else f"this machine has GPU {found}"
