@@ -821,6 +821,8 @@ def _submit(work: "Work", site_file: Path | None, dry_run: bool, as_json: bool) 
     from shared.cluster.submit import has_slurm, run_here, sbatch_commands, scripts, submit, with_array_size
 
     site = with_array_size(read_site(site_file))
+    for line in work.notes:
+        print(line, file=sys.stderr, flush=True)
     answer: dict[str, Any] = {"target": str(work.target), "folder": str(work.folder), "jobs": []}
     if dry_run:
         files = scripts(work, site)

@@ -147,9 +147,9 @@ class ImageStore:
 def build_pack(
     root: Path, names: Sequence[str], folders: Sequence[str], *, quiet: bool = False
 ) -> dict[str, Any]:
-    """Pack images, or add those that a pack lacks; run it again to go on after a kill, or to mend a damaged pack.
+    """Pack images, or add those that a pack lacks; run it again to go on after a kill, or to bring it up to date.
 
-    What is damaged in a pack is taken from the loose files again.
+    What is damaged in a pack is taken from the loose files again, as is a loose file that is another one by now.
 
     Args:
         root: Folder of the data set.
@@ -158,7 +158,7 @@ def build_pack(
         quiet: No progress bar.
 
     Returns:
-        `path`, `images` in the pack, `added` by this run, `mended` by it, and `bytes`.
+        `path`, `images` in the pack, `added` by this run, `mended` and `replaced` by it, and `bytes`.
 
     Raises:
         DataError: An image that is missing or cannot be read as a file, or a full disk.
@@ -174,8 +174,14 @@ def build_pack(
     }
     wanted = list(dict.fromkeys([*old_names, *names]))
     added = len(wanted) - len(old_names)
-    if added or damaged or not old:
-        whole = set(old_names) - damaged
+    whole = set(old_names) - damaged
+    replaced = {
+        name
+        for name in progress(sorted(whole), len(whole), "comparing", quiet)
+        if _is_other(old, root, name, folders)
+    }
+    whole -= replaced
+    if added or damaged or replaced or not old:
 
         def bytes_of(name: str) -> bytes:
             if old and name in whole:
@@ -195,8 +201,20 @@ def build_pack(
         "images": len(wanted),
         "added": added,
         "mended": len(damaged),
+        "replaced": len(replaced),
         "bytes": path.stat().st_size,
     }
+
+
+def _is_other(pack: ImagePack | None, root: Path, name: str, folders: Sequence[str]) -> bool:
+    """Whether there is a loose file of that name with other bytes."""
+    assert pack is not None
+    try:
+        found = find_image(root, name, folders)
+    except DataError:
+        return False
+    size, digest = pack.size_and_digest(name)
+    return found.stat().st_size != size or digest_of(found.read_bytes()) != digest
 
 
 def _whole(pack: ImagePack | None, name: str) -> bool:

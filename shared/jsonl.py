@@ -27,7 +27,7 @@ from shared.errors import DataError, short
 from shared.image_pack import ImageStore
 from shared.images import find_image
 from shared.layout import OWN_ROW, AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
-from shared.masks import MaskFile, Targets, is_finite_number
+from shared.masks import MaskFile, Targets, is_finite_number, is_whole_text
 from shared.refer import ReferDataset, open_layout
 
 FIELDS = ("image", "expression", "mask", "box", "point", "split")
@@ -222,6 +222,8 @@ def _fault(row: Any) -> str | None:
     for name in ("image", "expression"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             return f"{name!r} is {short(row.get(name))}, not a text"
+        if not is_whole_text(row[name]):
+            return f"{name!r} is {short(row[name])}, which holds half a character"
     if not isinstance(row.get("split", ""), str) or row.get("split") == "":
         return f"'split' is {short(row['split'])}, not the name of a split"
     if not isinstance(row.get("mask"), dict | list | str | None):

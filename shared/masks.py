@@ -138,6 +138,15 @@ def polygon_overhang_px(segmentation: Any, height: int, width: int) -> float:
     return overhang
 
 
+def is_whole_text(value: str) -> bool:
+    """Whether a text can be written as UTF-8; JSON lets half of an emoji pass, and no tokenizer takes it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_finite_number(value: Any) -> bool:
     """Whether a value read from JSON is a number that a float can hold; JSON itself knows no largest one."""
     if isinstance(value, bool) or not isinstance(value, int | float):

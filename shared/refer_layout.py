@@ -23,7 +23,7 @@ from typing import Any
 from shared.errors import DataError, short
 from shared.images import unsafe_file_name
 from shared.layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
-from shared.masks import Targets
+from shared.masks import Targets, is_whole_text
 from shared.safe_pickle import loads_plain
 
 MAX_SIDE_PX = 65_535
@@ -307,4 +307,6 @@ def _text_fault(sentence: dict[str, Any]) -> str | None:
     for name in ("sent", "raw"):
         if not isinstance(sentence.get(name, ""), str):
             return f"{name!r} is {short(sentence[name])}, not of type str"
+        if not is_whole_text(sentence.get(name, "")):
+            return f"{name!r} is {short(sentence[name])}, which holds half a character"
     return None

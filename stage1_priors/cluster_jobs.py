@@ -14,7 +14,7 @@ from shared.errors import DataError
 from shared.hub import cache_folder
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.hub_models import pins
-from stage1_priors.job import job_of, pending_of
+from stage1_priors.job import Job, StoreJob, changes, find_known_rows, job_of, pending_of
 
 
 def plan_work(
@@ -69,7 +69,17 @@ def plan_work(
         folder=jobs_folder(job.path),
         jobs=jobs if tasks else (),
         here=(("-m", "cli", *run, "--workers", "auto"), ("-m", "cli", *verify)) if tasks else (),
+        notes=() if job.path.exists() or elsewhere else _news(job),
     )
+
+
+def _news(job: StoreJob) -> tuple[str, ...]:
+    """Of a store that is not there yet: how it differs from the nearest one, and what need not be asked again."""
+    known = find_known_rows(job).num if isinstance(job, Job) else 0
+    of = f"{job.path}: a new store" + (
+        f", {known} of {len(job.plan.samples)} pairs are known" if known else ""
+    )
+    return (of, *changes(job))
 
 
 def _path_named_by(command: Sequence[str]) -> Path:

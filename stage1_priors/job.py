@@ -149,7 +149,7 @@ def job_of(config: PriorsConfig | ImportConfig) -> StoreJob:
 
 def find_known_rows(job: Job) -> Reusable:
     """Rows of the plan that other stores hold already."""
-    return find_reusable(job.config, job.identity, job.fingerprint, job.plan.samples, job.image_hashes)
+    return find_reusable(job.config, job.identity, job.path, job.plan.samples, job.image_hashes)
 
 
 def create(job: StoreJob, attrs: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ Legend: N rows of the plan.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,7 @@ class Reusable:
 def find_reusable(
     config: PriorsConfig,
     identity: Mapping[str, Any],
-    fingerprint: str,
+    own_path: Path,
     samples: Sequence[Sample],
     image_hashes: Mapping[str, bytes],
 ) -> Reusable:
@@ -128,7 +129,7 @@ def find_reusable(
     Args:
         config: The run's configuration.
         identity: What its rows depend on.
-        fingerprint: Hash of `identity`; this store is passed over.
+        own_path: The run's own store, which is passed over; a renamed copy of it is not.
         samples: Rows of the plan.
         image_hashes: Content hash by file name, `shared.store.schema.IMAGE_HASH_BYTES` long; images that are not there
             have none.
@@ -151,7 +152,7 @@ def find_reusable(
     )
     for path in find_stores(config.cache_root) if wanted else ():
         header = read_header(path)
-        if header.fingerprint == fingerprint or not _fits(header, identity):
+        if path == own_path or not _fits(header, identity):
             continue
         before = len(wanted)
         try:

@@ -240,7 +240,10 @@ def run_grid(
         raise DataError(f"jobs is {jobs}, below 1")
     opened = open_grid(grid, out)
     own = [cell for number, cell in enumerate(grid.cells) if number % only[1] == only[0]]
-    todo = [cell for cell in own if state_of(cell, grid, out, opened).state != DONE]
+    finished = {cell.name for cell in own if state_of(cell, grid, out, opened).state == DONE}
+    for name in finished:
+        (out / name / FAILED_FILE).unlink(missing_ok=True)  # of a time when it was not
+    todo = [cell for cell in own if cell.name not in finished]
     busy: dict[str, State] = {}
     bar = ProgressBar(len(own), "ablate", "cell", initial=len(own) - len(todo), quiet=quiet)
     with _Pool(jobs) as pool, _signals(pool.stop), bar:

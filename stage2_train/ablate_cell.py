@@ -48,7 +48,7 @@ def run_cell(spec: dict[str, Any]) -> None:
     train(config, run, resume=True, recipe=spec["recipe"], overrides=spec["changes"], quiet=True)
     for split in spec["splits"]:
         if not (run / "eval" / f"{split}.json").is_file():
-            evaluate_run(run, split, quiet=True)
+            evaluate_run(run, split, root=config.data.root, quiet=True)
 
 
 def hold_lock(run: Path) -> int | None:

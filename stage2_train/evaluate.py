@@ -40,7 +40,7 @@ from stage2_train.loader import iterate
 from stage2_train.model_card import write_card
 from stage2_train.prior_source import StorePriors, choose_store, made_alike, open_priors
 from stage2_train.processes import start_accelerator
-from stage2_train.run_files import load_model, note_moved_data, read_run_config
+from stage2_train.run_files import load_model, note_moved_data, place_of_store, read_run_config
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.spm import fuse
 from stage2_train.text import Tokenizer
@@ -206,7 +206,8 @@ def _prior_for(
     """
     if store:
         return open_priors(Path(store), config, dataset, samples), f"from {store}"
-    recorded = (read_json(run / "config.json").get("store") or {}).get("path")
+    own = read_json(run / "config.json").get("store") or {}
+    recorded = place_of_store(own, config.cache_root) or own.get("path")
     try:
         path = Path(recorded) if recorded else choose_store(config, dataset)
         return open_priors(path, config, dataset, samples), f"from {path}"
@@ -216,7 +217,7 @@ def _prior_for(
 
 
 def _wider_store(
-    path: str, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample]
+    path: str | Path, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample]
 ) -> StorePriors | None:
     """Another store than the run's, made alike for the same data; None if there is none with these samples."""
     try:

@@ -153,7 +153,8 @@ def made_alike(one: PriorStore, other: PriorStore) -> bool:
 
 
 def _widest(stores: Sequence[PriorStore]) -> list[Path]:
-    """Stores but for those of which another one, made alike, covers all splits and more."""
+    """Stores but for those of which another one, made alike, covers all splits and more; of copies the first alone."""
+    stores = list({store.fingerprint: store for store in reversed(stores)}.values())[::-1]
     splits = [set(store.attrs.get("splits", ())) for store in stores]
     return [
         store.path

@@ -17,6 +17,7 @@ from typing import Any
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
+from shared.store.find import find_stores
 from shared.store.layout import read_header
 from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
@@ -97,7 +98,9 @@ def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    config = {k: v for k, v in record["config"].items() if k not in ("runtime", "store", "cache_root")}
+    config = {
+        k: v for k, v in _filled(record["config"]).items() if k not in ("runtime", "store", "cache_root")
+    }
     config["data"] = {name: value for name, value in config["data"].items() if name != "root"}
     store = record.get("store") or {}
     return {
@@ -105,6 +108,14 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
         "store": store.get("fingerprint"),
         "annotations": record.get("data_fingerprint"),
     }
+
+
+def _filled(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings as today's code would write them: a field that was not there yet had its default."""
+    try:
+        return config_to_dict(config_from_dict(TrainConfig, config, "config.json"))
+    except DataError:  # of a code that is too old or too new: compared as it is
+        return config
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:
@@ -136,18 +147,28 @@ def read_run_config(folder: Path, root: str = "") -> TrainConfig:
 
 
 def with_own_store(folder: Path, config: TrainConfig) -> TrainConfig:
-    """The configuration with the store named that a begun run reads, if it names none and that one is still there.
+    """The configuration with the store named that a begun run reads, wherever that lies now, if it can be found.
 
-    Another store that fits the data as well may have been made since.
+    Another store that fits the data as well may have been made since. A store that is named and there is kept.
     """
-    if config.store or not (folder / "config.json").is_file():
+    if (config.store and Path(config.store).exists()) or not (folder / "config.json").is_file():
         return config
     own = read_json(folder / "config.json").get("store") or {}
-    try:
-        there = bool(own.get("path")) and read_header(own["path"]).fingerprint == own.get("fingerprint")
-    except DataError:
-        there = False
-    return replace(config, store=own["path"]) if there else config
+    found = place_of_store(own, config.cache_root)
+    return replace(config, store=str(found)) if found else config
+
+
+def place_of_store(recorded: Mapping[str, str], cache_root: str | Path) -> Path | None:
+    """Where a run's store lies: where it lay, else under `cache_root` by whatever name; None if nowhere."""
+    if not recorded.get("path"):
+        return None
+    for path in (Path(recorded["path"]), *find_stores(cache_root)):
+        try:
+            if read_header(path).fingerprint == recorded.get("fingerprint"):
+                return path
+        except DataError:
+            continue
+    return None
 
 
 def export_model(model: ReferringSegmentor, folder: Path) -> None:

@@ -46,6 +46,8 @@ class Work:
     """The jobs, in the order of their submission; empty: all is done already."""
     here: tuple[tuple[str, ...], ...]
     """The same work on one machine without Slurm: arguments of Python, one process after the other."""
+    notes: tuple[str, ...] = ()
+    """What whoever submits should know before."""
 
 
 def jobs_folder(target: Path) -> Path:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
+from stage2_train.config import TrainConfig
 
 SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
 """Splits in the order the report shows them; others follow by name."""
@@ -101,6 +103,10 @@ class RunData:
         """What it ran, to compare: every setting that is no seed, no place and nothing of how it was run, as JSON."""
         config = self.config.get("config")
         config = config if isinstance(config, dict) else {"method": self.method, "fraction": self.fraction}
+        try:  # fields that its code had not yet stood at their defaults
+            config = config_to_dict(config_from_dict(TrainConfig, config, "config.json"))
+        except DataError:
+            pass
         kept = {name: value for name, value in config.items() if name not in _NOT_SETTINGS}
         if isinstance(kept.get("data"), dict):
             kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
@@ -196,12 +202,16 @@ def finite(value: Any) -> float | None:
 
 
 def _labels(paths: list[Path]) -> list[str]:
-    """Folder names, made unique with the parent folder and, if that is not enough, a number."""
-    names = [path.resolve().name for path in paths]
-    names = [
-        f"{p.resolve().parent.name}/{n}" if names.count(n) > 1 else n
-        for p, n in zip(paths, names, strict=True)
-    ]
+    """Folder names, made unique with as many folders above as that takes and, of one folder given twice, a number."""
+    parts = [path.resolve().parts for path in paths]
+    names = [own[-1] for own in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        if len(set(names)) == len(names):
+            break
+        names = [
+            "/".join(own[-depth:]) if names.count(name) > 1 else name
+            for own, name in zip(parts, names, strict=True)
+        ]
     return [f"{n} ({i + 1})" if names.count(n) > 1 else n for i, n in enumerate(names)]
 
 

@@ -39,6 +39,8 @@ class Sources:
 
     data: dict[str, Any]
     """`root`, `dataset` and `split_by` of the data set."""
+    data_fingerprint: str | None = None
+    """Of the annotations that the runs were made with; None where they do not say."""
     stores: dict[str, Path] = field(default_factory=dict)
     """Store path by run name."""
     missing: dict[str, None] = field(default_factory=dict)
@@ -114,7 +116,11 @@ class Sources:
             return
         try:
             split_by = str(self.data.get("split_by", "unc"))
-            self._dataset = load_dataset(DataConfig(root=str(root), dataset=str(dataset), split_by=split_by))
+            opened = load_dataset(DataConfig(root=str(root), dataset=str(dataset), split_by=split_by))
+            if self.data_fingerprint not in (None, opened.fingerprint()):
+                self.missing[f"data set: {root} has other annotations than the runs were scored with"] = None
+                return
+            self._dataset = opened
             self._samples = {sample.sample_id: sample for sample in self._dataset.samples()}
         except (DataError, OSError) as error:
             self.missing[f"data set: {error}"] = None
@@ -159,4 +165,5 @@ def sources_of(runs: list[RunData]) -> Sources:
     """The data set of the first run that names one, and each run's store."""
     data = next((run.data for run in runs if run.data), {})
     stores = {run.name: Path(str(run.store["path"])) for run in runs if run.store.get("path")}
-    return Sources(data=data, stores=stores)
+    fingerprint = next((run.config.get("data_fingerprint") for run in runs if run.data), None)
+    return Sources(data=data, data_fingerprint=fingerprint, stores=stores)

@@ -13,13 +13,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from shared.errors import DataError
+from shared.json_files import read_json
 from shared.types import Sample
 from stage2_train.batch import Batch
 from stage2_train.config import TrainConfig
-from stage2_train.inputs import batch_plan, open_inputs
+from stage2_train.inputs import Inputs, batch_plan, open_inputs
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Networks, Pseudo
-from stage2_train.run_files import load_model, read_run_config, restore_method, with_own_store
+from stage2_train.run_files import (
+    load_model,
+    read_run_config,
+    require_same_split,
+    restore_method,
+    split_record,
+    with_own_store,
+)
 from stage2_train.text import Tokenizer
 
 
@@ -47,22 +56,27 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
         most: Samples wanted.
 
     Raises:
-        DataError: An unfinished run, or data, store or checkpoint that is gone.
+        DataError: An unfinished run, data, store or checkpoint that is gone, or data or labels that are others by now.
     """
     config = read_run_config(folder)
     if not config.uses_unlabelled:
         return []
+    inputs = open_inputs(with_own_store(folder, config))
+    recorded = read_json(folder / "config.json").get("data_fingerprint")
+    if recorded not in (None, inputs.dataset.fingerprint()):
+        raise DataError(f"{config.data.root} has other annotations by now")
+    require_same_split(folder, split_record(config, inputs.split))
     networks = Networks(load_model(folder), weak_eval=config.weak_eval)
     method = restore_method(folder, config)
     with torch.no_grad():
-        pseudo = method.loss(networks, _last_batch(with_own_store(folder, config))).pseudo
+        pseudo = method.loss(networks, _last_batch(config, inputs)).pseudo
     assert pseudo is not None, config.method
     return [_taught(pseudo, index) for index in range(min(most, len(pseudo.samples)))]
 
 
-def _last_batch(config: TrainConfig) -> Batch:
+def _last_batch(config: TrainConfig, inputs: Inputs) -> Batch:
     plan = replace(batch_plan(config), cache_mib=0)
-    source = open_inputs(config).source(plan, Tokenizer(config.segmentor))
+    source = inputs.source(plan, Tokenizer(config.segmentor))
     return source(config.steps * config.accumulation - 1)
 
 

@@ -170,6 +170,18 @@ def test_damage_is_mended_from_the_loose_files(written, more):
     assert ImagePack(path).read(names[2]) == piece
 
 
+def test_a_photo_that_was_corrected_is_packed_anew(written):
+    names, images = names_of(written), loose(written)
+    build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    other = images[names[1]]
+    (written.root / "images" / names[0]).write_bytes(other)
+    (written.root / "images" / names[3]).unlink()
+    assert build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)["replaced"] == 1
+    packed = ImagePack(written.root / "images.h5")
+    assert packed.read(names[0]) == other and packed.read(names[3]) == images[names[3]]
+    assert build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)["replaced"] == 0
+
+
 def test_a_missing_image_stops_the_build_and_is_named(written):
     with pytest.raises(DataError, match="image absent.jpg is in none of"):
         build_pack(written.root, [*names_of(written), "absent.jpg"], IMAGE_FOLDERS, quiet=True)

@@ -121,6 +121,7 @@ BROKEN = {
     "split": (pair(split=3), "'split' is 3"),
     "empty split": (pair(split=""), "'split' is ''"),
     "mask": (pair(mask=7), "'mask' is 7; it must be polygons"),
+    "half an emoji": (pair(expression="red \ud83d mug"), r"'red \\ud83d mug', which holds half a character"),
     "endless box": (pair(box=[1, 2, 3, 10**400]), r"'box' is \[1, 2, 3, 1000.*, not a list of 4 numbers"),
     "short box": (pair(box=[1, 2, 3]), r"'box' is \[1, 2, 3\], not a list of 4 numbers"),
     "nan box": ('{"image": "a.jpg", "expression": "x", "box": [1, 2, NaN, 3]}', "'box' is"),

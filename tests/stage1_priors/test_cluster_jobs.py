@@ -1,5 +1,7 @@
 """Which workers are submitted for a store."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -98,6 +100,16 @@ def test_masks_from_elsewhere_need_no_gpu(config, tmp_path):
         data=config.data, source=str(masks), splits=config.splits, cache_root=config.cache_root
     )
     assert not plan_work(imported, RECIPE, 1).jobs[0].use_gpu
+
+
+def test_a_new_store_is_said_to_be_one(config):
+    """After an update of a package, who thinks to go on would begin anew."""
+    run_priors(config, engine_factory=FakeEngine().factory, quiet=True)
+    assert plan_work(config, RECIPE, 2).notes == ()
+    other = plan_work(apply_overrides(config, ["splits=val"]), RECIPE, 2)
+    news, *changed = other.notes
+    assert re.fullmatch(rf"{other.target}: a new store, (\d+) of \1 pairs are known", news)
+    assert any(line.startswith("splits") and "(from " in line for line in changed)
 
 
 def test_no_worker_is_refused(config):

@@ -86,6 +86,17 @@ def test_a_part_of_a_store_starts_no_engine(config, tmp_path):
     assert store_status(small.path)["reused"] == {big.path.name: small.num_rows}
 
 
+def test_a_renamed_store_is_not_asked_for_again(config):
+    """Its name says nothing; whole or half filled it is another folder of the same rows."""
+    store = run(config, FakeEngine())
+    renamed = store.path.with_name("qwen7b.zarr")
+    store.path.rename(renamed)
+    engine = FakeEngine()
+    again = run(config, engine)
+    assert (engine.num_requests, again.path) == (0, store.path)
+    assert_same_rows(PriorStore(renamed), again)
+
+
 def test_own_data_that_grew_asks_about_the_new_pairs(photos, tmp_path):
     path, config = photos
     first = run(config, FakeEngine())

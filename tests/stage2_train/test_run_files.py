@@ -15,6 +15,7 @@ from stage2_train.ablate_grid import read_grid
 from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
+from stage2_train.prior_source import choose_store
 from stage2_train.run_files import require_same_run, run_record, with_own_store
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, write_priors
@@ -91,6 +92,37 @@ def test_a_run_outlives_a_move_of_its_data(mini_root: Path, tmp_path: Path) -> N
     require_same_run(run, record)
     with pytest.raises(DataError, match=r"belongs to another run \(annotations is .* 'others' now"):
         require_same_run(run, {**record, "data_fingerprint": "others"})
+
+
+def test_a_run_outlives_a_move_of_its_store_and_a_new_setting(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    stores = tmp_path / "stores"
+    own = write_priors(stores / "own.zarr", dataset, fingerprint="own", splits=("train", "val"), model="a")
+    config = mini_config(mini_root, cache_root=str(stores), store=str(own), steps=2)
+    run = tmp_path / "run"
+    train(config, run, quiet=True)
+    write_priors(stores / "other.zarr", dataset, fingerprint="other", splits=("train", "val"), model="b")
+    moved = own.rename(stores / "by-another-name.zarr")
+    assert with_own_store(run, config).store == str(moved)
+    assert evaluate_run(run, "val", limit=2, quiet=True)["prior_note"] == f"from {moved}"
+    assert export_labels(run, tmp_path / "labels", batch=4, limit=4, quiet=True)["num"] == 4
+
+    record = json.loads((run / "config.json").read_text())
+    assert record["config"].pop("misplaced_priors") == 0.0
+    (run / "config.json").write_text(json.dumps(record))  # as by a code that did not know the field
+    now = run_record(config, "", (), {"path": str(moved), "fingerprint": "own"}, dataset.fingerprint(), 1)
+    require_same_run(run, now)
+    now["config"]["misplaced_priors"] = 0.5
+    with pytest.raises(DataError, match=r"misplaced_priors is 0.0 there, 0.5 now"):
+        require_same_run(run, now)
+
+
+def test_of_copies_of_a_store_one_is_read(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    config = mini_config(mini_root, cache_root=str(tmp_path))
+    first = write_priors(tmp_path / "a.zarr", dataset, fingerprint="own", model="a")
+    shutil.copytree(first, tmp_path / "b.zarr")
+    assert choose_store(config, dataset) == first
 
 
 def test_a_finished_grid_stays_finished(mini_root: Path, tmp_path: Path) -> None:
