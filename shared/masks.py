@@ -11,6 +11,8 @@ machine's memory on a coordinate that is not finite.
 Legend: H height, W width.
 """
 
+import hashlib
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,21 @@ class MaskFile:
 
     path: Path
     """The file."""
+
+
+def segmentation_hash(segmentation: Any) -> str:
+    """Of what was drawn, 32 hex digits: equal for equal numbers, or equal bytes of a mask's file."""
+    if isinstance(segmentation, MaskFile):
+        try:
+            data = segmentation.path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{segmentation.path}: cannot be read: {error.strerror or error}") from error
+    elif isinstance(segmentation, Targets):
+        data = " ".join(map(segmentation_hash, segmentation.parts)).encode()
+    else:
+        text = json.dumps(segmentation, sort_keys=True, default=lambda value: bytes(value).decode("latin-1"))
+        data = text.encode()
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:

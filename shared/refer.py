@@ -16,7 +16,8 @@ it that compare with 1 lose the overlap).
 """
 
 import copy
-from collections.abc import Collection
+import hashlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -27,7 +28,7 @@ from shared.errors import DataError
 from shared.image_pack import ImageStore
 from shared.images import scales_down
 from shared.layout import Layout
-from shared.masks import decode_segmentation, rle_box_xyxy_px, segmentation_rle
+from shared.masks import decode_segmentation, rle_box_xyxy_px, segmentation_hash, segmentation_rle
 from shared.refer_layout import collector_paused, read_layout
 from shared.types import Sample
 
@@ -58,6 +59,9 @@ class ReferringDataset(Protocol):
 
     def mask(self, sample: Sample) -> np.ndarray:
         """`bool [H, W]` at the original size."""
+
+    def masks_hash(self, samples: Sequence[Sample]) -> str:
+        """Of what was drawn for some samples: masks may be corrected, and the data set is the same one still."""
 
     def box_xyxy_px(self, sample: Sample) -> np.ndarray:
         """Tight box of the mask, `float32 [4]`, pixels of the original image."""
@@ -238,6 +242,20 @@ class ReferDataset:
         reader._segmentations = {ann: shape for ann, shape in self._segmentations.items() if ann in kept_anns}
         reader._masked_image_ids = keep
         return reader
+
+    def masks_hash(self, samples: Sequence[Sample]) -> str:
+        """32 hex digits of the masks of some samples, whatever their order; an object's mask counts once.
+
+        Raises:
+            DataError: A sample without a mask, or a mask's file that cannot be read.
+        """
+        drawn: dict[int, str] = {}
+        digest = hashlib.blake2b(digest_size=16)
+        for sample in sorted(samples, key=lambda one: one.sample_id):
+            if sample.ann_id not in drawn:
+                drawn[sample.ann_id] = segmentation_hash(self._segmentation(sample))
+            digest.update(f"{sample.sample_id} {drawn[sample.ann_id]}\n".encode())
+        return digest.hexdigest()
 
     def _segmentation(self, sample: Sample) -> Any:
         if self._masked_image_ids is not None and sample.image_id not in self._masked_image_ids:

@@ -43,6 +43,7 @@ from stage2_train.ablate_table import (
     rows_as_json,
 )
 from stage2_train.data import load_data, scorable
+from stage2_train.evaluate import is_scored
 from stage2_train.inputs import open_split
 from stage2_train.owner import locked
 from stage2_train.prior_source import choose_store, open_priors, require_fitting
@@ -91,6 +92,8 @@ class Opened:
     """Path and fingerprint of the one store that they read; None if none reads any."""
     splits: dict[float, dict[str, Any]]
     """What their `split.json` holds, by fraction."""
+    masks: dict[str, str]
+    """Hash of the masks of each split that is scored."""
     data_fingerprint: str
     """Of the annotations of their data set."""
 
@@ -109,8 +112,7 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
     """
     dataset = load_data(grid.cells[0].config.data)
     try:
-        for split in grid.splits:
-            scorable(dataset, split)
+        masks = {split: dataset.masks_hash(scorable(dataset, split)) for split in grid.splits}
     except DataError as error:
         raise DataError(f"{grid.path}: splits: {error}") from error
     seen: set[tuple[Any, ...]] = set()
@@ -121,11 +123,11 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
         if asked not in seen:
             seen.add(asked)
             try:
-                splits[cell.fraction] = split_record(own, open_split(own, dataset))
+                splits[cell.fraction] = split_record(own, open_split(own, dataset), dataset)
             except DataError as error:
                 raise DataError(f"{grid.path}: {cell.name}: {error}") from error
     store = _store_of(grid, out, dataset, store_comes)
-    return Opened(store=store, splits=splits, data_fingerprint=dataset.fingerprint())
+    return Opened(store=store, splits=splits, masks=masks, data_fingerprint=dataset.fingerprint())
 
 
 def _store_of(grid: Grid, out: Path, dataset: ReferringDataset, store_comes: bool) -> dict[str, str] | None:
@@ -157,7 +159,7 @@ def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
             require_same_split(run, opened.splits[cell.fraction])
     except DataError as error:
         return State(state=FAILED, reason=str(error))
-    scored = all((run / "eval" / f"{split}.json").is_file() for split in grid.splits)
+    scored = all(is_scored(run, split, opened.masks[split]) for split in grid.splits)
     if (run / "done.json").is_file() and scored:
         return State(state=DONE)
     return _failure(run) or State(state=PART)

@@ -22,7 +22,8 @@ from typing import Any
 
 from shared.config import apply_overrides
 from shared.errors import DataError
-from stage2_train.evaluate import evaluate_run
+from stage2_train.data import load_data, scorable
+from stage2_train.evaluate import evaluate_run, is_scored
 from stage2_train.owner import try_lock
 from stage2_train.recipes import RECIPES
 from stage2_train.train import train
@@ -46,8 +47,9 @@ def run_cell(spec: dict[str, Any]) -> None:
     run = Path(spec["run"])
     config = apply_overrides(RECIPES[spec["recipe"]](), spec["changes"])
     train(config, run, resume=True, recipe=spec["recipe"], overrides=spec["changes"], quiet=True)
+    dataset = load_data(config.data)
     for split in spec["splits"]:
-        if not (run / "eval" / f"{split}.json").is_file():
+        if not is_scored(run, split, dataset.masks_hash(scorable(dataset, split))):
             evaluate_run(run, split, root=config.data.root, quiet=True)
 
 

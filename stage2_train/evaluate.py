@@ -184,6 +184,7 @@ def evaluate_run(
         "split": split,
         **summarise(rows),
         "num": len(rows),
+        "masks": dataset.masks_hash(samples),
         "resolution": list(config.size_hw),
         "limit": limit,
         "prior_note": note,
@@ -195,6 +196,12 @@ def evaluate_run(
         write_card(run)
     accelerator.wait_for_everyone()
     return result
+
+
+def is_scored(run: Path, split: str, masks: str) -> bool:
+    """Whether a run was scored on a split with these masks (`masks_hash`); scores of an older code do not say."""
+    file = run / "eval" / f"{split}.json"
+    return file.is_file() and read_json(file).get("masks", masks) == masks
 
 
 def _prior_for(

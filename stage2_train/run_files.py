@@ -17,6 +17,7 @@ from typing import Any
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
+from shared.refer import ReferringDataset
 from shared.store.find import find_stores
 from shared.store.layout import read_header
 from stage2_train.checkpoint import list_checkpoints, load_object
@@ -75,13 +76,14 @@ def note_moved_data(folder: Path, root: str, data_fingerprint: str) -> None:
         write_json(folder / "config.json", record)
 
 
-def split_record(config: TrainConfig, split: Split) -> dict[str, Any]:
-    """The content of `split.json`."""
-    return {"fraction": config.fraction, "seed": config.split_seed, **split.summary()}
+def split_record(config: TrainConfig, split: Split, dataset: ReferringDataset) -> dict[str, Any]:
+    """The content of `split.json`; `masks` is the hash of those that are learnt from."""
+    masks = dataset.masks_hash([sample for ref in split.labelled for sample in ref])
+    return {"fraction": config.fraction, "seed": config.split_seed, **split.summary(), "masks": masks}
 
 
 def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a folder whose run was given other labels: masks have been drawn or taken away since it began.
+    """Refuse a folder whose run was given other labels: masks were drawn, corrected or taken away since it began.
 
     Raises:
         DataError: Another labelled or unlabelled part; the first difference is named.
@@ -89,6 +91,9 @@ def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
     path = folder / "split.json"
     old = read_json(path)
     counts = [name for name in record if name != "image_ids"]  # the ids last: a long list says little
+    counts = [
+        name for name in counts if name != "masks" or name in old
+    ]  # a run of an older code does not say
     differing = _first_difference({n: old.get(n) for n in counts}, {n: record[n] for n in counts})
     if differing or old.get("image_ids") != record["image_ids"]:
         raise DataError(

@@ -108,7 +108,7 @@ def train(
     model = _new_network(config)  # refuses weights before the folder is this run's
     data = inputs.dataset.fingerprint()
     record = run_record(config, recipe, overrides, inputs.store, data, accelerator.num_processes)
-    split = split_record(config, inputs.split)
+    split = split_record(config, inputs.split, inputs.dataset)
     if found:
         require_same_run(out, record)
         require_same_split(out, split)
@@ -134,7 +134,7 @@ def _require_same_labels(out: Path, config: TrainConfig) -> None:
         dataset = load_data(config.data)
     except DataError:
         return
-    require_same_split(out, split_record(config, open_split(config, dataset)))
+    require_same_split(out, split_record(config, open_split(config, dataset), dataset))
 
 
 def _new_network(config: TrainConfig) -> ReferringSegmentor:

@@ -243,6 +243,9 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
         "number of processes": [_text(run.config.get("num_processes")) for run in runs],
         "optimiser steps": [_text(run.done.get("step")) for run in runs if run.done],
     }
+    for split in {split for run in runs for split in run.evals}:
+        evals = [run.evals[split] for run in runs if split in run.evals]
+        checks[f"ground truth of {split}"] = [_text(data.summary.get("masks")) for data in evals]
     differ = [name for name, values in checks.items() if len({v for v in values if v}) > 1]
     seeds_differ = len({str(run.seed) for run in runs}) > 1
     if seeds_differ and "labelled images (split hash)" in differ:

@@ -65,7 +65,7 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
     recorded = read_json(folder / "config.json").get("data_fingerprint")
     if recorded not in (None, inputs.dataset.fingerprint()):
         raise DataError(f"{config.data.root} has other annotations by now")
-    require_same_split(folder, split_record(config, inputs.split))
+    require_same_split(folder, split_record(config, inputs.split, inputs.dataset))
     networks = Networks(load_model(folder), weak_eval=config.weak_eval)
     method = restore_method(folder, config)
     with torch.no_grad():

@@ -6,7 +6,9 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from shared.config import DataConfig
 from shared.errors import DataError
@@ -14,8 +16,8 @@ from shared.jsonl import load_jsonl
 from shared.refer import load_refer
 from shared.synth.example import write_example
 from stage2_train.config import RuntimeConfig
-from stage2_train.data import make_split
-from stage2_train.evaluate import evaluate_run
+from stage2_train.data import make_split, scorable
+from stage2_train.evaluate import evaluate_run, is_scored
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
 from stage2_train.report import write_report
@@ -99,3 +101,37 @@ def test_a_split_without_masks_cannot_be_scored(config, tmp_path):
     bare.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="no train image carries a mask"):
         open_inputs(dataclasses.replace(config, data=DataConfig(root=str(bare), dataset="")))
+
+
+def test_a_corrected_mask_is_another_label(config, run, tmp_path):
+    """Neither lines nor counts change; scores of the old masks are no scores of the new ones."""
+    root = shutil.copytree(Path(config.data.root).parent, tmp_path / "mine")
+    moved = dataclasses.replace(
+        config, data=DataConfig(root=str(root / Path(config.data.root).name), dataset="")
+    )
+    dataset = load_jsonl(moved.data.root)
+    train_samples, val = (scorable(dataset, split) for split in ("train", "val"))
+    before = dataset.masks_hash(val)
+    assert before == dataset.masks_hash(val[::-1]) == load_jsonl(config.data.root).masks_hash(val)
+    own = shutil.copytree(run, tmp_path / "run")
+    evaluate_run(own, "val", root=moved.data.root, quiet=True)
+    assert is_scored(own, "val", before) and not is_scored(own, "testA", before)
+
+    def redraw(sample):
+        file = dataset._segmentation(sample).path
+        Image.fromarray(np.roll(np.asarray(Image.open(file)), 3, axis=1)).save(file)
+
+    redraw(val[0])
+    after = load_jsonl(moved.data.root).masks_hash(val)
+    assert after != before and not is_scored(own, "val", after)
+    (own / "done.json").unlink()
+    train(moved, own, resume=True, quiet=True)  # the masks that it learns from are as they were
+    assert (own / "done.json").is_file()
+    other = shutil.copytree(own, tmp_path / "other")
+    evaluate_run(other, "val", root=moved.data.root, quiet=True)
+    assert "ground truth of val" in write_report([own, other], tmp_path / "both.html")[0].read_text()
+
+    redraw(train_samples[0])
+    (own / "done.json").unlink()
+    with pytest.raises(DataError, match="carry other labels than when this run began .masks is"):
+        train(moved, own, resume=True, quiet=True)
