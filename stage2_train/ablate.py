@@ -53,6 +53,7 @@ from stage2_train.run_files import (
     run_record,
     split_record,
     with_own_store,
+    with_recorded_pins,
 )
 from stage2_train.train import RESUBMIT_EXIT_CODE
 
@@ -153,7 +154,8 @@ def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
         return _failure(run) or State(state=TODO)
     try:
         store = opened.store if cell.config.uses_store else None
-        record = run_record(cell.config, cell.recipe, cell.changes, store, opened.data_fingerprint, 1)
+        config = with_recorded_pins(run, cell.config)
+        record = run_record(config, cell.recipe, cell.changes, store, opened.data_fingerprint, 1)
         require_same_run(run, record)
         if (run / "split.json").is_file():
             require_same_split(run, opened.splits[cell.fraction])

@@ -13,7 +13,7 @@ from stage2_train.ablate_grid import Grid
 from stage2_train.config import TrainConfig
 from stage2_train.hub_models import hub_models, pins
 from stage2_train.inputs import open_inputs
-from stage2_train.run_files import require_same_run, run_record, with_own_store
+from stage2_train.run_files import require_same_run, run_record, with_own_store, with_recorded_pins
 
 
 def plan_training(
@@ -45,7 +45,8 @@ def plan_training(
     pinned = pins(config.segmentor)
     done = (out / "done.json").is_file()
     if not done:
-        _require_inputs(apply_overrides(config, pinned), out, store_comes=bool(after))
+        held = with_recorded_pins(out, apply_overrides(config, pinned))
+        _require_inputs(held, out, store_comes=bool(after))
     command = ("train", *arguments, *as_options(pinned), "--out", str(out), "--resume")
     job = ClusterJob(
         name="train",

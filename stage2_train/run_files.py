@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shared.config import config_from_dict, config_to_dict
+from shared.config import apply_overrides, config_from_dict, config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.refer import ReferringDataset
@@ -23,6 +23,7 @@ from shared.store.layout import read_header
 from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
 from stage2_train.data import Split
+from stage2_train.hub_models import tower_names
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Method
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
@@ -149,6 +150,28 @@ def read_run_config(folder: Path, root: str = "") -> TrainConfig:
         raise DataError(f"{path}: has no 'config' object; not a run's folder")
     config = config_from_dict(TrainConfig, values, str(path))
     return replace(config, data=replace(config.data, root=root)) if root else config
+
+
+def with_recorded_pins(folder: Path, config: TrainConfig) -> TrainConfig:
+    """The configuration with towers and tokenizer named as a begun run names them.
+
+    A batch job holds a repository at its commit, a run by hand need not: one may go on with the other. Two commits are
+    two networks.
+    """
+    if not (folder / "config.json").is_file():
+        return config
+    recorded = read_json(folder / "config.json")["config"]
+    changes = []
+    for field, name in tower_names(config.segmentor).items():
+        own: Any = recorded
+        for part in field.split("."):
+            own = own.get(part) if isinstance(own, dict) else None
+        if not isinstance(own, str) or name is None:
+            continue
+        (repository, own_pin, _), (same, pin, _) = own.partition("@"), name.partition("@")
+        if repository == same and own_pin != pin:
+            changes.append(f"{field}={own}")
+    return apply_overrides(config, changes)
 
 
 def with_own_store(folder: Path, config: TrainConfig) -> TrainConfig:

@@ -55,6 +55,7 @@ from stage2_train.run_files import (
     run_record,
     split_record,
     with_own_store,
+    with_recorded_pins,
 )
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.step import StepResult, mean_over_processes, train_step
@@ -93,6 +94,7 @@ def train(
     """
     out = Path(out)
     found = (out / "config.json").is_file()
+    config = with_recorded_pins(out, config)
     if found and (out / "done.json").is_file():
         recorded = read_json(out / "config.json")
         data = recorded.get("data_fingerprint")

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import DataConfig
+from shared.config import DataConfig, apply_overrides
 from shared.errors import DataError
 from shared.refer import load_refer
 from stage2_train.ablate import DONE, describe_grid
 from stage2_train.ablate_grid import read_grid
+from stage2_train.config import TrainConfig
 from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
 from stage2_train.prior_source import choose_store
-from stage2_train.run_files import require_same_run, run_record, with_own_store
+from stage2_train.run_files import require_same_run, run_record, with_own_store, with_recorded_pins
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, write_priors
 
@@ -115,6 +116,31 @@ def test_a_run_outlives_a_move_of_its_store_and_a_new_setting(mini_root: Path, t
     now["config"]["misplaced_priors"] = 0.5
     with pytest.raises(DataError, match=r"misplaced_priors is 0.0 there, 0.5 now"):
         require_same_run(run, now)
+
+
+def test_a_run_is_one_whether_its_repositories_are_held_at_a_commit_or_not(
+    mini_root: Path, tmp_path: Path
+) -> None:
+    """By hand they are not, by a batch job they are; two commits are two networks."""
+    config = mini_config(mini_root)
+
+    def of(name: str) -> TrainConfig:
+        return apply_overrides(config, [f"segmentor.vision.weights={name}"])
+
+    def is_same(there: str, now: str) -> bool:
+        record = run_record(of(there), "", (), None, None, 1)
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        own = with_recorded_pins(tmp_path, of(now))
+        try:
+            require_same_run(tmp_path, run_record(own, "", (), None, None, 1))
+        except DataError as error:
+            assert "segmentor.vision.weights is" in str(error)
+            return False
+        return own.segmentor.vision.weights == there
+
+    assert is_same("some/swin", "some/swin@abc") and is_same("some/swin@abc", "some/swin")
+    assert not is_same("some/swin@abc", "some/swin@abd") and not is_same("some/swin", "other/swin@abc")
+    assert with_recorded_pins(tmp_path / "none", config) is config
 
 
 def test_of_copies_of_a_store_one_is_read(mini_root: Path, tmp_path: Path) -> None:
