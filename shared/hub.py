@@ -17,7 +17,7 @@ WEIGHTS = "*.safetensors"
 OLD_WEIGHTS = "pytorch_model*.bin"
 """What a repository without safetensors holds instead."""
 
-VOCABULARIES = ("tokenizer.json", "vocab.txt")
+VOCABULARIES = ("vocab.txt", "tokenizer.json")
 """A tokenizer holds one of them."""
 
 _INDEX = "model.safetensors.index.json"

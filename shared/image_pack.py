@@ -30,6 +30,9 @@ from shared.store.schema import IMAGE_HASH_BYTES
 PACK_NAME = "images.h5"
 """Name of the file below the data set's root."""
 
+CURRENT, DAMAGED, REPLACED = "current", "damaged", "replaced"
+"""How an image in a pack stands: as it was packed; not readable; of other bytes than its loose file has by now."""
+
 _COPY_BYTES = 2**24
 
 
@@ -169,28 +172,20 @@ def build_pack(
         old_names = old.names if old else []
     except DataError:
         old, old_names = None, []  # not even its list can be read: it is built anew
-    damaged = {
-        name for name in progress(old_names, len(old_names), "checking", quiet) if not _whole(old, name)
+    states = {
+        name: _state(old, _loose(root, name, folders), name)
+        for name in progress(old_names, len(old_names), "checking", quiet)
+        if old
     }
     wanted = list(dict.fromkeys([*old_names, *names]))
     added = len(wanted) - len(old_names)
-    whole = set(old_names) - damaged
-    replaced = {
-        name
-        for name in progress(sorted(whole), len(whole), "comparing", quiet)
-        if _is_other(old, root, name, folders)
-    }
-    whole -= replaced
+    damaged, replaced = (sum(state == one for state in states.values()) for one in (DAMAGED, REPLACED))
     if added or damaged or replaced or not old:
 
         def bytes_of(name: str) -> bytes:
-            if old and name in whole:
+            if old and states.get(name) == CURRENT:
                 return old.read(name)
-            found = find_image(root, name, folders)
-            try:
-                return found.read_bytes()
-            except OSError as error:
-                raise DataError(f"{found}: cannot be read: {error.strerror or error}") from error
+            return _loose_bytes(root, name, folders)
 
         try:
             _build(path, wanted, bytes_of, quiet)
@@ -200,30 +195,35 @@ def build_pack(
         "path": str(path),
         "images": len(wanted),
         "added": added,
-        "mended": len(damaged),
-        "replaced": len(replaced),
+        "mended": damaged,
+        "replaced": replaced,
         "bytes": path.stat().st_size,
     }
 
 
-def _is_other(pack: ImagePack | None, root: Path, name: str, folders: Sequence[str]) -> bool:
-    """Whether there is a loose file of that name with other bytes."""
-    assert pack is not None
-    try:
-        found = find_image(root, name, folders)
-    except DataError:
-        return False
-    size, digest = pack.size_and_digest(name)
-    return found.stat().st_size != size or digest_of(found.read_bytes()) != digest
-
-
-def _whole(pack: ImagePack | None, name: str) -> bool:
-    assert pack is not None
+def _state(pack: ImagePack, loose: bytes | None, name: str) -> str:
+    """How an image of a pack stands beside its loose file, if there is one that can be read."""
     try:
         pack.read(name)
     except DataError:
-        return False
-    return True
+        return DAMAGED
+    is_other = loose is not None and digest_of(loose) != pack.size_and_digest(name)[1]
+    return REPLACED if is_other else CURRENT
+
+
+def _loose(root: Path, name: str, folders: Sequence[str]) -> bytes | None:
+    try:
+        return _loose_bytes(root, name, folders)
+    except DataError:
+        return None
+
+
+def _loose_bytes(root: Path, name: str, folders: Sequence[str]) -> bytes:
+    found = find_image(root, name, folders)
+    try:
+        return found.read_bytes()
+    except OSError as error:
+        raise DataError(f"{found}: cannot be read: {error.strerror or error}") from error
 
 
 def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], quiet: bool) -> None:

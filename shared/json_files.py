@@ -1,6 +1,7 @@
-"""JSON objects in files: read with a clear message, written whole or not at all."""
+"""JSON objects in files: read with a clear message, written whole or not at all; and what JSON lets pass."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +29,22 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all, whoever else writes it at the same time."""
     publish_file(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
+
+
+def is_whole_text(value: str) -> bool:
+    """Whether a text can be written as UTF-8; JSON lets half of an emoji pass, and no tokenizer takes it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_finite_number(value: Any) -> bool:
+    """Whether a value read from JSON is a number that a float can hold; JSON itself knows no largest one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -26,8 +26,9 @@ from typing import Any
 from shared.errors import DataError, short
 from shared.image_pack import ImageStore
 from shared.images import find_image
+from shared.json_files import is_finite_number, is_whole_text
 from shared.layout import OWN_ROW, AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
-from shared.masks import MaskFile, Targets, is_finite_number, is_whole_text
+from shared.masks import MaskFile, Targets
 from shared.refer import ReferDataset, open_layout
 
 FIELDS = ("image", "expression", "mask", "box", "point", "split")
@@ -232,7 +233,7 @@ def _fault(row: Any) -> str | None:
         value = row.get(name)
         if value is None:
             continue
-        if not isinstance(value, list) or len(value) != length or not all(map(_is_number, value)):
+        if not isinstance(value, list) or len(value) != length or not all(map(is_finite_number, value)):
             return f"{name!r} is {short(value)}, not a list of {length} numbers"
     return None
 
@@ -251,10 +252,6 @@ def _outside(line: Line, image: ImageRecord) -> str | None:
         if not (0 <= x <= image.width and 0 <= y <= image.height):
             return f"point {list(line.point_xy_px)} (x, y) lies outside {size}"
     return None
-
-
-def _is_number(value: Any) -> bool:
-    return is_finite_number(value)
 
 
 def _numbers(value: list[float] | None) -> tuple[float, ...] | None:

@@ -13,7 +13,6 @@ Legend: H height, W width.
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pycocotools import mask as coco_mask
 
 from shared.errors import DataError, short
 from shared.images import read_mask
+from shared.json_files import is_finite_number
 
 MAX_COORDINATE_PX = 100_000
 """Polygon corners further from the origin are refused: rasterising costs memory in proportion to edge length."""
@@ -153,25 +153,6 @@ def polygon_overhang_px(segmentation: Any, height: int, width: int) -> float:
         xs, ys = polygon[0::2], polygon[1::2]
         overhang = max(overhang, -min(xs), max(xs) - width, -min(ys), max(ys) - height)
     return overhang
-
-
-def is_whole_text(value: str) -> bool:
-    """Whether a text can be written as UTF-8; JSON lets half of an emoji pass, and no tokenizer takes it."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def is_finite_number(value: Any) -> bool:
-    """Whether a value read from JSON is a number that a float can hold; JSON itself knows no largest one."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _check_polygon(polygon: Any) -> None:

@@ -6,8 +6,8 @@
 | `expression` | a text, or a list of texts that all mean the same object                                       |
 | `mask`       | optional: an image as above, polygons, one flat polygon, an RLE, `[]` for no target, or null   |
 | `box`        | optional: four numbers, `[x, y, width, height]` or corners `[x0, y0, x1, y1]`, or null         |
-| `split`      | optional: a text; without it the file's name or folder says (`train-00000-of-00004.parquet`,       |
-|              | `refcoco_testA.parquet`, `validation/0000.parquet`); a file alone that does not say is train     |
+| `split`      | optional: a text; without it the file's name or folder says (`train-00000-of-00004.parquet`,   |
+|              | `refcoco_testA.parquet`, `validation/0000.parquet`); a file alone that does not say is train   |
 
 Columns of other names are mapped. Images are named after their content, so one that occurs in many rows is written
 once. The JSONL file (`shared.jsonl`) comes last; a killed import is run again and writes what is missing.

@@ -22,8 +22,9 @@ from typing import Any
 
 from shared.errors import DataError, short
 from shared.images import unsafe_file_name
+from shared.json_files import is_whole_text
 from shared.layout import AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
-from shared.masks import Targets, is_whole_text
+from shared.masks import Targets
 from shared.safe_pickle import loads_plain
 
 MAX_SIDE_PX = 65_535

@@ -10,9 +10,7 @@ def visible_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         ids = (part.strip() for part in named.split(","))
-        return list(
-            itertools.takewhile(lambda one: one not in ("", "-1"), ids)
-        )  # CUDA looks no further either
+        return list(itertools.takewhile(lambda one: one not in ("", "-1"), ids))  # nor does CUDA look further
     try:
         listed = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],

@@ -130,10 +130,11 @@ def run_workers(
     job = job_of(config)
     if not pending_of(job):
         return job.path
-    require_memory(config, num_workers, bool(visible_gpus()))
+    gpus = visible_gpus()
+    require_memory(config, num_workers, bool(gpus))
     log_folder = Path(config.cache_root) / "logs"
     log_folder.mkdir(parents=True, exist_ok=True)
-    workers = plan_workers(num_workers, visible_gpus(), os.cpu_count() or 1, log_folder, job.path.stem)
+    workers = plan_workers(num_workers, gpus, os.cpu_count() or 1, log_folder, job.path.stem)
     processes: list[subprocess.Popen[bytes]] = []
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -201,14 +201,15 @@ def describe_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> dict[s
     }
 
 
-def command_of(cell: Cell, grid: Grid, out: Path, store: Mapping[str, str] | None) -> list[str]:
-    """The process of a cell; every cell is told the one store."""
+def command_of(cell: Cell, out: Path, opened: Opened) -> list[str]:
+    """The process of a cell; every cell is told the one store, and the masks that it is scored on."""
+    store = opened.store
     changes = [*cell.changes, *([f"store={store['path']}"] if store else [])]
     spec = {
         "run": str(out / cell.name),
         "recipe": cell.recipe,
         "changes": changes,
-        "splits": list(grid.splits),
+        "splits": opened.masks,
     }
     return [sys.executable, "-m", "stage2_train.ablate_cell", json.dumps(spec)]
 
@@ -220,7 +221,7 @@ def run_grid(
     jobs: int = 1,
     only: tuple[int, int] = (0, 1),
     quiet: bool = False,
-    command: Callable[[Cell, Grid, Path, Mapping[str, str] | None], list[str]] = command_of,
+    command: Callable[[Cell, Path, Opened], list[str]] = command_of,
 ) -> dict[str, Any]:
     """Run what is left of a grid, or a share of it, and write the table of all of it.
 
@@ -251,9 +252,7 @@ def run_grid(
     busy: dict[str, State] = {}
     bar = ProgressBar(len(own), "ablate", "cell", initial=len(own) - len(todo), quiet=quiet)
     with _Pool(jobs) as pool, _signals(pool.stop), bar:
-        started = {
-            pool.submit(command(cell, grid, out, opened.store), out / cell.name): cell.name for cell in todo
-        }
+        started = {pool.submit(command(cell, out, opened), out / cell.name): cell.name for cell in todo}
         for future in as_completed(started):
             state = future.result()
             if state is not None and state.state == BUSY_STATE:

@@ -1,6 +1,6 @@
 """One cell of a grid, as a process of its own: train it or go on with it, then score it.
 
-    python -m stage2_train.ablate_cell '{"run": ..., "recipe": ..., "changes": [...], "splits": [...]}'
+    python -m stage2_train.ablate_cell '{"run": ..., "recipe": ..., "changes": [...], "splits": {...}}'
 
 The process holds a lock on the run's folder while it lives, so that a cell is never trained twice at once, and ends,
 after writing a checkpoint, when the process that started it is gone. Where the file system has no locks, a second
@@ -22,7 +22,6 @@ from typing import Any
 
 from shared.config import apply_overrides
 from shared.errors import DataError
-from stage2_train.data import load_data, scorable
 from stage2_train.evaluate import evaluate_run, is_scored
 from stage2_train.owner import try_lock
 from stage2_train.recipes import RECIPES
@@ -39,7 +38,8 @@ def run_cell(spec: dict[str, Any]) -> None:
     """Train and score a cell as far as that has not been done.
 
     Args:
-        spec: `run` (its folder), `recipe`, `changes` (as `--set`) and `splits` to score.
+        spec: `run` (its folder), `recipe`, `changes` (as `--set`) and `splits` to score, with the hash of
+            the masks of each.
 
     Raises:
         DataError: Unusable inputs, a folder of another run, or a collapsed run.
@@ -47,9 +47,8 @@ def run_cell(spec: dict[str, Any]) -> None:
     run = Path(spec["run"])
     config = apply_overrides(RECIPES[spec["recipe"]](), spec["changes"])
     train(config, run, resume=True, recipe=spec["recipe"], overrides=spec["changes"], quiet=True)
-    dataset = load_data(config.data)
-    for split in spec["splits"]:
-        if not is_scored(run, split, dataset.masks_hash(scorable(dataset, split))):
+    for split, masks in spec["splits"].items():
+        if not is_scored(run, split, masks):
             evaluate_run(run, split, root=config.data.root, quiet=True)
 
 

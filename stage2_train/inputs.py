@@ -40,9 +40,8 @@ class Inputs:
     @property
     def store(self) -> dict[str, str] | None:
         """Path and fingerprint of the store."""
-        reader = (
-            self.priors if self.priors is not None else self.candidates
-        )  # not "or": one may be of no rows
+        # not "or": a reader of no rows is false
+        reader = self.priors if self.priors is not None else self.candidates
         if reader is None:
             return None
         return {"path": str(reader.store.path), "fingerprint": reader.store.fingerprint}

@@ -64,7 +64,7 @@ def require_same_run(folder: Path, record: Mapping[str, Any]) -> None:
     """
     path = folder / "config.json"
     old = read_json(path)
-    differing = _first_difference(_identity(old), _identity(record))
+    differing = _first_difference(identity_of(old), identity_of(record))
     if differing:
         raise DataError(f"{path}: belongs to another run ({differing}); choose another folder")
 
@@ -92,9 +92,8 @@ def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
     path = folder / "split.json"
     old = read_json(path)
     counts = [name for name in record if name != "image_ids"]  # the ids last: a long list says little
-    counts = [
-        name for name in counts if name != "masks" or name in old
-    ]  # a run of an older code does not say
+    # a run of an older code does not say which masks
+    counts = [name for name in counts if name != "masks" or name in old]
     differing = _first_difference({n: old.get(n) for n in counts}, {n: record[n] for n in counts})
     if differing or old.get("image_ids") != record["image_ids"]:
         raise DataError(
@@ -103,11 +102,12 @@ def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
         )
 
 
-def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
-    config = {
-        k: v for k, v in _filled(record["config"]).items() if k not in ("runtime", "store", "cache_root")
-    }
-    config["data"] = {name: value for name, value in config["data"].items() if name != "root"}
+def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's record says of its method: settings, store and annotations, and no place."""
+    config = _filled(record["config"])
+    config = {name: value for name, value in config.items() if name not in ("runtime", "store", "cache_root")}
+    if "data" in config:
+        config["data"] = {name: value for name, value in config["data"].items() if name != "root"}
     store = record.get("store") or {}
     return {
         "config": config,
@@ -160,7 +160,7 @@ def with_recorded_pins(folder: Path, config: TrainConfig) -> TrainConfig:
     """
     if not (folder / "config.json").is_file():
         return config
-    recorded = read_json(folder / "config.json")["config"]
+    recorded = read_json(folder / "config.json").get("config")
     changes = []
     for field, name in tower_names(config.segmentor).items():
         own: Any = recorded
@@ -190,13 +190,15 @@ def place_of_store(recorded: Mapping[str, str], cache_root: str | Path) -> Path 
     """Where a run's store lies: where it lay, else under `cache_root` by whatever name; None if nowhere."""
     if not recorded.get("path"):
         return None
-    for path in (Path(recorded["path"]), *find_stores(cache_root)):
+
+    def is_it(path: Path) -> bool:
         try:
-            if read_header(path).fingerprint == recorded.get("fingerprint"):
-                return path
+            return read_header(path).fingerprint == recorded.get("fingerprint")
         except DataError:
-            continue
-    return None
+            return False
+
+    recorded_path = Path(recorded["path"])
+    return recorded_path if is_it(recorded_path) else next(filter(is_it, find_stores(cache_root)), None)
 
 
 def export_model(model: ReferringSegmentor, folder: Path) -> None:

@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from shared.errors import DataError
+from shared.hub import VOCABULARIES
 from stage2_train.backbones.pretrained import pretrained_folder
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, SegmentorConfig, TextConfig
 
-TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = (*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json")
 """Files that make up a tokenizer; the second must be there, or for BERT the first."""
 
 

@@ -202,16 +202,21 @@ def own_interpreter(site: SiteConfig) -> list[str]:
     """Words that start the interpreter of the jobs; none if it is the one that submits."""
     if not site.container and not site.python:
         return []
-    return [*shlex.split(site.container), site.python or sys.executable]
+    return _interpreter(site, sys.executable)
+
+
+def _interpreter(site: SiteConfig, python: str) -> list[str]:
+    """Words that start the site's interpreter inside its container, `python` where it names none."""
+    return [*shlex.split(site.container), site.python or python]
 
 
 def _single(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
-    words = [*shlex.split(site.container), python, "-m", "cli", *job.command]
+    words = [*_interpreter(site, python), "-m", "cli", *job.command]
     return [" ".join(part for part in ("run", shlex.join(words), job.per_task) if part)]
 
 
 def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
-    words = [*shlex.split(site.container), python]
+    words = _interpreter(site, python)
     launcher = shlex.join([*words, "-m", "torch.distributed.run"])
     return [
         "read -r head < <(scontrol show hostnames \"$SLURM_JOB_NODELIST\") || head=''",

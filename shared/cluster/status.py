@@ -58,7 +58,7 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
         kind, (done, progress) = "store", _store(target)
     elif (target / "config.json").is_file() or any(task["name"] == "train" for task in tasks):
         kind, (done, progress) = "run", _run(target)
-    elif tasks or _cells(target):
+    elif tasks or (target / "table.json").is_file() or _cells(target):
         kind, (done, progress) = "grid", _grid(target, tasks)
     else:
         raise DataError(f"{target}: neither a store (*.zarr) nor a run or grid, and no jobs of one")
@@ -106,9 +106,8 @@ def _lives(run: Path) -> bool:
         command = Path(f"/proc/{int(owner['pid'])}/cmdline").read_bytes()
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return (
-        owner.get("host") == socket.gethostname() and b"train" in command
-    )  # numbers of processes come again
+    # numbers of processes come again
+    return owner.get("host") == socket.gethostname() and b"train" in command
 
 
 def _store(path: Path) -> tuple[bool, dict[str, Any]]:

@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
-from stage2_train.config import TrainConfig
+from stage2_train.run_files import identity_of
 
 SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
 """Splits in the order the report shows them; others follow by name."""
 
-_NOT_SETTINGS = ("seed", "runtime", "store", "cache_root")
 _SAYS_NOTHING = ("seed=", "runtime.", "store=", "cache_root=", "data.root=")
 
 
@@ -103,14 +101,9 @@ class RunData:
         """What it ran, to compare: every setting that is no seed, no place and nothing of how it was run, as JSON."""
         config = self.config.get("config")
         config = config if isinstance(config, dict) else {"method": self.method, "fraction": self.fraction}
-        try:  # fields that its code had not yet stood at their defaults
-            config = config_to_dict(config_from_dict(TrainConfig, config, "config.json"))
-        except DataError:
-            pass
-        kept = {name: value for name, value in config.items() if name not in _NOT_SETTINGS}
-        if isinstance(kept.get("data"), dict):
-            kept["data"] = {name: value for name, value in kept["data"].items() if name != "root"}
-        return json.dumps([self.store.get("fingerprint"), kept], sort_keys=True)
+        identity = identity_of({**self.config, "config": config, "store": self.store})
+        identity["config"].pop("seed", None)
+        return json.dumps(identity, sort_keys=True)
 
     @property
     def seed(self) -> Any:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 
 from shared.errors import DataError
 from shared.refer import load_refer
-from stage2_train.ablate import describe_grid, open_grid, parse_share, run_grid, state_of
+from stage2_train.ablate import Opened, describe_grid, open_grid, parse_share, run_grid, state_of
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
 from stage2_train.ablate_table import METRICS
@@ -64,13 +64,13 @@ set = ["data.root={root}/data"]
 set = ["steps=40"]
 """
 
-Command = Callable[[Cell, Grid, Path, Mapping[str, str] | None], list[str]]
+Command = Callable[[Cell, Path, Opened], list[str]]
 
 
 def light(seconds: float = 0.0, **status: int) -> Command:
     """Cells that write what a finished run leaves; `status` gives cells of a method another end."""
 
-    def command(cell: Cell, grid: Grid, out: Path, store: Mapping[str, str] | None) -> list[str]:
+    def command(cell: Cell, out: Path, opened: Opened) -> list[str]:
         annotations = load_data(cell.config.data).fingerprint()
         record = json.dumps(run_record(cell.config, cell.recipe, cell.changes, None, annotations, 1))
         end = str(status.get(cell.method, 0))
