@@ -344,7 +344,7 @@ def _write_shards(
 
         def read_ahead() -> None:
             num = sum(len(chunk.asked) for chunk, _ in ahead)
-            while num < most and (chunk := next(chunks, None)) is not None:
+            while num + engine_config.chunk_rows <= most and (chunk := next(chunks, None)) is not None:
                 ahead.append((chunk, reading.submit(load_chunk, job, engine, chunk)))
                 num += len(chunk.asked)
 
