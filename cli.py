@@ -432,6 +432,13 @@ def evaluate(
         str, typer.Option(help="Store for the prior's own score; default the run's, or the one that fits.")
     ] = "",
     root: MovedRoot = "",
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Another data set under --root, for example refcoco+.")
+    ] = "",
+    split_by: Annotated[str, typer.Option("--split-by", help="Its split; default the run's.")] = "",
+    data_name: Annotated[
+        str, typer.Option(metavar="NAME", help="What to call data other than the run's; default --dataset.")
+    ] = "",
     limit: Annotated[int, typer.Option(min=0, help="Evenly spaced sentences to score; 0 is all.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     self_guided: Annotated[
@@ -448,7 +455,8 @@ def evaluate(
 ) -> None:
     """Score a run's network, which sees no prior, and write `eval/<split>.json` and `.jsonl`.
 
-    With --limit nothing is written: a part of a split is not its score.
+    On other data than it was trained on (--root, --dataset, --data-name) they are `eval/<name>-<split>`. With --limit
+    nothing is written: a part of a split is not its score.
     """
     from stage2_train.evaluate import evaluate_run
 
@@ -459,6 +467,9 @@ def evaluate(
                 name,
                 store=store,
                 root=root,
+                dataset_name=dataset,
+                split_by=split_by,
+                data_name=data_name,
                 limit=limit,
                 workers=workers,
                 self_guided=self_guided,
@@ -932,6 +943,11 @@ def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
             )
         if not result.get("prior"):
             lines.append(f"{split:<7}{result['prior_note']}")
+        if result["shared_with_train"]:
+            lines.append(
+                f"{split:<7}{result['shared_with_train']} of {result['num']} sentences are of images that are train "
+                "images, too"
+            )
         if result["limit"]:
             lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ Legend: B sentences of a batch, H W model input, h w an image's own size.
 
 import dataclasses
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ from stage2_train.text import Tokenizer
 from stage2_train.transforms import resize_image, resize_prior, upsample
 
 FRAMES = ("model", "original")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 LENGTH_BUCKETS: tuple[tuple[str, int], ...] = (
     ("1-2", 2),
@@ -122,6 +125,9 @@ def evaluate_run(
     *,
     store: str = "",
     root: str = "",
+    dataset_name: str = "",
+    split_by: str = "",
+    data_name: str = "",
     batch: int = 64,
     workers: int = 0,
     limit: int = 0,
@@ -130,13 +136,17 @@ def evaluate_run(
     write: bool = True,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Score a finished run and write `eval/<split>.json` and `.jsonl`.
+    """Score a finished run and write `eval/<split>.json` and `.jsonl`; `<data_name>-<split>` on other data.
 
     Args:
         run: Run folder.
         split: Split of its data set.
         store: Store for the prior's own score; "" takes the run's, or the one that fits its data.
         root: Where the data set lies now; "": where it lay. Noted in the run if the annotations are those of before.
+        dataset_name: Another data set under that root, for example `refcoco+`; "": the run's.
+        split_by: Its split; "": the run's.
+        data_name: What to call other data than the run's, whose scores are not those of its own splits; "":
+            `dataset_name`.
         batch: Sentences per pass.
         workers: Processes that read images; 0 reads in a thread.
         limit: Evenly spaced sentences to score (0 = all).
@@ -149,21 +159,26 @@ def evaluate_run(
         The content of the JSON file, on every process.
 
     Raises:
-        DataError: An unfinished run, an unknown split, `self_guided` or `with_prior` for a network without a field, or
-            `with_prior` without a store that holds the split.
+        DataError: An unfinished run, an unknown split, `self_guided` or `with_prior` for a network without a field,
+            `with_prior` without a store that holds the split, or other annotations than the run's without a name.
     """
     run = Path(run)
     config = read_run_config(run, root)
+    other = {key: value for key, value in (("dataset", dataset_name), ("split_by", split_by)) if value}
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **other))
+    data_name = data_name or dataset_name
     model = load_model(run)
     if (self_guided or with_prior) and (model.sesm is None or not config.trains_field):
         which = "self-guided pass" if self_guided else "pass with a prior"
         why = "was built without sesm" if model.sesm is None else "never saw a field in training"
         raise DataError(f"{run}: its network {why}: it has no {which}")
     dataset = load_data(config.data)
+    _require_own_data(run, config, dataset, data_name)
     samples = spaced(scorable(dataset, split), limit)
     prior, note = _prior_for(run, config, dataset, samples, store)
     if with_prior and prior is None:
         raise DataError(f"{run}: no pass with a prior on {split}: {note}")
+    filed = f"{data_name}-{split}" if data_name else split
     accelerator = start_accelerator()
     rows = score_samples(
         accelerator,
@@ -181,7 +196,13 @@ def evaluate_run(
         quiet=quiet or not accelerator.is_main_process,
     )
     result = {
-        "split": split,
+        "split": filed,
+        "data": {
+            "dataset": config.data.dataset,
+            "split_by": config.data.split_by,
+            "annotations": dataset.fingerprint(),
+        },
+        "shared_with_train": shared_with_train(dataset, samples),
         **summarise(rows),
         "num": len(rows),
         "masks": dataset.masks_hash(samples),
@@ -192,10 +213,33 @@ def evaluate_run(
     }
     if write and accelerator.is_main_process:
         note_moved_data(run, config.data.root, dataset.fingerprint())
-        _write(run / "eval", split, result, rows)
+        _write(run / "eval", filed, result, rows)
         write_card(run)
     accelerator.wait_for_everyone()
     return result
+
+
+def _require_own_data(run: Path, config: TrainConfig, dataset: ReferringDataset, data_name: str) -> None:
+    """Refuse to file scores of other annotations under the run's own splits."""
+    trained_on = read_json(run / "config.json").get("data_fingerprint")
+    if data_name and not _NAME.fullmatch(data_name):
+        raise DataError(
+            f"data name {data_name!r}: letters, digits and _.+- alone, it becomes part of a file name"
+        )
+    if not data_name and trained_on and trained_on != dataset.fingerprint():
+        raise DataError(
+            f"{run}: was trained on other annotations than those in {config.data.root} ({config.data.dataset}): its "
+            "scores there are no scores of its own splits, and images it has learnt from may be among them. "
+            "--data-name NAME files them under that name"
+        )
+
+
+def shared_with_train(dataset: ReferringDataset, samples: Sequence[Sample]) -> int:
+    """How many of the samples are of an image that is also a train image of their data set."""
+    trained = (
+        {sample.file_name for sample in dataset.samples("train")} if "train" in dataset.splits else set()
+    )
+    return sum(sample.file_name in trained for sample in samples)
 
 
 def is_scored(run: Path, split: str, masks: str) -> bool:

@@ -252,7 +252,13 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
             "prior": prior,
             "prior_note": "no prior: why",
         } | ({"with_prior": {"original": scores, "model": scores}} if options["with_prior"] else {})
-        return result | {"resolution": [96, 96], "limit": options["limit"], "num": 7}
+        shared = 3 if split == "testB" else 0
+        return result | {
+            "resolution": [96, 96],
+            "limit": options["limit"],
+            "num": 7,
+            "shared_with_train": shared,
+        }
 
     monkeypatch.setattr("stage2_train.evaluate.evaluate_run", score)
     ran = l2l("eval", tmp_path, "--split", "val", "--split", "testB")
@@ -264,7 +270,9 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
         ["testB", "original"],
         ["testB", "96x96"],
         ["testB", "no"],
+        ["testB", "3"],
     ]
+    assert "testB  3 of 7 sentences are of images that are train images, too" in ran.out
     assert "frozen prior   0.7500" in ran.out
     assert list(l2l("eval", tmp_path, "--json").json) == ["val"]
     more = ["--limit", "7", "--workers", "2", "--store", "x", "--root", "y", "--self-guided", "--with-prior"]
@@ -274,6 +282,7 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
         "7 evenly spaced" in said and "with prior     0.5000" in said and "with prior: another method" in said
     )
     wanted = {"store": "x", "root": "y", "limit": 7, "workers": 2, "self_guided": True, "with_prior": True}
+    wanted |= {"dataset_name": "", "split_by": "", "data_name": ""}
     assert asked[-1][1] == {**wanted, "write": False, "quiet": False}
     for option in ("--quiet", "--json"):
         l2l("eval", tmp_path, option)
@@ -349,6 +358,9 @@ def test_ablate_hands_everything_on_and_says_whether_its_share_is_done(l2l, monk
         return {
             "rows": [],
             "prior": {},
+            "image_ids_file": "",
+            "split_seeds": [0],
+            "codes": {},
             "counts": {"done": 4},
             "unfinished": [],
             "own_unfinished": left,

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stage2_train.evaluate import (
     evaluate_run,
     field_rule,
     score_samples,
+    shared_with_train,
     spaced,
     summarise,
     upsample,
@@ -281,3 +283,41 @@ def test_refusals(finished: Path, mini_root: Path, tmp_path: Path) -> None:
 
 def test_limit_scores_a_part(finished: Path) -> None:
     assert evaluate_run(finished, "val", limit=3, write=False)["num"] == 3
+
+
+def test_scores_of_other_data_are_not_filed_as_the_runs_own(
+    finished: Path, mini_root: Path, dataset: ReferDataset, tmp_path: Path
+) -> None:
+    run, grown = tmp_path / "run", tmp_path / "grown"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    shutil.copytree(mini_root / "data", grown)
+    moved = evaluate_run(run, "val", root=str(grown), limit=2, write=False)
+    assert moved["data"]["annotations"] == dataset.fingerprint() and moved["shared_with_train"] == 0
+    path = next((grown / "refshapes").glob("instances*.json"))
+    document = json.loads(path.read_text())
+    first = document["annotations"][0]
+    first["bbox"] = [first["bbox"][0], first["bbox"][1], first["bbox"][2] + 1, first["bbox"][3]]
+    refs = grown / "refshapes" / "refs(unc).json"
+    if refs.is_file():
+        rows = json.loads(refs.read_text())
+        rows[0]["sentences"][0]["raw"] = rows[0]["sentences"][0]["sent"] = "something else"
+        refs.write_text(json.dumps(rows))
+    path.write_text(json.dumps(document))
+    with pytest.raises(
+        DataError, match=r"run: was trained on other annotations than those in .*grown .*--data-name"
+    ):
+        evaluate_run(run, "val", root=str(grown))
+    with pytest.raises(DataError, match="data name '../x'"):
+        evaluate_run(run, "val", root=str(grown), data_name="../x")
+    assert not (run / "eval").exists()
+    result = evaluate_run(run, "val", root=str(grown), data_name="later")
+    assert [file.name for file in sorted((run / "eval").iterdir())] == ["later-val.json", "later-val.jsonl"]
+    assert result["split"] == "later-val" and result["data"]["annotations"] != dataset.fingerprint()
+
+
+def test_images_of_both_train_and_test_are_counted(dataset: ReferDataset) -> None:
+    train_samples, val = dataset.samples("train"), dataset.samples("val")
+    assert shared_with_train(dataset, val) == 0
+    seen = dataclasses.replace(val[0], file_name=train_samples[0].file_name)
+    assert shared_with_train(dataset, [seen, *val[1:], seen]) == 2
