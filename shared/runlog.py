@@ -56,8 +56,8 @@ class RunLog:
         run_dir: The run's folder; made if it is not there.
         tensorboard: Also write TensorBoard event files.
         resume_step: Steps that the restored checkpoint has done (0: started afresh in a folder that may hold the log
-            of a run killed before its first checkpoint). Records of later steps are dropped, and above 0 a record of
-            kind `resume` is added. None appends without looking.
+            of a run killed before its first checkpoint). Records of later steps are dropped. None appends without
+            looking.
     """
 
     def __init__(
@@ -74,8 +74,6 @@ class RunLog:
 
             purge = None if resume_step is None else resume_step + 1
             self._tensorboard = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=purge)
-        if resume_step:
-            self.log(resume_step, "resume")
 
     def log(self, step: int, kind: str, **scalars: Any) -> None:
         """Append one record and flush it.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from shared.errors import DataError
@@ -43,6 +44,9 @@ def save_checkpoint(
 
     Returns:
         The published folder.
+
+    Raises:
+        DataError: The tensors cannot be written; what was published before is there.
     """
     assert keep >= 1 and step >= 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,11 +54,17 @@ def save_checkpoint(
     for leftover in folder.glob(".writing_*"):
         shutil.rmtree(leftover)
     temporary.mkdir()
-    for name, tensors in weights.items():
-        copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-        save_file(copies, temporary / f"{name}.safetensors")
-    for name, value in states.items():
-        torch.save(value, temporary / f"{name}.pt")
+    try:
+        for name, tensors in weights.items():
+            copies = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+            save_file(copies, temporary / f"{name}.safetensors")
+        for name, value in states.items():
+            torch.save(value, temporary / f"{name}.pt")
+    except (SafetensorError, RuntimeError) as error:  # their words for a full disk
+        raise DataError(
+            f"{folder}: cannot write a checkpoint of step {step}: {error}; the last one is safe: make room and run the "
+            "same command again"
+        ) from error
     sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
     (temporary / _STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1) + "\n")
     for path in (*temporary.iterdir(), temporary):

@@ -175,6 +175,8 @@ class RuntimeConfig:
     """Steps between checkpoints; 0 writes one only at the end or on a signal."""
     keep_checkpoints: int = 1
     """How many of the newest checkpoints stay."""
+    eval_batch: int = 64
+    """Sentences per pass of a validation, on each process; smaller where a GPU's memory ends."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`; each line describes its own step."""
     tensorboard: bool = True
@@ -192,8 +194,9 @@ class RuntimeConfig:
         for name in self.trackers:
             if name not in TRACKER_NAMES:
                 raise DataError(f"runtime.trackers: {name!r} is none of {', '.join(TRACKER_NAMES)}")
-        if self.log_every < 1 or self.keep_checkpoints < 1:
-            raise DataError("runtime.log_every and runtime.keep_checkpoints must be at least 1")
+        for name in ("log_every", "keep_checkpoints", "eval_batch"):
+            if getattr(self, name) < 1:
+                raise DataError(f"runtime.{name} is {getattr(self, name)}, below 1")
 
 
 @dataclass(frozen=True, kw_only=True)

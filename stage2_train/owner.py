@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
-from shared.store.publish import publish_file
+from shared.store.publish import disk_errors, publish_file
 
 OWNER_FILE = "owner.json"
 """Name of the file in a run's folder."""
 
 PATIENCE_S = 120.0
 """Seconds a lock is waited for; whatever is written under one takes less."""
+
+_WRITTEN = ("the run's files", "its last checkpoint is safe")
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -55,9 +57,9 @@ class RunOwner:
         """Take the folder over; waits for a write of its owner to end.
 
         Raises:
-            DataError: Somebody has been writing for `PATIENCE_S`.
+            DataError: Somebody has been writing for `PATIENCE_S`, or the folder cannot be written to.
         """
-        with locked(self._run / ".owner.lock"):
+        with disk_errors(self._run, *_WRITTEN), locked(self._run / ".owner.lock"):
             publish_file(self._run / OWNER_FILE, (json.dumps(self._mark) + "\n").encode())
 
     def lost(self) -> bool:
@@ -69,9 +71,9 @@ class RunOwner:
         """A time in which this process may write, and nobody takes the folder over.
 
         Raises:
-            DataError: Another process has the folder; names it.
+            DataError: Another process has the folder (it is named), or the disk is full or forbids it.
         """
-        with locked(self._run / ".owner.lock"):
+        with disk_errors(self._run, *_WRITTEN), locked(self._run / ".owner.lock"):
             found = self._read()
             if found != self._mark:
                 job = f", job {found['job']}" if found.get("job") else ""

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +28,7 @@ from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.runlog import RunLog, has_record, progress
 from shared.seeding import seed_of
+from shared.store.publish import disk_errors
 from stage2_train.checkpoint import (
     list_checkpoints,
     load_object,
@@ -101,10 +103,11 @@ def train(
         require_same_run(out, run_record(config, recipe, overrides, recorded.get("store"), data, 1))
         _require_same_labels(out, config)
         return {**read_json(out / "done.json"), "already_finished": True}
-    if found and not resume:
-        raise DataError(f"{out}: holds an unfinished run; resume it, or choose another folder")
     require_installed(config.runtime.trackers)
     accelerator = start_accelerator()
+    found = _as_first_process(accelerator, found)  # which may have written the folder meanwhile
+    if found and not resume:
+        raise DataError(f"{out}: holds an unfinished run; resume it, or choose another folder")
     config.require_shares(accelerator.num_processes)
     inputs = open_inputs(with_own_store(out, config))
     model = _new_network(config)  # refuses weights before the folder is this run's
@@ -114,7 +117,8 @@ def train(
     if found:
         require_same_run(out, record)
         require_same_split(out, split)
-    out.mkdir(parents=True, exist_ok=True)
+    with disk_errors(out, "a run's folder", "nothing was lost"):
+        out.mkdir(parents=True, exist_ok=True)
     owner = RunOwner(out)
     if accelerator.is_main_process:
         owner.claim()
@@ -130,6 +134,12 @@ def train(
     return run.to_the_end()
 
 
+def _as_first_process(accelerator: Accelerator, flag: bool) -> bool:
+    """What the first process says, on all of them."""
+    said = torch.tensor(float(flag and accelerator.is_main_process), device=accelerator.device)
+    return float(accelerator.reduce(said, reduction="sum")) > 0
+
+
 def _require_same_labels(out: Path, config: TrainConfig) -> None:
     """Refuse a finished run whose data have got other labels since; data that are gone say nothing."""
     try:
@@ -143,6 +153,20 @@ def _new_network(config: TrainConfig) -> ReferringSegmentor:
     """The network as a run starts with it."""
     torch.manual_seed(seed_of(config.seed, "weights"))
     return build_segmentor(config.segmentor)
+
+
+def _require_same_step(accelerator: Accelerator, out: Path, step: int) -> None:
+    """Refuse a start whose processes have found different checkpoints: they would train different networks.
+
+    Raises:
+        DataError: On every process.
+    """
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise DataError(
+            f"{out}: the processes go on from different checkpoints (steps {', '.join(map(str, steps))}): the folder "
+            "must lie on a disk that all nodes share, and each must see its newest files"
+        )
 
 
 class _Run:
@@ -185,6 +209,7 @@ class _Run:
             self.hidden = HiddenMasks(inputs.dataset, *config.size_hw)
         self.step, self.seconds = 0, 0.0
         self._load_newest()
+        _require_same_step(accelerator, out, self.step)
 
     def to_the_end(self) -> dict[str, Any]:
         """Run the remaining steps, export the network and write `done.json`."""
@@ -270,9 +295,8 @@ class _Run:
 
     def _validated_before(self) -> bool:
         """Whether the log of an earlier start has the validation of this step; the same on all processes."""
-        had = self.accelerator.is_main_process and has_record(self.out, self.step, "val")
-        flag = torch.tensor(float(had), device=self.accelerator.device)
-        return float(self.accelerator.reduce(flag, reduction="sum")) > 0
+        is_main = self.accelerator.is_main_process
+        return _as_first_process(self.accelerator, is_main and has_record(self.out, self.step, "val"))
 
     def _validate(self) -> dict[str, float]:
         """Scores on the validation sentences, both frames named."""
@@ -286,6 +310,7 @@ class _Run:
                 self.inputs.dataset,
                 samples,
                 self.config.size_hw,
+                batch=self.config.runtime.eval_batch,
                 workers=self.config.runtime.workers,
             )
         )
@@ -352,6 +377,8 @@ class _Run:
         runtime = self.config.runtime
         with self.owner.writing():
             log = RunLog(self.out, tensorboard=runtime.tensorboard, resume_step=first)
+            if first:
+                log.log(first, "resume", num_processes=self.accelerator.num_processes, torch=version("torch"))
         settings = config_to_dict(self.config)
         with (
             log,

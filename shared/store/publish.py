@@ -76,16 +76,22 @@ def remove_synced(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(store: Path, what: str) -> Iterator[None]:
-    """Turn a full or forbidden disk into a `DataError` that says what is safe and what to do."""
+def disk_errors(folder: Path, what: str, safe: str = "finished shards are safe") -> Iterator[None]:
+    """Turn a full or forbidden disk into a `DataError` that says what is safe and what to do.
+
+    Args:
+        folder: The store or run that is written to.
+        what: What is being written.
+        safe: What need not be feared for.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise
         raise DataError(
-            f"{store}: cannot write {what}: {error.strerror}; finished shards are safe: make room (or mend "
-            "the permissions) and run the same command again"
+            f"{folder}: cannot write {what}: {error.strerror}; {safe}: make room (or mend the permissions) and run "
+            "the same command again"
         ) from error
 
 

@@ -1,9 +1,11 @@
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from shared.errors import DataError
 from stage2_train import checkpoint
@@ -98,3 +100,23 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         load_weights(path, "ema")
     with pytest.raises(DataError, match="no 'method'"):
         load_object(path, "method")
+
+
+@pytest.mark.parametrize(
+    "error", [SafetensorError("I/O error: No space left on device"), RuntimeError("file write failed")]
+)
+def test_a_full_disk_is_an_error_of_one_line_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    kept = save(tmp_path, 1)
+
+    def full(*_arguments: Any) -> None:
+        raise error
+
+    name = "save_file" if isinstance(error, SafetensorError) else "torch.save"
+    monkeypatch.setattr(f"stage2_train.checkpoint.{name}", full)
+    with pytest.raises(
+        DataError, match=f"cannot write a checkpoint of step 2: {error}; the last one is safe"
+    ):
+        save(tmp_path, 2)
+    assert list_checkpoints(tmp_path) == [kept]

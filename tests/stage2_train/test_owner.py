@@ -136,6 +136,23 @@ def test_a_checkpoint_that_is_being_written_is_waited_for(earlier, whole, mini_r
     assert_same_run(whole, run)
 
 
+def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(tmp_path, monkeypatch):
+    owner = RunOwner(tmp_path)
+    owner.claim()
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(
+        DataError, match="cannot write the run's files: No space left on device; its last checkpoint"
+    ):
+        with owner.writing():
+            full()
+    monkeypatch.setattr("stage2_train.owner.publish_file", full)
+    with pytest.raises(DataError, match="No space left"):
+        owner.claim()
+
+
 def test_a_start_with_other_settings_does_not_take_a_run_over(mini_root, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

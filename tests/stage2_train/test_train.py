@@ -32,7 +32,7 @@ from stage2_train.inputs import describe
 from stage2_train.methods import METHODS
 from stage2_train.monitor import CollapseAlarm, CollapseError
 from stage2_train.run_files import load_model, read_run_config
-from stage2_train.train import RESUBMIT_EXIT_CODE, train
+from stage2_train.train import RESUBMIT_EXIT_CODE, _require_same_step, train
 from tests.stage2_train.miniature import mini_config, plain_config, write_priors
 
 ROOT = Path(__file__).parents[2]
@@ -531,3 +531,20 @@ def test_teacher_and_compile_free_options_run(mini_root: Path, tmp_path: Path) -
     config = apply_overrides(config, ["optim.name=muon", "optim.grad_clip=1.0", "optim.warmup_steps=1"])
     train(config, tmp_path / "run", quiet=True)
     assert all("grad_norm" in r for r in read_records(tmp_path / "run" / "metrics.jsonl"))
+
+
+def test_processes_that_found_different_checkpoints_do_not_train(tmp_path: Path) -> None:
+    class Ranks:
+        device = torch.device("cpu")
+
+        def __init__(self, *steps: int) -> None:
+            self.steps = steps
+
+        def gather(self, own: torch.Tensor) -> torch.Tensor:
+            return torch.tensor(self.steps)
+
+    _require_same_step(Ranks(4, 4), tmp_path, 4)  # type: ignore[arg-type]
+    with pytest.raises(
+        DataError, match=r"different checkpoints \(steps 4, 0\): .* a disk that all nodes share"
+    ):
+        _require_same_step(Ranks(4, 0), tmp_path, 0)  # type: ignore[arg-type]
