@@ -48,6 +48,7 @@ from stage2_train.inputs import open_split
 from stage2_train.owner import locked
 from stage2_train.prior_source import choose_store, open_priors, require_fitting
 from stage2_train.run_files import (
+    codes_of,
     require_same_run,
     require_same_split,
     run_record,
@@ -91,8 +92,8 @@ class Opened:
 
     store: dict[str, str] | None
     """Path and fingerprint of the one store that they read; None if none reads any."""
-    splits: dict[float, dict[str, Any]]
-    """What their `split.json` holds, by fraction."""
+    splits: dict[tuple[float, int], dict[str, Any]]
+    """What their `split.json` holds, by fraction and seed of the draw."""
     masks: dict[str, str]
     """Hash of the masks of each split that is scored."""
     data_fingerprint: str
@@ -117,14 +118,14 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
     except DataError as error:
         raise DataError(f"{grid.path}: splits: {error}") from error
     seen: set[tuple[Any, ...]] = set()
-    splits: dict[float, dict[str, Any]] = {}
+    splits: dict[tuple[float, int], dict[str, Any]] = {}
     for cell in grid.cells:
         own = cell.config
-        asked = (own.uses_unlabelled, own.fraction, own.eval_every > 0, own.val_split)
+        asked = (own.uses_unlabelled, own.fraction, own.split_seed, own.eval_every > 0, own.val_split)
         if asked not in seen:
             seen.add(asked)
             try:
-                splits[cell.fraction] = split_record(own, open_split(own, dataset), dataset)
+                splits[own.fraction, own.split_seed] = split_record(own, open_split(own, dataset), dataset)
             except DataError as error:
                 raise DataError(f"{grid.path}: {cell.name}: {error}") from error
     store = _store_of(grid, out, dataset, store_comes)
@@ -158,7 +159,7 @@ def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
         record = run_record(config, cell.recipe, cell.changes, store, opened.data_fingerprint, 1)
         require_same_run(run, record)
         if (run / "split.json").is_file():
-            require_same_split(run, opened.splits[cell.fraction])
+            require_same_split(run, opened.splits[cell.fraction, cell.config.split_seed])
     except DataError as error:
         return State(state=FAILED, reason=str(error))
     scored = all(is_scored(run, split, opened.masks[split]) for split in grid.splits)
@@ -395,6 +396,9 @@ def _summary(
         "out": str(out),
         "store": opened.store,
         "reference": grid.reference,
+        "image_ids_file": grid.cells[0].config.image_ids_file,
+        "split_seeds": list(dict.fromkeys(cell.config.split_seed for cell in grid.cells)),
+        "codes": codes_of([out / cell.name for cell in done]),
         "counts": dict(Counter(state.state for state in states.values())),
         "own_unfinished": sum(cell["cell"] in own for cell in unfinished),
         "unfinished": unfinished,

@@ -4,6 +4,7 @@
     recipe = "embedded"                 # of methods that name none
     fractions = [0.01, 0.05]
     seeds = [22, 23, 24]
+    split_seeds = [0, 1, 2]             # optional: the draw of labelled images of each seed; default one draw
     splits = ["val"]                    # scored in every cell; default val
     set = ["steps=300"]                 # changes to every recipe, as `--set`
 
@@ -19,7 +20,8 @@
     [overrides.no-flip]
     set = ["weak.flip_probability=0"]
 
-A cell's changes are those of the grid, of its method, of its override, then its fraction and seed.
+A cell's changes are those of the grid, of its method, of its override, then its fraction, seed and draw. Without
+`split_seeds` the spread over seeds is that of the training alone: all of them learn from the same labelled images.
 """
 
 import re
@@ -34,10 +36,10 @@ from shared.errors import DataError
 from stage2_train.config import TrainConfig
 from stage2_train.recipes import RECIPES
 
-_KEYS = {"reference", "recipe", "fractions", "seeds", "splits", "set", "methods", "overrides"}
+_KEYS = {"reference", "recipe", "fractions", "seeds", "split_seeds", "splits", "set", "methods", "overrides"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _OWN_AXES = {"fraction": "fractions", "seed": "seeds"}
-_SAME = ("data", "cache_root", "store", "split_seed", "image_ids_file")
+_SAME = ("data", "cache_root", "store", "image_ids_file")
 """Fields that all cells must share: without them a difference would not be the method's."""
 
 
@@ -111,6 +113,7 @@ def read_grid(path: Path, changes: Sequence[str] = ()) -> Grid:
         raise DataError(f"{path}: reference {reference!r} is none of the methods {', '.join(methods)}")
     fractions = _list(path, "fractions", document.get("fractions"), float)
     seeds = _list(path, "seeds", document.get("seeds"), int)
+    draws = _draws(path, document, seeds)
     splits = _list(path, "splits", document.get("splits", ["val"]), str)
     cells = tuple(
         _cell(
@@ -119,8 +122,7 @@ def read_grid(path: Path, changes: Sequence[str] = ()) -> Grid:
             changes,
             (method, methods[method]),
             (override, overrides.get(override, {})),
-            fraction,
-            seed,
+            [f"fraction={fraction!r}", f"seed={seed}", *draws[seed]],
         )
         for method in methods
         for override in overrides or ("",)
@@ -137,8 +139,7 @@ def _cell(
     further: Sequence[str],
     method: tuple[str, Mapping[str, Any]],
     override: tuple[str, Mapping[str, Any]],
-    fraction: float,
-    seed: int,
+    place: Sequence[str],
 ) -> Cell:
     where = f"methods.{method[0]}"
     recipe = _text(path, f"{where}.recipe", method[1].get("recipe", document.get("recipe")))
@@ -149,8 +150,7 @@ def _cell(
         *_changes(path, f"{where}.set", method[1].get("set", [])),
         *_changes(path, f"overrides.{override[0]}.set", override[1].get("set", [])),
         *_changes(path, "--set", list(further)),
-        f"fraction={fraction!r}",
-        f"seed={seed}",
+        *place,
     ]
     try:
         config = apply_overrides(RECIPES[recipe](), changes)
@@ -159,12 +159,24 @@ def _cell(
     return Cell(
         method=method[0],
         override=override[0],
-        fraction=fraction,
-        seed=seed,
+        fraction=config.fraction,
+        seed=config.seed,
         recipe=recipe,
         changes=tuple(changes),
         config=config,
     )
+
+
+def _draws(path: Path, document: Mapping[str, Any], seeds: Sequence[int]) -> dict[int, list[str]]:
+    """By seed, the change that gives it a draw of its own; none where the grid says nothing of draws."""
+    if "split_seeds" not in document:
+        return {seed: [] for seed in seeds}
+    draws = _list(path, "split_seeds", document["split_seeds"], int)
+    if len(draws) != len(seeds):
+        raise DataError(
+            f"{path}: split_seeds {draws} are {len(draws)}, seeds {seeds} {len(seeds)}: one for each"
+        )
+    return {seed: [f"split_seed={draw}"] for seed, draw in zip(seeds, draws, strict=True)}
 
 
 def _changes(path: Path, where: str, values: Any) -> list[str]:
@@ -179,6 +191,12 @@ def _changes(path: Path, where: str, values: Any) -> list[str]:
 def _require_one_comparison(path: Path, cells: tuple[Cell, ...]) -> None:
     names: set[str] = set()
     runs: dict[TrainConfig, str] = {}
+    draws: dict[int, Cell] = {}
+    if cells[0].config.image_ids_file and len({cell.fraction for cell in cells}) > 1:
+        raise DataError(
+            f"{path}: fractions: image_ids_file names the labelled images, so that every fraction would be the same "
+            "run: give one, or a grid for each file"
+        )
     for cell in cells:
         if cell.name in names:
             raise DataError(f"{path}: cell {cell.name} is there twice")
@@ -192,6 +210,12 @@ def _require_one_comparison(path: Path, cells: tuple[Cell, ...]) -> None:
                     f"{path}: cells {cells[0].name} and {cell.name} differ in {field} ({one} and {other}): "
                     "they could not be compared"
                 )
+        same_seed = draws.setdefault(cell.seed, cell)
+        if same_seed.config.split_seed != cell.config.split_seed:
+            raise DataError(
+                f"{path}: cells {same_seed.name} and {cell.name} differ in split_seed ({same_seed.config.split_seed} "
+                f"and {cell.config.split_seed}): they could not be compared"
+            )
 
 
 def _known(path: Path, where: str, table: Mapping[str, Any], keys: set[str]) -> None:

@@ -167,8 +167,30 @@ def as_text(answer: Mapping[str, Any]) -> str:
         )
     counts = ", ".join(f"{number} {state}" for state, number in answer["counts"].items())
     lines += ["", f"cells: {counts}; diff is against {answer['reference']!r}, seeds paired; original size"]
+    lines += _remarks(answer)
     lines += [f"{cell['cell']}: {cell['state']}: {cell['reason']}" for cell in answer["unfinished"]]
     return "\n".join(lines)
+
+
+def _remarks(answer: Mapping[str, Any]) -> list[str]:
+    """What the spread does not cover, and whether all cells are of one code."""
+    draws = answer["split_seeds"]
+    if answer["image_ids_file"]:
+        labelled = "all cells learn from the labelled images of one file"
+    elif len(draws) == 1:
+        labelled = f"all cells learn from one draw of labelled images (split_seed {draws[0]})"
+    else:
+        labelled = (
+            f"each seed has a draw of labelled images of its own (split_seed {', '.join(map(str, draws))})"
+        )
+    lines = [labelled + ("" if len(draws) > 1 else ": sd is that of the training alone")]
+    if len(answer["codes"]) > 1:
+        lines.append(
+            f"WARNING: the cells were trained by {len(answer['codes'])} states of the code, "
+            + ", ".join(f"{code} ({number})" for code, number in answer["codes"].items())
+            + ": delete the folders of those to be trained again"
+        )
+    return lines
 
 
 def _optional(value: float | None, sign: str = "") -> str:

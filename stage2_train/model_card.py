@@ -66,12 +66,13 @@ def _facts(record: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any
     config = record["config"]
     side = config["segmentor"]["vision"]["image_size"]
     store = record.get("store")
+    weak = split.get("weak_label")
     return {
         "method": record["method"],
         "recipe": " ".join([record["recipe"] or "-", *map(_override, record["overrides"])]),
         "data": f"{config['data']['dataset']} ({config['data']['split_by']})",
-        "share of the masks": f"{record['fraction']:g}",
-        "labelled": f"{len(split['image_ids'])} images, {split['num_sentences']} sentences (hash {split['hash']})",
+        "labelled": f"{len(split['image_ids'])} images{_of_all(split)}, {split['num_sentences']} sentences (hash "
+        f"{split['hash']})" + (f", and a {weak} for every other object" if weak else ""),
         "unlabelled": f"{split['num_unlabelled_sentences']} sentences",
         "prior store": store["fingerprint"] if store else "none",
         "seed": record["seed"],
@@ -79,6 +80,11 @@ def _facts(record: Mapping[str, Any], split: Mapping[str, Any]) -> dict[str, Any
         "input": f"{side} x {side} pixels, aspect ratio ignored",
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
     }
+
+
+def _of_all(split: Mapping[str, Any]) -> str:
+    total = split.get("num_train_images")
+    return f" of {total} train images" if total else ""
 
 
 def _override(text: str) -> str:

@@ -8,12 +8,14 @@ done.json     written last
 """
 
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from shared.code_version import code_version
 from shared.config import apply_overrides, config_from_dict, config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
@@ -49,6 +51,7 @@ def run_record(
         "num_processes": num_processes,
         "data_fingerprint": data_fingerprint,
         "store": dict(store) if store else None,
+        "code": code_version(("shared", "stage2_train")),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "config": config_to_dict(config),
     }
@@ -79,8 +82,14 @@ def note_moved_data(folder: Path, root: str, data_fingerprint: str) -> None:
 
 def split_record(config: TrainConfig, split: Split, dataset: ReferringDataset) -> dict[str, Any]:
     """The content of `split.json`; `masks` is the hash of those that are learnt from."""
-    masks = dataset.masks_hash([sample for ref in split.labelled for sample in ref])
-    return {"fraction": config.fraction, "seed": config.split_seed, **split.summary(), "masks": masks}
+    return {
+        "fraction": config.fraction,
+        "seed": config.split_seed,
+        "num_train_images": len(dataset.train_image_ids()),
+        "weak_label": config.weak_label,
+        **split.summary(),
+        "masks": dataset.masks_hash([sample for ref in split.labelled for sample in ref]),
+    }
 
 
 def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
@@ -92,8 +101,7 @@ def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
     path = folder / "split.json"
     old = read_json(path)
     counts = [name for name in record if name != "image_ids"]  # the ids last: a long list says little
-    # a run of an older code does not say which masks
-    counts = [name for name in counts if name != "masks" or name in old]
+    counts = [name for name in counts if name in old]  # a run of an older code says less
     differing = _first_difference({n: old.get(n) for n in counts}, {n: record[n] for n in counts})
     if differing or old.get("image_ids") != record["image_ids"]:
         raise DataError(
@@ -114,6 +122,12 @@ def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
         "store": store.get("fingerprint"),
         "annotations": record.get("data_fingerprint"),
     }
+
+
+def codes_of(runs: Sequence[Path]) -> dict[str, int]:
+    """How many of the runs were begun by each state of the code; those that do not say are left out."""
+    codes = (read_json(run / "config.json").get("code", {}).get("sources") for run in runs)
+    return dict(Counter(code for code in codes if code))
 
 
 def _filled(config: dict[str, Any]) -> dict[str, Any]:

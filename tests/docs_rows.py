@@ -117,6 +117,8 @@ REST_OF_THE_README = [
     Row(command="ablate stage2_train/grids/embedded-methods.toml --dry-run",
         says="to do .*supervised/fraction-0.25/seed-22"),
     Row(command="ablate stage2_train/grids/embedded-methods.toml", says="supervised"),
+    Row(command="eval runs/RUN --root DATA --dataset refcoco+", says="val .*network",
+        swap={"runs/RUN": "runs/embedded-l2l", "DATA": "example/photos.jsonl", "refcoco+": "photos"}),
     Row(command="train embedded --set seed=$seed --out runs/l2l-$seed --resume", each={"$seed": ("22", "23", "24")},
         more=f"{BRIEFLY} {A_QUARTER}", says="2 steps"),
     Row(command="eval runs/l2l-$seed", each={"$seed": ("22", "23", "24")}, says="val .*network"),

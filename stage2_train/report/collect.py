@@ -4,9 +4,11 @@ The layout read here is the run directory: `config.json` (required), `split.json
 `eval/<split>.json`, `eval/<split>.jsonl` and `done.json` (each optional).
 """
 
+import itertools
 import json
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +109,40 @@ class RunData:
 
     @property
     def seed(self) -> Any:
-        """Seed of the run and of the labelled subset."""
+        """Seed of the run; the draw of the labelled images has one of its own."""
         return self.config.get("seed", self.split.get("seed"))
 
     @property
     def fraction(self) -> float | None:
-        """Share of the training images that carry masks, in [0, 1]."""
+        """Share of the training images that carry masks, in [0, 1].
+
+        As it was asked for, if that is how many there are: not where a file names them, nor where it was a share of
+        those that carry masks at all.
+        """
         value = self.config.get("fraction")
-        return finite(self.split.get("fraction") if value is None else value)
+        asked = finite(self.split.get("fraction") if value is None else value)
+        images, total = self.labelled[0], finite(self.split.get("num_train_images"))
+        if asked is None or images is None or not total:
+            return asked
+        return asked if images == math.floor(Fraction(repr(asked)) * int(total)) else images / total
+
+    @property
+    def weak_label(self) -> str:
+        """What the unlabelled objects carry besides: `box`, `point`, or nothing."""
+        return str(self.split.get("weak_label") or "")
+
+    @property
+    def code(self) -> str:
+        """Hash of the source files that began the run; empty if it does not say."""
+        code = self.config.get("code")
+        return str(code.get("sources", "")) if isinstance(code, dict) else ""
+
+    @property
+    def num_processes(self) -> tuple[int, ...]:
+        """Processes of each start that differed from the one before."""
+        records = [self.config, *(record for record in self.metrics if record.get("kind") == "resume")]
+        counts = [int(n) for record in records if (n := finite(record.get("num_processes")))]
+        return tuple(count for count, _ in itertools.groupby(counts))
 
     @property
     def data(self) -> dict[str, Any]:

@@ -237,19 +237,18 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
     checks = {
         "data set": [_text(run.data.get("dataset"), run.data.get("split_by")) for run in runs],
         "share of labels": [_text(run.fraction) for run in runs],
+        "weak labels": [run.weak_label or "none" for run in runs],
+        "code": [_text(run.code) for run in runs],
         "labelled images (split hash)": [_text(run.split.get("hash")) for run in runs],
         "prior store": [_text(run.store.get("fingerprint")) for run in runs if run.store],
         "global batch": [_text(run.config.get("global_batch")) for run in runs],
-        "number of processes": [_text(run.config.get("num_processes")) for run in runs],
+        "number of processes": [_text(*run.num_processes) for run in runs],
         "optimiser steps": [_text(run.done.get("step")) for run in runs if run.done],
     }
     for split in {split for run in runs for split in run.evals}:
         evals = [run.evals[split] for run in runs if split in run.evals]
         checks[f"ground truth of {split}"] = [_text(data.summary.get("masks")) for data in evals]
     differ = [name for name, values in checks.items() if len({v for v in values if v}) > 1]
-    seeds_differ = len({str(run.seed) for run in runs}) > 1
-    if seeds_differ and "labelled images (split hash)" in differ:
-        differ.remove("labelled images (split hash)")
     if not differ:
         return []
     return [

@@ -153,8 +153,8 @@ def _published_rows(scored: list[RunData], split: str) -> list[Row]:
 
 
 def percent_text(fraction: float | None) -> str:
-    """`0.05` -> `5%`."""
-    return "unknown" if fraction is None else f"{fraction * 100:g}%"
+    """`0.05` -> `5%`; three digits."""
+    return "unknown" if fraction is None else f"{fraction * 100:.3g}%"
 
 
 def labels_text(run: RunData) -> str:
@@ -162,7 +162,8 @@ def labels_text(run: RunData) -> str:
     images, refs = run.labelled
     counts = [f"{images:,} images"] if images is not None else []
     counts += [f"{refs:,} refs"] if refs is not None else []
-    return percent_text(run.fraction) + (": " + ", ".join(counts) if counts else "")
+    weak = f" + a {run.weak_label} for every other object" if run.weak_label else ""
+    return percent_text(run.fraction) + (": " + ", ".join(counts) if counts else "") + weak
 
 
 def text_table(tables: list[SplitTable]) -> str:

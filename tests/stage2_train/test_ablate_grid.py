@@ -113,3 +113,31 @@ def test_one_run_under_two_names_is_refused(tmp_path: Path) -> None:
     message = "cells l2l/fraction-0.01/seed-1 and again/fraction-0.01/seed-1 are the same run under two names"
     with pytest.raises(DataError, match=message):
         read_grid(grid_file(tmp_path, text))
+
+
+def test_each_seed_may_have_its_own_labelled_images(tmp_path: Path) -> None:
+    grid = read_grid(grid_file(tmp_path, "split_seeds = [7, 0, 9]" + BASE))
+    assert {(c.seed, c.config.split_seed) for c in grid.cells} == {(1, 7), (2, 0), (3, 9)}
+    assert {c.config.split_seed for c in read_grid(grid_file(tmp_path, BASE)).cells} == {0}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "seeds = [1, 2, 3]",
+            "seeds = [1, 2, 3]\nsplit_seeds = [0, 1]",
+            r"split_seeds \[0, 1\] are 2, seeds .* 3",
+        ),
+        ('set = ["steps=40"]', 'set = ["split_seed=4"]', "differ in split_seed .0 and 4.: they could not be"),
+        (
+            'set = ["steps=30", ',
+            'set = ["image_ids_file=ids.txt", ',
+            "fractions: image_ids_file names the labelled",
+        ),
+    ],
+)
+def test_what_is_labelled_must_be_one_thing(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert BASE.count(old) == 1
+    with pytest.raises(DataError, match=message):
+        read_grid(grid_file(tmp_path, BASE.replace(old, new)))

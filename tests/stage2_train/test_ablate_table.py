@@ -94,6 +94,9 @@ def test_text_shows_scores_prior_and_what_is_missing(grid: Grid) -> None:
             "rows": rows_of(grid),
             "prior": prior,
             "reference": "supervised",
+            "image_ids_file": "",
+            "split_seeds": [0],
+            "codes": {"aaaa": 5},
             "counts": {"done": 5, "failed": 1},
             "unfinished": [
                 {"cell": "supervised/fraction-0.05/seed-3", "state": "failed", "reason": "no memory"}
@@ -105,6 +108,36 @@ def test_text_shows_scores_prior_and_what_is_missing(grid: Grid) -> None:
     assert lines[2] == "val 5.00% supervised 2 0.4500 0.0707 0.4600 0.0707".split()
     assert lines[3] == "val 5.00% l2l 3 0.6800 0.1058 +0.1700 0.0424 0.6900 0.1058 +0.1700 0.0424".split()
     assert "cells: 5 done, 1 failed" in text and "'supervised'" in text
+    assert "one draw of labelled images (split_seed 0): sd is that of the training alone" in text
+    assert "WARNING" not in text
     assert text.endswith("supervised/fraction-0.05/seed-3: failed: no memory")
     header = text.splitlines()[0]
     assert header.rstrip().endswith("sd") and len(header) >= len(text.splitlines()[3])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"split_seeds": [0, 3]}, ["each seed has a draw of labelled images of its own (split_seed 0, 3)"]),
+        (
+            {"image_ids_file": "ids.txt"},
+            ["the labelled images of one file: sd is that of the training alone"],
+        ),
+        ({"codes": {"aaaa": 4, "bbbb": 2}}, ["WARNING", "2 states of the code, aaaa (4), bbbb (2)"]),
+    ],
+)
+def test_text_says_what_the_spread_covers_and_which_code_trained(
+    grid: Grid, changes: dict[str, Any], expected: list[str]
+) -> None:
+    answer = {
+        "rows": rows_of(grid),
+        "prior": {},
+        "reference": "supervised",
+        "image_ids_file": "",
+        "split_seeds": [0],
+        "codes": {"aaaa": 6},
+        "counts": {"done": 6},
+        "unfinished": [],
+    }
+    text = as_text(answer | changes)
+    assert all(part in text for part in expected)

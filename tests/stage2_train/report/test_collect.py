@@ -9,6 +9,8 @@ from shared.refer import load_refer
 from stage2_train.report.collect import collect_runs
 from stage2_train.report.curves import PANELS, curve_charts
 from stage2_train.report.sources import Sources
+from stage2_train.report.tables import labels_text
+from tests.stage2_train.report.test_tables import edit
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -142,3 +144,28 @@ def test_a_step_logged_again_after_a_resume_keeps_its_last_value(make_run):
     main, _ = curve_charts(collect_runs([path]))
     (loss,) = [chart for chart in main if chart.title == "Total loss"]
     assert loss.hover["lines"][0]["y"][-1] == 77.0 and len(loss.hover["x"]) == 10
+
+
+def test_the_share_is_what_is_labelled_where_it_was_not_drawn(make_run):
+    path = make_run("a")
+    (run,) = collect_runs([path])
+    asked, images = run.fraction, run.labelled[0]
+    edit(path / "split.json", num_train_images=int(images / asked))
+    assert collect_runs([path])[0].fraction == asked
+    edit(
+        path / "split.json", num_train_images=8 * images
+    )  # a file named them, or few images carry a mask at all
+    (run,) = collect_runs([path])
+    assert run.fraction == 1 / 8 and labels_text(run).startswith("12.5%")
+    edit(path / "split.json", weak_label="point")
+    assert labels_text(collect_runs([path])[0]).endswith(" + a point for every other object")
+
+
+def test_a_run_gone_on_with_elsewhere_says_so(make_run):
+    path = make_run("a")
+    edit(path / "config.json", num_processes=1)
+    assert collect_runs([path])[0].num_processes == (1,)
+    with (path / "metrics.jsonl").open("a") as log:
+        for number in (1, 4, 4):
+            log.write(json.dumps({"step": 9, "kind": "resume", "num_processes": number}) + "\n")
+    assert collect_runs([path])[0].num_processes == (1, 4)

@@ -143,11 +143,19 @@ def test_a_store_that_is_gone_is_a_problem_not_an_error(make_run, tmp_path):
 
 def test_unequal_runs_part_scores_and_single_seeds_are_said(make_run):
     first, second = make_run("a"), make_run("b", seed=23)
-    edit(second / "split.json", hash="other")
-    edit(second / "config.json", global_batch={"labelled": 8, "unlabelled": 8})
+    edit(first / "config.json", code={"version": "1", "sources": "aaaa"})
+    edit(second / "split.json", hash="other", weak_label="box")
+    edit(
+        second / "config.json",
+        global_batch={"labelled": 8, "unlabelled": 8},
+        code={"version": "1", "sources": "bbbb"},
+    )
     edit(second / "eval" / "val.json", limit=10)
     titles = {notice.title: notice.text for notice in notices(collect_runs([first, second]), {})}
-    assert "global batch" in titles["The runs differ in more than the method"]
+    differ = titles["The runs differ in more than the method"]
+    assert all(
+        name in differ for name in ("global batch", "labelled images (split hash)", "weak labels", "code")
+    )
     assert "b on val" in titles["Scored on a part of the sentences"]
     assert "One seed" not in titles
     assert "One seed" in [notice.title for notice in notices(collect_runs([first]), {})]
