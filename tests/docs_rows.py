@@ -130,6 +130,8 @@ REST_OF_THE_README = [
         more=BRIEFLY, says="2 steps"),
     Row(command="eval runs/photos", says="val .*frozen prior"),
     Row(command="predict runs/photos new.jpg the mug left of the laptop", says="mask"),
+    Row(command="fetch priors refcoco-qwen2.5-vl-7b", more=SMALL_MODELS, says=FOLDERS_ALONE),
+    Row(command="fetch train paper", more=TOWERS, says=FOLDERS_ALONE),
     Row(command="priors run refcoco-qwen2.5-vl-7b --set data.root=PHOTOS --set splits=train,val", swap=PHOTOS,
         more=SMALL_MODELS, says="photos-jsonl"),
     Row(command="train paper --set data.root=PHOTOS --set store=cache/priors/<store>.zarr --set fraction=1 "
@@ -137,12 +139,13 @@ REST_OF_THE_README = [
         more=f"{TOWERS} {SMALL_TOWERS} {BRIEFLY} --set precision=fp32 --set runtime.workers=0"),
     # What is drawn lies where RefCOCO would, and the check says that it has not RefCOCO's numbers.
     Row(command="data check data/refer --dataset refcoco --split-by unc", status=1, says="(?m)^train .*16"),
-    Row(command="fetch train paper", more=TOWERS, says=FOLDERS_ALONE),
     Row(command="priors run refcoco-qwen2.5-vl-7b --workers auto", more=SMALL_MODELS, says="refcoco-unc"),
     Row(command="train paper --out runs/paper", how="torchrun", says="2 steps",
         more=f"{TOWERS} {SMALL_TOWERS} {BRIEFLY} {A_QUARTER} --set precision=fp32 --set runtime.workers=0 --quiet"),
     Row(command="eval runs/paper --split val --split testA --split testB", says="testB .*frozen prior"),
     Row(command="report runs/paper", says="report: runs/paper/report.html"),
+    Row(command="ablate stage2_train/grids/paper-headline.toml --jobs 8", says="supervised",
+        more=f"{TOWERS} {SMALL_TOWERS} --set precision=fp32 --set runtime.workers=0"),
     Row(command="priors run import --set source=MASKS", swap={"MASKS": "masks"}, says="refcoco-unc"),
     Row(command="submit priors refcoco-qwen2.5-vl-7b --tasks 16 --dry-run", more=f"{SMALL_MODELS} --set splits=val",
         says="#SBATCH --account=vision"),

@@ -101,6 +101,19 @@ def test_all_cells_run_once_and_a_second_call_runs_none(grid: Grid, tmp_path: Pa
     assert all(f">{name}</text>" in (out / "chart.svg").read_text() for name in "ab")
 
 
+def test_runs_at_once_have_a_gpu_each(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+
+    def command(cell: Cell, out: Path, opened: Opened) -> list[str]:
+        return [sys.executable, "-S", "-c", code, str(out / cell.name / "gpu")]
+
+    for jobs, seen in ((1, {"4,5"}), (2, {"4", "5"})):
+        out = tmp_path / f"jobs-{jobs}"
+        run_grid(grid, out, jobs=jobs, quiet=True, command=command)
+        assert {path.read_text() for path in out.rglob("gpu")} == seen
+
+
 def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_path: Path) -> None:
     out = tmp_path / "out"
     answer = run_grid(grid, out, quiet=True, command=light(a=2))
