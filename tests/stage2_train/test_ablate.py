@@ -47,8 +47,9 @@ if status:
     print(f"error: this cell fails with {status}", file=sys.stderr)
     sys.exit(status)
 scores = dict.fromkeys(METRICS, 0.5)
+scores = {"original": scores, "model": scores, "resolution": [32, 32], "prior": None}
 (run / "eval").mkdir(exist_ok=True)
-(run / "eval" / "val.json").write_text(json.dumps({"original": scores, "model": scores, "prior": None}))
+(run / "eval" / "val.json").write_text(json.dumps(scores))
 (run / "done.json").write_text("{}")
 """
 )
@@ -99,6 +100,7 @@ def test_all_cells_run_once_and_a_second_call_runs_none(grid: Grid, tmp_path: Pa
     assert (out / "table.csv").read_text().count("\n") == 1 + 2 * 2 * len(METRICS)
     assert "cells: 4 done" in (out / "table.txt").read_text()
     assert all(f">{name}</text>" in (out / "chart.svg").read_text() for name in "ab")
+    assert "% data: refshapes (unc), annotations " in (out / "table.tex").read_text()
 
 
 def test_runs_at_once_have_a_gpu_each(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
