@@ -736,10 +736,14 @@ def weights_convert(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders; the first is the main one.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of runs, and of grids, which stand for their finished runs; the first is the main one.",
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="HTML file; default report.html in the first run.")
+        Path | None, typer.Option(metavar="FILE", help="HTML file; default report.html in the first folder.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -96,7 +96,7 @@ COMMANDS_TABLE = [
         swap={"RUN": "runs/embedded-l2l", "IMAGE": "new.jpg", "EXPRESSION": "the red star"}, says="mask"),
     Row(command="export-labels RUN", swap={"RUN": "runs/embedded-l2l"}, says="labels"),
     Row(command="report RUN RUN...", swap={"RUN": "runs/embedded-l2l",
-        "RUN...": "runs/embedded-ablations/l2l/fraction-0.25/seed-22"}, says="frozen prior alone(.|\n)*report: runs/"),
+        "RUN...": "runs/embedded-ablations"}, says="frozen prior alone(.|\n)*report: runs/"),
     Row(command="params RECIPE", swap={"RECIPE": "embedded"}, says="sesm"),
     Row(command="weights convert IN.pth OUT.safetensors --from swin",
         swap={"IN.pth": "swin.pth", "OUT.safetensors": "swin.safetensors"}, says="swin.safetensors"),

@@ -1,5 +1,6 @@
 """What a reader must know before believing the figures: a junk prior, an unequal comparison, a single seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,15 @@ def _canary_detail(canary: Any) -> str:
     return text
 
 
-def notices(runs: list[RunData], healths: dict[str, PriorHealth]) -> list[Notice]:
+def notices(
+    runs: list[RunData], healths: dict[str, PriorHealth], left_out: Sequence[Path] = ()
+) -> list[Notice]:
     """All warnings, gravest first.
 
     Args:
         runs: The runs of the report.
         healths: Store health by run name.
+        left_out: Folders of runs that belong to it but are not finished.
     """
     found = (
         _prior_notices(runs, healths)
@@ -127,6 +131,7 @@ def notices(runs: list[RunData], healths: dict[str, PriorHealth]) -> list[Notice
         + _prior_beats_model(runs)
         + _partial(runs)
         + _unequal(runs)
+        + _left_out(left_out)
         + _files(runs)
     )
     if not spreads(runs):
@@ -259,6 +264,15 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
             text=f"They do not share: {', '.join(differ)}. See “How this was made” for the values.",
         )
     ]
+
+
+def _left_out(folders: Sequence[Path]) -> list[Notice]:
+    """Runs of a grid that failed, or still go on."""
+    if not folders:
+        return []
+    names = ["/".join(path.parts[-3:]) for path in folders]
+    text = f"{_names(names)}: begun, not finished and scored. If they failed, the others are a choice of the luckier."
+    return [Notice(level="warn", title="Runs of a grid are left out", text=text)]
 
 
 def _files(runs: list[RunData]) -> list[Notice]:

@@ -87,6 +87,23 @@ def test_published_rows_stand_in_the_table_without_invented_cells(make_run):
     assert all(set(row.original + row.model) == {None} and 0 < row.published < 1 for row in rows)
 
 
+def test_every_share_of_labels_has_its_published_figures(make_run):
+    paths = [make_run("a"), make_run("b", seed=23), make_run("c"), make_run("d")]
+    for path, fraction, dataset in zip(paths, (0.01, 0.01, 0.1, 0.05), ("refcoco",) * 3 + ("own",), strict=True):
+        config = json.loads((path / "config.json").read_text())
+        config["config"]["data"]["dataset"] = dataset
+        edit(path / "config.json", config=config["config"], fraction=fraction)
+    tables = split_tables(collect_runs(paths))
+    rows = {row.label: row for row in tables[0].rows if row.kind == "published"}
+    for fraction, labels in ((0.01, "1%"), (0.1, "10%")):
+        for figure in published("refcoco", "unc", fraction):
+            if figure.split == "val":
+                row = rows.pop(f"{figure.method}, published (refcoco, {labels})")
+                assert (row.published, row.labels) == (figure.oiou, labels)
+    assert not rows
+    assert "L2L (refcoco, 1%) " in text_table(tables) and "L2L (refcoco, 10%) " in text_table(tables)
+
+
 def test_a_sound_prior_raises_no_alarm(make_run):
     (run,) = collect_runs([make_run("a")])
     health = prior_health(run)
