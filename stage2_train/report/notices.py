@@ -9,6 +9,7 @@ from shared.errors import DataError
 from shared.types import AnswerStatus
 from stage2_train.report.collect import RunData, finite
 from stage2_train.report.stats import spreads, summary_disagrees
+from stage2_train.segmentor_config import UNCOUNTED, whole_network
 
 JUNK_OIOU = 0.10
 """A frozen prior below this oIoU carries next to nothing."""
@@ -129,6 +130,7 @@ def notices(
         _prior_notices(runs, healths)
         + _no_prior_score(runs)
         + _prior_beats_model(runs)
+        + _uncounted_labels(runs)
         + _partial(runs)
         + _unequal(runs)
         + _left_out(left_out)
@@ -186,6 +188,26 @@ def _junk_reasons(run: RunData, health: PriorHealth | None) -> list[str]:
         listed = ", ".join(f"{name} {count:,}" for name, count in health.statuses[:4])
         found.append(f"Only {share:.0%} of its {health.num_rows:,} answers hold a usable box ({listed}).")
     return found
+
+
+def _uncounted_labels(runs: list[RunData]) -> list[Notice]:
+    """Runs that go on with a network somebody else trained on masks."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        config = run.config.get("config")
+        segmentor = config.get("segmentor") if isinstance(config, dict) else None
+        if file := whole_network(segmentor) if isinstance(segmentor, dict) else "":
+            found.setdefault(file, []).append(run.name)
+    return [
+        Notice(
+            level="warn",
+            title=UNCOUNTED.capitalize(),
+            text=f"{_names(names)}: segmentor.weights names {file}. The masks it was trained with come on top of the "
+            "share of labels that is stated, and a run without it does not have them. Towers that have seen no mask "
+            "are named by segmentor.vision.weights and segmentor.text.weights.",
+        )
+        for file, names in found.items()
+    ]
 
 
 def _partial(runs: list[RunData]) -> list[Notice]:

@@ -89,7 +89,9 @@ def test_published_rows_stand_in_the_table_without_invented_cells(make_run):
 
 def test_every_share_of_labels_has_its_published_figures(make_run):
     paths = [make_run("a"), make_run("b", seed=23), make_run("c"), make_run("d")]
-    for path, fraction, dataset in zip(paths, (0.01, 0.01, 0.1, 0.05), ("refcoco",) * 3 + ("own",), strict=True):
+    for path, fraction, dataset in zip(
+        paths, (0.01, 0.01, 0.1, 0.05), ("refcoco",) * 3 + ("own",), strict=True
+    ):
         config = json.loads((path / "config.json").read_text())
         config["config"]["data"]["dataset"] = dataset
         edit(path / "config.json", config=config["config"], fraction=fraction)
@@ -168,6 +170,33 @@ def test_unequal_runs_part_scores_and_single_seeds_are_said(make_run):
     assert "b on val" in titles["Scored on a part of the sentences"]
     assert "One seed" not in titles
     assert "One seed" in [notice.title for notice in notices(collect_runs([first]), {})]
+
+
+@pytest.mark.parametrize(
+    ("segmentor", "said"),
+    [
+        (
+            {"weights": "/where/lavt.safetensors", "weight_parts": ["vision", "text", "fusion", "decoder"]},
+            True,
+        ),
+        (
+            {"weights": "/where/lavt.safetensors", "weight_parts": ["vision"]},
+            True,
+        ),  # it learnt from masks, too
+        ({"weights": "embedded"}, False),
+        ({"weights": None, "vision": {"weights": "microsoft/swin"}}, False),
+    ],
+)
+def test_labels_of_a_network_that_is_started_from_are_not_counted_and_that_is_said(make_run, segmentor, said):
+    path = make_run("a")
+    config = json.loads((path / "config.json").read_text())["config"]
+    edit(path / "config.json", config=config | {"segmentor": segmentor})
+    found = {notice.title: notice for notice in notices(collect_runs([path]), {})}
+    title = "Starts from a network whose own labels are not counted"
+    assert (title in found) is said
+    assert not said or (
+        found[title].level == "warn" and "a: segmentor.weights names lavt.safetensors." in found[title].text
+    )
 
 
 def test_every_status_with_a_box_counts_as_one():
