@@ -131,6 +131,7 @@ def notices(
         + _no_prior_score(runs)
         + _prior_beats_model(runs)
         + _uncounted_labels(runs)
+        + _shared_images(runs)
         + _partial(runs)
         + _unequal(runs)
         + _left_out(left_out)
@@ -208,6 +209,22 @@ def _uncounted_labels(runs: list[RunData]) -> list[Notice]:
         )
         for file, names in found.items()
     ]
+
+
+def _shared_images(runs: list[RunData]) -> list[Notice]:
+    """Scores of sentences whose images training has seen."""
+    seen = [
+        f"{run.name} on {split}: {shared:,.0f} of {data.num:,}"
+        for run in runs
+        for split, data in run.evals.items()
+        if (shared := finite(data.summary.get("shared_with_train")) or 0) > 0
+    ]
+    if not seen:
+        return []
+    text = (
+        f"Sentences whose image is also a training image: {'; '.join(seen)}. The network knows those images."
+    )
+    return [Notice(level="warn", title="Scored on images that were trained on", text=text)]
 
 
 def _partial(runs: list[RunData]) -> list[Notice]:

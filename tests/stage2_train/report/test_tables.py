@@ -199,6 +199,17 @@ def test_labels_of_a_network_that_is_started_from_are_not_counted_and_that_is_sa
     )
 
 
+def test_scores_on_training_images_are_said(make_run):
+    paths = [make_run(name) for name in ("a", "b", "c")]
+    for path, shared in zip(paths, (12, 0, None), strict=True):
+        edit(path / "eval" / "val.json", **({} if shared is None else {"shared_with_train": shared}))
+    runs = collect_runs(paths)
+    title = "Scored on images that were trained on"
+    (notice,) = [one for one in notices(runs, {}) if one.title == title]
+    assert notice.level == "warn" and f" a on val: 12 of {runs[0].evals['val'].num}. " in notice.text
+    assert not [one for one in notices(runs[1:], {}) if one.title == title]
+
+
 def test_every_status_with_a_box_counts_as_one():
     statuses = tuple((status.value, 1) for status in AnswerStatus)
     health = PriorHealth(path="", fingerprint="", canary="", canary_detail="", statuses=statuses, problem="")
