@@ -240,7 +240,9 @@ def data_split(
     split_by: SplitBy = "",
     *,
     fraction: Annotated[float, typer.Option(help="Labelled share of the train images, in (0, 1].")],
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    split_seed: Annotated[
+        int, typer.Option(help="Seed of the draw, `split_seed` of a training; not the seed of a run.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Print which train images are labelled, in order of the draw, and what they carry."""
@@ -249,7 +251,7 @@ def data_split(
 
     config = _data_config(root, dataset, split_by)
     loaded = load_dataset(config)
-    ids = labelled_image_ids(loaded.drawn_image_ids(), fraction, seed)
+    ids = labelled_image_ids(loaded.drawn_image_ids(), fraction, split_seed)
     labelled = set(ids)
     train = loaded.samples("train")
     samples = [sample for sample in train if sample.image_id in labelled and loaded.has_mask(sample)]
@@ -257,7 +259,7 @@ def data_split(
         "dataset": config.dataset,
         "split_by": config.split_by,
         "fraction": fraction,
-        "seed": seed,
+        "seed": split_seed,
         "hash": split_hash(ids),
         "num_images": len(ids),
         "num_refs": len({sample.ref_id for sample in samples}),
@@ -747,10 +749,14 @@ def weights_convert(
 @app.command()
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run folders; the first is the main one.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of runs, and of grids, which stand for their finished runs; the first is the main one.",
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="HTML file; default report.html in the first run.")
+        Path | None, typer.Option(metavar="FILE", help="HTML file; default report.html in the first folder.")
     ] = None,
     as_json: Json = False,
 ) -> None:

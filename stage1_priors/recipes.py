@@ -24,7 +24,7 @@ TINY_SAM_WEIGHTS = Path(__file__).parent / "tiny_sam" / "weights"
 def embedded() -> PriorsConfig:
     """The embedded data set, the tiny frozen Qwen2.5-VL through vLLM and the tiny Sam2Model, on a CPU.
 
-    `priors embedded`. Photographs go the same way: `--set data.root=... --set data.dataset=...`.
+    `priors run embedded`. Photographs go the same way: `--set data.root=... --set data.dataset=...`.
     """
     return PriorsConfig(
         data=DataConfig(root="cache/data/refshapes", dataset="refshapes"),
@@ -52,7 +52,7 @@ def refcoco_qwen25_vl_7b() -> PriorsConfig:
     """RefCOCO (unc), Qwen2.5-VL-7B-Instruct in bfloat16 through vLLM, and SAM 2.1 (Hiera-L), on one GPU.
 
     Needs `data/refer/refcoco/` with `refs(unc).p` and `instances.json`, the COCO train2014 images under
-    `data/refer/images/`, and both models in the local Hugging Face cache. `priors refcoco-qwen2.5-vl-7b`.
+    `data/refer/images/`, and both models in the local Hugging Face cache. `priors run refcoco-qwen2.5-vl-7b`.
     """
     return PriorsConfig(
         data=DataConfig(root="data/refer", dataset="refcoco"),
@@ -73,7 +73,7 @@ def refcoco_qwen25_vl_7b() -> PriorsConfig:
 def import_masks() -> ImportConfig:
     """Soft masks of RefCOCO (unc) made elsewhere, by CARIS for instance, without any model.
 
-    `priors import --set source=FOLDER_OR_ZARR`; the embedded data go the same way with `--set
+    `priors run import --set source=FOLDER_OR_ZARR`; the embedded data go the same way with `--set
     data.root=cache/data/refshapes --set data.dataset=refshapes`.
     """
     return ImportConfig(

@@ -1,7 +1,7 @@
 """Runs a grid of trainings over one prior store and ends with one table.
 
-    OUT/<method>/fraction-<f>/seed-<s>/     a run folder as `train` leaves it, with its scores, and `cell.log`
-    OUT/table.json, .csv, .txt, chart.svg   written at the end of every call, over all cells of the grid
+    OUT/<method>/fraction-<f>/seed-<s>/           a run folder as `train` leaves it, with its scores, and `cell.log`
+    OUT/table.json, .csv, .txt, .tex, chart.svg   written at the end of every call, over all cells of the grid
 
 Every cell is a process (`stage2_train.ablate_cell`): a crash is that cell's alone, and whatever ends this process ends
 them after a checkpoint. A second call skips what is done, goes on with what was interrupted and tries again what had
@@ -34,10 +34,12 @@ from shared.store.publish import publish_file
 from stage2_train.ablate_cell import BUSY
 from stage2_train.ablate_chart import draw
 from stage2_train.ablate_grid import Cell, Grid
+from stage2_train.ablate_latex import as_latex
 from stage2_train.ablate_table import (
     as_text,
     build_rows,
     collect_scores,
+    model_sizes,
     prior_scores,
     rows_as_csv,
     rows_as_json,
@@ -236,7 +238,7 @@ def run_grid(
 
     Returns:
         `rows`, `prior`, `counts` by state, `unfinished` cells with their reasons, `own_unfinished` (how many of this
-        call's share), `reference`, `store`, `out`.
+        call's share), `reference`, `data`, `store`, `model_sizes`, `out`.
 
     Raises:
         DataError: No store, or bad arguments.
@@ -386,6 +388,7 @@ def _summary(
     }
     done = [cell for cell in grid.cells if states[cell.name].state == DONE]
     scores = collect_scores(grid, out, done)
+    data = grid.cells[0].config.data
     unfinished = [
         {"cell": name, "state": state.state, "reason": state.reason or "run again to go on"}
         for name, state in states.items()
@@ -402,6 +405,8 @@ def _summary(
         "counts": dict(Counter(state.state for state in states.values())),
         "own_unfinished": sum(cell["cell"] in own for cell in unfinished),
         "unfinished": unfinished,
+        "data": {"dataset": data.dataset, "split_by": data.split_by, "fingerprint": opened.data_fingerprint},
+        "model_sizes": model_sizes(scores),
         "prior": prior_scores(grid, scores),
         "rows": rows_as_json(build_rows(grid, done, scores)),
     }
@@ -409,7 +414,12 @@ def _summary(
 
 def _write_table(out: Path, answer: Mapping[str, Any]) -> None:
     write_json(out / "table.json", answer)
-    chart = draw(answer)
-    texts = {"table.csv": rows_as_csv(answer["rows"]), "table.txt": as_text(answer) + "\n"}
-    for name, text in (texts | ({"chart.svg": chart} if chart else {})).items():
-        publish_file(out / name, text.encode())
+    texts = {
+        "table.csv": rows_as_csv(answer["rows"]),
+        "table.txt": as_text(answer) + "\n",
+        "table.tex": as_latex(answer),
+        "chart.svg": draw(answer),
+    }
+    for name, text in texts.items():
+        if text is not None:
+            publish_file(out / name, text.encode())

@@ -2,7 +2,7 @@
 
 A panel a split. With several shares of labels or several overrides, lines over them, one a method (an arm where the
 grid has both); else a row a method. The frozen prior's own score is a dashed line. Bars reach one standard deviation
-from the mean. Shape tells the series as colour does; light or dark as the reader's system is.
+from the mean. Shape tells the series as colour does; series beyond `SERIES` use the colours again.
 
 Frame: SVG user units, x to the right, y down.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from shared.svg import SERIES, head, look
 from stage2_train.report.charts import tick_texts, ticks
 
 PANEL_WIDTH, PANEL_HEIGHT, GAP = 236, 190, 30
@@ -20,20 +21,6 @@ LEFT, RIGHT, TITLE, AXIS, ROW = 50, 14, 26, 72, 24
 """Room for the values on the left, on the right, for titles, for the axis below, and for a row of names."""
 CHARACTER = 6.6
 """About the width of a character."""
-SERIES = 7
-"""Colours and shapes there are; further series use them again."""
-STYLE = """
-svg { --bg: #ffffff; --fg: #1b1f23; --muted: #57606a; --grid: #e1e5e9;
-      --s0: #0072b2; --s1: #d55e00; --s2: #009e73; --s3: #a9648c; --s4: #8a6d00; --s5: #3a87b8; --s6: #555555; }
-@media (prefers-color-scheme: dark) {
-  svg { --bg: #14171a; --fg: #e6e8ea; --muted: #a3adb7; --grid: #2f363d;
-        --s0: #56b4e9; --s1: #ff8c42; --s2: #2cc79b; --s3: #e39cc3; --s4: #e0c24a; --s5: #9fd3f5; --s6: #bbbbbb; }
-}
-text { font: 12px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--fg); }
-.muted { fill: var(--muted); } .strong { font-weight: 600; } .end { text-anchor: end; } .mid { text-anchor: middle; }
-.bg { fill: var(--bg); } .grid { stroke: var(--grid); } .prior { stroke: var(--muted); stroke-dasharray: 5 4; }
-.line { fill: none; stroke-width: 1.8; } .spread { stroke-width: 1.4; }
-""" + "".join(f".f{i} {{ fill: var(--s{i}); }} .l{i} {{ stroke: var(--s{i}); }}\n" for i in range(SERIES))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +60,10 @@ def draw(answer: Mapping[str, Any]) -> str | None:
     for line, text in enumerate(
         ("mean ± sd over seeds; oIoU, original size", "dashed: the frozen prior alone")
     ):
-        parts.append(f'<text class="muted" x="14" y="{height - 28 + 16 * line}">{text}</text>')
+        parts.append(f'<text {look("muted")} x="14" y="{height - 28 + 16 * line}">{text}</text>')
     described = ". ".join(_sentence(categories, panel) for panel in panels)
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-labelledby="t d">\n'
-        f'<title id="t">oIoU of each method of a grid</title>\n<desc id="d">{escape(described)}.</desc>'
-        f'<style>{STYLE}</style>\n<rect class="bg" width="{width}" height="{height}" rx="6"/>\n'
-    )
-    return head + "\n".join(parts) + "\n</svg>\n"
+    first = head(width, height, "oIoU of each method of a grid", f"{described}.")
+    return "\n".join([first, *parts, "</svg>\n"])
 
 
 def panels_of(answer: Mapping[str, Any]) -> tuple[list[str], list[Panel]]:
@@ -142,20 +125,22 @@ def _lines(
     values = ticks(low, high, 5)
     for number, panel in enumerate(panels):
         left = LEFT + number * (panel_width + GAP)
-        parts.append(f'<text class="strong" x="{left}" y="{top - 10}">{escape(panel.title)}</text>')
+        parts.append(f'<text {look("strong")} x="{left}" y="{top - 10}">{escape(panel.title)}</text>')
         for value, text in zip(values, tick_texts(values), strict=True):
             at = down(value)
-            parts.append(f'<line class="grid" x1="{left}" x2="{left + panel_width}" y1="{at}" y2="{at}"/>')
+            parts.append(f'<line {look("grid")} x1="{left}" x2="{left + panel_width}" y1="{at}" y2="{at}"/>')
             if number == 0:
-                parts.append(f'<text class="muted end" x="{left - 7}" y="{at + 4}">{text}</text>')
+                parts.append(f'<text {look("muted", "end")} x="{left - 7}" y="{at + 4}">{text}</text>')
         for place, name in enumerate(categories):
             at = round(left + step * (place + 0.5), 1)
             parts.append(
-                f'<text class="muted mid" x="{at}" y="{top + PANEL_HEIGHT + 18}">{escape(name)}</text>'
+                f'<text {look("muted", "mid")} x="{at}" y="{top + PANEL_HEIGHT + 18}">{escape(name)}</text>'
             )
         if panel.prior is not None:
             at = down(panel.prior)
-            parts.append(f'<line class="prior" x1="{left}" x2="{left + panel_width}" y1="{at}" y2="{at}"/>')
+            parts.append(
+                f'<line {look("prior", "dashed")} x1="{left}" x2="{left + panel_width}" y1="{at}" y2="{at}"/>'
+            )
         for one in panel.series:
             index = labels.index(one.label)
             aside = (index - (len(labels) - 1) / 2) * min(5.0, 0.5 * step / len(labels))
@@ -164,11 +149,11 @@ def _lines(
                 for place, (mean, sd) in one.points.items()
             ]
             path = "L".join(f"{x} {down(mean)}" for x, mean, _ in points)
-            parts.append(f'<path class="line l{index % SERIES}" d="M{path}"/>')
+            parts.append(f'<path {look("line", f"l{index % SERIES}")} d="M{path}"/>')
             for x, mean, sd in points:
                 if sd is not None:
                     parts.append(
-                        f'<line class="spread l{index % SERIES}" x1="{x}" x2="{x}" '
+                        f'<line {look("spread", f"l{index % SERIES}")} x1="{x}" x2="{x}" '
                         f'y1="{down(mean - sd)}" y2="{down(mean + sd)}"/>'
                     )
                 parts.append(_marker(index, x, down(mean)))
@@ -183,7 +168,7 @@ def _rows(
     width = round(names + len(panels) * (PANEL_WIDTH + GAP) - GAP + RIGHT)
     bottom = TITLE + ROW * len(labels)
     parts = [
-        f'<text class="end" x="{names - 10:.0f}" y="{TITLE + ROW * (row + 0.5) + 4}">{escape(label)}</text>'
+        f'<text {look("end")} x="{names - 10:.0f}" y="{TITLE + ROW * (row + 0.5) + 4}">{escape(label)}</text>'
         for row, label in enumerate(labels)
     ]
     values = ticks(low, high, 4)
@@ -193,20 +178,21 @@ def _rows(
         def across(value: float, left: float = left) -> float:
             return round(left + PANEL_WIDTH * (value - low) / (high - low), 1)
 
-        parts.append(f'<text class="strong" x="{left}" y="16">{escape(panel.title)}</text>')
+        parts.append(f'<text {look("strong")} x="{left}" y="16">{escape(panel.title)}</text>')
         for value, text in zip(values, tick_texts(values), strict=True):
             at = across(value)
-            parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TITLE}" y2="{bottom}"/>')
-            parts.append(f'<text class="muted mid" x="{at}" y="{bottom + 16}">{text}</text>')
+            parts.append(f'<line {look("grid")} x1="{at}" x2="{at}" y1="{TITLE}" y2="{bottom}"/>')
+            parts.append(f'<text {look("muted", "mid")} x="{at}" y="{bottom + 16}">{text}</text>')
         if panel.prior is not None:
             at = across(panel.prior)
-            parts.append(f'<line class="prior" x1="{at}" x2="{at}" y1="{TITLE}" y2="{bottom}"/>')
+            parts.append(f'<line {look("prior", "dashed")} x1="{at}" x2="{at}" y1="{TITLE}" y2="{bottom}"/>')
         for one in panel.series:
             y = TITLE + ROW * (labels.index(one.label) + 0.5)
             for mean, sd in one.points.values():
                 if sd is not None:
                     parts.append(
-                        f'<line class="spread l0" x1="{across(mean - sd)}" x2="{across(mean + sd)}" y1="{y}" y2="{y}"/>'
+                        f'<line {look("spread", "l0")} x1="{across(mean - sd)}" x2="{across(mean + sd)}" '
+                        f'y1="{y}" y2="{y}"/>'
                     )
                 parts.append(_marker(0, across(mean), y))
     return parts, width, bottom + AXIS
@@ -229,9 +215,9 @@ def _marker(index: int, x: float, y: float) -> str:
     """A disc, a square, a triangle or a diamond, in the colour of the series."""
     style, shape = f"f{index % SERIES}", index % 4
     if shape == 0:
-        return f'<circle class="{style}" cx="{x}" cy="{y}" r="4.2"/>'
+        return f'<circle {look(style)} cx="{x}" cy="{y}" r="4.2"/>'
     path = {1: "m-4 -4h8v8h-8z", 2: "m0 -5.5l5.2 9.2h-10.4z", 3: "m0 -5.6l5.6 5.6l-5.6 5.6l-5.6 -5.6z"}
-    return f'<path class="{style}" d="M{x} {y}{path[shape]}"/>'
+    return f'<path {look(style)} d="M{x} {y}{path[shape]}"/>'
 
 
 def _sentence(categories: Sequence[str], panel: Panel) -> str:

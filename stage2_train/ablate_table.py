@@ -121,6 +121,11 @@ def prior_scores(
     return found
 
 
+def model_sizes(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    """What `model` stands for in a frame: height x width of the networks' inputs, pixels."""
+    return sorted({"x".join(map(str, result["resolution"])) for result in scores.values()})
+
+
 def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Rows as plain dictionaries."""
     return [asdict(row) for row in rows]

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from shared.json_files import read_json
 from shared.store.publish import publish_file
 from stage2_train.card_template import CARD_TEMPLATE, card_data
+from stage2_train.segmentor_config import UNCOUNTED, whole_network
 
 _METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
 
@@ -35,6 +36,8 @@ def model_card(run: Path) -> ModelCard:
     lines += [f"| {name} | {value} |" for name, value in _facts(record, split).items()]
     lines += ["", "## Scores", "", *_scores(results, data)]
     lines += ["", "## Limits", "", "Trained with few masks; confidences are not calibrated."]
+    if file := whole_network(record["config"]["segmentor"]):
+        lines.append(f"The training {UNCOUNTED} in the share of the masks ({file}).")
     head = card_data(str(record["method"]))
     found = _hub_results(results, data)
     if found:

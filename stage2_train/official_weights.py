@@ -27,6 +27,7 @@ from torch import Tensor
 
 from shared.config import as_options
 from shared.errors import DataError
+from stage2_train.segmentor_config import UNCOUNTED
 
 Rules = Sequence[tuple[str, str]]
 
@@ -95,7 +96,8 @@ def convert(source: str | Path, target: str | Path, family: str) -> dict[str, An
         family: Key of `FAMILIES`.
 
     Returns:
-        `file`, `tensors`, `parameters` of each part, `ignored`, and `use`: the options with which a training takes it.
+        `file`, `tensors`, `parameters` of each part, `ignored`, `use` (the options with which a training takes it) and,
+        of a whole network, a `note` on the masks it was trained with.
 
     Raises:
         DataError: Not such a checkpoint, or a tensor that the key map does not know.
@@ -119,7 +121,8 @@ def convert(source: str | Path, target: str | Path, family: str) -> dict[str, An
         part = name.partition(".")[0]
         parameters[part] = parameters.get(part, 0) + value.numel()
     use = [f"segmentor.vision.weights={target}"]
-    if len(parameters) > 1:
+    whole = len(parameters) > 1
+    if whole:
         use = [f"segmentor.weights={target}", f"segmentor.weight_parts={','.join(parameters)}"]
     return {
         "file": str(target),
@@ -127,6 +130,7 @@ def convert(source: str | Path, target: str | Path, family: str) -> dict[str, An
         "parameters": parameters,
         "ignored": ignored,
         "use": shlex.join(as_options(use)),
+        **({"note": f"a training with these options {UNCOUNTED}"} if whole else {}),
     }
 
 

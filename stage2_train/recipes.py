@@ -1,6 +1,7 @@
 """Recipes of stage 2: functions returning a `TrainConfig`. `--set a.b=c` changes single fields.
 
-The systems L2L is compared with and the paper's ablations of it are changes to two base recipes: see `variants`.
+The systems L2L is compared with, the paper's ablations of it and our own fusions are changes to two base recipes: see
+`variants`.
 
 The embedded recipes share data, split, network, schedule and samples seen; only the method differs. The paper's
 recipes state its published numbers; nothing of that size has been run here.
@@ -15,7 +16,7 @@ from stage2_train.config import AlarmConfig, L2lConfig, RuntimeConfig, TrainConf
 from stage2_train.optim import OptimConfig
 from stage2_train.segmentor_config import paper_config, tiny_config
 from stage2_train.text_augment import StrongTextConfig
-from stage2_train.variants import ABLATIONS, COMPARISONS, Change
+from stage2_train.variants import ABLATIONS, BEYOND, COMPARISONS, Change
 
 PAPER_BATCH = 16
 """Labelled, and as many unlabelled, samples per step: 4 GPUs with 4 each (that 4 is per GPU is our reading)."""
@@ -63,32 +64,6 @@ def embedded() -> TrainConfig:
 def supervised_embedded() -> TrainConfig:
     """The labelled 1% alone: the lower bound of `embedded` (`--set fraction=1` gives the upper one)."""
     return _plain(embedded(), method="supervised")
-
-
-def embedded_confident() -> TrainConfig:
-    """Beyond the paper: the fused prior alone, of two witnesses made equally bold, moved by the model's confidence.
-
-    The embedded SAM 2 is timid inside its masks (median foreground 0.88, the network's 0.99), so eq. 6 lets the network
-    win nearly every argument: its logit is tripled, and neither witness may say more than 0.98. Where they then
-    disagree, lam is 0.5 + 0.5 (trust - 0.25): the more confident half of the priors wins, the rest is ignored.
-    """
-    config = ABLATIONS["spm"](embedded())
-    return dataclasses.replace(
-        config,
-        spm=dataclasses.replace(
-            config.spm, eps=0.02, prior_sharpness=3.0, confidence_gain=0.5, confidence_centre=0.25
-        ),
-        l2l=dataclasses.replace(config.l2l, tau_fg=0.7, tau_bg=0.3),
-    )
-
-
-def embedded_bold() -> TrainConfig:
-    """Beyond the paper: `embedded-confident` without the confidence: what the two witnesses argue about is not taught.
-
-    For priors that may be wrong however sure the frozen model was of them.
-    """
-    config = embedded_confident()
-    return dataclasses.replace(config, spm=dataclasses.replace(config.spm, confidence_gain=0.0))
 
 
 def paper() -> TrainConfig:
@@ -142,19 +117,19 @@ def _varied(base: Callable[[], TrainConfig], change: Change) -> Callable[[], Tra
 
 
 def _variants(base: Callable[[], TrainConfig], name: str) -> dict[str, Callable[[], TrainConfig]]:
-    """`<method>-<name>` of every comparison system and `<name>-<ablation>` of every ablation of L2L."""
+    """`<method>-<name>` of every comparison system, `<name>-<change>` of every ablation of L2L and fusion beyond it."""
     compared = {
         f"{method}-{name}": _varied(lambda: _plain(base()), change) for method, change in COMPARISONS.items()
     }
-    return compared | {f"{name}-{part}": _varied(base, change) for part, change in ABLATIONS.items()}
+    return compared | {
+        f"{name}-{part}": _varied(base, change) for part, change in {**ABLATIONS, **BEYOND}.items()
+    }
 
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     "embedded": embedded,
     "supervised-embedded": supervised_embedded,
     **_variants(embedded, "embedded"),
-    "embedded-confident": embedded_confident,
-    "embedded-bold": embedded_bold,
     "paper": paper,
     "paper-baseline": paper_baseline,
     **_variants(paper, "paper"),

@@ -4,9 +4,10 @@ A config is enough to rebuild the module without weights (`segmentor.build_segme
 the meta device (`params.count_parameters`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from shared.errors import DataError
 
@@ -14,6 +15,9 @@ EMBEDDED = "embedded"
 """Value of a path field that stands for the files shipped in `stage2_train/tiny/weights`."""
 
 EMBEDDED_FOLDER = Path(__file__).parent / "tiny" / "weights"
+
+UNCOUNTED = "starts from a network whose own labels are not counted"
+"""What is said of a run for which `whole_network` names a file."""
 
 NUM_STAGES = 4
 
@@ -214,6 +218,19 @@ class SegmentorConfig:
             raise DataError(
                 f"segmentor.decoder_width is {self.decoder_width}; it must be a positive multiple of 8"
             )
+
+
+def whole_network(segmentor: Mapping[str, Any]) -> str:
+    """The file of a trained segmentor that a run starts from; "" if there is none, or it is the one that is shipped.
+
+    Which parts are taken makes no difference: the towers of a network that was trained on masks have learnt from them
+    as its decoder has. Towers that saw images or text alone are named by `vision.weights` and `text.weights`.
+
+    Args:
+        segmentor: A `SegmentorConfig` as `config.json` records it.
+    """
+    weights = segmentor.get("weights")
+    return "" if weights in (None, "", EMBEDDED) else Path(weights).name
 
 
 def tiny_config(*, sesm: bool = False, weights: str | None = EMBEDDED) -> SegmentorConfig:

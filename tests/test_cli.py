@@ -187,11 +187,12 @@ def test_split_prints_the_published_draw(l2l, refshapes):
 
     from shared.refer import load_refer
 
-    where = (refshapes, "--dataset", "refshapes", "--split-by", "unc", "--fraction", "0.25", "--seed", "5")
+    data = (refshapes, "--dataset", "refshapes", "--split-by", "unc")
+    where = (*data, "--fraction", "0.25", "--split-seed", "5")
     split = l2l("data", "split", *where, "--json").json
-    data = load_refer(refshapes, "refshapes", "unc")
-    assert split["image_ids"] == random.Random(5).sample(data.train_image_ids(), 3)
-    labelled = [sample for sample in data.samples("train") if sample.image_id in split["image_ids"]]
+    loaded = load_refer(refshapes, "refshapes", "unc")
+    assert split["image_ids"] == random.Random(5).sample(loaded.train_image_ids(), 3)
+    labelled = [sample for sample in loaded.samples("train") if sample.image_id in split["image_ids"]]
     assert split["num_sentences"] == len(labelled) and split["num_images"] == 3
     text = l2l("data", "split", *where).out.splitlines()
     assert [int(line) for line in text[1:]] == split["image_ids"]

@@ -11,14 +11,14 @@ def write_report(runs: list[Path], out: Path | None = None) -> tuple[Path, str]:
     """Write the report of `runs`.
 
     Args:
-        runs: Run directories; the first is the main one.
-        out: The HTML file; default `report.html` in the first run.
+        runs: Folders of runs, and of grids, which stand for their finished runs; the first is the main one.
+        out: The HTML file; default `report.html` in the first folder.
 
     Returns:
         The file written, and a short table to print (with warnings below it, if there are any).
 
     Raises:
-        DataError: No run given, or a directory that holds no run.
+        DataError: No run given, or a directory that holds none.
     """
     from stage2_train.report.page import write_page
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import DataError
+from stage2_train.report.grids import CELL
 from stage2_train.run_files import identity_of
 
 SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
@@ -223,9 +224,9 @@ def finite(value: Any) -> float | None:
 
 
 def _labels(paths: list[Path]) -> list[str]:
-    """Folder names, made unique with as many folders above as that takes and, of one folder given twice, a number."""
+    """Folder names (of a grid's run with method and share of labels), made unique by folders above or by a number."""
     parts = [path.resolve().parts for path in paths]
-    names = [own[-1] for own in parts]
+    names = ["/".join(own[-3:] if CELL.fullmatch("/".join(own[-2:])) else own[-1:]) for own in parts]
     for depth in range(2, max(map(len, parts), default=0) + 1):
         if len(set(names)) == len(names):
             break

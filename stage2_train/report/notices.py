@@ -1,5 +1,6 @@
 """What a reader must know before believing the figures: a junk prior, an unequal comparison, a single seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from shared.errors import DataError
 from shared.types import AnswerStatus
 from stage2_train.report.collect import RunData, finite
 from stage2_train.report.stats import spreads, summary_disagrees
+from stage2_train.segmentor_config import UNCOUNTED, whole_network
 
 JUNK_OIOU = 0.10
 """A frozen prior below this oIoU carries next to nothing."""
@@ -114,19 +116,25 @@ def _canary_detail(canary: Any) -> str:
     return text
 
 
-def notices(runs: list[RunData], healths: dict[str, PriorHealth]) -> list[Notice]:
+def notices(
+    runs: list[RunData], healths: dict[str, PriorHealth], left_out: Sequence[Path] = ()
+) -> list[Notice]:
     """All warnings, gravest first.
 
     Args:
         runs: The runs of the report.
         healths: Store health by run name.
+        left_out: Folders of runs that belong to it but are not finished.
     """
     found = (
         _prior_notices(runs, healths)
         + _no_prior_score(runs)
         + _prior_beats_model(runs)
+        + _uncounted_labels(runs)
+        + _shared_images(runs)
         + _partial(runs)
         + _unequal(runs)
+        + _left_out(left_out)
         + _files(runs)
     )
     if not spreads(runs):
@@ -181,6 +189,42 @@ def _junk_reasons(run: RunData, health: PriorHealth | None) -> list[str]:
         listed = ", ".join(f"{name} {count:,}" for name, count in health.statuses[:4])
         found.append(f"Only {share:.0%} of its {health.num_rows:,} answers hold a usable box ({listed}).")
     return found
+
+
+def _uncounted_labels(runs: list[RunData]) -> list[Notice]:
+    """Runs that go on with a network somebody else trained on masks."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        config = run.config.get("config")
+        segmentor = config.get("segmentor") if isinstance(config, dict) else None
+        if file := whole_network(segmentor) if isinstance(segmentor, dict) else "":
+            found.setdefault(file, []).append(run.name)
+    return [
+        Notice(
+            level="warn",
+            title=UNCOUNTED.capitalize(),
+            text=f"{_names(names)}: segmentor.weights names {file}. The masks it was trained with come on top of the "
+            "share of labels that is stated, and a run without it does not have them. Towers that have seen no mask "
+            "are named by segmentor.vision.weights and segmentor.text.weights.",
+        )
+        for file, names in found.items()
+    ]
+
+
+def _shared_images(runs: list[RunData]) -> list[Notice]:
+    """Scores of sentences whose images training has seen."""
+    seen = [
+        f"{run.name} on {split}: {shared:,.0f} of {data.num:,}"
+        for run in runs
+        for split, data in run.evals.items()
+        if (shared := finite(data.summary.get("shared_with_train")) or 0) > 0
+    ]
+    if not seen:
+        return []
+    text = (
+        f"Sentences whose image is also a training image: {'; '.join(seen)}. The network knows those images."
+    )
+    return [Notice(level="warn", title="Scored on images that were trained on", text=text)]
 
 
 def _partial(runs: list[RunData]) -> list[Notice]:
@@ -258,6 +302,15 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
             text=f"They do not share: {', '.join(differ)}. See “How this was made” for the values.",
         )
     ]
+
+
+def _left_out(folders: Sequence[Path]) -> list[Notice]:
+    """Runs of a grid that failed, or still go on."""
+    if not folders:
+        return []
+    names = ["/".join(path.parts[-3:]) for path in folders]
+    text = f"{_names(names)}: begun, not finished and scored. If they failed, the others are a choice of the luckier."
+    return [Notice(level="warn", title="Runs of a grid are left out", text=text)]
 
 
 def _files(runs: list[RunData]) -> list[Notice]:

@@ -21,7 +21,8 @@ from stage2_train.report.choice import TAGS
 from stage2_train.report.collect import RunData, collect_runs
 from stage2_train.report.curves import MAX_LINES, curve_charts
 from stage2_train.report.gallery import BUDGET_BYTES, MAX_RUNS, Card, build_gallery, taught_cards
-from stage2_train.report.notices import PriorHealth, notices, prior_health
+from stage2_train.report.grids import expand
+from stage2_train.report.notices import Notice, PriorHealth, notices, prior_health
 from stage2_train.report.reference import SOURCE
 from stage2_train.report.sources import Sources, sources_of
 from stage2_train.report.tables import number, percent_text, split_tables, text_table
@@ -29,27 +30,33 @@ from stage2_train.report.tables import number, percent_text, split_tables, text_
 
 def write_page(paths: list[Path], out: Path | None) -> tuple[Path, str]:
     """Collect, draw, write; see `stage2_train.report.write_report`."""
-    runs = collect_runs(paths)
-    target = out if out is not None else runs[0].path / "report.html"
+    folders, left_out = expand(paths)
+    runs = collect_runs(folders)
+    target = out if out is not None else paths[0] / "report.html"
     runs.sort(key=lambda run: run.method != "supervised")  # baselines first: differences are taken from them
     healths = {run.name: health for run in runs if (health := prior_health(run)) is not None}
     tables = split_tables(runs)
-    html = render(runs, healths, sources_of(runs))
+    warnings = notices(runs, healths, left_out)
+    html = render(runs, healths, warnings, sources_of(runs))
     _publish(target, html)
-    alarms = [notice for notice in notices(runs, healths) if notice.level == "alarm"]
+    alarms = [notice for notice in warnings if notice.level == "alarm"]
     lines = [
         text_table(tables),
+        *(f"left out, not finished and scored: {path}" for path in left_out),
         *(f"WARNING: {notice.title}. {notice.text}" for notice in alarms),
     ]
     return target, "\n".join(lines)
 
 
-def render(runs: list[RunData], healths: dict[str, PriorHealth], sources: Sources) -> str:
+def render(
+    runs: list[RunData], healths: dict[str, PriorHealth], warnings: list[Notice], sources: Sources
+) -> str:
     """The whole page as text.
 
     Args:
         runs: The runs, baselines first.
         healths: Store health by run name.
+        warnings: What a reader must know before believing the figures.
         sources: Images, masks and priors for the gallery.
     """
     cards, left_out = build_gallery(runs, sources)
@@ -67,7 +74,7 @@ def render(runs: list[RunData], healths: dict[str, PriorHealth], sources: Source
         "script": script,
         "style_hash": _sha256(style),
         "script_hash": _sha256(script),
-        "notices": notices(runs, healths),
+        "notices": warnings,
         "healths": _unique_healths(runs, healths),
         "tables": split_tables(runs),
         "source": SOURCE,

@@ -132,23 +132,27 @@ def _prior_rows(scored: list[RunData], split: str) -> list[Row]:
 
 
 def _published_rows(scored: list[RunData], split: str) -> list[Row]:
-    """Printed figures for the data set and share of labels of the first run, if there are any."""
-    run = scored[0]
-    figures = published(str(run.data.get("dataset")), str(run.data.get("split_by")), run.fraction)
+    """Printed figures for the data sets and shares of labels of the runs, as far as there are any."""
+    asked = dict.fromkeys(
+        (str(run.data.get("dataset")), str(run.data.get("split_by")), run.fraction) for run in scored
+    )
+    found = [(one, [f for f in published(*one) if f.split == split]) for one in asked]
+    found = [(one, figures) for one, figures in found if figures]
     return [
         Row(
-            label=f"{figure.method}, published",
+            label=f"{figure.method}, published"
+            + (f" ({dataset}, {percent_text(fraction)})" if len(found) > 1 else ""),
             kind="published",
             method="",
             seed="",
-            labels=percent_text(run.fraction),
+            labels=percent_text(fraction),
             num=None,
             original=(None,) * len(METRICS),
             model=(None,) * len(METRICS),
             published=figure.oiou,
         )
+        for (dataset, _, fraction), figures in found
         for figure in figures
-        if figure.split == split
     ]
 
 
@@ -187,7 +191,7 @@ def text_table(tables: list[SplitTable]) -> str:
                 )
                 lines.append(f"{row.label:<{width}}  {cells[0]}   {cells[1]}{about}")
         figures = ", ".join(
-            f"{row.label.removesuffix(', published')} {number(row.published)}"
+            f"{row.label.replace(', published', '')} {number(row.published)}"
             for row in table.rows
             if row.kind == "published"
         )

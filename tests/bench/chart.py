@@ -20,23 +20,12 @@ from bench_peers import ROWS_WITH_WORKERS
 from peers import PEERS, STORE
 
 from shared.errors import DataError
+from shared.svg import head, look
 
 NAME_WIDTH, PANEL_WIDTH, GAP = 112, 218, 40
 """Widths of the names, of a panel's axis and of what lies between panels, user units."""
 TOP, ROW, BOTTOM = 64, 27, 74
 """Heights above the rows, of a row, and of axis and source below, user units."""
-STYLE = """
-svg { --bg: #ffffff; --fg: #1b1f23; --muted: #57606a; --grid: #e1e5e9; --band: #f0f4f8;
-      --s0: #0072b2; --s1: #d55e00; --s2: #009e73; }
-@media (prefers-color-scheme: dark) {
-  svg { --bg: #14171a; --fg: #e6e8ea; --muted: #a3adb7; --grid: #2f363d; --band: #20272e;
-        --s0: #56b4e9; --s1: #ff8c42; --s2: #2cc79b; }
-}
-text { font: 12px system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--fg); }
-.muted { fill: var(--muted); } .strong { font-weight: 600; } .end { text-anchor: end; } .mid { text-anchor: middle; }
-.bg { fill: var(--bg); } .band { fill: var(--band); } .grid { stroke: var(--grid); } .span { stroke: var(--muted); }
-.s0 { fill: var(--s0); } .s1 { fill: var(--s1); } .s2 { fill: var(--s2); }
-"""
 
 
 def read_rates(path: Path) -> tuple[dict[tuple[str, str, int, int], float], dict[str, Any]]:
@@ -63,10 +52,10 @@ def read_rates(path: Path) -> tuple[dict[tuple[str, str, int, int], float], dict
 def marker(series: int, x: float, y: float) -> str:
     """A disc, a square or a triangle."""
     if series == 0:
-        return f'<circle class="s0" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
+        return f'<circle {look("f0")} cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>'
     if series == 1:
-        return f'<rect class="s1" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>'
-    return f'<path class="s2" d="M{x:.1f} {y - 5.5:.1f}l5.5 9.5h-11z"/>'
+        return f'<rect {look("f1")} x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8"/>'
+    return f'<path {look("f2")} d="M{x:.1f} {y - 5.5:.1f}l5.5 9.5h-11z"/>'
 
 
 def panel(
@@ -83,26 +72,26 @@ def panel(
     def place(rate: float) -> float:
         return left + PANEL_WIDTH * (math.log10(rate) - low) / (high - low)
 
-    parts = [f'<text class="strong" x="{left}" y="22">{escape(title)}</text>']
+    parts = [f'<text {look("strong")} x="{left}" y="22">{escape(title)}</text>']
     x = left
     for index, (label, _) in enumerate(series):
-        parts.append(marker(index, x + 5, 42) + f'<text class="muted" x="{x + 14}" y="46">{label}</text>')
+        parts.append(marker(index, x + 5, 42) + f'<text {look("muted")} x="{x + 14}" y="46">{label}</text>')
         x += 26 + 6.6 * len(label)
     for decade in range(low, high + 1):
         at = place(10.0**decade)
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
+        parts.append(f'<line {look("grid")} x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{bottom}"/>')
         text = f"{10**decade // 1000}k" if decade >= 3 else f"{10**decade}"
-        parts.append(f'<text class="muted mid" x="{at:.1f}" y="{bottom + 17}">{text}</text>')
-    parts.append(f'<text class="muted" x="{left}" y="{bottom + 35}">rows per second, logarithmic</text>')
+        parts.append(f'<text {look("muted", "mid")} x="{at:.1f}" y="{bottom + 17}">{text}</text>')
+    parts.append(f'<text {look("muted")} x="{left}" y="{bottom + 35}">rows per second, logarithmic</text>')
     for row, name in enumerate(names):
         y = TOP + ROW * (row + 0.5)
         points = [(index, place(rates[name])) for index, (_, rates) in enumerate(series) if name in rates]
         if not points:
-            parts.append(f'<text class="muted" x="{left + 4}" y="{y + 4:.1f}">no reading</text>')
+            parts.append(f'<text {look("muted")} x="{left + 4}" y="{y + 4:.1f}">no reading</text>')
             continue
         ends = [x for _, x in points]
         parts.append(
-            f'<line class="span" x1="{min(ends):.1f}" x2="{max(ends):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<line {look("span")} x1="{min(ends):.1f}" x2="{max(ends):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
         parts += [marker(index, x, y) for index, x in points]
     return parts
@@ -143,21 +132,19 @@ def draw(rates: dict[tuple[str, str, int, int], float], about: dict[str, Any]) -
         for title, series in panels
         for label, found in series
     ]
+    heading = "Rows per second of the prior store and of other ways to keep rows"
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-labelledby="t d">',
-        '<title id="t">Rows per second of the prior store and of other ways to keep rows</title>',
-        f'<desc id="d">{escape(". ".join(lines))}.</desc><style>{STYLE}</style>',
-        f'<rect class="bg" width="{width}" height="{height}" rx="6"/>',
-        f'<rect class="band" x="4" y="{TOP}" width="{width - 8}" height="{ROW}" rx="4"/>',
+        head(width, height, heading, ". ".join(lines) + "."),
+        f'<rect {look("band")} x="4" y="{TOP}" width="{width - 8}" height="{ROW}" rx="4"/>',
     ]
     for row, name in enumerate(names):
-        strong = " strong" if name == STORE.name else ""
+        looks = look("end", "strong") if name == STORE.name else look("end")
         y = TOP + ROW * (row + 0.5) + 4
-        parts.append(f'<text class="end{strong}" x="{NAME_WIDTH - 12}" y="{y:.1f}">{escape(name)}</text>')
+        parts.append(f'<text {looks} x="{NAME_WIDTH - 12}" y="{y:.1f}">{escape(name)}</text>')
     for index, (title, series) in enumerate(panels):
         parts += panel(NAME_WIDTH + index * (PANEL_WIDTH + GAP), title, names, series, (low, high))
     source = f"medians; {about['date']}, {about['cores']} cores, load {about['load']} at the end"
-    parts.append(f'<text class="muted" x="{NAME_WIDTH}" y="{height - 14}">{escape(source)}</text></svg>')
+    parts.append(f'<text {look("muted")} x="{NAME_WIDTH}" y="{height - 14}">{escape(source)}</text></svg>')
     return "\n".join(parts) + "\n"
 
 

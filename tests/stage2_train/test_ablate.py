@@ -47,8 +47,9 @@ if status:
     print(f"error: this cell fails with {status}", file=sys.stderr)
     sys.exit(status)
 scores = dict.fromkeys(METRICS, 0.5)
+scores = {"original": scores, "model": scores, "resolution": [32, 32], "prior": None}
 (run / "eval").mkdir(exist_ok=True)
-(run / "eval" / "val.json").write_text(json.dumps({"original": scores, "model": scores, "prior": None}))
+(run / "eval" / "val.json").write_text(json.dumps(scores))
 (run / "done.json").write_text("{}")
 """
 )
@@ -99,6 +100,20 @@ def test_all_cells_run_once_and_a_second_call_runs_none(grid: Grid, tmp_path: Pa
     assert (out / "table.csv").read_text().count("\n") == 1 + 2 * 2 * len(METRICS)
     assert "cells: 4 done" in (out / "table.txt").read_text()
     assert all(f">{name}</text>" in (out / "chart.svg").read_text() for name in "ab")
+    assert "% data: refshapes (unc), annotations " in (out / "table.tex").read_text()
+
+
+def test_runs_at_once_have_a_gpu_each(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
+
+    def command(cell: Cell, out: Path, opened: Opened) -> list[str]:
+        return [sys.executable, "-S", "-c", code, str(out / cell.name / "gpu")]
+
+    for jobs, seen in ((1, {"4,5"}), (2, {"4", "5"})):
+        out = tmp_path / f"jobs-{jobs}"
+        run_grid(grid, out, jobs=jobs, quiet=True, command=command)
+        assert {path.read_text() for path in out.rglob("gpu")} == seen
 
 
 def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_path: Path) -> None:

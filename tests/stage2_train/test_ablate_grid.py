@@ -108,6 +108,20 @@ def test_the_shipped_grids_can_be_read(path: Path) -> None:
     assert {cell.config.steps for cell in grid.cells} == {grid.cells[0].config.steps}
 
 
+@pytest.mark.parametrize("name", ["paper-headline", "paper-ablations"])
+def test_the_grids_of_the_papers_size_go_to_other_data(name: str) -> None:
+    changes = ["data.root=elsewhere", "data.dataset=refcoco+", "data.split_by=unc"]
+    data = {cell.config.data for cell in read_grid(GRIDS / f"{name}.toml", changes).cells}
+    assert [(one.root, one.dataset, one.split_by) for one in data] == [("elsewhere", "refcoco+", "unc")]
+
+
+def test_refcocog_is_compared_as_refcoco_is() -> None:
+    grid, other = (read_grid(GRIDS / f"paper-headline{end}.toml") for end in ("", "-g"))
+    assert [cell.name for cell in grid.cells] == [cell.name for cell in other.cells]
+    data = other.cells[0].config.data
+    assert (data.dataset, data.split_by, other.splits) == ("refcocog", "umd", ("val", "test"))
+
+
 def test_one_run_under_two_names_is_refused(tmp_path: Path) -> None:
     text = BASE + '[methods.again]\nset = ["steps=40", "spm.eps=1e-4"]\n'  # what eps is anyway
     message = "cells l2l/fraction-0.01/seed-1 and again/fraction-0.01/seed-1 are the same run under two names"

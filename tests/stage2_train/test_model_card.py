@@ -11,6 +11,7 @@ from huggingface_hub import HfApi, ModelCard, PyTorchModelHubMixin
 from shared.errors import DataError
 from shared.refer import load_refer
 from stage2_train.evaluate import evaluate_run
+from stage2_train.model_card import model_card
 from stage2_train.recipes import RECIPES
 from stage2_train.run_files import load_model
 from stage2_train.segmentor import ReferringSegmentor
@@ -98,6 +99,20 @@ def test_the_card_grows_with_what_was_measured(run, mini_root, tmp_path):
     card = (run / "model" / "README.md").read_text()
     assert f"| original | frozen prior | {scores['prior']['original']['oiou']:.4f} |" in card
     assert "not known" not in card
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"), [("/where/lavt.safetensors", True), ("embedded", False), (None, False)]
+)
+def test_the_card_of_a_run_that_goes_on_with_a_trained_network_says_so(run, tmp_path, weights, said):
+    for name in ("config.json", "split.json"):
+        shutil.copy(run / name, tmp_path)
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["segmentor"]["weights"] = weights
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    card = str(model_card(tmp_path))
+    assert ("own labels are not counted in the share of the masks (lavt.safetensors)" in card) is said
+    assert "/where" not in card
 
 
 def test_what_is_pushed_is_the_folder(run, monkeypatch):

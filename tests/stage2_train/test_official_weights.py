@@ -93,6 +93,7 @@ def test_same_weights_same_output(reference: tuple[Lavt, BertModel], one_piece: 
     torch.save(published(*reference, one_piece), tmp_path / "lavt.pth")
     answer = convert(tmp_path / "lavt.pth", tmp_path / "lavt.safetensors", "lavt")
     assert answer["tensors"] == len(load_file(tmp_path / "lavt.safetensors"))
+    assert answer["note"].endswith("starts from a network whose own labels are not counted")
     options = shlex.split(answer["use"])
     assert options[::2] == ["--set", "--set"] and not answer["use"].count("vision.weights")
     told = apply_overrides(config(None), [one.removeprefix("segmentor.") for one in options[1::2]])
@@ -153,6 +154,7 @@ def test_a_published_swin_fills_the_vision_tower(tmp_path: Path) -> None:
     answer = convert(tmp_path / "swin.pth", tmp_path / "swin.safetensors", "swin")
     assert answer["ignored"] == 5 + sum(DEPTHS) and list(answer["parameters"]) == ["vision"]
     assert answer["use"] == f"--set segmentor.vision.weights={tmp_path / 'swin.safetensors'}"
+    assert "note" not in answer  # photographs and their classes: no mask
     vision = dataclasses.replace(config().vision, weights=str(tmp_path / "swin.safetensors"))
     tower = build_vision(vision).state_dict()
     value = state["layers.2.blocks.1.attn.qkv.weight"]

@@ -11,7 +11,7 @@ from shared.runlog import read_records
 from stage2_train.config import RuntimeConfig
 from stage2_train.recipes import RECIPES
 from stage2_train.train import train
-from stage2_train.variants import ABLATIONS, COMPARISONS
+from stage2_train.variants import ABLATIONS, BEYOND, COMPARISONS
 from tests.stage2_train.miniature import mini_config, plain_config
 
 
@@ -83,6 +83,19 @@ def test_ablations(size: str, part: str, fields: dict[str, Any]) -> None:
     assert changed(f"{size}-{part}", size) == fields
 
 
+@pytest.mark.parametrize("size", ["embedded", "paper"])
+def test_fusions_beyond_the_paper(size: str) -> None:
+    """Against the fused prior alone; `bold` is `confident` without what the frozen model says of its own answer."""
+    witnesses = {
+        "l2l.tau_bg": 0.3,
+        "spm.eps": 0.02,
+        "spm.prior_sharpness": 3.0,
+        "spm.confidence_centre": 0.25,
+    }
+    assert changed(f"{size}-bold", f"{size}-spm") == witnesses
+    assert changed(f"{size}-confident", f"{size}-bold") == {"spm.confidence_gain": 0.5}
+
+
 @pytest.mark.parametrize("name", [*ABLATIONS, "semires-cpi", "omni-res-point", "agreement-filter"])
 def test_every_ablation_and_every_second_form_of_a_method_trains(
     mini_root: Path, tmp_path: Path, name: str
@@ -105,9 +118,8 @@ def test_every_ablation_and_every_second_form_of_a_method_trains(
 
 def test_every_variant_is_a_recipe_at_both_sizes() -> None:
     for size in ("embedded", "paper"):
-        assert {f"{name}-{size}" for name in COMPARISONS} | {f"{size}-{name}" for name in ABLATIONS} <= {
-            *RECIPES
-        }
+        compared, changes = {f"{name}-{size}" for name in COMPARISONS}, {*ABLATIONS, *BEYOND}
+        assert compared | {f"{size}-{name}" for name in changes} <= {*RECIPES}
 
 
 def test_seven_blends() -> None:

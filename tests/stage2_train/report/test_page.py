@@ -182,6 +182,31 @@ def test_many_runs_stay_small(make_run):
     assert "Spread over seeds" in html
 
 
+def test_a_grid_stands_for_its_finished_runs(make_run, tmp_path):
+    grid = tmp_path / "runs"
+    for fraction in ("0.1", "0.05"):
+        make_run(f"l2l/fraction-{fraction}/seed-9")
+    make_run("l2l/fraction-0.05/seed-10")
+    make_run("base/fraction-0.05/seed-9", method="supervised")
+    (make_run("l2l/fraction-0.1/seed-10") / "done.json").unlink()
+    (grid / "notes").mkdir()
+    path, text = write_report([grid])
+    assert path == grid / "report.html"
+    page = " ".join(Outline(path.read_text("utf-8")).text)
+    assert "Runs of a grid are left out" in page and "left out, not finished and scored: " in text
+    names = re.findall(r"(?m)^(\S*seed-\S*) ", text)
+    assert names == ["base/fraction-0.05/seed-9", "l2l/fraction-0.05/seed-9", "l2l/fraction-0.05/seed-10",
+                     "l2l/fraction-0.1/seed-9"]  # fmt: skip
+
+
+def test_a_folder_of_neither_runs_nor_a_grid_is_refused(make_run, tmp_path):
+    with pytest.raises(DataError, match="no config.json.*no runs in it"):
+        write_report([tmp_path])
+    (make_run("l2l/fraction-0.1/seed-10") / "done.json").unlink()
+    with pytest.raises(DataError, match="none of the 1 runs of this grid is finished and scored"):
+        write_report([tmp_path / "runs"])
+
+
 def test_an_unwritable_target_is_a_plain_error(make_run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="could not be written"):

@@ -87,6 +87,25 @@ def test_published_rows_stand_in_the_table_without_invented_cells(make_run):
     assert all(set(row.original + row.model) == {None} and 0 < row.published < 1 for row in rows)
 
 
+def test_every_share_of_labels_has_its_published_figures(make_run):
+    paths = [make_run("a"), make_run("b", seed=23), make_run("c"), make_run("d")]
+    for path, fraction, dataset in zip(
+        paths, (0.01, 0.01, 0.1, 0.05), ("refcoco",) * 3 + ("own",), strict=True
+    ):
+        config = json.loads((path / "config.json").read_text())
+        config["config"]["data"]["dataset"] = dataset
+        edit(path / "config.json", config=config["config"], fraction=fraction)
+    tables = split_tables(collect_runs(paths))
+    rows = {row.label: row for row in tables[0].rows if row.kind == "published"}
+    for fraction, labels in ((0.01, "1%"), (0.1, "10%")):
+        for figure in published("refcoco", "unc", fraction):
+            if figure.split == "val":
+                row = rows.pop(f"{figure.method}, published (refcoco, {labels})")
+                assert (row.published, row.labels) == (figure.oiou, labels)
+    assert not rows
+    assert "L2L (refcoco, 1%) " in text_table(tables) and "L2L (refcoco, 10%) " in text_table(tables)
+
+
 def test_a_sound_prior_raises_no_alarm(make_run):
     (run,) = collect_runs([make_run("a")])
     health = prior_health(run)
@@ -159,6 +178,44 @@ def test_unequal_runs_part_scores_and_single_seeds_are_said(make_run):
     assert "b on val" in titles["Scored on a part of the sentences"]
     assert "One seed" not in titles
     assert "One seed" in [notice.title for notice in notices(collect_runs([first]), {})]
+
+
+@pytest.mark.parametrize(
+    ("segmentor", "said"),
+    [
+        (
+            {"weights": "/where/lavt.safetensors", "weight_parts": ["vision", "text", "fusion", "decoder"]},
+            True,
+        ),
+        (
+            {"weights": "/where/lavt.safetensors", "weight_parts": ["vision"]},
+            True,
+        ),  # it learnt from masks, too
+        ({"weights": "embedded"}, False),
+        ({"weights": None, "vision": {"weights": "microsoft/swin"}}, False),
+    ],
+)
+def test_labels_of_a_network_that_is_started_from_are_not_counted_and_that_is_said(make_run, segmentor, said):
+    path = make_run("a")
+    config = json.loads((path / "config.json").read_text())["config"]
+    edit(path / "config.json", config=config | {"segmentor": segmentor})
+    found = {notice.title: notice for notice in notices(collect_runs([path]), {})}
+    title = "Starts from a network whose own labels are not counted"
+    assert (title in found) is said
+    assert not said or (
+        found[title].level == "warn" and "a: segmentor.weights names lavt.safetensors." in found[title].text
+    )
+
+
+def test_scores_on_training_images_are_said(make_run):
+    paths = [make_run(name) for name in ("a", "b", "c")]
+    for path, shared in zip(paths, (12, 0, None), strict=True):
+        edit(path / "eval" / "val.json", **({} if shared is None else {"shared_with_train": shared}))
+    runs = collect_runs(paths)
+    title = "Scored on images that were trained on"
+    (notice,) = [one for one in notices(runs, {}) if one.title == title]
+    assert notice.level == "warn" and f" a on val: 12 of {runs[0].evals['val'].num}. " in notice.text
+    assert not [one for one in notices(runs[1:], {}) if one.title == title]
 
 
 def test_every_status_with_a_box_counts_as_one():

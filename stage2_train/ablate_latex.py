@@ -1,0 +1,102 @@
+r"""The table of a grid for a paper: LaTeX with booktabs, a `tabular` for each metric and size of image.
+
+Rows are methods, columns the shares of labels and within them the splits; mean and sample standard deviation over
+seeds, in percent. Bold is the best mean of a column among the methods, as printed; the frozen prior is not one of them.
+A comment above says what the figures are of.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from stage2_train.ablate_table import FRAMES
+
+METRICS = {"oiou": "oIoU", "miou": "mIoU"}
+"""Metrics that are printed, and their names."""
+SPECIAL = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
+"""What LaTeX reads as something else."""
+
+
+def as_latex(answer: Mapping[str, Any]) -> str | None:
+    """The tables of what `ablate.run_grid` returns; None where no cell is finished."""
+    if not answer["rows"]:
+        return None
+    tables = [
+        f"% {name}, percent, {frame} size\n{_tabular(answer, frame, metric)}"
+        for frame in FRAMES
+        for metric, name in METRICS.items()
+    ]
+    return "\n\n".join([_caption(answer), *tables]) + "\n"
+
+
+def _caption(answer: Mapping[str, Any]) -> str:
+    """What a caption has to say, as comments."""
+    data, store = answer["data"], answer["store"]
+    seeds = sorted({seed for row in answer["rows"] for seed in row["seeds"]})
+    lines = [
+        r"needs \usepackage{booktabs}; a tabular for each metric and size of image",
+        f"data: {data['dataset']} ({data['split_by']}), annotations {data['fingerprint']}",
+        f"prior store: {store['fingerprint'] if store else 'none'}",
+        f"seeds: {', '.join(map(str, seeds))}; mean and sample standard deviation, bold the best mean of the methods",
+        f"original size: that of the images; model size: the network's input, {' or '.join(answer['model_sizes'])}",
+        *(
+            f"not finished: {cell['cell']}: {cell['state']}: {cell['reason']}"
+            for cell in answer["unfinished"]
+        ),
+    ]
+    return "\n".join("% " + " ".join(line.split()) for line in lines)
+
+
+def _tabular(answer: Mapping[str, Any], frame: str, metric: str) -> str:
+    rows = [row for row in answer["rows"] if (row["frame"], row["metric"]) == (frame, metric)]
+    splits = list(dict.fromkeys(row["split"] for row in rows))
+    fractions = sorted({row["fraction"] for row in rows})
+    columns = [(fraction, split) for fraction in fractions for split in splits]
+    found = {(row["arm"], row["fraction"], row["split"]): row for row in rows}
+    best: dict[tuple[float, str], float] = {}
+    for row in rows:
+        column = row["fraction"], row["split"]
+        best[column] = max(row["mean"], best.get(column, 0.0))
+    prior = {split: _percent(scores[frame][metric]) for split, scores in answer["prior"].items()}
+    lines = [
+        rf"\begin{{tabular}}{{l*{{{len(columns)}}}{{c}}}}",
+        r"\toprule",
+        *_head(fractions, splits),
+        r"\midrule",
+    ]
+    if prior:
+        lines += [_line("frozen prior alone", [prior.get(split, "--") for _, split in columns]), r"\midrule"]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        cells = [_cell(found.get((arm, *column)), best[column]) for column in columns]
+        lines.append(_line(arm.translate(SPECIAL), cells))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _head(fractions: Sequence[float], splits: Sequence[str]) -> list[str]:
+    """Shares of labels over their splits."""
+    wide = len(splits)
+    shares = [rf"\multicolumn{{{wide}}}{{c}}{{{100 * fraction:.3g}\%}}" for fraction in fractions]
+    rules = (
+        rf"\cmidrule(lr){{{first}-{first + wide - 1}}}" for first in range(2, 2 + wide * len(fractions), wide)
+    )
+    names = [split.translate(SPECIAL) for split in splits] * len(fractions)
+    return [_line("", shares), "".join(rules), _line("method", names)]
+
+
+def _line(name: str, cells: Sequence[str]) -> str:
+    return " & ".join([name, *cells]) + r" \\"
+
+
+def _cell(row: Mapping[str, Any] | None, best: float) -> str:
+    """Mean and spread, bold if nothing printed is better; a single seed has no spread, what is missing is a dash."""
+    if row is None:
+        return "--"
+    mean = _percent(row["mean"])
+    shown = rf"\mathbf{{{mean}}}" if mean == _percent(best) else mean
+    return f"${shown}$" if row["sd"] is None else rf"${shown} \pm {_percent(row['sd'])}$"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f}"

@@ -1,0 +1,116 @@
+"""The LaTeX table of a grid, read as far as its rows, cells and braces."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stage2_train.ablate_latex import as_latex
+
+VALUES = {
+    ("supervised", 0.01, "val"): (0.615, 0.003),
+    ("supervised", 0.01, "testA"): (0.65, 0.004),
+    ("supervised", 0.001, "val"): (0.257, None),
+    ("supervised", 0.001, "testA"): (0.3, None),
+    ("l2l_100%+no-flip", 0.01, "val"): (0.66, 0.01),
+    ("l2l_100%+no-flip", 0.01, "testA"): (0.65001, 0.02),
+}
+"""Mean and spread at the original size; one share of the second arm is not finished."""
+
+
+def answer(**changes: Any) -> dict[str, Any]:
+    rows = [
+        {"arm": arm, "fraction": fraction, "split": split, "frame": frame, "metric": metric, "sd": sd}
+        | {"mean": mean + shift, "seeds": (22, 23) if sd else (22,)}
+        for (arm, fraction, split), (mean, sd) in VALUES.items()
+        for frame, shift in (("original", 0.0), ("model", 0.1))
+        for metric in ("oiou", "miou", "pr@0.5")
+    ]
+    scores = {"oiou": 0.7, "miou": 0.71}
+    found = {
+        "rows": rows,
+        "prior": {"val": {"original": scores, "model": scores}},
+        "data": {"dataset": "refshapes", "split_by": "unc", "fingerprint": "abc"},
+        "store": {"path": "cache/one.zarr", "fingerprint": "feedc0ffee"},
+        "model_sizes": ["96x96"],
+        "unfinished": [{"cell": "l2l_100%+no-flip/fraction-0.001/seed-22", "state": "failed", "reason": "no\nmemory"}],
+    }  # fmt: skip
+    return found | changes
+
+
+def tables(text: str) -> dict[str, list[list[str]]]:
+    """Cells of every row by the comment above its table; braces must balance, and rules stand alone."""
+    bare = re.sub(r"(?<!\\)%.*", "", text)
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", bare):
+        depth += 1 if brace == "{" else -1
+        assert depth >= 0
+    assert depth == 0 and bare.count(r"\begin{tabular}") == bare.count(r"\end{tabular}")
+    found = {}
+    for title, body in re.findall(r"% ([^\n]*)\n\\begin\{tabular\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        lines = [line for line in body.splitlines()[1:] if not re.match(r"\\(top|mid|bottom|cmid)rule", line)]
+        assert all(line.endswith(r" \\") for line in lines)
+        found[title] = [line.removesuffix(r" \\").split(" & ") for line in lines]
+    return found
+
+
+def test_every_row_fills_every_column() -> None:
+    found = tables(as_latex(answer()) or "")
+    assert list(found) == [
+        f"{name}, percent, {frame} size" for frame in ("original", "model") for name in ("oIoU", "mIoU")
+    ]
+    for table in found.values():
+        shares, *rows = table
+        spans = [re.fullmatch(r"\\multicolumn\{(\d)\}\{c\}\{(.*)\}", cell) for cell in shares[1:]]
+        assert [span and span.groups() for span in spans] == [("2", r"0.1\%"), ("2", r"1\%")]
+        assert {len(row) for row in rows} == {1 + 2 * 2}
+        assert rows[0] == ["method", "val", "testA", "val", "testA"]
+
+
+def test_means_spreads_and_the_best_of_a_column() -> None:
+    original, model = (
+        tables(as_latex(answer()) or "")[f"oIoU, percent, {name} size"] for name in ("original", "model")
+    )
+    _, _, prior, supervised, l2l = original
+    assert prior == ["frozen prior alone", "70.00", "--", "70.00", "--"]  # above all, and no method
+    assert supervised == ["supervised", r"$\mathbf{25.70}$", r"$\mathbf{30.00}$",
+                          r"$61.50 \pm 0.30$", r"$\mathbf{65.00} \pm 0.40$"]  # fmt: skip
+    # equal as printed: both are bold
+    assert l2l == [
+        r"l2l\_100\%+no-flip",
+        "--",
+        "--",
+        r"$\mathbf{66.00} \pm 1.00$",
+        r"$\mathbf{65.00} \pm 2.00$",
+    ]
+    assert model[3][3] == r"$71.50 \pm 0.30$"
+
+
+def test_the_caption_says_what_the_figures_are_of() -> None:
+    said = [line for line in (as_latex(answer()) or "").splitlines() if line.startswith("%")]
+    for part in ("data: refshapes (unc), annotations abc", "prior store: feedc0ffee", "seeds: 22, 23;",
+                 "network's input, 96x96", "seed-22: failed: no memory"):  # fmt: skip
+        assert any(part in line for line in said), part
+    assert "prior store: none" in (as_latex(answer(store=None)) or "")
+
+
+def test_no_table_without_a_finished_run_and_no_row_of_an_unknown_prior() -> None:
+    assert as_latex(answer(rows=[])) is None
+    assert "frozen prior" not in (as_latex(answer(prior={})) or "")
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+def test_latex_takes_it(tmp_path: Path) -> None:
+    page = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n%s\\end{document}\n"
+    (tmp_path / "page.tex").write_text(page % as_latex(answer()))
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "page.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
