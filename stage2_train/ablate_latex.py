@@ -8,7 +8,7 @@ A comment above says what the figures are of.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stage2_train.ablate_table import FRAMES
+from stage2_train.ablate_table import FRAMES, remarks
 
 METRICS = {"oiou": "oIoU", "miou": "mIoU"}
 """Metrics that are printed, and their names."""
@@ -41,6 +41,7 @@ def _caption(answer: Mapping[str, Any]) -> str:
         f"prior store: {store['fingerprint'] if store else 'none'}",
         f"seeds: {', '.join(map(str, seeds))}; mean and sample standard deviation, bold the best mean of the methods",
         f"original size: that of the images; model size: the network's input, {' or '.join(answer['model_sizes'])}",
+        *remarks(answer),
         *(
             f"not finished: {cell['cell']}: {cell['state']}: {cell['reason']}"
             for cell in answer["unfinished"]

@@ -172,12 +172,12 @@ def as_text(answer: Mapping[str, Any]) -> str:
         )
     counts = ", ".join(f"{number} {state}" for state, number in answer["counts"].items())
     lines += ["", f"cells: {counts}; diff is against {answer['reference']!r}, seeds paired; original size"]
-    lines += _remarks(answer)
+    lines += remarks(answer)
     lines += [f"{cell['cell']}: {cell['state']}: {cell['reason']}" for cell in answer["unfinished"]]
     return "\n".join(lines)
 
 
-def _remarks(answer: Mapping[str, Any]) -> list[str]:
+def remarks(answer: Mapping[str, Any]) -> list[str]:
     """What the spread does not cover, and whether all cells are of one code."""
     draws = answer["split_seeds"]
     if answer["image_ids_file"]:

@@ -36,6 +36,9 @@ def answer(**changes: Any) -> dict[str, Any]:
         "data": {"dataset": "refshapes", "split_by": "unc", "fingerprint": "abc"},
         "store": {"path": "cache/one.zarr", "fingerprint": "feedc0ffee"},
         "model_sizes": ["96x96"],
+        "image_ids_file": "",
+        "split_seeds": [0],
+        "codes": {"aaaa": 4, "bbbb": 1},
         "unfinished": [{"cell": "l2l_100%+no-flip/fraction-0.001/seed-22", "state": "failed", "reason": "no\nmemory"}],
     }  # fmt: skip
     return found | changes
@@ -92,7 +95,7 @@ def test_means_spreads_and_the_best_of_a_column() -> None:
 def test_the_caption_says_what_the_figures_are_of() -> None:
     said = [line for line in (as_latex(answer()) or "").splitlines() if line.startswith("%")]
     for part in ("data: refshapes (unc), annotations abc", "prior store: feedc0ffee", "seeds: 22, 23;",
-                 "network's input, 96x96", "seed-22: failed: no memory"):  # fmt: skip
+                 "network's input, 96x96", "seed-22: failed: no memory", "(split_seed 0)", "2 states of the code"):  # fmt: skip
         assert any(part in line for line in said), part
     assert "prior store: none" in (as_latex(answer(store=None)) or "")
 
