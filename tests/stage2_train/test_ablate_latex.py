@@ -95,7 +95,8 @@ def test_means_spreads_and_the_best_of_a_column() -> None:
 def test_the_caption_says_what_the_figures_are_of() -> None:
     said = [line for line in (as_latex(answer()) or "").splitlines() if line.startswith("%")]
     for part in ("data: refshapes (unc), annotations abc", "prior store: feedc0ffee", "seeds: 22, 23;",
-                 "network's input, 96x96", "seed-22: failed: no memory", "(split_seed 0)", "2 states of the code"):  # fmt: skip
+                 "network's input, 96x96", "seed-22: failed: no memory", "(split_seed 0)",
+                 "2 states of the code"):  # fmt: skip
         assert any(part in line for line in said), part
     assert "prior store: none" in (as_latex(answer(store=None)) or "")
 
