@@ -418,7 +418,7 @@ def train(
         done = train_run(
             config, folder, resume=resume, recipe=recipe, overrides=overrides or [], quiet=quiet or as_json
         )
-    if os.environ.get("RANK", "0") == "0":  # of the processes torchrun started, one answers
+    if _speaks():
         _show({"run": str(folder), **done}, as_json, lambda made: _text_of_run(folder, made))
 
 
@@ -432,6 +432,7 @@ def evaluate(
         str, typer.Option(help="Store for the prior's own score; default the run's, or the one that fits.")
     ] = "",
     root: MovedRoot = "",
+    batch: Annotated[int, typer.Option(min=1, help="Sentences per pass.")] = 64,
     limit: Annotated[int, typer.Option(min=0, help="Evenly spaced sentences to score; 0 is all.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     self_guided: Annotated[
@@ -459,6 +460,7 @@ def evaluate(
                 name,
                 store=store,
                 root=root,
+                batch=batch,
                 limit=limit,
                 workers=workers,
                 self_guided=self_guided,
@@ -468,7 +470,8 @@ def evaluate(
             )
             for name in split or ["val"]
         }
-    _show(scores, as_json, lambda result: _text_of_scores(run, result))
+    if _speaks():
+        _show(scores, as_json, lambda result: _text_of_scores(run, result))
 
 
 @app.command()
@@ -593,6 +596,10 @@ def submit_train(
     processes: Annotated[
         int, typer.Option(min=0, help="Processes per node; 0: one per GPU of the site's nodes.")
     ] = 0,
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="Split to score once the run is finished; may be repeated."),
+    ] = None,
     after: After = None,
     site: Site = None,
     dry_run: DryRun = False,
@@ -614,7 +621,9 @@ def submit_train(
         _fetched(hub_models(config.segmentor))
     with _only_answers_on_stdout():
         arguments = _as_arguments(recipe, changes)
-        work = plan_training(config, arguments, folder, nodes, each, after=_jobs_of(after))
+        work = plan_training(
+            config, arguments, folder, nodes, each, after=_jobs_of(after), splits=split or []
+        )
     _submit(work, site, dry_run, as_json)
 
 
@@ -781,7 +790,7 @@ def _say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:
     """Tell the user of changes that make no difference to a run."""
     from stage2_train.idle_fields import idle_overrides
 
-    if os.environ.get("RANK", "0") == "0":
+    if _speaks():
         for line in idle_overrides(config, overrides):
             print(f"note: {line}", file=sys.stderr, flush=True)
 
@@ -839,6 +848,11 @@ def _submit(work: "Work", site_file: Path | None, dry_run: bool, as_json: bool) 
             run_here(work)
         answer["note"] = "done here, without Slurm"
     _show(answer, as_json, _text_of_jobs)
+
+
+def _speaks() -> bool:
+    """Whether this process is the one that answers, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _recipe(recipes: Mapping[str, Callable[[], T]], name: str) -> T:

@@ -26,6 +26,9 @@ from shared.store.verify import store_status
 SILENT_S = 6 * BEAT_S
 """A task that lives touches its file several times within this."""
 
+_LAST = ("verify", "eval")
+"""Jobs behind those that make the product: it is done once they are too. An earlier submission's do not count."""
+
 _ASKED = ("waiting", "stopped", "lost")
 """States of a task that the queue knows more about."""
 
@@ -75,7 +78,7 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
 
 def _overall(done: bool, tasks: Sequence[Mapping[str, Any]]) -> str:
     """One word for all: a product that is there but did not pass its check has failed."""
-    states = [task["state"] for task in tasks if not done or task["name"] == "verify"]
+    states = [task["state"] for task in tasks if not done or task["name"] in _LAST]
     for state, word in (
         ("running", "running"),
         ("failed", "failed"),
@@ -230,13 +233,15 @@ def _latest(folder: Path) -> dict[str, dict[int, _Part]]:
     """Parts by task, by name of the job, of the last submission that had such a job."""
     found: dict[str, dict[int, _Part]] = {}
     latest: dict[str, int] = {}
-    for record in read_submitted(folder):
+    records = read_submitted(folder)
+    for record in records:
         if record["submission"] != latest.get(record["name"]):
             latest[record["name"]], found[record["name"]] = record["submission"], {}
         for task in record["tasks"]:
             part = _Part(job=record["job"], index=task - record["offset"], script=record["script"])
             found[record["name"]][task] = part
-    return found
+    last = records[-1]["submission"] if records else 0
+    return {name: parts for name, parts in found.items() if name not in _LAST or latest[name] == last}
 
 
 def _fare(folder: Path, name: str, number: int, job: str, now: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from shared.errors import DataError
 from stage2_train.ablate import DONE, PART, State
 from stage2_train.ablate_grid import read_grid
 from stage2_train.cluster_jobs import hub_models_of, plan_grid, plan_training
+from stage2_train.evaluate import evaluate_run
 from stage2_train.recipes import RECIPES
 from stage2_train.train import RESUBMIT_EXIT_CODE
 from tests.stage2_train.miniature import mini_config, write_data
@@ -52,6 +53,27 @@ def test_a_finished_run_is_not_submitted(tmp_path):
     (tmp_path / "done.json").write_text("{}")
     work = plan_training(RECIPES["embedded"](), ["embedded"], tmp_path, 1, 1)
     assert work.jobs == () and work.here == ()
+
+
+def test_scores_follow_a_training(mini_root, mini_run, tmp_path):
+    """In one job, of the splits that a finished run has no scores of; a wrong one is found before the queue."""
+    config, out = mini_config(mini_root), tmp_path / "run"
+    work = plan_training(config, ["r"], out, 2, 2, splits=["val", "testA", "val"])
+    train, score = work.jobs
+    splits, root = ("--split", "val", "--split", "testA"), ("--root", config.data.root)
+    assert score.command == ("eval", str(out), *splits, *root)
+    assert score.after_others and not train.after_others
+    assert (score.num_nodes, score.num_processes, score.use_gpu, score.hub_cache) == (1, 0, True, "")
+    assert work.here[1:] == (("-m", "cli", *score.command),)
+
+    shutil.copytree(mini_run, out)
+    evaluate_run(out, "val", batch=8, quiet=True)
+    (score,) = plan_training(config, ["r"], out, 1, 1, splits=["val", "testA"]).jobs
+    assert score.command == ("eval", str(out), *splits[2:], *root)
+    assert plan_training(config, ["r"], out, 1, 1, splits=["val"]).jobs == ()
+    for run in (tmp_path / "new", out):
+        with pytest.raises(DataError, match="--split: .*no split 'validation'"):
+            plan_training(config, ["r"], run, 1, 1, splits=["val", "validation"])
 
 
 def test_batches_that_cannot_be_shared_out_are_found_before_the_queue(tmp_path):
