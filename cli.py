@@ -548,13 +548,15 @@ def fetch_train(
 @fetch_app.command("ablate")
 def fetch_ablate(
     grid: Annotated[Path, typer.Argument(metavar="GRID", help="TOML file.")],
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Fetch the towers and tokenizers of all runs of a grid."""
     from stage2_train.ablate_grid import read_grid
     from stage2_train.cluster_jobs import hub_models_of
 
-    _show({"models": _fetched(hub_models_of(read_grid(grid)))}, as_json, _text_of_models)
+    models = hub_models_of(read_grid(grid, overrides or []))
+    _show({"models": _fetched(models)}, as_json, _text_of_models)
 
 
 @submit_app.command("priors")

@@ -7,7 +7,7 @@ from shared.cluster.script import ClusterJob
 from shared.cluster.submit import Work, jobs_folder
 from shared.config import apply_overrides, as_options
 from shared.errors import DataError
-from shared.hub import HubModel, cache_folder, require_cached
+from shared.hub import HubModel, cache_folder
 from stage2_train.ablate import DONE, describe_grid
 from stage2_train.ablate_grid import Grid
 from stage2_train.config import TrainConfig
@@ -107,6 +107,8 @@ def plan_grid(
     """The jobs of a grid: task i of n trains and scores the cells with number = i (mod n), and is submitted if one of
     them is not done.
 
+    A tower or tokenizer named by a repository that all cells share is held at the commit that lies in the local cache.
+
     Args:
         grid: The grid.
         out: Its folder.
@@ -115,23 +117,21 @@ def plan_grid(
         after: Ids of the jobs that write the store that its cells name, which need not be there yet then.
 
     Raises:
-        DataError: A number of tasks below 0, or no store for the grid.
+        DataError: A number of tasks below 0, no store for the grid, or a model that is not in the cache.
     """
     if num_tasks < 0:
         raise DataError(f"--tasks is {num_tasks}, expected at least 0")
     width = min(num_tasks or len(grid.cells), len(grid.cells))
     states = describe_grid(grid, out, store_comes=bool(after))["cells"]
     todo = [number for number, cell in enumerate(grid.cells) if states[cell.name]["state"] != DONE]
-    models = hub_models_of(grid)
-    for model in models:
-        require_cached(model)
-    command = ("ablate", str(grid.path), *as_options(changes), "--out", str(out))
+    pinned, loose = _pins_of(grid)
+    command = ("ablate", str(grid.path), *as_options([*changes, *pinned]), "--out", str(out))
     job = ClusterJob(
         name="ablate",
         command=command,
         per_task=f'--only "$task/{width}"',
         tasks=tuple(sorted({number % width for number in todo})),
-        hub_cache=str(cache_folder()) if models else "",
+        hub_cache=str(cache_folder()) if pinned or loose else "",
         after=after,
     )
     return Work(
@@ -139,7 +139,22 @@ def plan_grid(
         folder=jobs_folder(out),
         jobs=(job,) if todo else (),
         here=(("-m", "cli", *command),) if todo else (),
+        notes=tuple(f"{field}: not the same in all runs, so not held at a commit" for field in loose),
     )
+
+
+def _pins_of(grid: Grid) -> tuple[list[str], list[str]]:
+    """Changes, as `--set`, that hold the models that all cells share at their commits; fields of those that are not.
+
+    Raises:
+        DataError: A model of some cell is not in the cache.
+    """
+    networks = dict.fromkeys(cell.config.segmentor for cell in grid.cells)
+    of_each = [pins(network) for network in networks]
+    found = dict.fromkeys(pin for of in of_each for pin in of)
+    shared = [pin for pin in found if all(pin in of for of in of_each)]
+    fields = dict.fromkeys(pin.partition("=")[0] for pin in found if pin not in shared)
+    return shared, list(fields)
 
 
 def hub_models_of(grid: Grid) -> list[HubModel]:

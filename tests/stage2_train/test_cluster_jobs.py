@@ -131,19 +131,43 @@ def test_a_grid_may_wait_for_its_store_too(mini_root, tmp_path):
     assert job.command == ("ablate", str(grid.path), "--set", *changes, "--out", str(tmp_path / "out"))
 
 
-def test_towers_named_by_repositories_are_held_at_their_commits(mini_root, tmp_path, monkeypatch):
+@pytest.fixture
+def commit(mini_root, tmp_path, monkeypatch):
+    """Commit of a tokenizer `some/words` in a cache of its own."""
     commit = "ab12" * 10
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     snapshot = tmp_path / "models--some--words" / "snapshots" / commit
     shutil.copytree(mini_root / "tokenizer", snapshot)
     (tmp_path / "models--some--words" / "refs").mkdir()
     (tmp_path / "models--some--words" / "refs" / "main").write_text(commit)
+    return commit
+
+
+def test_towers_named_by_repositories_are_held_at_their_commits(mini_root, tmp_path, commit):
     config = apply_overrides(mini_config(mini_root), ["segmentor.text.tokenizer=some/words"])
     (job,) = plan_training(config, ["r"], tmp_path / "run", 1, 1).jobs
     assert f"segmentor.text.tokenizer=some/words@{commit}" in job.command and job.hub_cache == str(tmp_path)
     absent = apply_overrides(config, ["segmentor.vision.weights=some/swin@v2"])
     with pytest.raises(DataError, match=r"segmentor\.vision\.weights: some/swin \(revision v2\) is neither"):
         plan_training(absent, ["r"], tmp_path / "run", 1, 1)
+
+
+def test_so_are_those_that_all_runs_of_a_grid_share(grid, tmp_path, commit):
+    words = "segmentor.text.tokenizer=some/words"
+    text, out = grid.path.read_text(), tmp_path / "out"
+    for shared, changes in ((text.replace('/data"]', f'/data", "{words}"]'), []), (text, [words])):
+        work = plan_grid(read_grid(grid_file(tmp_path, shared), changes), out, 0, changes)
+        (job,) = work.jobs
+        options = [part for change in (*changes, f"{words}@{commit}") for part in ("--set", change)]
+        assert job.command == ("ablate", str(grid.path), *options, "--out", str(out))
+        assert work.here == (("-m", "cli", *job.command),) and work.notes == ()
+        assert job.hub_cache == str(tmp_path)
+
+    own = read_grid(grid_file(tmp_path, text.replace('"steps=40"', f'"steps=40", "{words}"')))
+    work = plan_grid(own, out, 0)
+    (job,) = work.jobs
+    assert "--set" not in job.command and job.hub_cache == str(tmp_path)
+    assert work.notes == ("segmentor.text.tokenizer: not the same in all runs, so not held at a commit",)
 
 
 @pytest.mark.parametrize(("asked", "width"), [(0, 4), (3, 3), (9, 4)])
