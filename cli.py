@@ -658,13 +658,22 @@ def submit_ablate(
 
 @app.command()
 def status(
-    target: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="Folder of a store, a run or a grid.")],
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="RUN|STORE|GRID...", help="Folders of stores, runs or grids.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Say what is done, running, failed and why, from files; of what waits Slurm is asked, where it can be."""
+    """Say what is done, running, failed and why, from files; of what waits Slurm is asked, where it can be.
+
+    Of several, --json gives one object with the list `targets`.
+    """
     from shared.cluster.status import format_status, status_of
 
-    _show(status_of(target), as_json, format_status)
+    found = [status_of(target) for target in targets]
+    if len(found) == 1:
+        _show(found[0], as_json, format_status)
+    else:
+        _show({"targets": found}, as_json, lambda of: "\n\n".join(map(format_status, of["targets"])))
 
 
 @app.command()

@@ -109,7 +109,8 @@ COMMANDS_TABLE = [
         says="torch.distributed.run", not_here=NO_SLURM),
     Row(command="submit ablate GRID", swap={"GRID": "stage2_train/grids/embedded-ablations.toml"},
         more="--out runs/grid-job", says="--array=0", not_here=NO_SLURM),
-    Row(command="status RUN|STORE", swap={"RUN|STORE": "runs/embedded-l2l"}, says="done"),
+    Row(command="status RUN|STORE|GRID...", swap={"RUN|STORE|GRID...": "runs/embedded-l2l"},
+        more="runs/embedded-ablations", says="validation: oIoU(.|\n)*embedded-ablations: grid, done"),
 ]  # fmt: skip
 
 REST_OF_THE_README = [

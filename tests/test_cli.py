@@ -449,6 +449,19 @@ def test_status_of_nothing_is_one_line(l2l, tmp_path):
     assert ran.status == 2 and "none" in ran.err and ran.err.count("\n") == 1
 
 
+def test_status_of_several_is_one_answer(l2l, tmp_path):
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run in runs:
+        run.mkdir()
+        (run / "config.json").write_text('{"config": {"steps": 9}}')
+    (runs[0] / "done.json").write_text("{}")
+    answer = l2l("status", *runs, "--json").json
+    assert [one["state"] for one in answer["targets"]] == ["done", "unfinished"]
+    assert l2l("status", runs[0], "--json").json == answer["targets"][0]
+    shown = [l2l("status", run).out for run in runs]
+    assert l2l("status", *runs).out == "\n".join(shown)
+
+
 def test_predict_hands_everything_on(l2l, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr("stage2_train.predict.predict_one", lambda *args: seen.append(args) or {"area_px": 3})

@@ -143,7 +143,14 @@ def _run(path: Path) -> tuple[bool, dict[str, Any]]:
         "steps": f"{max((record['step'] for record in records), default=0)} of {steps}",
         "checkpoint": f"step {int(saved[-1])}" if saved else "none",
         "resumed": sum(record.get("kind") == "resume" for record in records),
+        **_validation(records),
     }
+
+
+def _validation(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The latest oIoU of a run's log, at the images' own size; nothing before the first."""
+    scores = [(one["step"], one["oiou_original"]) for one in records if one.get("oiou_original") is not None]
+    return {"validation": f"oIoU {scores[-1][1]:.3f} at step {scores[-1][0]}"} if scores else {}
 
 
 def _cells(grid: Path) -> list[Path]:

@@ -251,6 +251,12 @@ def test_a_run_on_its_way_and_at_its_end(tmp_path):
     status = status_of(run)
     assert (status["kind"], status["state"]) == ("run", "unfinished")
     assert status["progress"] == {"steps": "5 of 9", "checkpoint": "step 4", "resumed": 1}
+    with RunLog(run, tensorboard=False) as log:
+        log.log(5, "val", oiou_model=0.5, oiou_original=0.6251, num=7)
+        log.log(6, "train", loss=0.5)
+        log.log(6, "val", oiou_model=0.5, oiou_original=float("nan"), num=7)
+    assert status_of(run)["progress"]["validation"] == "oIoU 0.625 at step 5"
+    assert "  validation: oIoU 0.625 at step 5" in format_status(status_of(run)).splitlines()
     (run / "done.json").write_text("{}")
     assert status_of(run)["state"] == "done"
 
