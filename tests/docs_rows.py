@@ -109,7 +109,8 @@ COMMANDS_TABLE = [
         says="torch.distributed.run", not_here=NO_SLURM),
     Row(command="submit ablate GRID", swap={"GRID": "stage2_train/grids/embedded-ablations.toml"},
         more="--out runs/grid-job", says="--array=0", not_here=NO_SLURM),
-    Row(command="status RUN|STORE", swap={"RUN|STORE": "runs/embedded-l2l"}, says="done"),
+    Row(command="status RUN|STORE|GRID...", swap={"RUN|STORE|GRID...": "runs/embedded-l2l"},
+        more="runs/embedded-ablations", says="validation: oIoU(.|\n)*embedded-ablations: grid, done"),
 ]  # fmt: skip
 
 REST_OF_THE_README = [
@@ -144,7 +145,8 @@ REST_OF_THE_README = [
     Row(command="priors run refcoco-qwen2.5-vl-7b --workers auto", more=SMALL_MODELS, says="refcoco-unc"),
     Row(command="train paper --out runs/paper", how="torchrun", says="2 steps",
         more=f"{TOWERS} {SMALL_TOWERS} {BRIEFLY} {A_QUARTER} --set precision=fp32 --set runtime.workers=0 --quiet"),
-    Row(command="eval runs/paper --split val --split testA --split testB", says="testB .*frozen prior"),
+    Row(command="eval runs/paper --split val --split testA --split testB", how="torchrun", more="--quiet",
+        says="testB .*frozen prior"),
     Row(command="report runs/paper", says="report: runs/paper/report.html"),
     Row(command="ablate stage2_train/grids/paper-headline.toml --jobs 8", says="supervised",
         more=f"{TOWERS} {SMALL_TOWERS} --set precision=fp32 --set runtime.workers=0"),
@@ -154,9 +156,9 @@ REST_OF_THE_README = [
     Row(command="submit priors refcoco-qwen2.5-vl-7b --tasks 16", more=f"{SMALL_MODELS} --set splits=val",
         says="--dependency=afterok", not_here=NO_SLURM),
     Row(command="status cache/priors/<store>.zarr", swap=THE_STORE, says="done"),
-    Row(command="submit train paper --out runs/paper --nodes 2 --after cache/priors/<store>.zarr",
-        swap={"runs/paper": "runs/other", "cache/priors/<store>.zarr": LAST_STORE}, says="--nodes=2",
-        not_here=NO_SLURM, more=f"{TOWERS} {SMALL_TOWERS} {A_QUARTER}"),
+    Row(command="submit train paper --out runs/paper --nodes 2 --after cache/priors/<store>.zarr --split val "
+        "--split testA", swap={"runs/paper": "runs/other", "cache/priors/<store>.zarr": LAST_STORE},
+        says="--nodes=2(.|\n)*name=eval", not_here=NO_SLURM, more=f"{TOWERS} {SMALL_TOWERS} {A_QUARTER}"),
     Row(command="submit ablate stage2_train/grids/embedded-methods.toml", more="--out runs/grid-job", says="--array=0",
         not_here=NO_SLURM),
     Row(command="status runs/paper", says="done"),

@@ -278,16 +278,19 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
     assert list(l2l("eval", tmp_path, "--json").json) == ["val"]
     more = ["--limit", "7", "--workers", "2", "--store", "x", "--root", "y", "--self-guided", "--with-prior"]
     assert "another method" not in ran.out
-    said = l2l("eval", tmp_path, *more).out
+    said = l2l("eval", tmp_path, *more, "--batch", "5").out
     assert (
         "7 evenly spaced" in said and "with prior     0.5000" in said and "with prior: another method" in said
     )
     wanted = {"store": "x", "root": "y", "limit": 7, "workers": 2, "self_guided": True, "with_prior": True}
     wanted |= {"dataset_name": "", "split_by": "", "data_name": ""}
-    assert asked[-1][1] == {**wanted, "write": False, "quiet": False}
+    assert asked[-1][1] == {**wanted, "batch": 5, "write": False, "quiet": False}
+    assert asked[0][1]["batch"] == 64
     for option in ("--quiet", "--json"):
         l2l("eval", tmp_path, option)
         assert asked[-1][1]["quiet"] is True
+    monkeypatch.setenv("RANK", "1")
+    assert l2l("eval", tmp_path).out == "", "of several processes the first answers"
 
 
 def test_train_hands_everything_on(l2l, monkeypatch, tmp_path):
@@ -412,6 +415,13 @@ def test_submit_dry_run_prints_the_scripts_and_writes_nothing(l2l, refshapes, gr
         "--nnodes=2 --nproc-per-node=4"
         in l2l("submit", "train", *commands["train"], "--dry-run", "--site", site).out
     )
+    scored = l2l(
+        "submit", "train", *commands["train"], "--split", "testA", "--dry-run", "--site", site, "--json"
+    )
+    train, score = scored.json["jobs"]
+    assert "--gres=gpu:4" in train["text"] and "--gres=gpu:1" in score["text"]
+    assert f"-m cli eval {tmp_path / 'run'} --split testA --root {refshapes}\n" in score["text"]
+    assert "--dependency=afterok:<train>" in score["sbatch"][0]
     assert not any((tmp_path / name).exists() for name in ("run", "grid"))
     site.write_text("gpus = 4\n")
     ran = l2l("submit", "ablate", grid, "--site", site, "--dry-run")
@@ -450,6 +460,19 @@ def test_without_slurm_submit_does_the_work_here(l2l, refshapes, tmp_path, monke
 def test_status_of_nothing_is_one_line(l2l, tmp_path):
     ran = l2l("status", tmp_path / "none")
     assert ran.status == 2 and "none" in ran.err and ran.err.count("\n") == 1
+
+
+def test_status_of_several_is_one_answer(l2l, tmp_path):
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for run in runs:
+        run.mkdir()
+        (run / "config.json").write_text('{"config": {"steps": 9}}')
+    (runs[0] / "done.json").write_text("{}")
+    answer = l2l("status", *runs, "--json").json
+    assert [one["state"] for one in answer["targets"]] == ["done", "unfinished"]
+    assert l2l("status", runs[0], "--json").json == answer["targets"][0]
+    shown = [l2l("status", run).out for run in runs]
+    assert l2l("status", *runs).out == "\n".join(shown)
 
 
 def test_predict_hands_everything_on(l2l, monkeypatch, tmp_path):

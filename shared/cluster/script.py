@@ -35,7 +35,7 @@ class ClusterJob:
     """One job, or one array of jobs."""
 
     name: str
-    """What it does: `priors`, `verify`, `train` or `ablate`; part of the names of its files."""
+    """What it does: `priors`, `verify`, `train`, `eval` or `ablate`; part of the names of its files."""
     command: tuple[str, ...]
     """Arguments of `l2l`."""
     per_task: str = ""

@@ -26,6 +26,9 @@ from shared.store.verify import store_status
 SILENT_S = 6 * BEAT_S
 """A task that lives touches its file several times within this."""
 
+_LAST = ("verify", "eval")
+"""Jobs behind those that make the product: it is done once they are too. An earlier submission's do not count."""
+
 _ASKED = ("waiting", "stopped", "lost")
 """States of a task that the queue knows more about."""
 
@@ -75,7 +78,7 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
 
 def _overall(done: bool, tasks: Sequence[Mapping[str, Any]]) -> str:
     """One word for all: a product that is there but did not pass its check has failed."""
-    states = [task["state"] for task in tasks if not done or task["name"] == "verify"]
+    states = [task["state"] for task in tasks if not done or task["name"] in _LAST]
     for state, word in (
         ("running", "running"),
         ("failed", "failed"),
@@ -140,7 +143,14 @@ def _run(path: Path) -> tuple[bool, dict[str, Any]]:
         "steps": f"{max((record['step'] for record in records), default=0)} of {steps}",
         "checkpoint": f"step {int(saved[-1])}" if saved else "none",
         "resumed": sum(record.get("kind") == "resume" for record in records),
+        **_validation(records),
     }
+
+
+def _validation(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The latest oIoU of a run's log, at the images' own size; nothing before the first."""
+    scores = [(one["step"], one["oiou_original"]) for one in records if one.get("oiou_original") is not None]
+    return {"validation": f"oIoU {scores[-1][1]:.3f} at step {scores[-1][0]}"} if scores else {}
 
 
 def _cells(grid: Path) -> list[Path]:
@@ -230,13 +240,15 @@ def _latest(folder: Path) -> dict[str, dict[int, _Part]]:
     """Parts by task, by name of the job, of the last submission that had such a job."""
     found: dict[str, dict[int, _Part]] = {}
     latest: dict[str, int] = {}
-    for record in read_submitted(folder):
+    records = read_submitted(folder)
+    for record in records:
         if record["submission"] != latest.get(record["name"]):
             latest[record["name"]], found[record["name"]] = record["submission"], {}
         for task in record["tasks"]:
             part = _Part(job=record["job"], index=task - record["offset"], script=record["script"])
             found[record["name"]][task] = part
-    return found
+    last = records[-1]["submission"] if records else 0
+    return {name: parts for name, parts in found.items() if name not in _LAST or latest[name] == last}
 
 
 def _fare(folder: Path, name: str, number: int, job: str, now: float) -> dict[str, Any]:

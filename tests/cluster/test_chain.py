@@ -57,11 +57,14 @@ def test_both_stages_are_in_the_queue_at_once(slurm, site, held, l2l, tmp_path):
         run,
         "--processes",
         1,
+        "--split",
+        "val",
         *chained,
     ]
-    (call,) = l2l("submit", *training, "--dry-run")["jobs"][0]["sbatch"]
-    assert f"--dependency=afterok:{array['job']}:{verify['job']}" in call
-    (train,) = l2l("submit", *training)["jobs"]
+    calls = [job["sbatch"][0] for job in l2l("submit", *training, "--dry-run")["jobs"]]
+    assert f"--dependency=afterok:{array['job']}:{verify['job']}" in calls[0]
+    assert "--dependency=afterok:<train>" in calls[1]
+    train, score = l2l("submit", *training)["jobs"]
     grid = tmp_path / "grid.toml"
     grid.write_text(GRID.format(changes=", ".join(f'"{name}={value}"' for name, value in values.items())))
     (ablate,) = l2l("submit", "ablate", grid, "--out", out, *chained)["jobs"]
@@ -69,12 +72,13 @@ def test_both_stages_are_in_the_queue_at_once(slurm, site, held, l2l, tmp_path):
 
     for job in (array, verify):
         slurm.call("scontrol", "release", job["job"])
-    for job in (verify, train, ablate):
+    for job in (verify, train, score, ablate):
         slurm.wait_for_state(job["job"], ENDED, 400)
         assert slurm.state(job["job"]) == "COMPLETED", l2l("status", run)
     assert l2l("status", run)["state"] == "done"
     assert json.loads((run / "config.json").read_text())["store"]["path"] == str(store)
     assert json.loads((out / "table.json").read_text())["counts"] == {"done": 1}
+    assert json.loads((run / "eval" / "val.json").read_text())["prior"]["original"]["oiou"] > 0
     assert "--after" not in (run / "jobs" / "train.sh").read_text()
 
     again = l2l("submit", *training, "--out", tmp_path / "again")["jobs"]
@@ -89,10 +93,11 @@ def test_what_waits_is_cancelled_with_what_it_waits_for(slurm, site, held, l2l, 
     store, run = tmp_path / answer["target"], tmp_path / "run"
     values = {"data.root": data, "steps": 4, "eval_every": 0, "fraction": 0.25}
     training = ["train", "embedded", *settings(values), "--out", run, "--after", store, "--processes", 1]
-    (train,) = l2l("submit", *training, "--site", site)["jobs"]
+    train, score = l2l("submit", *training, "--split", "testA", "--site", site)["jobs"]
     for job in answer["jobs"]:
         slurm.call("scancel", job["job"])
-    slurm.wait_for_state(train["job"], ENDED, 60)
-    assert slurm.state(train["job"]) == "CANCELLED"
+    for job in (train, score):
+        slurm.wait_for_state(job["job"], ENDED, 60)
+        assert slurm.state(job["job"]) == "CANCELLED"
     status = l2l("status", run)
     assert status["state"] == "cancelled", status

@@ -34,15 +34,26 @@ def config_of(root: Path) -> TrainConfig:
 def test_two_processes_train_and_evaluate_as_one(mini_root: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     train(config_of(mini_root), one, quiet=True)
-    script = Path(__file__).with_name("two_processes.py")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0", str(script), str(mini_root), str(two),
+        "--rdzv-endpoint=127.0.0.1:0",
     ]  # fmt: skip
     here = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here), "PYTHONWARNINGS": "ignore"}
-    finished = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=600)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+
+    def launched(*script: object) -> str:
+        finished = subprocess.run(
+            [*command, *map(str, script)],
+            cwd=here,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        return finished.stdout
+
+    launched(Path(__file__).with_name("two_processes.py"), mini_root, two)
 
     logs = [read_records(run / "metrics.jsonl") for run in (one, two)]
     for a, b in zip(*logs, strict=True):
@@ -76,3 +87,5 @@ def test_two_processes_train_and_evaluate_as_one(mini_root: Path, tmp_path: Path
     assert ranks[0] == ranks[1] and ranks[0]["world"] == 2 and ranks[0]["num"] == len(samples)
     alone = evaluate_run(two, "val", batch=3, write=False)
     assert alone["original"] == pytest.approx(ranks[0]["original"], abs=1e-6)
+    (said,) = launched(here / "cli.py", "eval", two, "--batch", 3, "--json").splitlines()
+    assert json.loads(said)["val"]["original"] == pytest.approx(ranks[0]["original"], abs=1e-6)

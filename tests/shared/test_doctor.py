@@ -65,14 +65,15 @@ def test_without_vllm_the_extra_for_this_machine_is_named(gpus, extra):
 
 
 def test_the_wrong_vllm_for_the_machine():
-    assert "no GPU" in _one(_with(vllm={"kind": "vllm", "version": "0.32"}))["why"]
+    idle = _one(_with(vllm={"kind": "vllm", "version": "0.32"}))
+    assert "no GPU" in idle["why"] and idle["fix"].endswith("make setup GPU=0")
     on_gpu = _with(gpu={"visible": ["G"], "usable": [{"name": "G", "memory_gb": 1}]})
-    assert "CPU build" in _one(on_gpu)["why"]
+    assert "CPU build" in _one(on_gpu)["why"] and _one(on_gpu)["fix"] == "make setup GPU=1"
 
 
 def test_a_gpu_that_torch_cannot_use():
     report = _with(gpu={"visible": ["G"], "usable": []}, vllm={"kind": "vllm", "version": "0.32"})
-    assert "torch is a CPU build" in _one(report)["why"]
+    assert "torch is a CPU build" in _one(report)["why"] and _one(report)["fix"].endswith("make setup GPU=1")
     report["torch_cuda"] = "13.0"
     assert "driver" in _one(report)["why"]
 

@@ -18,7 +18,8 @@ def test_those_of_a_job_count_whatever_the_caller_knows(monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv(name, "0,1")
     with pytest.raises(
-        DataError, match="Slurm gave this job GPU 0,1, and torch .* can use none: .*'On GPUs'"
+        DataError,
+        match="Slurm gave this job GPU 0,1, and torch .* can use none: .* make setup GPU=1 .*'On GPUs'",
     ):
         require_usable_gpus()
 

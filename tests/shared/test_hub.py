@@ -89,6 +89,16 @@ def test_towers_and_tokenizers_of_a_network(hub, fetch, tmp_path):
     assert not (Path(tokenizer["folder"]) / "model.safetensors").exists()
 
 
+def test_a_grid_is_changed_as_its_runs_will_be(hub, fetch, tmp_path):
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        'reference = "a"\nrecipe = "supervised-embedded"\nfractions = [0.5]\nseeds = [1]\n[methods.a]\n'
+    )
+    done = fetch(hub.url, "ablate", grid, "--set", "segmentor.text.tokenizer=owner/old", "--json")
+    (words,) = json.loads(done.stdout)["models"]
+    assert words["field"] == "segmentor.text.tokenizer" and words["commit"] == hub.commit("owner/old", "main")
+
+
 def test_folders_need_no_fetching(fetch):
     done = fetch("http://127.0.0.1:9", "priors", "embedded")
     assert done.returncode == 0 and done.stdout == "nothing to fetch: no model is named by a repository\n"

@@ -10,6 +10,7 @@ from shared.errors import DataError
 from stage2_train.ablate import DONE, PART, State
 from stage2_train.ablate_grid import read_grid
 from stage2_train.cluster_jobs import hub_models_of, plan_grid, plan_training
+from stage2_train.evaluate import evaluate_run
 from stage2_train.recipes import RECIPES
 from stage2_train.train import RESUBMIT_EXIT_CODE
 from tests.stage2_train.miniature import mini_config, write_data
@@ -52,6 +53,27 @@ def test_a_finished_run_is_not_submitted(tmp_path):
     (tmp_path / "done.json").write_text("{}")
     work = plan_training(RECIPES["embedded"](), ["embedded"], tmp_path, 1, 1)
     assert work.jobs == () and work.here == ()
+
+
+def test_scores_follow_a_training(mini_root, mini_run, tmp_path):
+    """In one job, of the splits that a finished run has no scores of; a wrong one is found before the queue."""
+    config, out = mini_config(mini_root), tmp_path / "run"
+    work = plan_training(config, ["r"], out, 2, 2, splits=["val", "testA", "val"])
+    train, score = work.jobs
+    splits, root = ("--split", "val", "--split", "testA"), ("--root", config.data.root)
+    assert score.command == ("eval", str(out), *splits, *root)
+    assert score.after_others and not train.after_others
+    assert (score.num_nodes, score.num_processes, score.use_gpu, score.hub_cache) == (1, 0, True, "")
+    assert work.here[1:] == (("-m", "cli", *score.command),)
+
+    shutil.copytree(mini_run, out)
+    evaluate_run(out, "val", batch=8, quiet=True)
+    (score,) = plan_training(config, ["r"], out, 1, 1, splits=["val", "testA"]).jobs
+    assert score.command == ("eval", str(out), *splits[2:], *root)
+    assert plan_training(config, ["r"], out, 1, 1, splits=["val"]).jobs == ()
+    for run in (tmp_path / "new", out):
+        with pytest.raises(DataError, match="--split: .*no split 'validation'"):
+            plan_training(config, ["r"], run, 1, 1, splits=["val", "validation"])
 
 
 def test_batches_that_cannot_be_shared_out_are_found_before_the_queue(tmp_path):
@@ -109,19 +131,43 @@ def test_a_grid_may_wait_for_its_store_too(mini_root, tmp_path):
     assert job.command == ("ablate", str(grid.path), "--set", *changes, "--out", str(tmp_path / "out"))
 
 
-def test_towers_named_by_repositories_are_held_at_their_commits(mini_root, tmp_path, monkeypatch):
+@pytest.fixture
+def commit(mini_root, tmp_path, monkeypatch):
+    """Commit of a tokenizer `some/words` in a cache of its own."""
     commit = "ab12" * 10
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     snapshot = tmp_path / "models--some--words" / "snapshots" / commit
     shutil.copytree(mini_root / "tokenizer", snapshot)
     (tmp_path / "models--some--words" / "refs").mkdir()
     (tmp_path / "models--some--words" / "refs" / "main").write_text(commit)
+    return commit
+
+
+def test_towers_named_by_repositories_are_held_at_their_commits(mini_root, tmp_path, commit):
     config = apply_overrides(mini_config(mini_root), ["segmentor.text.tokenizer=some/words"])
     (job,) = plan_training(config, ["r"], tmp_path / "run", 1, 1).jobs
     assert f"segmentor.text.tokenizer=some/words@{commit}" in job.command and job.hub_cache == str(tmp_path)
     absent = apply_overrides(config, ["segmentor.vision.weights=some/swin@v2"])
     with pytest.raises(DataError, match=r"segmentor\.vision\.weights: some/swin \(revision v2\) is neither"):
         plan_training(absent, ["r"], tmp_path / "run", 1, 1)
+
+
+def test_so_are_those_that_all_runs_of_a_grid_share(grid, tmp_path, commit):
+    words = "segmentor.text.tokenizer=some/words"
+    text, out = grid.path.read_text(), tmp_path / "out"
+    for shared, changes in ((text.replace('/data"]', f'/data", "{words}"]'), []), (text, [words])):
+        work = plan_grid(read_grid(grid_file(tmp_path, shared), changes), out, 0, changes)
+        (job,) = work.jobs
+        options = [part for change in (*changes, f"{words}@{commit}") for part in ("--set", change)]
+        assert job.command == ("ablate", str(grid.path), *options, "--out", str(out))
+        assert work.here == (("-m", "cli", *job.command),) and work.notes == ()
+        assert job.hub_cache == str(tmp_path)
+
+    own = read_grid(grid_file(tmp_path, text.replace('"steps=40"', f'"steps=40", "{words}"')))
+    work = plan_grid(own, out, 0)
+    (job,) = work.jobs
+    assert "--set" not in job.command and job.hub_cache == str(tmp_path)
+    assert work.notes == ("segmentor.text.tokenizer: not the same in all runs, so not held at a commit",)
 
 
 @pytest.mark.parametrize(("asked", "width"), [(0, 4), (3, 3), (9, 4)])

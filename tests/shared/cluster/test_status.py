@@ -201,6 +201,28 @@ def test_a_complete_store_is_done_unless_its_check_failed(tmp_path):
     assert status_of(path, NOW)["state"] == "failed"
 
 
+def test_a_run_is_done_with_its_scores_if_the_latest_submission_asked_for_them(tmp_path):
+    run, jobs = tmp_path / "run", tmp_path / "run" / "jobs"
+    submitted(jobs, 1, "train", "7", [0])
+    submitted(jobs, 1, "eval", "8", [0])
+    task(jobs, "train", 0, "7", "ended", 0)
+    (run / "config.json").write_text(json.dumps({"config": {"steps": 9}}))
+    (run / "done.json").write_text("{}")
+    assert status_of(run, NOW)["state"] == "waiting"
+    for state, status, word in (("running", 0, "running"), ("ended", 1, "failed"), ("ended", 0, "done")):
+        task(jobs, "eval", 0, "8", state, status)
+        assert status_of(run, NOW)["state"] == word
+    task(jobs, "eval", 0, "8", "ended", 1)
+    submitted(jobs, 2, "train", "9", [0])
+    task(jobs, "train", 0, "9", "ended", 0)
+    found = status_of(run, NOW)
+    assert found["state"] == "done" and [one["name"] for one in found["tasks"]] == ["train"]
+    submitted(jobs, 3, "eval", "10", [0])
+    task(jobs, "eval", 0, "10", "ended", 1)
+    found = status_of(run, NOW)
+    assert found["state"] == "failed" and [one["name"] for one in found["tasks"]] == ["train", "eval"]
+
+
 def test_a_preempted_task_waits_in_the_queue(tmp_path):
     path, jobs = store(tmp_path / "s.zarr", []), tmp_path / "s.jobs"
     submitted(jobs, 1, "priors", "7", [0])
@@ -229,6 +251,12 @@ def test_a_run_on_its_way_and_at_its_end(tmp_path):
     status = status_of(run)
     assert (status["kind"], status["state"]) == ("run", "unfinished")
     assert status["progress"] == {"steps": "5 of 9", "checkpoint": "step 4", "resumed": 1}
+    with RunLog(run, tensorboard=False) as log:
+        log.log(5, "val", oiou_model=0.5, oiou_original=0.6251, num=7)
+        log.log(6, "train", loss=0.5)
+        log.log(6, "val", oiou_model=0.5, oiou_original=float("nan"), num=7)
+    assert status_of(run)["progress"]["validation"] == "oIoU 0.625 at step 5"
+    assert "  validation: oIoU 0.625 at step 5" in format_status(status_of(run)).splitlines()
     (run / "done.json").write_text("{}")
     assert status_of(run)["state"] == "done"
 
