@@ -1,12 +1,14 @@
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
 
 from stage2_train.config import OmniResConfig
 from stage2_train.losses import IGNORE
-from stage2_train.methods.omni_res import band_label, by_box, by_point, connected, corrected
+from stage2_train.methods.omni_res import at_point, band_label, connected, corrected, in_box
 from tests.stage2_train.methods.scripted import picture
 from tests.stage2_train.miniature import batch_of, plain_config
 
@@ -24,41 +26,53 @@ def test_bands_by_hand() -> None:
     assert torch.equal(band_label(prob, OmniResConfig()), label_of("??..", "???#"))
 
 
-def test_outside_the_box_is_background() -> None:
-    label = label_of("##?#", "##?.", "?...", "#..?")
+def prob_of(*rows: str) -> torch.Tensor:
+    """Probabilities whose bands are `label_of` the same rows; [1,H,W]."""
+    values = {"#": 0.9, ".": 0.1, "?": 0.5}
+    return torch.tensor([[[values[character] for character in row] for row in rows]])
+
+
+def corrected_by(prob: torch.Tensor, **weak_label: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
+    """Labels, and whether samples are kept, under a `box_B4` or a `point_B2`."""
+    kind: Literal["box", "point"] = "box" if "box_B4" in weak_label else "point"
+    label, kept = corrected(prob, SimpleNamespace(**weak_label), OmniResConfig(weak_label=kind))  # type: ignore[arg-type]
+    return label, kept.tolist()
+
+
+def test_outside_the_box_nothing_is_foreground_and_nothing_becomes_background() -> None:
+    prob = prob_of("##?#", "##?.", "?...", "#..?")
     box = torch.tensor([[0.0, 0.0, 0.5, 0.5]])  # the upper left quarter
-    out, kept = by_box(label, box, 0.2)
-    assert torch.equal(out, label_of("##..", "##..", "....", "....")) and kept.tolist() == [True]
+    out, kept = corrected_by(prob, box_B4=box)
+    assert torch.equal(out, label_of("##??", "##?.", "?...", "?..?")) and kept == [True]
 
 
 @pytest.mark.parametrize(("least", "kept"), [(0.25, True), (0.26, False)])
 def test_a_box_hardly_filled_is_dropped(least: float, kept: bool) -> None:
-    label = label_of("#..#", "..##", "####", "####")  # 1 of the 4 pixels in the box
-    assert by_box(label, torch.tensor([[0.0, 0.0, 0.5, 0.5]]), least)[1].tolist() == [kept]
+    mask = picture("#..#", "..##", "####", "####")[None]  # 1 of the 4 pixels in the box
+    assert in_box(mask, torch.tensor([[0.0, 0.0, 0.5, 0.5]]), least)[1].tolist() == [kept]
 
 
 def test_an_unknown_box_drops_the_sample() -> None:
-    assert by_box(label_of("####", "####", "####", "####"), torch.full((1, 4), NAN), 0.0)[1].tolist() == [
-        False
-    ]
+    assert in_box(picture("##", "##")[None], torch.full((1, 4), NAN), 0.0)[1].tolist() == [False]
 
 
-def test_a_point_keeps_the_object_that_holds_it() -> None:
-    label = label_of("##..", "##?.", "...#", "?.##")
-    out, kept = by_point(label, torch.tensor([[0.9, 0.9]]))
-    assert torch.equal(out, label_of("....", "..?.", "...#", "?.##")) and kept.tolist() == [True]
-    out, kept = by_point(label, torch.tensor([[0.1, 0.1]]))
-    assert torch.equal(out, label_of("##..", "##?.", "....", "?...")) and kept.tolist() == [True]
+def test_a_point_keeps_the_object_that_holds_it_and_makes_no_background_of_the_others() -> None:
+    prob = prob_of("##..", "##?.", "...#", "?.##")
+    out, kept = corrected_by(prob, point_B2=torch.tensor([[0.9, 0.9]]))
+    assert torch.equal(out, label_of("??..", "???.", "...#", "?.##")) and kept == [True]
+    out, kept = corrected_by(prob, point_B2=torch.tensor([[0.1, 0.1]]))
+    assert torch.equal(out, label_of("##..", "##?.", "...?", "?.??")) and kept == [True]
 
 
 def test_corners_connect() -> None:
-    label = label_of("#...", ".#..", "..#.", "...#")
-    assert torch.equal(by_point(label, torch.tensor([[0.1, 0.1]]))[0], label)
+    mask = picture("#...", ".#..", "..#.", "...#")[None]
+    assert torch.equal(at_point(mask, torch.tensor([[0.1, 0.1]]))[0], mask)
 
 
 @pytest.mark.parametrize("point", [(0.9, 0.1), (NAN, NAN)])
 def test_a_point_off_the_mask_drops_the_sample(point: tuple[float, float]) -> None:
-    assert by_point(label_of("##..", "##..", "....", "...."), torch.tensor([point]))[1].tolist() == [False]
+    mask = picture("##..", "##..", "....", "....")[None]
+    assert at_point(mask, torch.tensor([point]))[1].tolist() == [False]
 
 
 def test_connection_follows_a_long_way() -> None:
