@@ -8,7 +8,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -30,11 +30,19 @@ class Ema(Generic[ModuleT]):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """`ema = d ema + (1-d) model` with `d = min(decay, (1+n)/(10+n))`, n since the burn-in; buffers are copied."""
+        """`ema = d ema + (1-d) model` with `d = min(decay, (1+n)/(10+n))`, n since the burn-in.
+
+        Running statistics are averaged as the weights are, whose features they describe; whole numbers are copied.
+        """
         averaged = self.num_updates - self.burn_in
         decay = min(self.decay, (1 + averaged) / (10 + averaged)) if averaged >= 0 else 0.0
-        for own, new in zip(self.module.parameters(), model.parameters(), strict=True):
-            own.lerp_(new.detach(), 1.0 - decay)
-        for own_buffer, new_buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            own_buffer.copy_(new_buffer)
+        for own, new in zip(_tensors(self.module), _tensors(model), strict=True):
+            if own.is_floating_point():
+                own.lerp_(new.detach(), 1.0 - decay)
+            else:
+                own.copy_(new)
         self.num_updates += 1
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
