@@ -121,6 +121,9 @@ class EmaConfig:
 
     decay: float = 0.0
     """Decay per step; 0 keeps no average (the paper)."""
+    warmup: bool = True
+    """Whether step n after the burn-in keeps `min(decay, (1+n)/(10+n))`, for runs too short for a slow average; off,
+    `decay` from the first step on."""
     teacher: bool = False
     """Whether the weak view is predicted by the average instead of the network itself."""
     export: bool = True

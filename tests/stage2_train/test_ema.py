@@ -38,6 +38,18 @@ def test_the_average_is_a_copy_until_the_burn_in_ends() -> None:
     assert seen == pytest.approx([1.0, 2.0, first, 2 / 11 * first + 9 / 11 * 4.0])
 
 
+def test_without_a_warm_up_the_decay_is_constant_from_the_burn_in_on() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    ema = Ema(model, 0.9, burn_in=1, warmup=False)
+    seen = []
+    for _ in range(3):
+        ema.update(model)
+        seen.append(ema.module.weight.item())
+        nn.init.constant_(model.weight, 1.0)
+    assert seen == pytest.approx([0.0, 0.1, 0.19])
+
+
 def test_running_statistics_lag_as_the_weights_do(mini_root: Path) -> None:
     """Both averages of decay 1/10 hold nine tenths of the new values; the count of batches is the network's own."""
     torch.manual_seed(0)
