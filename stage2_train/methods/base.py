@@ -300,10 +300,10 @@ def plain_pseudo(
 
 
 def mask_iou(a_BHW: Tensor, b_BHW: Tensor) -> Tensor:
-    """f32 [B]: IoU of boolean masks; two empty masks agree (1)."""
+    """f32 [B]: IoU of boolean masks; two empty masks, which agree on nothing found, have 0."""
     inter_B = (a_BHW & b_BHW).flatten(1).sum(1)
     union_B = (a_BHW | b_BHW).flatten(1).sum(1)
-    return torch.where(union_B > 0, inter_B / union_B.clamp(min=1), 1.0)
+    return inter_B / union_B.clamp(min=1)
 
 
 def foreground_prob(logit_B2HW: Tensor) -> Tensor:
