@@ -63,7 +63,8 @@ class SampleLossConfig:
     rampup_steps: int = 0
     """Steps over which lambda_u rises linearly from 0, after any burn-in (the paper is silent: none)."""
     burn_in_steps: int = 0
-    """First steps with lambda_u = 0; after them a moving average of the weights starts, as a copy (the paper: none)."""
+    """First steps, of labelled samples alone; after them a moving average of the weights starts, as a copy (the paper:
+    none)."""
     unlabelled: UnsupervisedLossConfig = field(default_factory=UnsupervisedLossConfig)
     """Loss on pseudo-labels."""
 

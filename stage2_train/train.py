@@ -216,9 +216,8 @@ class _Run:
                     ema=self.ema,
                     stop_requested=stop_requested,
                 )
-                taught = step >= config.loss.burn_in_steps
                 norm = result.global_metrics.get("grad_norm", 0.0)
-                self.alarm.check(step, result.loss, result.shares if taught else {}, norm)
+                self.alarm.check(step, result.loss, result.shares, norm)
                 self.step, self.seconds = step + 1, before + time.monotonic() - started
                 last = self.step == config.steps
                 if self.step % config.runtime.log_every == 0 or last:

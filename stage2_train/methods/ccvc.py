@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage2_train.batch import Batch
+from stage2_train.batch import Batch, LabelledPart
 from stage2_train.config import CcvcConfig
 from stage2_train.methods.base import (
     Method,
@@ -45,7 +45,7 @@ class Ccvc(Method):
             *(taught(weak[1 - branch], weak[branch], config) for branch in (0, 1)), strict=True
         )
         logits = (maps.first_logit_B2HW.float(), maps.second_logit_B2HW.float())
-        supervised = [self.labelled_loss(logit[:num], labelled) for logit in logits]
+        supervised = self._supervised(*(logit[:num] for logit in logits), part=labelled)
         consistent = [
             self.pseudo_loss(logit[num:], label_BHW, weight_BHW)
             for logit, label_BHW, weight_BHW in zip(logits, labels, weights, strict=True)
@@ -55,13 +55,26 @@ class Ccvc(Method):
         unlabelled = 0.5 * (consistent[0][0] + consistent[1][0]) + config.discrepancy * apart
         return self.combine(
             batch,
-            (0.5 * (supervised[0][0] + supervised[1][0]), supervised[0][1]),
+            supervised,
             (unlabelled, consistent[0][1]),
             plain_pseudo(part, weak[0], labels[0], weak[1]),
             text_survivors=survivors,
             discrepancy=apart.detach(),
             conflict=((weak[0] >= 0.5) != (weak[1] >= 0.5)).float().mean(),
         )
+
+    def labelled_only(self, networks: Networks, part: LabelledPart) -> StepOutput:
+        """See `Method.labelled_only`: both branches, and nothing that keeps them apart."""
+        maps = networks.branches(part.image_BHW3, part.ids_BT, part.token_mask_BT)
+        logits = (maps.first_logit_B2HW.float(), maps.second_logit_B2HW.float())
+        return self.labelled_output(*self._supervised(*logits, part=part))
+
+    def _supervised(
+        self, first_B2HW: Tensor, second_B2HW: Tensor, *, part: LabelledPart
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean supervised loss of the branches, and the metrics of the first."""
+        first, metrics = self.labelled_loss(first_B2HW, part)
+        return 0.5 * (first + self.labelled_loss(second_B2HW, part)[0]), metrics
 
 
 def taught(teacher_B1HW: Tensor, own_B1HW: Tensor, config: CcvcConfig) -> tuple[Tensor, Tensor]:
