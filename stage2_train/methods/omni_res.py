@@ -7,8 +7,9 @@ The teacher is the moving average (`ema`). With p = Pw of the teacher:
     point       only the connected foreground that holds the point stays, foreground elsewhere is ignored; a sample
                 without foreground at the point is dropped
 
-A weak label takes foreground away and makes no background of it. A sample without one (an empty annotation) is dropped.
-Connection is over the 8 neighbours of a pixel.
+A weak label takes foreground away and makes no background of it. A sample without one (an empty annotation) is
+dropped. Connection is over the 8 neighbours of a pixel. The map of a sample that is logged and exported is Pw where
+foreground may be, and 0 elsewhere and in dropped samples.
 
 The method sees more than its rivals: one box or point for every unlabelled object. It never sees their masks
 (`stage2_train.weak_labels`). In a comparison that has to be said.
@@ -35,20 +36,24 @@ class OmniRes(Method):
         part = batch.unlabelled
         assert part is not None
         weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        label_BHW, kept_B = corrected(weak_B1HW[:, 0], part, self.config.omni_res)
+        label_BHW, region_BHW = corrected(weak_B1HW[:, 0], part, self.config.omni_res)
         labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, batch.labelled),
             self.pseudo_loss(strong_logit, label_BHW),
-            plain_pseudo(part, weak_B1HW, label_BHW),
+            plain_pseudo(part, weak_B1HW, label_BHW, weak_B1HW * region_BHW[:, None]),
             text_survivors=survivors,
-            kept=kept_B.float().mean(),
+            kept=region_BHW.flatten(1).any(1).float().mean(),
         )
 
 
 def corrected(prob_BHW: Tensor, part: UnlabelledPart, config: OmniResConfig) -> tuple[Tensor, Tensor]:
-    """Labels int64 [B,H,W] in {0, 1, IGNORE} of samples with their weak labels, and bool [B]: not dropped."""
+    """What weak labels leave of Pw.
+
+    Returns:
+        Labels int64 [B,H,W] in {0, 1, IGNORE}, and bool [B,H,W]: where foreground may be, nowhere in a dropped sample.
+    """
     label_BHW = band_label(prob_BHW, config)
     if config.weak_label == "box":
         assert part.box_B4 is not None
@@ -56,8 +61,9 @@ def corrected(prob_BHW: Tensor, part: UnlabelledPart, config: OmniResConfig) -> 
     else:
         assert part.point_B2 is not None
         region_BHW, kept_B = at_point(label_BHW == 1, part.point_B2)
-    label_BHW = torch.where((label_BHW == 1) & ~region_BHW, IGNORE, label_BHW)
-    return torch.where(kept_B[:, None, None], label_BHW, IGNORE), kept_B
+    region_BHW = region_BHW & kept_B[:, None, None]
+    keep_BHW = kept_B[:, None, None] & ((label_BHW != 1) | region_BHW)
+    return torch.where(keep_BHW, label_BHW, IGNORE), region_BHW
 
 
 def band_label(prob_BHW: Tensor, config: OmniResConfig) -> Tensor:

@@ -8,8 +8,10 @@ import torch
 
 from stage2_train.config import OmniResConfig
 from stage2_train.losses import IGNORE
+from stage2_train.methods import METHODS
+from stage2_train.methods.base import Networks
 from stage2_train.methods.omni_res import at_point, band_label, connected, corrected, in_box
-from tests.stage2_train.methods.scripted import picture
+from tests.stage2_train.methods.scripted import Scripted, picture
 from tests.stage2_train.miniature import batch_of, plain_config
 
 NAN = float("nan")
@@ -35,8 +37,8 @@ def prob_of(*rows: str) -> torch.Tensor:
 def corrected_by(prob: torch.Tensor, **weak_label: torch.Tensor) -> tuple[torch.Tensor, list[bool]]:
     """Labels, and whether samples are kept, under a `box_B4` or a `point_B2`."""
     kind: Literal["box", "point"] = "box" if "box_B4" in weak_label else "point"
-    label, kept = corrected(prob, SimpleNamespace(**weak_label), OmniResConfig(weak_label=kind))  # type: ignore[arg-type]
-    return label, kept.tolist()
+    label, region = corrected(prob, SimpleNamespace(**weak_label), OmniResConfig(weak_label=kind))  # type: ignore[arg-type]
+    return label, region.flatten(1).any(1).tolist()
 
 
 def test_outside_the_box_nothing_is_foreground_and_nothing_becomes_background() -> None:
@@ -107,7 +109,34 @@ def test_dropped_samples_teach_nothing(mini_root: Path, kind: str) -> None:
         kind
     ]
     prob = torch.full((4, 32, 32), 0.9)
-    label, kept = corrected(prob, part, config.omni_res)
-    assert kept.all() and (label == 1).any()
-    label, kept = corrected(prob, dataclasses.replace(part, **unknown), config.omni_res)
-    assert not kept.any() and (label == IGNORE).all()
+    label, region = corrected(prob, part, config.omni_res)
+    assert region.flatten(1).any(1).all() and (label == 1).any()
+    label, region = corrected(prob, dataclasses.replace(part, **unknown), config.omni_res)
+    assert not region.any() and (label == IGNORE).all()
+
+
+def exported(root: Path, weak: torch.Tensor, **weak_label: torch.Tensor) -> torch.Tensor:
+    """The map that the masks of one sample's export are cut from, [H,W]."""
+    kind: Literal["box", "point"] = "box" if "box_B4" in weak_label else "point"
+    config = plain_config(
+        root, "omni_res", batch_labelled=1, batch_unlabelled=1, omni_res=OmniResConfig(weak_label=kind)
+    )
+    batch = batch_of(config)
+    batch = dataclasses.replace(batch, unlabelled=dataclasses.replace(batch.unlabelled, **weak_label))
+    both = weak.expand(2, -1, -1)
+    return METHODS["omni_res"](config).loss(Networks(Scripted(weak, both)), batch).pseudo.target_B1HW[0, 0]
+
+
+def test_what_is_exported_lies_in_the_box_or_is_the_object_at_the_point(mini_root: Path) -> None:
+    """Two objects, left and right, the left one with an unsure rim."""
+    weak = torch.full((1, 32, 32), 0.1)
+    weak[:, 8:24, 4:12], weak[:, 8:24, 12:14], weak[:, 8:24, 20:30] = 0.9, 0.6, 0.9
+    left = weak[0].clone()
+    left[:, 16:] = 0.0
+    inside = torch.tensor([[0.0, 0.0, 0.5, 1.0]])
+    assert torch.allclose(exported(mini_root, weak, box_B4=inside), left)
+    sure = torch.where(left > 0.7, left, 0.0)
+    assert torch.allclose(exported(mini_root, weak, point_B2=torch.tensor([[0.2, 0.5]])), sure)
+    nowhere = exported(mini_root, weak, point_B2=torch.tensor([[0.5, 0.1]]))
+    assert nowhere.count_nonzero() == 0
+    assert exported(mini_root, weak, box_B4=torch.full((1, 4), NAN)).count_nonzero() == 0
