@@ -7,10 +7,15 @@ probability of branch i and y_i = (p_i >= 0.5):
                   `conflict_weight` where y_1 != y_2 and branch j is sure of it (max(p_j, 1 - p_j) >=
                   `conflict_confidence`), and 1 elsewhere
     discrepancy   1 + mean cosine of the branches' hidden maps (the second's through a linear map), on labelled weak and
-                  unlabelled strong views
+                  unlabelled strong views; mean of two terms that have a gradient to one branch each, as in the released
+                  code, which halves the gradient
     loss          lambda_l mean_i supervised_i + lambda_u (mean_i consistency_i + `discrepancy` * discrepancy)
 
 Halving the sums over branches (OURS) keeps each loss at the size of the other methods'. The first branch is evaluated.
+
+Left out: consistency and discrepancy on the raw unlabelled view (a third pass with gradient, under labels of its own,
+which has as much say as the strong view), and CutMix between unlabelled images (a sample's gradient would depend on
+its neighbour).
 """
 
 import torch
@@ -96,5 +101,10 @@ def taught(teacher_B1HW: Tensor, own_B1HW: Tensor, config: CcvcConfig) -> tuple[
 
 
 def discrepancy(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
-    """1 + cosine of two maps over their channels, mean over pixels: [B] in [0, 2], least where they are opposed."""
-    return 1.0 + F.cosine_similarity(first_BCHW, second_BCHW, dim=1).flatten(1).mean(1)
+    """1 + cosine of two maps over their channels, mean over pixels: [B] in [0, 2], least where they are opposed.
+
+    Each map moves away from the other one held fixed, with half the weight.
+    """
+    pairs = (first_BCHW.detach(), second_BCHW), (first_BCHW, second_BCHW.detach())
+    halves = [0.5 * F.cosine_similarity(*pair, dim=1).flatten(1).mean(1) for pair in pairs]
+    return 1.0 + halves[0] + halves[1]
