@@ -3,9 +3,9 @@
 1. Pw from a pass without gradient and without a field (this breaks the circle Pw <-> P̃†): of every unlabelled sample,
    and of those labelled ones that are about to see a field.
 2. P̃† = fuse(P†, Pw); a row without a proposal has P̃† = Pw and never a field.
-3. Thresholds per sample from the policy; pseudo-labels from P̃†.
-4. One pass with gradient over labelled weak and unlabelled strong views; each sample sees its own detached P̃† as field
+3. One pass with gradient over labelled weak and unlabelled strong views; each sample sees its own detached P̃† as field
    with probability `field_probability`.
+4. Thresholds per sample from the policy; pseudo-labels from P̃†.
 5. After the optimiser step: one policy update on the transitions of the whole global mini-batch.
 
 Exploration noise comes with the sample (keyed), so that the number of processes and of micro-batches changes nothing.
@@ -63,14 +63,15 @@ class L2l(Method):
         field_on_B = self._field_on(labelled, part)
         labelled_weak_F1HW, weak_B1HW = self._weak(networks, labelled, part, field_on_B)
         target_B1HW, lam = self._target(part, weak_B1HW)
-        # A reward is a small difference of two means: bfloat16 would round it away.
-        with torch.autocast(target_B1HW.device.type, enabled=False):
-            label_BHW, extra = self._label(target_B1HW, weak_B1HW, part.noise_B2)
         field_B1HW = self._field(labelled, labelled_weak_F1HW, part, target_B1HW, field_on_B)
         ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
         labelled_logit, strong_logit = joint_logits(
             networks, labelled, part, (ids_BT, token_mask_BT), field_B1HW, field_on_B
         )
+        # After the pass, which needs no labels: the policy acts on the CPU, so it waits for the device.
+        # A reward is a small difference of two means: bfloat16 would round it away.
+        with torch.autocast(target_B1HW.device.type, enabled=False):
+            label_BHW, extra = self._label(target_B1HW, weak_B1HW, part.noise_B2)
         pseudo = Pseudo(
             samples=part.samples,
             flip_B=part.flip_B,
