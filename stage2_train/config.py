@@ -301,7 +301,7 @@ class TrainConfig:
             )
         if self.eval_every < 0 or self.val_limit < 0:
             raise DataError("eval_every and val_limit must not be negative")
-        for name in ("batch_labelled", "batch_unlabelled"):
+        for name in self._batches:
             if getattr(self, name) % self.accumulation:
                 raise DataError(
                     f"{name} {getattr(self, name)} is not a multiple of accumulation {self.accumulation}"
@@ -336,12 +336,17 @@ class TrainConfig:
         Raises:
             DataError: A batch that is no multiple of processes times micro-batches.
         """
-        for name in ("batch_labelled", "batch_unlabelled"):
+        for name in self._batches:
             if getattr(self, name) % (self.accumulation * num_processes):
                 raise DataError(
                     f"{name} {getattr(self, name)} cannot be shared out over {num_processes} process(es) "
                     f"and {self.accumulation} micro-batch(es)"
                 )
+
+    @property
+    def _batches(self) -> tuple[str, ...]:
+        """Fields with the sizes of the batches that are read."""
+        return ("batch_labelled", "batch_unlabelled") if self.uses_unlabelled else ("batch_labelled",)
 
     @property
     def uses_unlabelled(self) -> bool:
