@@ -63,7 +63,8 @@ class SampleLossConfig:
     rampup_steps: int = 0
     """Steps over which lambda_u rises linearly from 0, after any burn-in (the paper is silent: none)."""
     burn_in_steps: int = 0
-    """First steps with lambda_u = 0; after them a moving average of the weights starts, as a copy (the paper: none)."""
+    """First steps, of labelled samples alone; after them a moving average of the weights starts, as a copy (the paper:
+    none)."""
     unlabelled: UnsupervisedLossConfig = field(default_factory=UnsupervisedLossConfig)
     """Loss on pseudo-labels."""
 
@@ -121,6 +122,9 @@ class EmaConfig:
 
     decay: float = 0.0
     """Decay per step; 0 keeps no average (the paper)."""
+    warmup: bool = True
+    """Whether step n after the burn-in keeps `min(decay, (1+n)/(10+n))`, for runs too short for a slow average; off,
+    `decay` from the first step on."""
     teacher: bool = False
     """Whether the weak view is predicted by the average instead of the network itself."""
     export: bool = True
@@ -300,7 +304,7 @@ class TrainConfig:
             )
         if self.eval_every < 0 or self.val_limit < 0:
             raise DataError("eval_every and val_limit must not be negative")
-        for name in ("batch_labelled", "batch_unlabelled"):
+        for name in self._batches:
             if getattr(self, name) % self.accumulation:
                 raise DataError(
                     f"{name} {getattr(self, name)} is not a multiple of accumulation {self.accumulation}"
@@ -335,12 +339,17 @@ class TrainConfig:
         Raises:
             DataError: A batch that is no multiple of processes times micro-batches.
         """
-        for name in ("batch_labelled", "batch_unlabelled"):
+        for name in self._batches:
             if getattr(self, name) % (self.accumulation * num_processes):
                 raise DataError(
                     f"{name} {getattr(self, name)} cannot be shared out over {num_processes} process(es) "
                     f"and {self.accumulation} micro-batch(es)"
                 )
+
+    @property
+    def _batches(self) -> tuple[str, ...]:
+        """Fields with the sizes of the batches that are read."""
+        return ("batch_labelled", "batch_unlabelled") if self.uses_unlabelled else ("batch_labelled",)
 
     @property
     def uses_unlabelled(self) -> bool:

@@ -8,7 +8,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -21,20 +21,40 @@ class Ema(Generic[ModuleT]):
         num_updates: Updates so far, those of the burn-in included.
     """
 
-    def __init__(self, model: ModuleT, decay: float, burn_in: int = 0) -> None:
-        """Start as a copy of `model` and stay one for the first `burn_in` updates; `decay` is in [0,1)."""
+    def __init__(self, model: ModuleT, decay: float, burn_in: int = 0, *, warmup: bool = True) -> None:
+        """Start as a copy of `model` and stay one for the first `burn_in` updates; `decay` is in [0,1).
+
+        Args:
+            model: The student.
+            decay: Share of the average that an update keeps.
+            burn_in: Updates that keep nothing.
+            warmup: Let the first updates after those keep less than `decay`, see `update`.
+        """
         assert 0.0 <= decay < 1.0 and burn_in >= 0, (decay, burn_in)
-        self.decay, self.burn_in, self.num_updates = decay, burn_in, 0
+        self.decay, self.burn_in, self.warmup, self.num_updates = decay, burn_in, warmup, 0
         self.module: ModuleT = copy.deepcopy(model)
         self.module.eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """`ema = d ema + (1-d) model` with `d = min(decay, (1+n)/(10+n))`, n since the burn-in; buffers are copied."""
-        averaged = self.num_updates - self.burn_in
-        decay = min(self.decay, (1 + averaged) / (10 + averaged)) if averaged >= 0 else 0.0
-        for own, new in zip(self.module.parameters(), model.parameters(), strict=True):
-            own.lerp_(new.detach(), 1.0 - decay)
-        for own_buffer, new_buffer in zip(self.module.buffers(), model.buffers(), strict=True):
-            own_buffer.copy_(new_buffer)
+        """`ema = d ema + (1-d) model` with d = `decay`; warmed up `min(decay, (1+n)/(10+n))`, n since the burn-in.
+
+        Running statistics are averaged as the weights are, whose features they describe; whole numbers are copied.
+        """
+        decay = self._next_decay()
+        for own, new in zip(_tensors(self.module), _tensors(model), strict=True):
+            if own.is_floating_point():
+                own.lerp_(new.detach(), 1.0 - decay)
+            else:
+                own.copy_(new)
         self.num_updates += 1
+
+    def _next_decay(self) -> float:
+        averaged = self.num_updates - self.burn_in
+        if averaged < 0:
+            return 0.0
+        return min(self.decay, (1 + averaged) / (10 + averaged)) if self.warmup else self.decay
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

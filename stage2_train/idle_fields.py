@@ -62,7 +62,8 @@ def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if config.optim.pretrained_lr_scale == 1.0:
         yield "optim.pretrained_prefixes", "optim.pretrained_lr_scale is 1"
     if not config.ema.decay:
-        yield "ema.export", "ema.decay is 0: no average is kept"
+        for field in ("warmup", "export"):
+            yield f"ema.{field}", "ema.decay is 0: no average is kept"
     if not config.eval_every:
         for field in ("val_split", "val_limit"):
             yield field, "eval_every is 0: nothing is validated while training"

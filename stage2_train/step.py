@@ -15,7 +15,7 @@ from shared.seeding import seed_of
 from stage2_train.batch import Batch
 from stage2_train.config import TrainConfig
 from stage2_train.ema import Ema
-from stage2_train.methods.base import Method, Networks, Pseudo
+from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput
 from stage2_train.optim import average_gradients, broadcast_buffers, lr_factor, set_learning_rate
 
 _SHARES = ("coverage", "foreground")
@@ -36,7 +36,7 @@ class StepResult:
     global_metrics: dict[str, float]
     """Figures that are equal on all processes already."""
     pseudo: tuple[Pseudo, ...]
-    """What was taught, one per micro-batch."""
+    """What was taught, one per micro-batch; empty where unlabelled samples weigh nothing."""
 
 
 def train_step(
@@ -56,6 +56,7 @@ def train_step(
     factor = lr_factor(step, config.steps, config.optim)
     set_learning_rate(optimizer, factor)
     networks.student.train()
+    teaches = method.unlabelled_weight(step) > 0
     losses: list[Tensor] = []
     collected: list[dict[str, Tensor]] = []
     pseudo: list[Pseudo] = []
@@ -66,7 +67,7 @@ def train_step(
         # No cache of its casts: before torch 2.10 a pass without gradient left casts without one to the pass after it.
         half = config.precision == "bf16"
         with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=half, cache_enabled=False):
-            output = method.loss(networks, batch.to(accelerator.device))
+            output = _loss(networks, method, batch.to(accelerator.device), teaches)
         # Not Accelerate's backward: variables of its launcher would scale the loss, which nothing here takes back.
         (output.loss / config.accumulation).backward()
         losses.append(output.loss.detach())
@@ -93,6 +94,11 @@ def train_step(
         global_metrics=global_metrics,
         pseudo=tuple(pseudo),
     )
+
+
+def _loss(networks: Networks, method: Method, batch: Batch, teaches: bool) -> StepOutput:
+    """Of the labelled part alone unless the step `teaches`: strong views would enter running statistics, too."""
+    return method.loss(networks, batch) if teaches else method.labelled_only(networks, batch.labelled)
 
 
 def _reduce(

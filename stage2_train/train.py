@@ -192,7 +192,7 @@ class _Run:
         self.tokenise = Tokenizer(config.segmentor, one_length=config.compile)
         self.ema: Ema[ReferringSegmentor] | None = None
         if config.ema.decay:
-            self.ema = Ema(self.model, config.ema.decay, config.loss.burn_in_steps)
+            self.ema = Ema(self.model, config.ema.decay, config.loss.burn_in_steps, warmup=config.ema.warmup)
         student = torch.compile(self.model) if config.compile else self.model
         teacher = self.ema.module if self.ema is not None and config.ema.teacher else None
         self.networks = Networks(student, teacher, config.weak_eval)
@@ -241,9 +241,8 @@ class _Run:
                     ema=self.ema,
                     stop_requested=stop_requested,
                 )
-                taught = step >= config.loss.burn_in_steps
                 norm = result.global_metrics.get("grad_norm", 0.0)
-                self.alarm.check(step, result.loss, result.shares if taught else {}, norm)
+                self.alarm.check(step, result.loss, result.shares, norm)
                 self.step, self.seconds = step + 1, before + time.monotonic() - started
                 last = self.step == config.steps
                 if self.step % config.runtime.log_every == 0 or last:

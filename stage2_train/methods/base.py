@@ -47,7 +47,7 @@ class StepOutput:
     loss: Tensor
     """Scalar with gradient."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Detached scalars, means over the micro-batch; the same names at every step."""
+    """Detached scalars, means over the micro-batch; the same names at every step that is of the same samples."""
     pseudo: Pseudo | None = None
     """None where no unlabelled sample took part."""
 
@@ -132,7 +132,8 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
 class Method:
     """A rule that turns a micro-batch into a loss.
 
-    Subclasses override `loss`; those that learn something of their own also override the other three.
+    Subclasses override `loss`, and `labelled_only` where their labelled pass is not the plain one; those that learn
+    something of their own also override the other three.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -142,6 +143,11 @@ class Method:
     def loss(self, networks: Networks, batch: Batch) -> StepOutput:
         """The loss of one micro-batch."""
         raise NotImplementedError
+
+    def labelled_only(self, networks: Networks, part: LabelledPart) -> StepOutput:
+        """The loss of one micro-batch of a step at which unlabelled samples weigh nothing: no pass sees them."""
+        logit_B2HW = networks.logit(part.image_BHW3, part.ids_BT, part.token_mask_BT)
+        return self.labelled_output(*self.labelled_loss(logit_B2HW, part))
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Called once after each optimiser step.
@@ -189,6 +195,12 @@ class Method:
             lambda logit, target: supervised_loss(logit, target, weights), logit_B2HW, part.target_BHW
         )
         return loss, {f"labelled_{name}": value for name, value in metrics.items()}
+
+    def labelled_output(self, loss: Tensor, metrics: dict[str, Tensor]) -> StepOutput:
+        """`lambda_l * labelled` alone, of what `labelled_loss` gave."""
+        return StepOutput(
+            loss=self.config.loss.lambda_labelled * loss, metrics={"labelled_loss": loss.detach(), **metrics}
+        )
 
     def pseudo_loss(
         self,
@@ -300,10 +312,10 @@ def plain_pseudo(
 
 
 def mask_iou(a_BHW: Tensor, b_BHW: Tensor) -> Tensor:
-    """f32 [B]: IoU of boolean masks; two empty masks agree (1)."""
+    """f32 [B]: IoU of boolean masks; two empty masks, which agree on nothing found, have 0."""
     inter_B = (a_BHW & b_BHW).flatten(1).sum(1)
     union_B = (a_BHW | b_BHW).flatten(1).sum(1)
-    return torch.where(union_B > 0, inter_B / union_B.clamp(min=1), 1.0)
+    return inter_B / union_B.clamp(min=1)
 
 
 def foreground_prob(logit_B2HW: Tensor) -> Tensor:

@@ -51,10 +51,11 @@ class Catm(Method):
         )
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """Move the thresholds by the global batch's confidence."""
-        sums_B22 = torch.cat([gather(block) for block in self._sums]).cpu()
-        self._sums.clear()
-        self.threshold_2 = follow(self.threshold_2, sums_B22, self.config.catm)
+        """Move the thresholds by the global batch's confidence; a step that taught nothing leaves them."""
+        if self._sums:
+            sums_B22 = torch.cat([gather(block) for block in self._sums]).cpu()
+            self._sums.clear()
+            self.threshold_2 = follow(self.threshold_2, sums_B22, self.config.catm)
         background, foreground = self.threshold_2.tolist()
         return {"threshold_background": background, "threshold_foreground": foreground}
 

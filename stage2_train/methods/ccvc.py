@@ -7,17 +7,22 @@ probability of branch i and y_i = (p_i >= 0.5):
                   `conflict_weight` where y_1 != y_2 and branch j is sure of it (max(p_j, 1 - p_j) >=
                   `conflict_confidence`), and 1 elsewhere
     discrepancy   1 + mean cosine of the branches' hidden maps (the second's through a linear map), on labelled weak and
-                  unlabelled strong views
+                  unlabelled strong views; mean of two terms that have a gradient to one branch each, as in the released
+                  code, which halves the gradient
     loss          lambda_l mean_i supervised_i + lambda_u (mean_i consistency_i + `discrepancy` * discrepancy)
 
 Halving the sums over branches (OURS) keeps each loss at the size of the other methods'. The first branch is evaluated.
+
+Left out: consistency and discrepancy on the raw unlabelled view (a third pass with gradient, under labels of its own,
+which has as much say as the strong view), and CutMix between unlabelled images (a sample's gradient would depend on
+its neighbour).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage2_train.batch import Batch
+from stage2_train.batch import Batch, LabelledPart
 from stage2_train.config import CcvcConfig
 from stage2_train.methods.base import (
     Method,
@@ -45,7 +50,7 @@ class Ccvc(Method):
             *(taught(weak[1 - branch], weak[branch], config) for branch in (0, 1)), strict=True
         )
         logits = (maps.first_logit_B2HW.float(), maps.second_logit_B2HW.float())
-        supervised = [self.labelled_loss(logit[:num], labelled) for logit in logits]
+        supervised = self._supervised(*(logit[:num] for logit in logits), part=labelled)
         consistent = [
             self.pseudo_loss(logit[num:], label_BHW, weight_BHW)
             for logit, label_BHW, weight_BHW in zip(logits, labels, weights, strict=True)
@@ -55,13 +60,26 @@ class Ccvc(Method):
         unlabelled = 0.5 * (consistent[0][0] + consistent[1][0]) + config.discrepancy * apart
         return self.combine(
             batch,
-            (0.5 * (supervised[0][0] + supervised[1][0]), supervised[0][1]),
+            supervised,
             (unlabelled, consistent[0][1]),
             plain_pseudo(part, weak[0], labels[0], weak[1]),
             text_survivors=survivors,
             discrepancy=apart.detach(),
             conflict=((weak[0] >= 0.5) != (weak[1] >= 0.5)).float().mean(),
         )
+
+    def labelled_only(self, networks: Networks, part: LabelledPart) -> StepOutput:
+        """See `Method.labelled_only`: both branches, and nothing that keeps them apart."""
+        maps = networks.branches(part.image_BHW3, part.ids_BT, part.token_mask_BT)
+        logits = (maps.first_logit_B2HW.float(), maps.second_logit_B2HW.float())
+        return self.labelled_output(*self._supervised(*logits, part=part))
+
+    def _supervised(
+        self, first_B2HW: Tensor, second_B2HW: Tensor, *, part: LabelledPart
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean supervised loss of the branches, and the metrics of the first."""
+        first, metrics = self.labelled_loss(first_B2HW, part)
+        return 0.5 * (first + self.labelled_loss(second_B2HW, part)[0]), metrics
 
 
 def taught(teacher_B1HW: Tensor, own_B1HW: Tensor, config: CcvcConfig) -> tuple[Tensor, Tensor]:
@@ -83,5 +101,10 @@ def taught(teacher_B1HW: Tensor, own_B1HW: Tensor, config: CcvcConfig) -> tuple[
 
 
 def discrepancy(first_BCHW: Tensor, second_BCHW: Tensor) -> Tensor:
-    """1 + cosine of two maps over their channels, mean over pixels: [B] in [0, 2], least where they are opposed."""
-    return 1.0 + F.cosine_similarity(first_BCHW, second_BCHW, dim=1).flatten(1).mean(1)
+    """1 + cosine of two maps over their channels, mean over pixels: [B] in [0, 2], least where they are opposed.
+
+    Each map moves away from the other one held fixed, with half the weight.
+    """
+    pairs = (first_BCHW.detach(), second_BCHW), (first_BCHW, second_BCHW.detach())
+    halves = [0.5 * F.cosine_similarity(*pair, dim=1).flatten(1).mean(1) for pair in pairs]
+    return 1.0 + halves[0] + halves[1]

@@ -3,9 +3,9 @@
 1. Pw from a pass without gradient and without a field (this breaks the circle Pw <-> P̃†): of every unlabelled sample,
    and of those labelled ones that are about to see a field.
 2. P̃† = fuse(P†, Pw); a row without a proposal has P̃† = Pw and never a field.
-3. Thresholds per sample from the policy; pseudo-labels from P̃†.
-4. One pass with gradient over labelled weak and unlabelled strong views; each sample sees its own detached P̃† as field
+3. One pass with gradient over labelled weak and unlabelled strong views; each sample sees its own detached P̃† as field
    with probability `field_probability`.
+4. Thresholds per sample from the policy; pseudo-labels from P̃†.
 5. After the optimiser step: one policy update on the transitions of the whole global mini-batch.
 
 Exploration noise comes with the sample (keyed), so that the number of processes and of micro-batches changes nothing.
@@ -63,14 +63,15 @@ class L2l(Method):
         field_on_B = self._field_on(labelled, part)
         labelled_weak_F1HW, weak_B1HW = self._weak(networks, labelled, part, field_on_B)
         target_B1HW, lam = self._target(part, weak_B1HW)
-        # A reward is a small difference of two means: bfloat16 would round it away.
-        with torch.autocast(target_B1HW.device.type, enabled=False):
-            label_BHW, extra = self._label(target_B1HW, weak_B1HW, part.noise_B2)
         field_B1HW = self._field(labelled, labelled_weak_F1HW, part, target_B1HW, field_on_B)
         ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
         labelled_logit, strong_logit = joint_logits(
             networks, labelled, part, (ids_BT, token_mask_BT), field_B1HW, field_on_B
         )
+        # After the pass, which needs no labels: the policy acts on the CPU, so it waits for the device.
+        # A reward is a small difference of two means: bfloat16 would round it away.
+        with torch.autocast(target_B1HW.device.type, enabled=False):
+            label_BHW, extra = self._label(target_B1HW, weak_B1HW, part.noise_B2)
         pseudo = Pseudo(
             samples=part.samples,
             flip_B=part.flip_B,
@@ -91,14 +92,29 @@ class L2l(Method):
             **extra,
         )
 
-    def _field_on(self, labelled: LabelledPart, part: UnlabelledPart) -> Tensor | None:
-        """Which samples see a prior field, labelled then unlabelled; None where the network takes none."""
+    def labelled_only(self, networks: Networks, part: LabelledPart) -> StepOutput:
+        """See `Method.labelled_only`: with the fields they would see beside unlabelled samples.
+
+        Every process makes the same passes, whichever samples see a field: layers may wait for each other's batches.
+        """
+        field_on_B = self._field_on(part)
+        if field_on_B is None:
+            return super().labelled_only(networks, part)
+        inputs = part.image_BHW3, part.ids_BT, part.token_mask_BT
+        weak_F1HW = networks.weak_prob(*inputs)[field_on_B] if self.config.l2l.use_spm else None
+        field_B1HW = self._labelled_field(part, weak_F1HW, field_on_B).detach()
+        logit_B2HW = networks.logit(*inputs, field_B1HW, field_on_B)
+        return self.labelled_output(*self.labelled_loss(logit_B2HW, part))
+
+    def _field_on(self, *parts: LabelledPart | UnlabelledPart) -> Tensor | None:
+        """Which samples see a prior field, part after part; None where the network takes none."""
         if not self.config.uses_field:
             return None
-        assert labelled.has_prior_B is not None and part.has_prior_B is not None
-        uniform_B = torch.cat((labelled.field_uniform_B, part.field_uniform_B))
-        has_B = torch.cat((labelled.has_prior_B, part.has_prior_B))
-        return (uniform_B < self.config.l2l.field_probability) & has_B
+        on = []
+        for part in parts:
+            assert part.has_prior_B is not None
+            on.append((part.field_uniform_B < self.config.l2l.field_probability) & part.has_prior_B)
+        return torch.cat(on)
 
     def _weak(
         self, networks: Networks, labelled: LabelledPart, part: UnlabelledPart, field_on_B: Tensor | None
@@ -132,14 +148,19 @@ class L2l(Method):
         """The field of labelled then unlabelled samples: P̃†, or P† without SPM. Rows that see none are not read."""
         if field_on_B is None:
             return None
-        assert labelled.prior_B1HW is not None and part.prior_B1HW is not None
-        if labelled_weak_F1HW is None:
-            return torch.cat((labelled.prior_B1HW, part.prior_B1HW))
-        on_B = field_on_B[: len(labelled.samples)]
-        own_B1HW = labelled.prior_B1HW.clone()
-        assert labelled.trust_B is not None
-        own_B1HW[on_B] = fuse(own_B1HW[on_B], labelled_weak_F1HW, self.config.spm, labelled.trust_B[on_B])[0]
-        return torch.cat((own_B1HW, target_B1HW)).detach()
+        assert part.prior_B1HW is not None
+        own_B1HW = self._labelled_field(labelled, labelled_weak_F1HW, field_on_B[: len(labelled.samples)])
+        other_B1HW = part.prior_B1HW if labelled_weak_F1HW is None else target_B1HW
+        return torch.cat((own_B1HW, other_B1HW)).detach()
+
+    def _labelled_field(self, part: LabelledPart, weak_F1HW: Tensor | None, on_B: Tensor) -> Tensor:
+        """That of the labelled samples; `weak_F1HW` is Pw of those that `on_B` names, None without SPM."""
+        assert part.prior_B1HW is not None and part.trust_B is not None
+        if weak_F1HW is None:
+            return part.prior_B1HW
+        field_B1HW = part.prior_B1HW.clone()
+        field_B1HW[on_B] = fuse(field_B1HW[on_B], weak_F1HW, self.config.spm, part.trust_B[on_B])[0]
+        return field_B1HW
 
     def _label(
         self, target_B1HW: Tensor, weak_B1HW: Tensor, noise_B2: Tensor
@@ -172,8 +193,8 @@ class L2l(Method):
         return label_BHW, extra
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """One policy update on the global mini-batch's transitions."""
-        if self.agent is None:
+        """One policy update on the global mini-batch's transitions; none where nothing was labelled."""
+        if self.agent is None or not self._transitions:
             return {}
         rows = torch.cat([gather(block) for block in self._transitions])
         self._transitions.clear()

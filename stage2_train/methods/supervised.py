@@ -9,9 +9,4 @@ class Supervised(Method):
 
     def loss(self, networks: Networks, batch: Batch) -> StepOutput:
         """See `Method.loss`."""
-        part = batch.labelled
-        logit_B2HW = networks.logit(part.image_BHW3, part.ids_BT, part.token_mask_BT)
-        loss, metrics = self.labelled_loss(logit_B2HW, part)
-        return StepOutput(
-            loss=self.config.loss.lambda_labelled * loss, metrics={"labelled_loss": loss.detach(), **metrics}
-        )
+        return self.labelled_only(networks, batch.labelled)

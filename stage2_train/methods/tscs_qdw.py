@@ -1,9 +1,13 @@
 """3DResT's rules: sampling by teacher-student consistency (TSCS) and quality-driven dynamic weighting (QDW).
 
-The teacher is the moving average (`ema`). With t its weak mask and r the student's strong one, both cut at 0.5:
+The teacher is the moving average (`ema`), in the paper after a burn-in on labelled samples (`loss.burn_in_steps`). With
+t its weak mask and r the student's strong one, both cut at 0.5:
 
     TSCS   IoU(t, r) > join_iou: the sample joins the labelled set; every pixel of t is taught, with the labelled loss
     QDW    otherwise: FixMatch's loss on the teacher's confident pixels, times IoU(t, r)
+
+Where both masks are empty the IoU is 0: that neither found anything is no reason to teach the image as background. That
+a sentence names nothing (`no_target`) is a label, which is not looked at for unlabelled samples.
 
 OURS: a sample joins for the step at hand, not for good, so that a mask the teacher has since corrected is not kept, and
 the part it joins stays a mean over the unlabelled samples under lambda_u. 3DResT segments point clouds; its rules are

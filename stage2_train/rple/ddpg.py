@@ -10,6 +10,7 @@ plain numbers, so a resumed agent is the uninterrupted one bit for bit. Explorat
 the samples (`methods/l2l.py`). The target of eq. 13 uses the online policy, as written, so there is no target policy.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,9 @@ class DdpgConfig:
             raise DataError(
                 f"ddpg: gamma {self.gamma} must be in [0, 1), target_rate {self.target_rate} in (0, 1]"
             )
+        for name in ("actor_lr", "critic_lr", "noise_std"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise DataError(f"ddpg.{name} is {getattr(self, name)}; it must be finite and not negative")
         if self.capacity < self.batch or self.batch < 1:
             raise DataError(f"ddpg: capacity {self.capacity} must hold a batch of {self.batch}, at least 1")
 

@@ -1,4 +1,4 @@
-"""Body of the two-process tests, started by torchrun: `two_processes.py ROOT OUT`."""
+"""Body of the two-process tests, started by torchrun: `two_processes.py ROOT OUT MICRO_BATCHES BURN_IN`."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from stage2_train.train import train
 from tests.invariants.test_processes import config_of
 
 root, out = Path(sys.argv[1]), Path(sys.argv[2])
-train(config_of(root), out, quiet=True)
+train(config_of(root, *map(int, sys.argv[3:])), out, quiet=True)
 result = evaluate_run(out, "val", batch=3)
 Path(f"{out}.rank{dist.get_rank()}.json").write_text(json.dumps({"world": dist.get_world_size(), **result}))
 dist.destroy_process_group()

@@ -89,6 +89,7 @@ def test_paper_numbers() -> None:
         ("ccvc.conflict_weight=-1", "must not be negative"),
         ("catm.lowest=0.9", "lowest <= start"),
         ("catm.momentum=1", "not in"),
+        ("rple.ddpg.actor_lr=-1", "ddpg.actor_lr is -1"),
     ],
 )
 def test_rejections_name_the_field(override: str, message: str) -> None:
@@ -128,6 +129,15 @@ def test_only_semires_reads_candidates_and_only_omni_res_weak_labels(tmp_path: P
     assert config.uses_candidates == (method == "semires")
     assert config.weak_label == ("box" if method == "omni_res" else "")
     assert config.uses_prior == (method in ("l2l", "mllm_blend"))
+
+
+def test_a_batch_that_is_not_read_is_not_shared_out(tmp_path: Path) -> None:
+    config = plain_config(tmp_path, "supervised", batch_unlabelled=3, accumulation=2)
+    config.require_shares(2)
+    with pytest.raises(DataError, match="batch_labelled 4 cannot be shared out over 3"):
+        config.require_shares(3)
+    with pytest.raises(DataError, match="batch_unlabelled 3 is not a multiple of accumulation 2"):
+        plain_config(tmp_path, "fixmatch", batch_unlabelled=3, accumulation=2)
 
 
 def test_augseg_pairs_samples(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ CHANGES = {
     "optim.decay_vectors": ["optim.decay_vectors=false"],
     "optim.muon": ["optim.muon.lr=1"],
     "optim.pretrained_prefixes": ["optim.pretrained_prefixes=decoder."],
+    "ema.warmup": ["ema.warmup=false"],
     "ema.export": ["ema.export=false"],
     "val_split": ["val_split=testA"],
     "val_limit": ["val_limit=3"],

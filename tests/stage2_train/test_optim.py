@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from shared.muon import Muon, MuonConfig
-from stage2_train.ema import Ema
 from stage2_train.optim import OptimConfig, average_gradients, build_optimizer, lr_factor, set_learning_rate
 
 
@@ -57,34 +56,6 @@ def test_one_process_keeps_its_gradients() -> None:
     model.vision.weight.grad = torch.ones(3, 2)
     average_gradients(model)
     assert torch.equal(model.vision.weight.grad, torch.ones(3, 2)) and model.decoder.weight.grad is None
-
-
-def test_ema_moves_by_its_warmed_up_decay() -> None:
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(model.weight, 0.0)
-    ema = Ema(model, 0.9)
-    nn.init.constant_(model.weight, 1.0)
-    ema.update(model)  # decay min(0.9, 1/10)
-    assert ema.module.weight.item() == pytest.approx(0.9)
-    ema.update(model)  # decay min(0.9, 2/11)
-    assert ema.module.weight.item() == pytest.approx(1 - 0.1 * 2 / 11)
-    assert not ema.module.weight.requires_grad and not ema.module.training
-
-
-def test_the_average_is_a_copy_until_the_burn_in_ends() -> None:
-    """Updates 0 and 1 copy; update 2 is the first average, with decay min(0.9, 1/10)."""
-    model = nn.Linear(1, 1, bias=False)
-    with torch.no_grad():
-        model.weight.fill_(0.0)
-    ema = Ema(model, 0.9, burn_in=2)
-    seen = []
-    for value in (1.0, 2.0, 3.0, 4.0):
-        with torch.no_grad():
-            model.weight.fill_(value)
-        ema.update(model)
-        seen.append(ema.module.weight.item())
-    first = 0.1 * 2.0 + 0.9 * 3.0
-    assert seen == pytest.approx([1.0, 2.0, first, 2 / 11 * first + 9 / 11 * 4.0])
 
 
 def test_muon_trains_pretrained_parts_at_a_lower_rate() -> None:

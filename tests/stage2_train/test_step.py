@@ -1,5 +1,6 @@
 """One optimiser step, with an optimiser that moves weights by their gradients alone."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 from accelerate import Accelerator
 
 from shared.config import apply_overrides
+from stage2_train.batch import Batch
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks
+from stage2_train.methods.base import Method, Networks
+from stage2_train.optim import build_optimizer
 from stage2_train.step import StepResult, train_step
 from tests.stage2_train.miniature import batch_of, mini_config, model_of, plain_config, segmentor_config
 
@@ -90,3 +93,54 @@ def test_a_compiled_network_takes_the_same_step(mini_root: Path, method: str) ->
         result.loss == pytest.approx(plain.loss, rel=1e-5) and result.metrics.keys() == plain.metrics.keys()
     )
     assert torch.allclose(compiled, whole, atol=1e-5)
+
+
+def burnt_in(
+    root: Path, method: str, batch: Batch | None = None
+) -> tuple[StepResult, dict[str, torch.Tensor]]:
+    """What a step of the burn-in gives, and the whole network after it; with batch norms and dropout."""
+    segmentor = segmentor_config(root / "tokenizer", sesm=method == "l2l", norm="batch")
+    segmentor = dataclasses.replace(segmentor, second_branch=method == "ccvc")
+    if method == "l2l":
+        plain = mini_config(root, segmentor=segmentor)
+    else:
+        plain = plain_config(root, method, segmentor=segmentor)
+    config = apply_overrides(plain, ["loss.burn_in_steps=1"])
+    model = model_of(config)
+    optimizer = build_optimizer(model, config.optim)
+    learner = METHODS[method](config)
+    result = train_step(
+        Accelerator(cpu=True), Networks(model), learner, optimizer, [batch or batch_of(config)], config
+    )
+    return result, model.state_dict()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "supervised"])
+def test_the_burn_in_sees_labelled_samples_alone(mini_root: Path, method: str) -> None:
+    """Other unlabelled images leave weights and running statistics as they are, and no pseudo-label is spoken of."""
+    batch = batch_of(mini_config(mini_root) if method == "l2l" else plain_config(mini_root, method))
+    assert batch.unlabelled is not None
+    images = {name: 255 - getattr(batch.unlabelled, name) for name in ("weak_BHW3", "strong_BHW3")}
+    other = dataclasses.replace(batch, unlabelled=dataclasses.replace(batch.unlabelled, **images))
+    (result, one), (_, two) = (burnt_in(mini_root, method, one) for one in (batch, other))
+    assert any(name.endswith("running_mean") for name in one)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not result.pseudo and not result.shares
+    assert set(result.metrics) == {"labelled_loss", "labelled_ce", "labelled_accuracy"}
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "augseg", "mllm_blend"])
+def test_a_step_of_the_burn_in_is_one_of_the_supervised_method(mini_root: Path, method: str) -> None:
+    (result, one), (plain, two) = (burnt_in(mini_root, name) for name in (method, "supervised"))
+    assert result.loss == plain.loss and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_burn_in_shows_labelled_samples_their_fields(mini_root: Path) -> None:
+    """As it would beside unlabelled samples; the thresholds rest, since nothing is labelled with them."""
+    config = mini_config(mini_root)
+    part, model = batch_of(config).labelled, model_of(config).eval()
+    own = METHODS["l2l"](config)
+    seen = own.labelled_only(Networks(model), part)
+    blind = Method.labelled_only(own, Networks(model), part)
+    assert seen.loss != blind.loss and seen.metrics.keys() == blind.metrics.keys()
+    assert own.finish_step(lambda rows: rows) == {}

@@ -1,6 +1,7 @@
 """Runs as a user starts them; the killed one in a process of its own."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -480,6 +481,23 @@ def test_other_methods_run_and_resume(
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     exported = load_file(tmp_path / "whole" / "model" / "model.safetensors")
     assert equal(dict(load_model(tmp_path / "whole").state_dict()), exported)
+
+
+@pytest.mark.parametrize("method", ["l2l", "catm"])
+def test_a_run_stopped_in_its_burn_in_ends_with_the_same_bits(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Of methods that learn something of their own, which rests until the burn-in has ended."""
+    make = mini_config if method == "l2l" else functools.partial(plain_config, method=method)
+    config = apply_overrides(make(mini_root, runtime=RUNTIME, steps=4), ["loss.burn_in_steps=2"])
+    train(config, tmp_path / "whole", quiet=True)
+    stopped_after(config, tmp_path / "parts", 1, monkeypatch)
+    train(config, tmp_path / "parts", quiet=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    names = {"coverage", "unlabelled_loss", "weak_iou"}
+    spoken = [names & record.keys() for record in figures(tmp_path / "whole")]
+    assert spoken == [set(), set(), names, names]
+    assert all("labelled_loss" in record for record in figures(tmp_path / "whole"))
 
 
 def test_supervised_needs_no_store(mini_root: Path, tmp_path: Path) -> None:

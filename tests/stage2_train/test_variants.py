@@ -54,9 +54,25 @@ def test_comparisons(size: str, method: str, fields: dict[str, Any]) -> None:
     """Against FixMatch, which is the base with no part of L2L."""
     found = changed(f"{method}-{size}", f"fixmatch-{size}")
     assert fields.items() <= found.items()
-    burn_in = {"loss.burn_in_steps": BURN_IN[size]} if method.startswith(("semires", "omni")) else {}
-    allowed = {"method", "ema.decay", "ema.teacher", "loss.unlabelled.class_weights"} | fields.keys()
+    burns_in = method.startswith(("semires", "omni")) or (method, size) == ("tscs-qdw", "paper")
+    burn_in = {"loss.burn_in_steps": BURN_IN[size]} if burns_in else {}
+    average = {f"ema.{name}" for name in ("decay", "warmup", "teacher")}
+    allowed = {"method", "loss.unlabelled.class_weights"} | average | fields.keys()
     assert found.keys() <= allowed | burn_in.keys() and burn_in.items() <= found.items()
+
+
+CONSTANT = ("semires", "semires-cpi", "omni-res-box", "omni-res-point", "tscs-qdw")
+"""Systems whose teacher's decay is the same at every step."""
+
+
+@pytest.mark.parametrize(
+    ("method", "paper_warms_up"), [*((name, False) for name in CONSTANT), ("augseg", True)]
+)
+def test_a_teacher_is_warmed_up_where_the_run_is_short_or_its_paper_says_so(
+    method: str, paper_warms_up: bool
+) -> None:
+    found = [RECIPES[f"{method}-{size}"]().ema.warmup for size in ("embedded", "paper")]
+    assert found == [True, paper_warms_up]
 
 
 @pytest.mark.parametrize("size", ["embedded", "paper"])

@@ -26,6 +26,16 @@ def test_discrepancy_by_hand() -> None:
     assert discrepancy(first, second).tolist() == pytest.approx([2.0, 1.0, 0.0])
 
 
+def test_each_branch_feels_half_of_what_drives_it_from_the_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(2, 3, 4, 4, generator=generator).requires_grad_() for _ in range(2))
+    whole = 1.0 + torch.nn.functional.cosine_similarity(first, second, dim=1).flatten(1).mean(1)
+    assert torch.allclose(discrepancy(first, second), whole)
+    free = torch.autograd.grad(whole.sum(), (first, second))
+    held = torch.autograd.grad(discrepancy(first, second).sum(), (first, second))
+    assert all(torch.allclose(half, 0.5 * full) and full.any() for half, full in zip(held, free, strict=True))
+
+
 def test_each_branch_is_taught_by_the_other(mini_root: Path) -> None:
     config = plain_config(mini_root, "ccvc")
     model, batch = model_of(config).eval(), batch_of(config)

@@ -219,6 +219,26 @@ def test_policy_learns_once_per_step_from_the_whole_batch(
     assert len(method.agent.buffer) == 12
 
 
+def test_the_policy_learns_the_same_from_micro_batches(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    """Step 1 in one batch of four and in two of two: the same transitions in the same order, and the same update."""
+    ends = []
+    for accumulation, keys in ((1, [1]), (2, [2, 3])):
+        config = mini_config(mini_root, accumulation=accumulation)
+        method, networks = METHODS["l2l"](config), Networks(make_model(config))
+        for key in keys:
+            method.loss(networks, read_batch(config, key))
+        method.finish_step(lambda rows: rows)
+        ends.append(method.state_dict())
+    one, two = ends
+    assert one["replay_seen"] == two["replay_seen"] == 4
+    for name in ("replay_rows", "thresholds"):
+        assert torch.allclose(one[name], two[name], atol=1e-5), name
+    for name in ("actor", "critic", "target"):
+        assert all(torch.allclose(one[name][key], two[name][key], atol=1e-5) for key in one[name]), name
+
+
 def test_policy_state_travels(mini_root: Path, read_batch: ReadBatch, make_model: MakeModel) -> None:
     config = mini_config(mini_root)
     networks = Networks(make_model(config).eval())

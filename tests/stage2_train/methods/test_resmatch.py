@@ -35,5 +35,5 @@ def test_an_empty_object_has_no_quality() -> None:
 def test_mask_iou_by_hand() -> None:
     a = torch.stack((picture("##..", "##.."), picture("....", "....")))
     b = torch.stack((picture(".##.", ".##."), picture("....", "....")))
-    assert mask_iou(a, b).tolist() == pytest.approx([2 / 6, 1.0])
+    assert mask_iou(a, b).tolist() == pytest.approx([2 / 6, 0.0])
     assert mask_iou(a[:1], b[1:]).tolist() == [0.0]

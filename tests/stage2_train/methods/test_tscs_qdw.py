@@ -51,3 +51,13 @@ def test_a_consistent_sample_is_a_labelled_one(mini_root: Path) -> None:
 
 def test_joining_needs_more_than_the_threshold(mini_root: Path) -> None:
     assert run(mini_root, *maps(), join_iou=0.5).metrics["joined"] == 0
+
+
+@pytest.mark.parametrize("join_iou", [0.95, 0.0])
+def test_a_sentence_nothing_is_found_for_is_not_taught_as_background(
+    mini_root: Path, join_iou: float
+) -> None:
+    nothing = torch.full((1, 32, 32), 0.1)
+    output = run(mini_root, nothing, nothing, join_iou=join_iou)
+    assert output.metrics["joined"] == 0 and output.metrics["consistency"] == 0
+    assert output.loss.item() == 0

@@ -112,6 +112,13 @@ def test_a_buffer_that_does_not_fit_is_refused() -> None:
         Agent(DdpgConfig(capacity=32, batch=8), PolicyConfig(), 0).load_state_dict(agent.state_dict())
 
 
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["actor_lr", "critic_lr", "noise_std"])
+def test_rates_and_noise_are_numbers_and_not_negative(name: str, value: float) -> None:
+    with pytest.raises(DataError, match=f"ddpg.{name} is {value}"):
+        DdpgConfig(**{name: value})  # type: ignore[arg-type]
+
+
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(DataError, match="gamma"):
         DdpgConfig(gamma=1.0)
