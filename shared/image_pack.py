@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import DataError
-from shared.images import find_image, image_size_hw, read_image
+from shared.images import file_exists, find_image, image_size_hw, read_image
 from shared.runlog import progress
 from shared.store.schema import IMAGE_HASH_BYTES
 
@@ -118,10 +118,14 @@ class ImageStore:
     """Images of a data set by name, out of its pack or loose."""
 
     def __init__(self, root: Path, folders: Sequence[str]) -> None:
-        """Look whether there is a pack below `root`; `folders` as of `shared.images.find_image`."""
+        """Look whether there is a pack below `root`; `folders` as of `shared.images.find_image`.
+
+        Raises:
+            DataError: The disk does not say.
+        """
         self.root, self.folders = root, tuple(folders)
         path = root / PACK_NAME
-        self.pack = ImagePack(path) if path.is_file() else None
+        self.pack = ImagePack(path) if file_exists(path) else None
 
     def path(self, name: str) -> Path:
         """The loose file of an image; raises DataError if there is none."""
@@ -167,7 +171,7 @@ def build_pack(
         DataError: An image that is missing or cannot be read as a file, or a full disk.
     """
     path = root / PACK_NAME
-    old = ImagePack(path) if path.is_file() else None
+    old = ImagePack(path) if file_exists(path) else None
     try:
         old_names = old.names if old else []
     except DataError:

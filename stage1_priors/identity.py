@@ -174,7 +174,7 @@ def identify_images(
         memory: Where content hashes are remembered.
 
     Returns:
-        `"missing"`; else the hash of the file's bytes, 32 hex digits, or `"unreadable"`; with mode `"size"` their
+        `"missing"` or `"unreadable"`; else the hash of the file's bytes, 32 hex digits, or with mode `"size"` their
         number.
     """
     hasher, values = ImageHasher(memory), dict[str, str]()
@@ -186,9 +186,16 @@ def identify_images(
         elif mode == "content":
             values[name] = hasher.hash_of(path)
         else:
-            values[name] = str(path.stat().st_size)
+            values[name] = _size_of(path)
     hasher.save()
     return values
+
+
+def _size_of(path: Path) -> str:
+    try:
+        return str(path.stat().st_size)
+    except OSError:
+        return UNREADABLE_IMAGE
 
 
 def images_fingerprint(identities: Mapping[str, str]) -> str:
