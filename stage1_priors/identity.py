@@ -15,13 +15,14 @@ from typing import Any, BinaryIO
 
 from shared.config import config_fingerprint
 from shared.errors import DataError
-from shared.hub import HubModel, is_repository, require_cached
+from shared.hub import is_repository, require_cached
 from shared.image_pack import digest_of
 from shared.store.publish import clean_partials, disk_errors, publish_file
 from stage1_priors.candidates import CANDIDATES_VERSION
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.engine import engine_versions
 from stage1_priors.families import Family
+from stage1_priors.hub_models import hub_model
 from stage1_priors.mask_source import SOURCE_VERSION
 from stage1_priors.parse import PARSER_VERSION
 from stage1_priors.proposals import PROPOSER_VERSION
@@ -48,22 +49,22 @@ class ModelFiles:
     """JSON-able: a repository id and commit, or the hash of a folder's files."""
 
 
-def locate_model(model: MllmConfig | ProposerConfig, field: str = "model.path") -> ModelFiles:
+def locate_model(model: MllmConfig | ProposerConfig) -> ModelFiles:
     """Find a model on this machine; nothing is downloaded.
 
     Args:
         model: Gives path and revision.
-        field: Where they stand in the configuration, for messages.
 
     Raises:
         DataError: Neither a model folder nor a complete snapshot in the local Hugging Face cache.
     """
+    group = "proposer" if isinstance(model, ProposerConfig) else "model"
     folder = Path(model.path)
     if folder.is_dir():
         return ModelFiles(folder=folder, identity={"files": hash_model_files(folder)})
     if not is_repository(model.path):
-        raise DataError(f"{field}: no folder {model.path!r}")
-    found = require_cached(HubModel(field=field, name=model.path, revision=model.revision))
+        raise DataError(f"{group}.path: no folder {model.path!r}")
+    found = require_cached(hub_model(group, model))
     return ModelFiles(folder=found, identity={"repository": model.path, "commit": found.name})
 
 
@@ -231,7 +232,7 @@ def locate_proposer(proposer: ProposerConfig) -> ModelFiles:
         raise DataError(
             f"proposer.path is empty; proposer.kind={proposer.kind} needs the model's folder or repository"
         )
-    files = locate_model(proposer, "proposer.path")
+    files = locate_model(proposer)
     check_sam_folder(proposer.kind, files.folder)
     return ModelFiles(
         folder=files.folder, identity={**files.identity, "files": hash_model_files(files.folder)}

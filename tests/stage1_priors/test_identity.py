@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from shared.config import apply_overrides
 from shared.errors import DataError
 from stage1_priors import engine as engine_module
-from stage1_priors.config import MllmConfig, PriorsConfig
+from stage1_priors.config import MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.identity import (
     ImageHasher,
@@ -208,7 +208,7 @@ def test_model_folders(tmp_path):
     first = hash_model_files(folder)
     (folder / "README.md").write_text("about")
     assert hash_model_files(folder) == first
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{ }")
     assert hash_model_files(folder) != first
     (folder / "model.safetensors").unlink()
     with pytest.raises(DataError, match="not a model folder"):
@@ -259,7 +259,7 @@ def test_a_repository_that_is_not_in_the_cache(monkeypatch, tmp_path):
     with pytest.raises(DataError, match=said):
         locate_model(MllmConfig(path="nobody/nothing"))
     with pytest.raises(DataError, match=r"proposer\.path: no folder 'not/a/model'"):
-        locate_model(MllmConfig(path="not/a/model"), "proposer.path")
+        locate_model(ProposerConfig(path="not/a/model"))
 
 
 def test_a_repository_in_the_cache_is_named_by_its_commit(monkeypatch, tmp_path):
