@@ -113,7 +113,7 @@ def dataset_name(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[Line]:
-    """The lines of a file whose images need not exist yet (`l2l predict`).
+    """The lines of a file whose images need not be readable (`l2l predict`, `l2l data pack`).
 
     Raises:
         DataError: The file, or a line of it, cannot be used; the first is named.
