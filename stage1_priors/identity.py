@@ -116,9 +116,11 @@ def _sampled(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 class ImageHasher:
-    """Content hashes of image files, remembered by (path, size, modification time) in one JSON file.
+    """Content hashes of image files, remembered by (path, size, times of change) in one JSON file.
 
-    The first run over a data set reads every image once; later runs only look at sizes and times.
+    The first run over a data set reads every image once; later runs only look at sizes and times. A program can set the
+    modification time back (`exiftool -P`), but not the time at which the disk noted any change; a copy renews it too.
+    The inode is left out: some network disks number files anew at every mount.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -137,10 +139,10 @@ class ImageHasher:
         """Hash of a file's bytes; `"unreadable"` for a file that cannot be read (its rows become image errors)."""
         try:
             stat = path.stat()
-            key, stamp = str(path.absolute()), [stat.st_size, stat.st_mtime_ns]
+            key, stamp = str(path.absolute()), [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             known = self._known.get(key)
-            if isinstance(known, list) and len(known) == 3 and known[:2] == stamp:
-                return str(known[2])
+            if isinstance(known, list) and len(known) == 4 and known[:3] == stamp:
+                return str(known[3])
             value = digest_of(path.read_bytes()).hex()
         except OSError:
             return UNREADABLE_IMAGE

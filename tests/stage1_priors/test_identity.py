@@ -4,6 +4,7 @@ import dataclasses
 import os
 import resource
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -162,6 +163,17 @@ def test_image_bytes_are_remembered_by_size_and_time(tmp_path):
     memory.write_text("{damaged")
     image.write_bytes(b"one")
     assert fingerprint_of_images([("a.jpg", image)], "content", memory) == first
+
+
+def test_an_image_that_was_changed_with_its_time_set_back_is_read_again(tmp_path):
+    """As by `exiftool -P`, which turns a photo by one byte."""
+    image, memory = tmp_path / "a.jpg", tmp_path / "hashes.json"
+    image.write_bytes(b"one")
+    first, stamp = fingerprint_of_images([("a.jpg", image)], "content", memory), image.stat().st_mtime_ns
+    time.sleep(0.05)  # times of change are as fine as the kernel's clock ticks
+    image.write_bytes(b"two")
+    os.utime(image, ns=(stamp, stamp))
+    assert fingerprint_of_images([("a.jpg", image)], "content", memory) != first
 
 
 def test_remembered_hashes_save_the_reading(tmp_path, monkeypatch):
