@@ -49,6 +49,7 @@ from stage1_priors.job import (
     find_known_rows,
     make_job,
     pending_of,
+    require_engine,
 )
 from stage1_priors.memory import release_freed_memory
 from stage1_priors.plan import Plan, shards_of_worker
@@ -83,12 +84,14 @@ def run_priors(
         quiet: No progress on standard error.
 
     Raises:
-        DataError: Unusable data, another store than expected, GPUs that torch cannot use, a failed canary, or more
-            failures than the ceilings allow.
+        DataError: Unusable data, an engine that is not installed, another store than expected, GPUs that torch cannot
+            use, a failed canary, or more failures than the ceilings allow.
     """
     if isinstance(config, ImportConfig):
         return import_masks(config, worker=worker, num_workers=num_workers, quiet=quiet)
     started = time.monotonic()
+    if engine_factory is None:
+        require_engine(config)
     job = make_job(config)
     if expected is not None and job.path != expected:
         versions = ", ".join(engine_versions(config.engine.kind).values())

@@ -23,7 +23,7 @@ from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import visible_gpus
-from stage1_priors.job import StoreJob, job_of, pending_of
+from stage1_priors.job import StoreJob, job_of, pending_of, require_engine
 
 STAGGER_S = 2.0
 """Pause between starts: models are read from one disk, and engines choose their ports one after the other."""
@@ -134,8 +134,10 @@ def run_workers(
         quiet: No progress on standard error.
 
     Raises:
-        DataError: Too little memory for so many, or a worker failed; names it, its last line and its log.
+        DataError: An engine that is not installed, too little memory for so many, or a worker failed; names it, its
+            last line and its log.
     """
+    require_engine(config)
     job = job_of(config)
     if not pending_of(job):
         return job.path

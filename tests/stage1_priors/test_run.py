@@ -23,11 +23,14 @@ from shared.refer import ReferDataset, load_refer
 from shared.runlog import ProgressBar
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
+from stage1_priors import engine as engine_module
+from stage1_priors.cluster_jobs import plan_work
 from stage1_priors.engine import Answer
 from stage1_priors.job import describe_plan
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.proposers import PROPOSERS, BoxProposer
 from stage1_priors.run import Timing, run_priors
+from stage1_priors.workers import run_workers
 from tests.stage1_priors.fake_engine import FakeEngine, engine_stopped_after, random_box_answer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -312,6 +315,29 @@ def test_plan_without_a_model_says_so(config):
     assert plan["pairs"] > 512 and "no folder '/no/such/folder'" in plan["problem"]
     with pytest.raises(DataError, match="no folder"):
         run(apply_overrides(config, ["model.path=/no/such/folder"]), FakeEngine())
+
+
+def test_an_engine_that_is_not_installed_is_told_before_anything_else(config, monkeypatch):
+    installed = engine_module.engine_versions("vllm")
+    absent = {"vllm": engine_module.NOT_INSTALLED}
+    monkeypatch.setattr(
+        engine_module, "engine_versions", lambda kind: installed | (absent if kind == "vllm" else {})
+    )
+    said = (
+        r"engine\.kind=vllm needs vllm, not installed in .*: pip install .* --set engine\.kind=transformers"
+    )
+    assert re.match(said, describe_plan(config)["problem"])
+    for begin in (run_priors, functools.partial(plan_work, arguments=["embedded"], num_tasks=1)):
+        with pytest.raises(DataError, match=said):
+            begin(config)
+    with pytest.raises(DataError, match=said):
+        run_workers(config, 2, ["embedded"], quiet=True)
+    assert describe_plan(apply_overrides(config, ["engine.kind=transformers"]))["problem"] is None
+    with pytest.raises(
+        DataError, match="does not say which store"
+    ):  # the jobs' own interpreter is asked instead
+        plan_work(config, ["embedded"], 1, ["false"])
+    assert not Path(config.cache_root, "logs").exists()
 
 
 def test_missing_data_is_named(config):
