@@ -275,7 +275,8 @@ class PriorsConfig:
     error_ceiling: float = 0.05
     """Stop if a larger share of the rows has an unreadable image or a failed request. 1 lets everything through."""
     ceiling_min_rows: int = 256
-    """Rows seen before the two ceilings count (a smaller run is judged at its end)."""
+    """Rows seen before the two ceilings count (a smaller run is judged at its end). Rows taken over from other stores are
+    seen, too; so many that are asked for, and are not known to have failed before, are also judged by themselves."""
 
     def __post_init__(self) -> None:
         """Refuse empty or repeated splits and shares outside [0, 1]."""

@@ -193,8 +193,8 @@ class Chunk:
     """Whether they end the shard."""
     asked: tuple[Sample, ...]
     """Those of the rows that the model is asked about; at least one."""
-    has_failed: bool
-    """Whether all of these are known to have failed before."""
+    failed_A: np.ndarray
+    """bool, one per asked row: whether it is known to have failed before."""
 
     @property
     def stop(self) -> int:
@@ -240,7 +240,7 @@ def chunks_of(plan: Plan, known: Reusable, shards: Sequence[int], rows: int) -> 
                 is_first=start == first,
                 is_last=stop == end,
                 asked=tuple(plan.samples[start + row] for row in np.flatnonzero(~known_B)),
-                has_failed=bool(known.failed_N[start:stop][~known_B].all()),
+                failed_A=known.failed_N[start:stop][~known_B],
             )
 
 
@@ -329,6 +329,7 @@ def _write_shards(
         What became of the rows that were asked for.
     """
     tally: Counter[AnswerStatus] = Counter()
+    fresh: Counter[AnswerStatus] = Counter()  # of rows that nobody has asked for, or that did not fail then
     known_tally = known.statuses()  # counted with the rest: those that are asked may be what failed before
     timing = Timing()
     engine_config, plan = job.config.engine, job.plan
@@ -359,10 +360,13 @@ def _write_shards(
                 read_ahead()
                 with timing.spent_on("asking"):
                     rows, arrays = ask_chunk(job, engine, loaded)
-                tally.update(STATUS_BY_CODE[int(code)] for code in rows.status_B)
+                tally.update(statuses_of(rows.status_B))
+                fresh.update(statuses_of(rows.status_B[~loaded.chunk.failed_A]))
                 judged = known_tally + tally
                 if not ahead or judged.total() >= job.config.ceiling_min_rows:
                     check_ceilings(job.config, judged, loaded.chunk.asked, rows)
+                if fresh.total() >= job.config.ceiling_min_rows:
+                    check_ceilings(job.config, fresh, loaded.chunk.asked, rows)
                 with timing.spent_on("masks"):
                     unfinished.result()
                 unfinished = finishing.submit(finisher.finish, loaded, rows, arrays)
@@ -428,7 +432,7 @@ def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows
     """
     given = collect_isolated(engine, loaded.submitted)
     all_failed = len(given) >= MIN_CHUNK_OF_ERRORS and all(answer.error is not None for answer in given)
-    if all_failed and not loaded.chunk.has_failed:
+    if all_failed and not loaded.chunk.failed_A.all():
         raise DataError(
             f"the engine failed on all {len(given)} requests from {loaded.chunk.asked[0].sample_id} on: "
             f"{given[0].error}"
@@ -487,6 +491,11 @@ def check_ceilings(
                 f"stopped: {part} of {whole} {what} ({_shares(tally)}); {name} is {ceiling}. "
                 f"{_last_failure(samples, rows)}. Finished shards are kept; set {name}=1 to go on regardless"
             )
+
+
+def statuses_of(code_B: np.ndarray) -> Counter[AnswerStatus]:
+    """How often each status is among some codes of the store."""
+    return Counter(STATUS_BY_CODE[int(code)] for code in code_B)
 
 
 def _last_failure(samples: Sequence[Sample], rows: AnswerRows) -> str:

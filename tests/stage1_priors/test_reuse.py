@@ -188,8 +188,8 @@ def test_what_fails_again_is_judged_with_what_is_known(config, status):
     generous = apply_overrides(config, ["error_ceiling=0.5", "splits=train"])
     whole = run(generous, FakeEngine(fails_on_stars))
     assert whole.status_counts()[status] >= 8
-    engine = FakeEngine(fails_on_stars)
-    store = run(apply_overrides(generous, ["splits=train,val"]), engine)
+    more = apply_overrides(generous, ["splits=train,val", "ceiling_min_rows=8"])
+    store = run(more, FakeEngine(fails_on_stars))
     assert store.status_counts()[status] >= whole.status_counts()[status]
     again = {"engine_error": whole.status_counts()[status], "no_box": 0}[status]
     assert store_status(store.path)["reused"] == {whole.path.name: whole.num_rows - again}
@@ -305,6 +305,23 @@ def test_chunks_hold_so_many_rows_to_ask_for(config):
         == sum(chunk.is_last for chunk in chunks)
         == job.plan.num_shards
     )
+
+
+def prose(request):
+    return Answer(text="It is over there.", num_tokens=5, finish_reason="stop")
+
+
+def test_known_rows_do_not_hide_that_all_others_fail(config):
+    """Three quarters of the rows are known and good, so that the rest is below the ceiling of a half."""
+    run(apply_overrides(config, ["splits=train"]), FakeEngine())
+    known = sum(describe_plan(config)["reused"].values())
+    asked = describe_plan(config)["pairs"] - known
+    judged = apply_overrides(config, [f"ceiling_min_rows={asked - asked % 100}"])
+    assert known > 2 * asked > 200
+    with pytest.raises(DataError, match=r"stopped: (\d+) of \1 answers held no box"):
+        run(judged, FakeEngine(prose))
+    few = apply_overrides(config, [f"ceiling_min_rows={asked + 1}"])
+    assert run(few, FakeEngine(prose)).is_complete
 
 
 def test_a_damaged_store_is_named(config, tmp_path):
