@@ -107,7 +107,7 @@ class KeptProposer:
 
     def __init__(self, proposer: Proposer) -> None:
         self._proposer = proposer
-        self.propose = proposer.propose
+        self.propose, self.kept, self.kept_hw = proposer.propose, proposer.kept, proposer.kept_hw
 
     def load(self) -> None:
         """It is loaded."""

@@ -50,6 +50,7 @@ ROWS_CHANGE = [
 ROWS_STAY = [
     "engine.chunk_rows=7",
     "engine.ahead_rows=7",
+    "engine.image_gb=0.01",
     "engine.block_size=64",
     "engine.batch_size=3",
     "engine.caching=false",

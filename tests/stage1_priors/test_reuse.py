@@ -14,10 +14,11 @@ from shared.store.reader import PriorStore
 from shared.store.schema import EXPRESSION_BYTES, IMAGE_HASH
 from shared.store.verify import store_status, verify_store
 from shared.synth.example import write_example
+from stage1_priors.chunks import Bounds, chunks_of
 from stage1_priors.config import DataConfig
 from stage1_priors.engine import Answer
 from stage1_priors.job import describe_plan
-from stage1_priors.run import chunks_of, run_priors
+from stage1_priors.run import run_priors
 from stage1_priors.tiny_sam import WEIGHTS_DIR
 from tests.stage1_priors.fake_engine import (
     FakeEngine,
@@ -294,7 +295,8 @@ def test_chunks_hold_so_many_rows_to_ask_for(config):
     run(apply_overrides(config, ["splits=val"]), FakeEngine())
     job = make_job(config)
     known = find_known_rows(job)
-    chunks = list(chunks_of(job.plan, known, range(job.plan.num_shards), 50))
+    bounds = Bounds(rows=50, num_bytes=1, num_ahead=1)
+    chunks = list(chunks_of(job.plan, known, range(job.plan.num_shards), bounds, lambda *_: 0))
     assert [(chunk.start, chunk.stop) for chunk in chunks] == list(
         zip([0, *(chunk.stop for chunk in chunks[:-1])], [chunk.stop for chunk in chunks], strict=True)
     )
