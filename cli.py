@@ -203,12 +203,11 @@ def data_check(root: Root, dataset: Dataset = "", split_by: SplitBy = "", as_jso
 @data_app.command("pack")
 def data_pack(root: Root, dataset: Dataset = "", split_by: SplitBy = "", as_json: Json = False) -> None:
     """Put the images of a data set into one file, ROOT/images.h5; run it again to go on, or to add a data set's."""
-    from shared.datasets import dataset_layout
+    from shared.datasets import image_names
     from shared.image_pack import build_pack
 
-    layout = dataset_layout(_data_config(root, dataset, split_by))
-    names = [layout.images[ref.image_id].file_name for ref in layout.refs]
-    answer = build_pack(layout.root, names, layout.image_folders, quiet=as_json)
+    folder, names, folders = image_names(_data_config(root, dataset, split_by))
+    answer = build_pack(folder, names, folders, quiet=as_json)
     _show(answer, as_json, _text_of_mapping)
 
 

@@ -1,7 +1,10 @@
 """Opens, reads or checks the data set that a `DataConfig` names, whatever files it consists of."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from shared.config import DataConfig
-from shared.jsonl import load_jsonl, read_jsonl
+from shared.jsonl import load_jsonl, read_jsonl, read_lines
 from shared.layout import Layout
 from shared.refer import ReferDataset, load_refer
 from shared.refer_layout import read_layout
@@ -27,3 +30,15 @@ def dataset_layout(config: DataConfig) -> Layout:
     if config.is_jsonl:
         return read_jsonl(config.root)
     return read_layout(config.root, config.dataset, config.split_by)
+
+
+def image_names(config: DataConfig) -> tuple[Path, list[str], Sequence[str]]:
+    """The folder of its images, their names, and the folders below it to look in; no image is opened, nor a pack.
+
+    Raises:
+        DataError: It cannot be read, or a line of a JSONL file cannot be used.
+    """
+    if config.is_jsonl:
+        return Path(config.root).parent, [line.image for line in read_lines(config.root)], ("",)
+    layout = read_layout(config.root, config.dataset, config.split_by)
+    return layout.root, [layout.images[ref.image_id].file_name for ref in layout.refs], layout.image_folders

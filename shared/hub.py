@@ -5,7 +5,7 @@ again, so that a branch keeps the commit it had. Neither imports torch.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,10 @@ OLD_WEIGHTS = "pytorch_model*.bin"
 
 VOCABULARIES = ("vocab.txt", "tokenizer.json")
 """A tokenizer holds one of them."""
+TOKENIZER_SETTINGS = ("tokenizer_config.json",)
+"""What its special tokens are, and mostly how a chat is spelt."""
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+"""How a model wants its images is said in one of them."""
 
 _INDEX = "model.safetensors.index.json"
 
@@ -35,6 +39,8 @@ class HubModel:
     """Branch, tag or commit."""
     has_weights: bool = True
     """False for a tokenizer, of which no weights are needed."""
+    parts: tuple[tuple[str, ...], ...] = ()
+    """What must be there beside a model's config and weights: of each group of file names one."""
 
     @property
     def patterns(self) -> list[str]:
@@ -60,20 +66,8 @@ def cached(model: HubModel) -> Path | None:
     Raises:
         DataError: No name of a repository.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        found = Path(
-            snapshot_download(
-                model.name, revision=model.revision, local_files_only=True, allow_patterns=model.patterns
-            )
-        )
-    except LocalEntryNotFoundError:
-        return None
-    except HFValidationError as error:
-        raise DataError(f"{model.field}: {model.name!r} is no folder, and no name of a repository") from error
-    return found if _is_whole(found, model.has_weights) else None
+    found, lacking = _snapshot(model)
+    return None if lacking else found
 
 
 def fetch(model: HubModel) -> Path:
@@ -96,11 +90,12 @@ def fetch(model: HubModel) -> Path:
             f"{_missing(model)}, and it cannot be fetched ({_reason(error)}); fetch it where the Hub is in reach, with "
             "HF_HOME on a disk that both machines see, or name a folder"
         ) from error
-    found = cached(model)
-    if found is None:
-        what = "config.json with whole weights" if model.has_weights else " or ".join(VOCABULARIES)
-        raise DataError(f"{model.field}: {model.name} (revision {model.revision}) holds no {what}")
-    return found
+    if _lacks(folder, model):
+        raise DataError(
+            f"{_missing(model)}, and the Hub gave no more: it was not asked (HF_HUB_OFFLINE), or the repository holds "
+            "another kind of model"
+        )
+    return folder
 
 
 def fetch_all(models: Iterable[HubModel]) -> list[dict[str, str]]:
@@ -139,30 +134,61 @@ def require_cached(model: HubModel) -> Path:
     return found
 
 
+def _snapshot(model: HubModel) -> tuple[Path | None, str]:
+    """What the local cache holds of a model, and what it lacks, for a message; nothing if it is whole, or not there.
+
+    Raises:
+        DataError: No name of a repository.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = Path(
+            snapshot_download(
+                model.name, revision=model.revision, local_files_only=True, allow_patterns=model.patterns
+            )
+        )
+    except LocalEntryNotFoundError as error:
+        # Newer versions know the list of files of what they have fetched once.
+        part = getattr(error, "snapshot_path", None)
+        return None, "" if part is None else _listed(_lacks(Path(part), model) or ["some of its files"])
+    except HFValidationError as error:
+        raise DataError(f"{model.field}: {model.name!r} is no folder, and no name of a repository") from error
+    return found, _listed(_lacks(found, model))
+
+
 def _missing(model: HubModel) -> str:
+    _, lacking = _snapshot(model)
     return (
         f"{model.field}: {model.name} (revision {model.revision}) is neither a folder nor whole in the local Hugging "
-        f"Face cache {cache_folder()}"
+        f"Face cache {cache_folder()}" + (f", which lacks {lacking}" if lacking else "")
     )
 
 
-def _is_whole(folder: Path, has_weights: bool) -> bool:
-    """Whether a snapshot holds what is wanted of it; other programs fetch single files into the same cache."""
-    if has_weights:
-        return (folder / "config.json").is_file() and _has_all_weights(folder)
-    return any((folder / name).is_file() for name in VOCABULARIES)
+def _lacks(folder: Path, model: HubModel) -> list[str]:
+    """What a snapshot lacks of what is wanted of it; other programs fetch single files into the same cache."""
+    groups = (("config.json",), *model.parts) if model.has_weights else (VOCABULARIES, *model.parts)
+    lacking = [" or ".join(names) for names in groups if not any((folder / name).is_file() for name in names)]
+    return lacking + (_lacking_weights(folder) if model.has_weights else [])
 
 
-def _has_all_weights(folder: Path) -> bool:
-    """Whether there are weights, and of weights in several files all, as is not so after a fetch that was cut off."""
+def _lacking_weights(folder: Path) -> list[str]:
+    """Weights that are not there; of weights in several files those, as after a fetch that was cut off."""
     index = folder / _INDEX
     if not index.is_file():
-        return any(path for name in (WEIGHTS, OLD_WEIGHTS) for path in folder.glob(name))
+        return [] if any(path for name in (WEIGHTS, OLD_WEIGHTS) for path in folder.glob(name)) else [WEIGHTS]
     try:
         parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{index}: damaged, not an index of weights ({error})") from error
-    return all((folder / part).is_file() for part in parts)
+    return sorted(part for part in parts if not (folder / part).is_file())
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Some names for a message: three, and how many more there are."""
+    more = f" and {len(names) - 3} more files" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _reason(error: Exception) -> str:

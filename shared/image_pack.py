@@ -1,10 +1,11 @@
 """Images of a data set in one HDF5 file, so that a cluster's file system sees one file and not seventeen thousand.
 
-    ROOT/images.h5
+    ROOT/images.h5           attribute `format`: 2
       data     u8 [bytes]    the image files, one after the other, byte for byte
       offset   i64 [N + 1]   image i is data[offset[i]:offset[i + 1]]
       name     u8 [text]     the N names as a JSON list
       digest   u8 [N, 16]    BLAKE2b of each image file
+      size_hw  i32 [N, 2]    height and width of each upright image, pixels; 0 for a file whose head cannot be read
 
 Where the file is there images come from it, and loose files are only looked for if it lacks one. Bytes are those of
 the loose files, so a prior store made from either fits both. A killed build goes on where it stopped: images are
@@ -23,12 +24,14 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import DataError
-from shared.images import find_image, image_size_hw, read_image
+from shared.images import file_exists, find_image, image_size_hw, read_image
 from shared.runlog import progress
 from shared.store.schema import IMAGE_HASH_BYTES
 
 PACK_NAME = "images.h5"
 """Name of the file below the data set's root."""
+PACK_FORMAT = 2
+"""What a pack says of itself; one of another format is refused, and built again by `l2l data pack`."""
 
 CURRENT, DAMAGED, REPLACED = "current", "damaged", "replaced"
 """How an image in a pack stands: as it was packed; not readable; of other bytes than its loose file has by now."""
@@ -66,9 +69,13 @@ class ImagePack:
 
         try:
             with h5py.File(self.path, "r") as file:
+                if (found := int(file.attrs.get("format", 1))) != PACK_FORMAT:
+                    raise ValueError(f"it is of format {found}, and {PACK_FORMAT} is read")
                 names = json.loads(file["name"][:].tobytes())
                 self._offset_N, self._digest_N16 = file["offset"][:], file["digest"][:]
-                if not len(names) + 1 == len(self._offset_N) == len(self._digest_N16) + 1:
+                self._size_hw_N2 = file["size_hw"][:]
+                rows = {len(self._offset_N) - 1, len(self._digest_N16), len(self._size_hw_N2)}
+                if rows != {len(names)}:
                     raise ValueError("its parts do not fit together")
                 if self._offset_N[-1] != len(file["data"]):
                     raise ValueError("it ends early")
@@ -99,6 +106,12 @@ class ImagePack:
         row = self._rows[name]
         return int(self._offset_N[row + 1] - self._offset_N[row]), self._digest_N16[row].tobytes()
 
+    def size_hw(self, name: str) -> tuple[int, int]:
+        """Height and width of the upright image without reading it; zeros where its head cannot be read."""
+        self._open()
+        height, width = self._size_hw_N2[self._rows[name]].tolist()
+        return height, width
+
     def read(self, name: str) -> bytes:
         """An image file's bytes, straight from where HDF5 has put them: its own road takes ten times as long.
 
@@ -118,10 +131,14 @@ class ImageStore:
     """Images of a data set by name, out of its pack or loose."""
 
     def __init__(self, root: Path, folders: Sequence[str]) -> None:
-        """Look whether there is a pack below `root`; `folders` as of `shared.images.find_image`."""
+        """Look whether there is a pack below `root`; `folders` as of `shared.images.find_image`.
+
+        Raises:
+            DataError: The disk does not say.
+        """
         self.root, self.folders = root, tuple(folders)
         path = root / PACK_NAME
-        self.pack = ImagePack(path) if path.is_file() else None
+        self.pack = ImagePack(path) if file_exists(path) else None
 
     def path(self, name: str) -> Path:
         """The loose file of an image; raises DataError if there is none."""
@@ -141,9 +158,10 @@ class ImageStore:
         return read_image(self.path(name), at_least_hw=at_least_hw)
 
     def size_hw(self, name: str) -> tuple[int, int]:
-        """Height and width of the upright image from its head; raises as `read`."""
+        """Height and width of the upright image, from the pack's list or the file's head; raises as `read`."""
         if self.pack and name in self.pack:
-            return image_size_hw(self.place(name), self.pack.read(name))
+            listed = self.pack.size_hw(name)
+            return listed if all(listed) else image_size_hw(self.place(name), self.pack.read(name))
         return image_size_hw(self.path(name))
 
 
@@ -167,7 +185,7 @@ def build_pack(
         DataError: An image that is missing or cannot be read as a file, or a full disk.
     """
     path = root / PACK_NAME
-    old = ImagePack(path) if path.is_file() else None
+    old = ImagePack(path) if file_exists(path) else None
     try:
         old_names = old.names if old else []
     except DataError:
@@ -236,7 +254,7 @@ def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], q
             data = bytes_of(name)
             data_file.write(data)
             data_file.flush()
-            row = [name, len(data), digest_of(data).hex()]
+            row = [name, len(data), digest_of(data).hex(), *_size_hw(name, data)]
             index_file.write(json.dumps(row) + "\n")
             index_file.flush()
             rows.append(row)
@@ -244,7 +262,8 @@ def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], q
 
     partial = path.with_name(f".{path.name}.writing")
     with h5py.File(partial, "w") as file:
-        offset_N = np.cumsum([0, *(size for _, size, _ in rows)], dtype=np.int64)
+        file.attrs["format"] = PACK_FORMAT
+        offset_N = np.cumsum([0, *(row[1] for row in rows)], dtype=np.int64)
         out = file.create_dataset("data", shape=(int(offset_N[-1]),), dtype=np.uint8)
         start = 0
         for block in _blocks(flat):
@@ -252,8 +271,9 @@ def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], q
             start += len(block)
         file["offset"] = offset_N
         file["name"] = np.frombuffer(json.dumps(list(names)).encode(), np.uint8)
-        digests = b"".join(bytes.fromhex(digest) for _, _, digest in rows)
+        digests = b"".join(bytes.fromhex(row[2]) for row in rows)
         file["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, IMAGE_HASH_BYTES)
+        file["size_hw"] = np.array([row[3:] for row in rows], np.int32).reshape(-1, 2)
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     os.replace(partial, path)
@@ -280,12 +300,19 @@ def _resumable(flat: Path, index: Path, names: Sequence[str]) -> list[list[Any]]
 
 
 def _row(line: bytes) -> list[Any] | None:
-    """[name, bytes, digest] of one line of the index; None for what a kill or a power cut left of it."""
+    """[name, bytes, digest, height, width] of a line of the index; None for what a kill or a power cut left of it."""
     try:
         row = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    return row if isinstance(row, list) and len(row) == 3 else None
+    return row if isinstance(row, list) and len(row) == 5 else None
+
+
+def _size_hw(name: str, data: bytes) -> tuple[int, int]:
+    try:
+        return image_size_hw(name, data)
+    except DataError:
+        return 0, 0
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -18,6 +18,9 @@ from shared.errors import DataError
 MAX_PIXELS = 80_000_000
 """Largest image decoded, height x width: a few kilobytes can claim gigabytes. Below the bound at which Pillow warns."""
 
+LONG_NAME = 200
+"""Characters of a path that a message shows: what was meant as a mask, and is none, may have thousands."""
+
 REDUCED_SIZE_FACTOR = 2
 """An image decoded at a reduced scale is at least this many times as large as it is asked for, each way."""
 
@@ -45,18 +48,31 @@ def find_image(root: Path, file_name: str, folders: Sequence[str]) -> Path:
         folders: Folders below `root` to look in, in this order; "" is `root` itself.
 
     Raises:
-        DataError: It is in none of them, or its name leads out of them.
+        DataError: It is in none of them, its name leads out of them, or a disk does not say whether it is there.
     """
     if unsafe_file_name(file_name):
         raise DataError(f"{root}: image file name {file_name!r} leads out of the image folder")
     for folder in folders:
         path = root / folder / file_name
-        if path.is_file():
+        if file_exists(path):
             return path
     if list(folders) == [""]:
         raise DataError(f"{root / file_name}: not found")
     places = ", ".join(folder or "the folder itself" for folder in folders)
     raise DataError(f"{root}: image {file_name} is in none of {places}")
+
+
+def file_exists(path: Path) -> bool:
+    """Whether there is a file at a path.
+
+    Raises:
+        DataError: Nobody can say: a name that is too long, a folder that may not be entered, a network disk at fault.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        where = str(path) if len(str(path)) <= LONG_NAME else f"{str(path)[:LONG_NAME]}..."
+        raise DataError(f"{where}: cannot be looked for: {error.strerror or error}") from error
 
 
 def read_image(

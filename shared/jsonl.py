@@ -113,7 +113,7 @@ def dataset_name(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[Line]:
-    """The lines of a file whose images need not exist yet (`l2l predict`).
+    """The lines of a file whose images need not be readable (`l2l predict`, `l2l data pack`).
 
     Raises:
         DataError: The file, or a line of it, cannot be used; the first is named.
@@ -180,7 +180,7 @@ class _Reader:
             try:
                 segmentation = MaskFile(path=find_image(self.path.parent, line.mask, ("",)))
             except DataError as error:
-                self._report("missing mask file", line.number, f"mask {line.mask!r}: {error}")
+                self._report("missing mask file", line.number, f"mask {short(line.mask)}: {error}")
                 return None
         self.annotations[line.number] = AnnotationRecord(
             ann_id=line.number,
@@ -205,7 +205,7 @@ class _Reader:
                 height, width = self.store.size_hw(line.image)
             except DataError as error:
                 self.images[line.image] = None
-                self._report("unusable image", line.number, f"image {line.image!r}: {error}")
+                self._report("unusable image", line.number, f"image {short(line.image)}: {error}")
             else:
                 self.images[line.image] = ImageRecord(
                     image_id=line.number, file_name=line.image, height=height, width=width

@@ -40,17 +40,26 @@ class AnswerRows:
     """Edge distributions for the proposer."""
 
 
+def processed_image(image: Image.Image, family: Family, rules: SizeRules) -> Image.Image:
+    """What the model sees of an original image: resized here (bicubic), so that the frame of the answer is known."""
+    height, width = family.processed_size(image.height, image.width, rules)
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def request_about(
+    processed: Image.Image, expression: str, family: Family, rules: SizeRules, sample_id: str = ""
+) -> Request:
+    """A request about what the model sees of an image."""
+    tokens = family.num_image_tokens((processed.height, processed.width), rules)
+    seed = seed_of("sampled boxes", sample_id) % 2**31
+    return Request(image=processed, expression=expression, num_image_tokens=tokens, seed=seed)
+
+
 def make_request(
     image: Image.Image, expression: str, family: Family, rules: SizeRules, sample_id: str = ""
 ) -> Request:
-    """A request about an original image: resized here (bicubic), so that the frame of the answer is known."""
-    height, width = family.processed_size(image.height, image.width, rules)
-    resized = (
-        image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
-    )
-    tokens = family.num_image_tokens((height, width), rules)
-    seed = seed_of("sampled boxes", sample_id) % 2**31
-    return Request(image=resized, expression=expression, num_image_tokens=tokens, seed=seed)
+    """A request about an original image."""
+    return request_about(processed_image(image, family, rules), expression, family, rules, sample_id)
 
 
 def read_answers(

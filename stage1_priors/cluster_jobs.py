@@ -14,7 +14,7 @@ from shared.errors import DataError
 from shared.hub import cache_folder
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.hub_models import pins
-from stage1_priors.job import Job, StoreJob, changes, find_known_rows, job_of, pending_of
+from stage1_priors.job import Job, StoreJob, changes, find_known_rows, job_of, pending_of, require_engine
 
 
 def plan_work(
@@ -38,11 +38,13 @@ def plan_work(
             packages that fill it, so that one is asked for the name.
 
     Raises:
-        DataError: Unusable data or no model on this machine, or an interpreter that does not answer; found before
-            anything is queued.
+        DataError: Unusable data, no model on this machine, no engine in its environment, or an interpreter that does
+            not answer; found before anything is queued.
     """
     if num_tasks < 1:
         raise DataError(f"--tasks is {num_tasks}, expected at least 1")
+    if not elsewhere:
+        require_engine(config)
     pinned = pins(config)
     job = job_of(apply_overrides(config, pinned))
     run = ("priors", "run", *arguments, *as_options(pinned))

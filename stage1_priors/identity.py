@@ -15,13 +15,14 @@ from typing import Any, BinaryIO
 
 from shared.config import config_fingerprint
 from shared.errors import DataError
-from shared.hub import HubModel, is_repository, require_cached
+from shared.hub import is_repository, require_cached
 from shared.image_pack import digest_of
 from shared.store.publish import clean_partials, disk_errors, publish_file
 from stage1_priors.candidates import CANDIDATES_VERSION
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.engine import engine_versions
 from stage1_priors.families import Family
+from stage1_priors.hub_models import hub_model
 from stage1_priors.mask_source import SOURCE_VERSION
 from stage1_priors.parse import PARSER_VERSION
 from stage1_priors.proposals import PROPOSER_VERSION
@@ -48,22 +49,22 @@ class ModelFiles:
     """JSON-able: a repository id and commit, or the hash of a folder's files."""
 
 
-def locate_model(model: MllmConfig | ProposerConfig, field: str = "model.path") -> ModelFiles:
+def locate_model(model: MllmConfig | ProposerConfig) -> ModelFiles:
     """Find a model on this machine; nothing is downloaded.
 
     Args:
         model: Gives path and revision.
-        field: Where they stand in the configuration, for messages.
 
     Raises:
         DataError: Neither a model folder nor a complete snapshot in the local Hugging Face cache.
     """
+    group = "proposer" if isinstance(model, ProposerConfig) else "model"
     folder = Path(model.path)
     if folder.is_dir():
         return ModelFiles(folder=folder, identity={"files": hash_model_files(folder)})
     if not is_repository(model.path):
-        raise DataError(f"{field}: no folder {model.path!r}")
-    found = require_cached(HubModel(field=field, name=model.path, revision=model.revision))
+        raise DataError(f"{group}.path: no folder {model.path!r}")
+    found = require_cached(hub_model(group, model))
     return ModelFiles(folder=found, identity={"repository": model.path, "commit": found.name})
 
 
@@ -115,9 +116,11 @@ def _sampled(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 class ImageHasher:
-    """Content hashes of image files, remembered by (path, size, modification time) in one JSON file.
+    """Content hashes of image files, remembered by (path, size, times of change) in one JSON file.
 
-    The first run over a data set reads every image once; later runs only look at sizes and times.
+    The first run over a data set reads every image once; later runs only look at sizes and times. A program can set the
+    modification time back (`exiftool -P`), but not the time at which the disk noted any change; a copy renews it too.
+    The inode is left out: some network disks number files anew at every mount.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -136,10 +139,10 @@ class ImageHasher:
         """Hash of a file's bytes; `"unreadable"` for a file that cannot be read (its rows become image errors)."""
         try:
             stat = path.stat()
-            key, stamp = str(path.absolute()), [stat.st_size, stat.st_mtime_ns]
+            key, stamp = str(path.absolute()), [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
             known = self._known.get(key)
-            if isinstance(known, list) and len(known) == 3 and known[:2] == stamp:
-                return str(known[2])
+            if isinstance(known, list) and len(known) == 4 and known[:3] == stamp:
+                return str(known[3])
             value = digest_of(path.read_bytes()).hex()
         except OSError:
             return UNREADABLE_IMAGE
@@ -174,7 +177,7 @@ def identify_images(
         memory: Where content hashes are remembered.
 
     Returns:
-        `"missing"`; else the hash of the file's bytes, 32 hex digits, or `"unreadable"`; with mode `"size"` their
+        `"missing"` or `"unreadable"`; else the hash of the file's bytes, 32 hex digits, or with mode `"size"` their
         number.
     """
     hasher, values = ImageHasher(memory), dict[str, str]()
@@ -186,9 +189,16 @@ def identify_images(
         elif mode == "content":
             values[name] = hasher.hash_of(path)
         else:
-            values[name] = str(path.stat().st_size)
+            values[name] = _size_of(path)
     hasher.save()
     return values
+
+
+def _size_of(path: Path) -> str:
+    try:
+        return str(path.stat().st_size)
+    except OSError:
+        return UNREADABLE_IMAGE
 
 
 def images_fingerprint(identities: Mapping[str, str]) -> str:
@@ -224,7 +234,7 @@ def locate_proposer(proposer: ProposerConfig) -> ModelFiles:
         raise DataError(
             f"proposer.path is empty; proposer.kind={proposer.kind} needs the model's folder or repository"
         )
-    files = locate_model(proposer, "proposer.path")
+    files = locate_model(proposer)
     check_sam_folder(proposer.kind, files.folder)
     return ModelFiles(
         folder=files.folder, identity={**files.identity, "files": hash_model_files(files.folder)}

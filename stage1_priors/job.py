@@ -30,7 +30,7 @@ from shared.store.schema import (
 )
 from shared.store.writer import create_store, pending_shards
 from stage1_priors.config import ImportConfig, PriorsConfig
-from stage1_priors.engine import engine_versions
+from stage1_priors.engine import engine_versions, require_packages
 from stage1_priors.families import Family, SizeRules, family_of, size_rules_of
 from stage1_priors.identity import (
     content_hashes,
@@ -147,6 +147,12 @@ def job_of(config: PriorsConfig | ImportConfig) -> StoreJob:
     return make_import_job(config) if isinstance(config, ImportConfig) else make_job(config)
 
 
+def require_engine(config: PriorsConfig | ImportConfig) -> None:
+    """See that what a recipe needs to ask a model is installed; raises DataError naming what is not."""
+    if isinstance(config, PriorsConfig):
+        require_packages(config.engine.kind)
+
+
 def find_known_rows(job: Job) -> Reusable:
     """Rows of the plan that other stores hold already."""
     return find_reusable(job.config, job.identity, job.path, job.plan.samples, job.image_hashes)
@@ -234,6 +240,7 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         "problem": None,
     }
     try:
+        require_engine(config)
         job = job_of(config)
     except DataError as error:
         return description | {"problem": str(error)}

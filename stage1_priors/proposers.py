@@ -32,7 +32,7 @@ class Prompts:
     names_B: tuple[str, ...]
     """File name of each row's image; rows of one image are neighbours."""
     images_B: tuple[Image.Image | None, ...]
-    """The original images, RGB; None where unreadable, or where the proposer does not look."""
+    """What the proposer has kept of each image, RGB; None where unreadable, or where it does not look."""
     continues: bool = False
     """Whether the rows follow on those of the last call, so that its last image need not be looked at again."""
 
@@ -57,6 +57,17 @@ class Proposer(Protocol):
         """Be ready; called once the engine is up, which on a GPU takes its share of the memory first."""
         ...
 
+    def kept(self, image: Image.Image) -> Image.Image | None:
+        """What is kept of an original image until its masks are made: it, or one of the same masks; None: nothing.
+
+        Called from another thread than the one that calls `propose`.
+        """
+        ...
+
+    def kept_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of what is kept of an image of some height and width; zeros for nothing."""
+        ...
+
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks of all rows, in order."""
         ...
@@ -75,6 +86,14 @@ class BoxProposer:
 
     def load(self) -> None:
         """Nothing to load."""
+
+    def kept(self, image: Image.Image) -> Image.Image | None:
+        """Nothing: it does not look."""
+        return None
+
+    def kept_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """No size."""
+        return 0, 0
 
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks of all rows, in order; no IoU is expected of them."""

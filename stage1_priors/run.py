@@ -26,8 +26,9 @@ from shared.store.layout import read_header
 from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows, first_rows
 from shared.store.writer import write_shard
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
-from stage1_priors.answers import AnswerRows, make_request, read_answers
+from stage1_priors.answers import AnswerRows, processed_image, read_answers, request_about
 from stage1_priors.canary import CanaryResult, run_canary
+from stage1_priors.chunks import Bounds, Chunk, bytes_of_images, chunks_of
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import visible_gpus
 from stage1_priors.engine import (
@@ -49,6 +50,7 @@ from stage1_priors.job import (
     find_known_rows,
     make_job,
     pending_of,
+    require_engine,
 )
 from stage1_priors.memory import release_freed_memory
 from stage1_priors.plan import Plan, shards_of_worker
@@ -83,12 +85,14 @@ def run_priors(
         quiet: No progress on standard error.
 
     Raises:
-        DataError: Unusable data, another store than expected, GPUs that torch cannot use, a failed canary, or more
-            failures than the ceilings allow.
+        DataError: Unusable data, an engine that is not installed, another store than expected, GPUs that torch cannot
+            use, a failed canary, or more failures than the ceilings allow.
     """
     if isinstance(config, ImportConfig):
         return import_masks(config, worker=worker, num_workers=num_workers, quiet=quiet)
     started = time.monotonic()
+    if engine_factory is None:
+        require_engine(config)
     job = make_job(config)
     if expected is not None and job.path != expected:
         versions = ", ".join(engine_versions(config.engine.kind).values())
@@ -174,32 +178,6 @@ def write_columns(job: Job, shard: int, columns: dict[str, np.ndarray], info: di
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chunk:
-    """Rows whose answers are collected together."""
-
-    shard: int
-    """Shard they belong to."""
-    start: int
-    """Row of the plan that is the first of them."""
-    known: np.ndarray
-    """bool, one per row: another store has it, and the model is not asked."""
-    is_first: bool
-    """Whether they begin the shard. What is known of an image never passes from one shard to the next, so that the bits
-    of a shard do not depend on which one was written before."""
-    is_last: bool
-    """Whether they end the shard."""
-    asked: tuple[Sample, ...]
-    """Those of the rows that the model is asked about; at least one."""
-    has_failed: bool
-    """Whether all of these are known to have failed before."""
-
-    @property
-    def stop(self) -> int:
-        """Row of the plan after the last of them."""
-        return self.start + len(self.known)
-
-
-@dataclass(frozen=True, kw_only=True)
 class LoadedChunk:
     """A chunk with the images read and resized that the model is asked about."""
 
@@ -210,63 +188,57 @@ class LoadedChunk:
     errors: list[str]
     """Why there is no request, per asked row."""
     images: list[Image.Image | None]
-    """The original images, one per asked row, for a proposer that looks at them; else all None."""
+    """What the proposer has kept of each asked row's image."""
     submitted: Submitted
     """The requests there are, in the engine's hands."""
 
 
-def chunks_of(plan: Plan, known: Reusable, shards: Sequence[int], rows: int) -> Iterator[Chunk]:
-    """The shards cut into chunks with at most `rows` rows to ask for; a chunk never spans two shards.
+@dataclass(frozen=True, kw_only=True)
+class LoadedImage:
+    """What is left of an image that was read: the original itself is let go of."""
 
-    Args:
-        plan: All rows.
-        known: Those that are not asked for; each of `shards` has others.
-        shards: What to cut.
-        rows: Upper bound.
-    """
-    for shard in shards:
-        first, end = plan.bounds(shard)
-        asked = np.flatnonzero(~known.known(first, end)) + first
-        starts = [first, *asked[rows::rows].tolist()]
-        for start, stop in zip(starts, [*starts[1:], end], strict=True):
-            known_B = known.known(start, stop)
-            yield Chunk(
-                shard=shard,
-                start=start,
-                known=known_B,
-                is_first=start == first,
-                is_last=stop == end,
-                asked=tuple(plan.samples[start + row] for row in np.flatnonzero(~known_B)),
-                has_failed=bool(known.failed_N[start:stop][~known_B].all()),
-            )
+    processed: Image.Image
+    """What the model sees."""
+    kept: Image.Image | None
+    """What the proposer has kept."""
 
 
-def load_chunk(job: Job, engine: Engine, chunk: Chunk) -> LoadedChunk:
+def load_image(job: Job, proposer: Proposer, sample: Sample) -> LoadedImage | str:
+    """Read and resize the image of a sample; why it cannot be read if it cannot."""
+    try:
+        original = job.dataset.image(sample)
+    except DataError as error:
+        return str(error)
+    return LoadedImage(
+        processed=processed_image(original, job.family, job.rules), kept=proposer.kept(original)
+    )
+
+
+def load_chunk(job: Job, engine: Engine, proposer: Proposer, chunk: Chunk) -> LoadedChunk:
     """Read and resize the images a chunk asks about, each image once, and submit its requests.
 
     An unreadable image is an error of its rows only.
     """
-    images: dict[str, Image.Image | str] = {}
+    loaded: dict[str, LoadedImage | str] = {}
     requests: list[Request | None] = []
     errors: list[str] = []
-    originals: list[Image.Image | None] = []
+    kept: list[Image.Image | None] = []
     for sample in chunk.asked:
-        if sample.file_name not in images:
-            try:
-                images[sample.file_name] = job.dataset.image(sample)
-            except DataError as error:
-                images[sample.file_name] = str(error)
-        image = images[sample.file_name]
+        if sample.file_name not in loaded:
+            loaded[sample.file_name] = load_image(job, proposer, sample)
+        image = loaded[sample.file_name]
         if isinstance(image, str):
             requests.append(None)
             errors.append(image)
-            originals.append(None)
+            kept.append(None)
             continue
-        requests.append(make_request(image, sample.expression, job.family, job.rules, sample.sample_id))
+        requests.append(
+            request_about(image.processed, sample.expression, job.family, job.rules, sample.sample_id)
+        )
         errors.append("")
-        originals.append(image if job.config.proposer.is_sam else None)
+        kept.append(image.kept)
     submitted = submit_isolated(engine, [request for request in requests if request is not None])
-    return LoadedChunk(chunk=chunk, requests=requests, errors=errors, images=originals, submitted=submitted)
+    return LoadedChunk(chunk=chunk, requests=requests, errors=errors, images=kept, submitted=submitted)
 
 
 @dataclass(kw_only=True)
@@ -326,13 +298,13 @@ def _write_shards(
         What became of the rows that were asked for.
     """
     tally: Counter[AnswerStatus] = Counter()
+    fresh: Counter[AnswerStatus] = Counter()  # of rows that nobody has asked for, or that did not fail then
     known_tally = known.statuses()  # counted with the rest: those that are asked may be what failed before
     timing = Timing()
-    engine_config, plan = job.config.engine, job.plan
-    chunks = chunks_of(plan, known, shards, engine_config.chunk_rows)
-    num_ahead = 1 + -(-engine_config.ahead_rows // engine_config.chunk_rows)
-    most = num_ahead * engine_config.chunk_rows
-    total = sum(plan.rows_of(shard) for shard in shards)
+    bounds = Bounds.of(job.config)
+    bytes_of = bytes_of_images(job.config, job.family, job.rules, proposer.kept_hw)
+    chunks = chunks_of(job.plan, known, shards, bounds, bytes_of)
+    total = sum(job.plan.rows_of(shard) for shard in shards)
     finisher = _Finisher(job, proposer, known, canary)
     with (
         ThreadPoolExecutor(1) as reading,
@@ -343,10 +315,8 @@ def _write_shards(
         unfinished: Future[None] = finishing.submit(lambda: None)
 
         def read_ahead() -> None:
-            num = sum(len(chunk.asked) for chunk, _ in ahead)
-            while num + engine_config.chunk_rows <= most and (chunk := next(chunks, None)) is not None:
-                ahead.append((chunk, reading.submit(load_chunk, job, engine, chunk)))
-                num += len(chunk.asked)
+            while bounds.has_room([chunk for chunk, _ in ahead]) and (chunk := next(chunks, None)):
+                ahead.append((chunk, reading.submit(load_chunk, job, engine, proposer, chunk)))
 
         try:
             read_ahead()
@@ -356,15 +326,20 @@ def _write_shards(
                 read_ahead()
                 with timing.spent_on("asking"):
                     rows, arrays = ask_chunk(job, engine, loaded)
-                tally.update(STATUS_BY_CODE[int(code)] for code in rows.status_B)
+                tally.update(statuses_of(rows.status_B))
+                fresh.update(statuses_of(rows.status_B[~loaded.chunk.failed_A]))
                 judged = known_tally + tally
                 if not ahead or judged.total() >= job.config.ceiling_min_rows:
                     check_ceilings(job.config, judged, loaded.chunk.asked, rows)
+                if fresh.total() >= job.config.ceiling_min_rows:
+                    check_ceilings(job.config, fresh, loaded.chunk.asked, rows)
                 with timing.spent_on("masks"):
                     unfinished.result()
-                unfinished = finishing.submit(finisher.finish, loaded, rows, arrays)
+                chunk, images = loaded.chunk, loaded.images
+                del loaded  # what the model saw is not for the masks
+                unfinished = finishing.submit(finisher.finish, chunk, images, rows, arrays)
                 bar.desc = f"priors [{_shares(tally)}; engine waits {timing.waiting:.0%}]"
-                bar.update(len(loaded.chunk.known))
+                bar.update(len(chunk.known))
         finally:
             for _, future in ahead:
                 future.cancel()
@@ -382,10 +357,15 @@ class _Finisher:
         self._parts: list[dict[str, np.ndarray]] = []
         self._started = time.monotonic()
 
-    def finish(self, loaded: LoadedChunk, rows: AnswerRows, arrays: dict[str, np.ndarray]) -> None:
+    def finish(
+        self,
+        chunk: Chunk,
+        images: Sequence[Image.Image | None],
+        rows: AnswerRows,
+        arrays: dict[str, np.ndarray],
+    ) -> None:
         """Complete the columns of a chunk; write its shard if it is the last."""
-        chunk = loaded.chunk
-        asked = arrays | propose_chunk(self._proposer, loaded, rows)
+        asked = arrays | propose_chunk(self._proposer, chunk, images, rows)
         taken = self._known.columns(chunk.start, chunk.stop, list(asked))
         self._parts.append(merge_rows(chunk.known, taken, asked))
         if not chunk.is_last:
@@ -401,14 +381,16 @@ class _Finisher:
         release_freed_memory()
 
 
-def propose_chunk(proposer: Proposer, loaded: LoadedChunk, rows: AnswerRows) -> dict[str, np.ndarray]:
+def propose_chunk(
+    proposer: Proposer, chunk: Chunk, images: Sequence[Image.Image | None], rows: AnswerRows
+) -> dict[str, np.ndarray]:
     """The columns that the proposer gives the rows a chunk asked for."""
     prompts = Prompts(
         box_norm_B4=rows.box_xyxy_norm_B4,
         edges_B=rows.edges_B,
-        names_B=tuple(sample.file_name for sample in loaded.chunk.asked),
-        images_B=tuple(loaded.images),
-        continues=not loaded.chunk.is_first,
+        names_B=tuple(sample.file_name for sample in chunk.asked),
+        images_B=tuple(images),
+        continues=not chunk.is_first,
     )
     proposals = proposer.propose(prompts)
     columns = {"proposal": proposals.map_BGG, "proposer_iou": proposals.iou_B}
@@ -425,7 +407,7 @@ def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows
     """
     given = collect_isolated(engine, loaded.submitted)
     all_failed = len(given) >= MIN_CHUNK_OF_ERRORS and all(answer.error is not None for answer in given)
-    if all_failed and not loaded.chunk.has_failed:
+    if all_failed and not loaded.chunk.failed_A.all():
         raise DataError(
             f"the engine failed on all {len(given)} requests from {loaded.chunk.asked[0].sample_id} on: "
             f"{given[0].error}"
@@ -484,6 +466,11 @@ def check_ceilings(
                 f"stopped: {part} of {whole} {what} ({_shares(tally)}); {name} is {ceiling}. "
                 f"{_last_failure(samples, rows)}. Finished shards are kept; set {name}=1 to go on regardless"
             )
+
+
+def statuses_of(code_B: np.ndarray) -> Counter[AnswerStatus]:
+    """How often each status is among some codes of the store."""
+    return Counter(STATUS_BY_CODE[int(code)] for code in code_B)
 
 
 def _last_failure(samples: Sequence[Sample], rows: AnswerRows) -> str:

@@ -14,9 +14,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from shared.errors import DataError
 from stage1_priors.config import ProposerConfig
 from stage1_priors.proposers import Prompts, Proposals
+from stage1_priors.sam_view import SamView
 
 if TYPE_CHECKING:
     from stage1_priors.sam import SamProposer
@@ -31,6 +34,7 @@ class SamHere:
     def __init__(self, config: ProposerConfig, folder: Path) -> None:
         """Keep what `load` needs."""
         self._config, self._folder = config, folder
+        self._view = SamView(config.kind, folder)
         self._sam: SamProposer | None = None
 
     def load(self) -> None:
@@ -38,6 +42,14 @@ class SamHere:
         from stage1_priors.sam import SamProposer
 
         self._sam = SamProposer(self._config, self._folder)
+
+    def kept(self, image: Image.Image) -> Image.Image:
+        """The image, or as much of it as SAM sees."""
+        return self._view.kept(image)
+
+    def kept_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Its height and width."""
+        return self._view.kept_hw(size_hw)
 
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks of all rows, in order."""
@@ -55,6 +67,7 @@ class SamApart:
 
     def __init__(self, config: ProposerConfig, folder: Path) -> None:
         """Start the process; it loads the model meanwhile."""
+        self._view = SamView(config.kind, folder)
         context = get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, config, folder), name="sam", daemon=True)
@@ -68,6 +81,14 @@ class SamApart:
             DataError: Its weights do not cover it, or the process is gone.
         """
         self._answer()
+
+    def kept(self, image: Image.Image) -> Image.Image:
+        """The image, or as much of it as SAM sees."""
+        return self._view.kept(image)
+
+    def kept_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Its height and width."""
+        return self._view.kept_hw(size_hw)
 
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks of all rows, in order.

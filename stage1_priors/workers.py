@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import visible_gpus
-from stage1_priors.job import StoreJob, job_of, pending_of
+from stage1_priors.job import StoreJob, job_of, pending_of, require_engine
 
 STAGGER_S = 2.0
 """Pause between starts: models are read from one disk, and engines choose their ports one after the other."""
@@ -64,26 +64,35 @@ def num_workers_of(wanted: str) -> int:
 
 
 def plan_workers(
-    num_workers: int, gpus: Sequence[str], cores: int, log_folder: Path, stem: str
+    num_workers: int,
+    gpus: Sequence[str],
+    cores: int,
+    log_folder: Path,
+    stem: str,
+    inherited: Mapping[str, str],
 ) -> list[Worker]:
-    """The processes to start: each with its own device, or its own share of the cores.
+    """The processes to start: each with its own device, if there are any, and threads for its share of the cores.
 
     Args:
         num_workers: How many.
         gpus: Ids of the GPUs; with fewer GPUs than workers some share one.
-        cores: Cores of the machine; without GPUs the workers divide them.
+        cores: Cores that this process may use; the workers divide them.
         log_folder: Where their logs go.
         stem: First part of a log's name.
+        inherited: The environment they inherit; a number of threads that is set there stays.
     """
     workers = []
     for index in range(num_workers):
         environment = {}
         if gpus:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-        elif num_workers > 1:
-            share = [core for core in range(cores) if core * num_workers // cores == index] or [index % cores]
-            environment["OMP_NUM_THREADS"] = str(len(share))
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = f"{share[0]}-{share[-1]}"
+        if num_workers > 1:
+            share = (index + 1) * cores // num_workers - index * cores // num_workers
+            environment["OMP_NUM_THREADS"] = str(max(1, share))
+            # Only read with engine.one_process=false: vLLM would bind the threads of all workers to the same CPUs.
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        for name in environment.keys() & inherited.keys() - {"CUDA_VISIBLE_DEVICES"}:
+            del environment[name]
         log = log_folder / f"{stem}.worker-{index}.log"
         workers.append(Worker(index=index, environment=environment, log=log))
     return workers
@@ -125,8 +134,10 @@ def run_workers(
         quiet: No progress on standard error.
 
     Raises:
-        DataError: Too little memory for so many, or a worker failed; names it, its last line and its log.
+        DataError: An engine that is not installed, too little memory for so many, or a worker failed; names it, its
+            last line and its log.
     """
+    require_engine(config)
     job = job_of(config)
     if not pending_of(job):
         return job.path
@@ -134,7 +145,8 @@ def run_workers(
     require_memory(config, num_workers, bool(gpus))
     log_folder = Path(config.cache_root) / "logs"
     log_folder.mkdir(parents=True, exist_ok=True)
-    workers = plan_workers(num_workers, gpus, os.cpu_count() or 1, log_folder, job.path.stem)
+    cores = len(os.sched_getaffinity(0))
+    workers = plan_workers(num_workers, gpus, cores, log_folder, job.path.stem, os.environ)
     processes: list[subprocess.Popen[bytes]] = []
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

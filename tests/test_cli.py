@@ -539,6 +539,9 @@ def test_pack_then_check_without_loose_files(l2l, tmp_path):
 
     path = l2l("data", "init", tmp_path / "mine", "--json").json["path"]
     assert l2l("data", "pack", path, "--json").json["added"] == 11
+    pack = Path(path).parent / "images.h5"
+    pack.write_bytes(pack.read_bytes()[:-1])  # not even its list can be read: it is built anew
+    assert l2l("data", "pack", path, "--json").json["added"] == 11
     shutil.rmtree(tmp_path / "mine" / "images")
     assert l2l("data", "check", path).status == 0
     assert "added: 0" in l2l("data", "pack", path).out

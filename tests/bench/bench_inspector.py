@@ -9,7 +9,6 @@ costs may. Memory is the peak of a process that opens the store and answers each
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from figures import Figure, figure, print_figures
+from figures import Figure, figure, peak_mib, print_figures
 from PIL import Image
 
 from shared.config import DataConfig
@@ -162,12 +161,12 @@ def _seconds(act: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_mib(path: Path, num_rows: int) -> float:
-    """Peak memory of this process once it has opened a store and answered every question."""
+def peak_of_serving(path: Path, num_rows: int) -> float:
+    """Peak memory of this process once it has opened a store and answered every question, MiB."""
     with served(path) as here:
         for url in questions(num_rows, 0).values():
             seconds_of(here + url)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_mib()
 
 
 def main() -> None:
@@ -180,7 +179,7 @@ def main() -> None:
     parser.add_argument("--peak", type=Path, default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
-        print(peak_mib(args.peak, args.rows))
+        print(peak_of_serving(args.peak, args.rows))
         return
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         work, num_rows = Path(folder), (args.rows, max(args.rows // 100, 1000))

@@ -20,7 +20,6 @@ import itertools
 import json
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from figures import Figure, figure, print_figures
+from figures import Figure, figure, peak_mib, print_figures
 
 from shared.config import apply_overrides
 from shared.datasets import load_dataset
@@ -108,7 +107,7 @@ class KeptProposer:
 
     def __init__(self, proposer: Proposer) -> None:
         self._proposer = proposer
-        self.propose = proposer.propose
+        self.propose, self.kept, self.kept_hw = proposer.propose, proposer.kept, proposer.kept_hw
 
     def load(self) -> None:
         """It is loaded."""
@@ -358,11 +357,6 @@ def child_plan(root: str) -> dict[str, float]:
 
 
 # ---- memory, workers ----------------------------------------------------------------------------------------------
-
-
-def peak_mib() -> float:
-    """Most memory this process held at once, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def bench_memory(work: Path, args: argparse.Namespace) -> list[Figure]:

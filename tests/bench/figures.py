@@ -4,6 +4,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +70,12 @@ def print_figures(bench: str, figures: Sequence[Figure]) -> None:
         print(f"{one.name:66s} {one.value:10.4g} {one.unit:8s} {spread:24s} {target} {one.note}".rstrip())
     for one in figures:
         print(json.dumps({"bench": bench, **asdict(one), "met": one.met}), flush=True)
+
+
+def peak_mib() -> float:
+    """Most memory that this process held at once since its program was started, MiB.
+
+    `ru_maxrss` would be at least what the process that started it held then: Linux hands that number on.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024

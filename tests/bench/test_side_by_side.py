@@ -128,3 +128,24 @@ def test_from_measuring_to_the_chart(tmp_path):
     alternative = next(text for text in texts if text.startswith("random batches of 32, 64 rows"))
     rate = figures["HDF5: random batches, 64 rows"]["value"]
     assert f"HDF5 {rate:,.0f}" in alternative
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it():
+    """Linux hands `ru_maxrss` on from one to the other, and a bench that has imported torch is the larger one."""
+    child = (
+        "import sys\n"
+        f"sys.path.insert(0, {str(BENCH)!r})\n"
+        "from figures import peak_mib\n"
+        "before = peak_mib()\n"
+        "held = bytearray(b'x') * (int(sys.argv[1]) << 20)\n"
+        "print(before, peak_mib() - before)\n"
+    )
+    parent = (
+        "import subprocess, sys\n"
+        "held = bytearray(b'x') * (300 << 20)\n"
+        "for size in ('0', '50'):\n"
+        f"    subprocess.run([sys.executable, '-c', {child!r}, size], check=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    (small, none), (_, grown) = (map(float, line.split()) for line in done.stdout.splitlines())
+    assert small < 100 and none < 10 and 45 < grown < 60

@@ -11,11 +11,14 @@ import pytest
 
 from shared.errors import DataError
 from shared.hub import HubModel, cached, is_repository, require_cached
+from stage1_priors.config import MllmConfig, ProposerConfig
+from stage1_priors.hub_models import hub_model
 from tests.hub_server import serve_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "stage1_priors" / "tiny" / "weights"
 SAM_WEIGHTS = ROOT / "stage1_priors" / "tiny_sam" / "weights"
+MLLM, SAM = MllmConfig(path="owner/name"), ProposerConfig(kind="sam2", path="owner/name")
 SETTINGS = ("--set", "model.path=owner/tiny", "--set", "proposer.path=owner/sam")
 
 
@@ -99,6 +102,25 @@ def test_a_grid_is_changed_as_its_runs_will_be(hub, fetch, tmp_path):
     assert words["field"] == "segmentor.text.tokenizer" and words["commit"] == hub.commit("owner/old", "main")
 
 
+def test_a_snapshot_without_processor_or_tokenizer_is_completed(hub, fetch):
+    """As another program leaves it that wants the network alone: config and weights."""
+    models = json.loads(fetch(hub.url, "priors", "embedded", *SETTINGS, "--json").stdout)["models"]
+    mllm, sam = (Path(one["folder"]) for one in models)
+    gone = [mllm / "preprocessor_config.json", mllm / "tokenizer.json", sam / "processor_config.json"]
+    for file in gone:
+        file.unlink()
+    for listing in mllm.parents[3].rglob(
+        "trees"
+    ):  # which huggingface_hub keeps of what it has fetched as a whole
+        shutil.rmtree(listing)
+    told = fetch("http://127.0.0.1:9", "priors", "embedded", *SETTINGS, offline="1").stderr
+    assert (
+        "hub, which lacks preprocessor_config.json or processor_config.json, tokenizer.json or vocab" in told
+    )
+    assert fetch(hub.url, "priors", "embedded", *SETTINGS).returncode == 0
+    assert all(file.is_file() for file in gone)
+
+
 def test_folders_need_no_fetching(fetch):
     done = fetch("http://127.0.0.1:9", "priors", "embedded")
     assert done.returncode == 0 and done.stdout == "nothing to fetch: no model is named by a repository\n"
@@ -143,7 +165,8 @@ def test_a_snapshot_counts_when_its_weights_are_whole(snapshot):
     (snapshot / "one.safetensors").write_bytes(b"")
     with pytest.raises(
         DataError,
-        match=r"model\.path: owner/name \(revision main\) is neither .*; `l2l fetch priors` or `l2l fetch train` puts",
+        match=r"model\.path: owner/name \(revision main\) is neither .*, which lacks two\.safetensors; "
+        "`l2l fetch priors` or `l2l fetch train` puts",
     ):
         require_cached(model)
     (snapshot / "two.safetensors").write_bytes(b"")
@@ -153,6 +176,21 @@ def test_a_snapshot_counts_when_its_weights_are_whole(snapshot):
     index.write_text("[]")
     with pytest.raises(DataError, match=r"index\.json: damaged"):
         cached(model)
+
+
+def test_a_model_that_reads_or_looks_needs_its_tokenizer_or_processor(snapshot):
+    mllm, sam = (hub_model(group, chosen) for group, chosen in (("model", MLLM), ("proposer", SAM)))
+    tower = HubModel(field="segmentor.vision.weights", name="owner/name")
+    for name in ("config.json", "model.safetensors"):
+        (snapshot / name).write_text("{}")
+    assert cached(tower) == snapshot and cached(sam) is None and cached(mllm) is None
+    (snapshot / "processor_config.json").write_text("{}")
+    assert cached(sam) == snapshot and cached(mllm) is None
+    (snapshot / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(DataError, match="which lacks tokenizer.json or vocab.json or tokenizer.model;"):
+        require_cached(mllm)
+    (snapshot / "tokenizer.json").write_text("{}")
+    assert cached(mllm) == snapshot
 
 
 def test_what_can_be_the_name_of_a_repository(tmp_path, monkeypatch):

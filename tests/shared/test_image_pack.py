@@ -4,12 +4,14 @@ import multiprocessing
 import pickle
 import shutil
 
+import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from shared import image_pack
 from shared.errors import DataError
-from shared.image_pack import ImagePack, build_pack
+from shared.image_pack import ImagePack, ImageStore, build_pack
 from shared.jsonl import load_jsonl
 from shared.refer import load_refer
 from shared.refer_check import check_refer
@@ -67,6 +69,48 @@ def test_own_data_can_be_packed(tmp_path):
     packed = load_jsonl(path)
     assert packed.samples() == plain.samples() and packed.fingerprint() == plain.fingerprint()
     assert packed.image(packed.samples()[0]).size == (128, 128)
+
+
+def test_the_sizes_of_packed_images_are_known_without_reading_them(tmp_path, monkeypatch):
+    """Own data are loaded by every command, and the sizes of their images are part of what is loaded."""
+    path = write_example(tmp_path / "mine")["path"]
+    plain = load_jsonl(path)
+    names = [s.file_name for s in plain.samples()]
+    build_pack(plain.root, names, ("",), quiet=True)
+    read = ImagePack.read
+    monkeypatch.setattr(ImagePack, "read", lambda *_: pytest.fail("an image was read"))
+    assert load_jsonl(path).samples() == plain.samples()
+    asked = []
+    monkeypatch.setattr(ImagePack, "read", lambda pack, name: asked.append(name) or read(pack, name))
+    load_jsonl(path).image(plain.samples()[0], (16, 16))
+    assert asked == names[:1]
+
+
+def test_sizes_are_of_the_upright_image_and_files_that_are_no_image_are_named(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    (tmp_path / "text.jpg").write_text("no image")
+    build_pack(tmp_path, ["turned.jpg", "text.jpg"], ("",), quiet=True)
+    store = ImageStore(tmp_path, ("",))
+    assert store.size_hw("turned.jpg") == store.pack.size_hw("turned.jpg") == (6, 4)
+    with pytest.raises(DataError, match="images.h5: text.jpg: image cannot be read"):
+        store.size_hw("text.jpg")
+
+
+def test_a_pack_of_another_format_is_refused_and_built_again(written):
+    names = names_of(written)
+    build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    path = written.root / "images.h5"
+    with h5py.File(path, "r+") as file:
+        del file.attrs["format"], file["size_hw"]
+    with pytest.raises(DataError, match="images.h5: .*: it is of format 1, and 2 is read; build it again"):
+        ImagePack(path).read(names[0])
+    assert build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)["added"] == len(names)
+    assert ImagePack(path).size_hw(names[0]) == (
+        written.instances["images"][0]["height"],
+        written.instances["images"][0]["width"],
+    )
 
 
 def test_images_are_added_and_a_finished_pack_is_left_alone(written):

@@ -1,5 +1,7 @@
 """Image files: every colour mode and orientation comes out as upright RGB, and hostile files are refused by name."""
 
+import errno
+import os
 import struct
 import zlib
 
@@ -9,7 +11,7 @@ from PIL import Image
 
 from shared import images
 from shared.errors import DataError
-from shared.images import image_size_hw, read_image, read_mask
+from shared.images import find_image, image_size_hw, read_image, read_mask
 from shared.seeding import rng
 
 
@@ -156,3 +158,22 @@ def test_what_cannot_be_decoded_smaller_comes_whole(tmp_path, name):
     whole = np.asarray(read_image(path))
     wanted_hw = (10, 10) if name == "a.png" else (101, 101)
     np.testing.assert_array_equal(np.asarray(read_image(path, at_least_hw=wanted_hw)), whole)
+
+
+def test_a_name_that_no_disk_can_hold_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"aaa\.\.\.: cannot be looked for: File name too long") as told:
+        find_image(tmp_path, "a" * 4_000, ("", "images"))
+    assert len(str(told.value)) < 400
+
+
+def test_a_file_that_the_disk_does_not_speak_of_is_refused(tmp_path, monkeypatch):
+    """As where a folder may not be entered, or a network disk has lost a handle; `root` may enter any."""
+    for number in (errno.EACCES, errno.ESTALE):
+
+        def fail(self, number=number):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr("pathlib.Path.stat", fail)
+        with pytest.raises(DataError, match=rf"a.jpg: cannot be looked for: {os.strerror(number)}"):
+            find_image(tmp_path, "a.jpg", ("images",))
+        monkeypatch.undo()

@@ -133,6 +133,8 @@ BROKEN = {
     "absolute": (pair("/etc/passwd"), "leads out of the image folder"),
     "broken image": (pair("photos.jsonl"), "image cannot be read"),
     "absent mask": (pair(mask="absent.png"), "mask 'absent.png': "),
+    "mask that is no name": (pair(mask="PPYo0" * 400), r"mask 'PPYo0.*\.\.\.: .* File name too long"),
+    "image that is no name": (pair("b" * 400), r"image 'bbb.*\.\.\.: .* File name too long"),
     "escaping mask": (pair(mask="../mask.png"), "leads out of the image folder"),
 }
 

@@ -26,6 +26,8 @@ def write_model_folder(folder: Path, *, min_pixels: int = 12544, max_pixels: int
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "patch_size": 14, "merge_size": 2}
     (folder / "preprocessor_config.json").write_text(json.dumps(limits))
     (folder / "model.safetensors").write_bytes(b"weights")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_text("{}")
     return folder
 
 

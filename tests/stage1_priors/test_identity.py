@@ -4,6 +4,7 @@ import dataclasses
 import os
 import resource
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 from shared.config import apply_overrides
 from shared.errors import DataError
 from stage1_priors import engine as engine_module
-from stage1_priors.config import MllmConfig, PriorsConfig
+from stage1_priors.config import MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.identity import (
     ImageHasher,
@@ -49,6 +50,7 @@ ROWS_CHANGE = [
 ROWS_STAY = [
     "engine.chunk_rows=7",
     "engine.ahead_rows=7",
+    "engine.image_gb=0.01",
     "engine.block_size=64",
     "engine.batch_size=3",
     "engine.caching=false",
@@ -164,6 +166,17 @@ def test_image_bytes_are_remembered_by_size_and_time(tmp_path):
     assert fingerprint_of_images([("a.jpg", image)], "content", memory) == first
 
 
+def test_an_image_that_was_changed_with_its_time_set_back_is_read_again(tmp_path):
+    """As by `exiftool -P`, which turns a photo by one byte."""
+    image, memory = tmp_path / "a.jpg", tmp_path / "hashes.json"
+    image.write_bytes(b"one")
+    first, stamp = fingerprint_of_images([("a.jpg", image)], "content", memory), image.stat().st_mtime_ns
+    time.sleep(0.05)  # times of change are as fine as the kernel's clock ticks
+    image.write_bytes(b"two")
+    os.utime(image, ns=(stamp, stamp))
+    assert fingerprint_of_images([("a.jpg", image)], "content", memory) != first
+
+
 def test_remembered_hashes_save_the_reading(tmp_path, monkeypatch):
     image, memory = tmp_path / "a.jpg", tmp_path / "hashes.json"
     image.write_bytes(b"one")
@@ -208,7 +221,7 @@ def test_model_folders(tmp_path):
     first = hash_model_files(folder)
     (folder / "README.md").write_text("about")
     assert hash_model_files(folder) == first
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text("{ }")
     assert hash_model_files(folder) != first
     (folder / "model.safetensors").unlink()
     with pytest.raises(DataError, match="not a model folder"):
@@ -259,7 +272,7 @@ def test_a_repository_that_is_not_in_the_cache(monkeypatch, tmp_path):
     with pytest.raises(DataError, match=said):
         locate_model(MllmConfig(path="nobody/nothing"))
     with pytest.raises(DataError, match=r"proposer\.path: no folder 'not/a/model'"):
-        locate_model(MllmConfig(path="not/a/model"), "proposer.path")
+        locate_model(ProposerConfig(path="not/a/model"))
 
 
 def test_a_repository_in_the_cache_is_named_by_its_commit(monkeypatch, tmp_path):

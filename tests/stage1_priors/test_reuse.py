@@ -14,10 +14,11 @@ from shared.store.reader import PriorStore
 from shared.store.schema import EXPRESSION_BYTES, IMAGE_HASH
 from shared.store.verify import store_status, verify_store
 from shared.synth.example import write_example
+from stage1_priors.chunks import Bounds, chunks_of
 from stage1_priors.config import DataConfig
 from stage1_priors.engine import Answer
 from stage1_priors.job import describe_plan
-from stage1_priors.run import chunks_of, run_priors
+from stage1_priors.run import run_priors
 from stage1_priors.tiny_sam import WEIGHTS_DIR
 from tests.stage1_priors.fake_engine import (
     FakeEngine,
@@ -188,8 +189,8 @@ def test_what_fails_again_is_judged_with_what_is_known(config, status):
     generous = apply_overrides(config, ["error_ceiling=0.5", "splits=train"])
     whole = run(generous, FakeEngine(fails_on_stars))
     assert whole.status_counts()[status] >= 8
-    engine = FakeEngine(fails_on_stars)
-    store = run(apply_overrides(generous, ["splits=train,val"]), engine)
+    more = apply_overrides(generous, ["splits=train,val", "ceiling_min_rows=8"])
+    store = run(more, FakeEngine(fails_on_stars))
     assert store.status_counts()[status] >= whole.status_counts()[status]
     again = {"engine_error": whole.status_counts()[status], "no_box": 0}[status]
     assert store_status(store.path)["reused"] == {whole.path.name: whole.num_rows - again}
@@ -294,7 +295,8 @@ def test_chunks_hold_so_many_rows_to_ask_for(config):
     run(apply_overrides(config, ["splits=val"]), FakeEngine())
     job = make_job(config)
     known = find_known_rows(job)
-    chunks = list(chunks_of(job.plan, known, range(job.plan.num_shards), 50))
+    bounds = Bounds(rows=50, num_bytes=1, num_ahead=1)
+    chunks = list(chunks_of(job.plan, known, range(job.plan.num_shards), bounds, lambda *_: 0))
     assert [(chunk.start, chunk.stop) for chunk in chunks] == list(
         zip([0, *(chunk.stop for chunk in chunks[:-1])], [chunk.stop for chunk in chunks], strict=True)
     )
@@ -305,6 +307,23 @@ def test_chunks_hold_so_many_rows_to_ask_for(config):
         == sum(chunk.is_last for chunk in chunks)
         == job.plan.num_shards
     )
+
+
+def prose(request):
+    return Answer(text="It is over there.", num_tokens=5, finish_reason="stop")
+
+
+def test_known_rows_do_not_hide_that_all_others_fail(config):
+    """Three quarters of the rows are known and good, so that the rest is below the ceiling of a half."""
+    run(apply_overrides(config, ["splits=train"]), FakeEngine())
+    known = sum(describe_plan(config)["reused"].values())
+    asked = describe_plan(config)["pairs"] - known
+    judged = apply_overrides(config, [f"ceiling_min_rows={asked - asked % 100}"])
+    assert known > 2 * asked > 200
+    with pytest.raises(DataError, match=r"stopped: (\d+) of \1 answers held no box"):
+        run(judged, FakeEngine(prose))
+    few = apply_overrides(config, [f"ceiling_min_rows={asked + 1}"])
+    assert run(few, FakeEngine(prose)).is_complete
 
 
 def test_a_damaged_store_is_named(config, tmp_path):

@@ -23,11 +23,15 @@ from shared.refer import ReferDataset, load_refer
 from shared.runlog import ProgressBar
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
+from stage1_priors import engine as engine_module
+from stage1_priors.chunks import PIXEL_BYTES, PREPARED_NUMBERS
+from stage1_priors.cluster_jobs import plan_work
 from stage1_priors.engine import Answer
 from stage1_priors.job import describe_plan
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.proposers import PROPOSERS, BoxProposer
 from stage1_priors.run import Timing, run_priors
+from stage1_priors.workers import run_workers
 from tests.stage1_priors.fake_engine import FakeEngine, engine_stopped_after, random_box_answer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -87,7 +91,7 @@ def test_rows_do_not_depend_on_chunks_workers_or_threads(config, tmp_path):
     parts = dataclasses.replace(
         config,
         cache_root=str(tmp_path / "other"),
-        engine=dataclasses.replace(config.engine, chunk_rows=37),
+        engine=dataclasses.replace(config.engine, chunk_rows=37, image_gb=0.005),
     )
     engines = [FakeEngine(), FakeEngine()]
     paths = {run(parts, engine, worker=worker, num_workers=2) for worker, engine in enumerate(engines)}
@@ -314,6 +318,29 @@ def test_plan_without_a_model_says_so(config):
         run(apply_overrides(config, ["model.path=/no/such/folder"]), FakeEngine())
 
 
+def test_an_engine_that_is_not_installed_is_told_before_anything_else(config, monkeypatch):
+    installed = engine_module.engine_versions("vllm")
+    absent = {"vllm": engine_module.NOT_INSTALLED}
+    monkeypatch.setattr(
+        engine_module, "engine_versions", lambda kind: installed | (absent if kind == "vllm" else {})
+    )
+    said = (
+        r"engine\.kind=vllm needs vllm, not installed in .*: pip install .* --set engine\.kind=transformers"
+    )
+    assert re.match(said, describe_plan(config)["problem"])
+    for begin in (run_priors, functools.partial(plan_work, arguments=["embedded"], num_tasks=1)):
+        with pytest.raises(DataError, match=said):
+            begin(config)
+    with pytest.raises(DataError, match=said):
+        run_workers(config, 2, ["embedded"], quiet=True)
+    assert describe_plan(apply_overrides(config, ["engine.kind=transformers"]))["problem"] is None
+    with pytest.raises(
+        DataError, match="does not say which store"
+    ):  # the jobs' own interpreter is asked instead
+        plan_work(config, ["embedded"], 1, ["false"])
+    assert not Path(config.cache_root, "logs").exists()
+
+
 def test_missing_data_is_named(config):
     with pytest.raises(DataError, match="nowhere"):
         describe_plan(apply_overrides(config, ["data.root=nowhere"]))
@@ -324,6 +351,7 @@ class WatchedProposer:
 
     def __init__(self, config, before):
         self.inner, self.before, self.closed = BoxProposer(config), before, False
+        self.kept, self.kept_hw = self.inner.kept, self.inner.kept_hw
 
     def load(self):
         pass
@@ -390,8 +418,38 @@ def test_images_do_not_outlive_their_chunk(config, monkeypatch):
 
     monkeypatch.setattr(ReferDataset, "image", image)
     run(apply_overrides(config, ["engine.chunk_rows=20", "engine.ahead_rows=20"]), FakeEngine())
-    # Chunks of 20 rows have about 5 images: one answered, two ahead, one being read, one or two turned into masks.
-    assert len(opened) > 150 and max(alive) <= 40
+    # Nobody looks at them but the model, which has its own: one being read, one that is let go of.
+    assert len(opened) > 150 and max(alive) <= 2
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_images_take_no_more_memory_than_they_may(config, monkeypatch, looks):
+    """Chunks of 512 rows would hold nearly all of the images at once; the engine holds what it was given, too."""
+    bytes_held = {"now": 0, "most": 0}
+
+    def hold(image, num_bytes):
+        bytes_held["now"] += num_bytes
+        bytes_held["most"] = max(bytes_held.values())
+        weakref.finalize(image, lambda: bytes_held.update(now=bytes_held["now"] - num_bytes))
+
+    class Preparing(FakeEngine):
+        def submit(self, requests):
+            for image in {id(one.image): one.image for one in requests}.values():
+                hold(image, image.width * image.height * (PIXEL_BYTES + PREPARED_NUMBERS * 4))
+            return super().submit(requests)
+
+    def keep(image):
+        hold(image, image.width * image.height * PIXEL_BYTES)
+        return image
+
+    proposer = WatchedProposer(config.proposer, lambda: time.sleep(0.01))
+    if looks:
+        proposer.kept, proposer.kept_hw = keep, lambda size_hw: size_hw
+    monkeypatch.setitem(PROPOSERS, "soft-box", lambda *_arguments: proposer)
+    bound = 12 * 2**20  # of images that take 0.4 MiB each
+    most = apply_overrides(config, ["engine.chunk_rows=512", f"engine.image_gb={bound / 2**30}"])
+    store = PriorStore(run(most, Preparing()))
+    assert store.is_complete and bound / 3 < bytes_held["most"] <= bound
 
 
 def test_masks_are_made_while_the_engine_works_on_the_next_chunk(config, monkeypatch):

@@ -17,7 +17,7 @@ from shared.cluster.port import FIRST, NUM
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.reader import PriorStore
-from stage1_priors import workers
+from stage1_priors import devices, workers
 from stage1_priors.devices import visible_gpus
 from stage1_priors.job import describe_plan
 from stage1_priors.recipes import RECIPES
@@ -47,19 +47,49 @@ def test_one_worker_per_gpu(monkeypatch):
             num_workers_of(wrong)
 
 
-def test_each_worker_has_its_own_device_or_cores(tmp_path):
-    on_gpus = plan_workers(3, ["0", "7"], 64, tmp_path, "store")
-    assert [worker.environment for worker in on_gpus] == [
-        {"CUDA_VISIBLE_DEVICES": "0"},
-        {"CUDA_VISIBLE_DEVICES": "7"},
-        {"CUDA_VISIBLE_DEVICES": "0"},
-    ]
-    on_cores = plan_workers(2, [], 6, tmp_path, "store")
-    assert [worker.environment["VLLM_CPU_OMP_THREADS_BIND"] for worker in on_cores] == ["0-2", "3-5"]
-    assert {worker.environment["OMP_NUM_THREADS"] for worker in on_cores} == {"3"}
-    assert len({worker.log for worker in on_cores}) == 2
-    crowded = plan_workers(3, [], 2, tmp_path, "store")
-    assert [worker.environment["VLLM_CPU_OMP_THREADS_BIND"] for worker in crowded] == ["0-0", "1-1", "0-0"]
+def test_a_driver_that_does_not_answer_shows_no_gpu(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(devices, "TIMEOUT_S", 0.2)
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for mode in (0o755, 0o644):  # one that hangs, one that may not be run
+        program.chmod(mode)
+        if mode == 0o644:
+            monkeypatch.setenv("PATH", str(tmp_path))
+        assert visible_gpus() == []
+
+
+def test_each_worker_has_its_own_device_and_share_of_the_cores(tmp_path):
+    def planned(num_workers, gpus, cores, **inherited):
+        found = plan_workers(num_workers, gpus, cores, tmp_path, "store", inherited)
+        assert len({worker.log for worker in found}) == num_workers
+        return [worker.environment for worker in found]
+
+    on_gpus = planned(3, ["0", "7"], 64, CUDA_VISIBLE_DEVICES="0,7")
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in on_gpus] == ["0", "7", "0"]
+    assert [one["OMP_NUM_THREADS"] for one in on_gpus] == ["21", "21", "22"]
+    assert [one["OMP_NUM_THREADS"] for one in planned(2, [], 6)] == ["3", "3"]
+    assert [one["OMP_NUM_THREADS"] for one in planned(3, [], 2)] == ["1", "1", "1"]
+    assert planned(1, ["5"], 8) == [{"CUDA_VISIBLE_DEVICES": "5"}]
+    own = planned(2, ["0", "1"], 8, OMP_NUM_THREADS="2", VLLM_CPU_OMP_THREADS_BIND="0-1")
+    assert own == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+
+
+def test_cores_are_those_this_process_may_use(config, monkeypatch):
+    """A batch job is given some cores of a node."""
+    seen = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 9, 17})
+    monkeypatch.setattr(workers, "visible_gpus", list)
+
+    def planned(num_workers, gpus, cores, *_):
+        seen.append(cores)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "plan_workers", planned)
+    with pytest.raises(KeyboardInterrupt):
+        run_workers(apply_overrides(config, ["engine.kv_cache_gb=1"]), 1, ["embedded"], quiet=True)
+    assert seen == [3]
 
 
 def test_workers_that_meet_on_a_node_have_ports_and_caches_of_their_own():
