@@ -249,7 +249,7 @@ def data_split(
 
     config = _data_config(root, dataset, split_by)
     loaded = load_dataset(config)
-    ids = labelled_image_ids(loaded.drawn_image_ids(), fraction, seed)
+    ids, names = labelled_image_ids(loaded.drawn_image_ids(), fraction, seed), loaded.image_names()
     labelled = set(ids)
     train = loaded.samples("train")
     samples = [sample for sample in train if sample.image_id in labelled and loaded.has_mask(sample)]
@@ -263,8 +263,9 @@ def data_split(
         "num_refs": len({sample.ref_id for sample in samples}),
         "num_sentences": len(samples),
         "image_ids": ids,
+        "file_names": [names[image_id] for image_id in ids],
     }
-    _show(split, as_json, _text_of_split)
+    _show(split, as_json, lambda made: _text_of_split(made, by_name=config.is_jsonl))
 
 
 @priors_app.command("run")
@@ -898,9 +899,11 @@ def _text_of_synth(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"sha256 {summary['sha256']}"])
 
 
-def _text_of_split(split: Mapping[str, Any]) -> str:
+def _text_of_split(split: Mapping[str, Any], by_name: bool) -> str:
+    """Counts, then an image a line: by its file name where ids are numbers of lines, which move."""
     counts = f"{split['num_images']} images, {split['num_refs']} refs, {split['num_sentences']} sentences"
-    return f"{counts}; hash {split['hash']}\n" + "\n".join(map(str, split["image_ids"]))
+    listed = split["file_names" if by_name else "image_ids"]
+    return f"{counts}; hash {split['hash']}\n" + "\n".join(map(str, listed))
 
 
 def _text_of_run(folder: Path, done: Mapping[str, Any]) -> str:

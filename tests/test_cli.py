@@ -192,6 +192,7 @@ def test_split_prints_the_published_draw(l2l, refshapes):
     data = load_refer(refshapes, "refshapes", "unc")
     assert split["image_ids"] == random.Random(5).sample(data.train_image_ids(), 3)
     labelled = [sample for sample in data.samples("train") if sample.image_id in split["image_ids"]]
+    assert set(split["file_names"]) == {sample.file_name for sample in labelled}
     assert split["num_sentences"] == len(labelled) and split["num_images"] == 3
     text = l2l("data", "split", *where).out.splitlines()
     assert [int(line) for line in text[1:]] == split["image_ids"]
@@ -461,6 +462,8 @@ def test_own_data_goes_the_same_way_as_refer_data(l2l, tmp_path):
     assert l2l("data", "check", path, "--json").json["unlabelled"] == {"train": 5}
     split = l2l("data", "split", path, "--fraction", "1", "--json").json
     assert (split["dataset"], split["num_images"]) == ("photos", 3)
+    printed = l2l("data", "split", path, "--fraction", "1").out.splitlines()
+    assert printed[1:] == split["file_names"] and split["file_names"][0].startswith("images/")
     plan = l2l(
         "priors",
         "run",
