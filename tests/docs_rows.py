@@ -185,6 +185,7 @@ ROWS = [*COMMANDS_TABLE, *REST_OF_THE_README, *OTHER_PAGES]
 
 NAMED = [
     "ablate",
+    "data check",
     "data split",
     "fetch",
     "priors inspect",

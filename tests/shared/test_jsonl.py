@@ -196,3 +196,21 @@ def test_a_pair_given_twice_is_told(tmp_path):
     assert (problem.kind, problem.count, problem.blocks) == ("pair given twice", 2, False)
     assert "photos.jsonl: line 3: 'The mug' of a.jpg (train), as line 1 (train)" in problem.first[0]
     assert "line 4: 'the mug' of a.jpg (val), as line 1 (train)" in problem.first[1]
+
+
+def test_scores_on_images_of_train_are_said_not_to_be_trusted(tmp_path):
+    rows = [
+        pair(),
+        pair("b.jpg"),
+        pair(expression="the plate", split="val", mask="mask.png"),
+        pair(expression="the spoon", split="val", mask="mask.png"),
+        pair("c.jpg", split="val"),
+        pair("c.jpg", expression="the fork", split="test"),
+    ]
+    Image.new("RGB", (10, 8)).save(tmp_path / "c.jpg")
+    report = check_layout(dataset_layout(DataConfig(root=str(write(tmp_path, rows)), dataset="")))
+    assert report.ok and report.to_dict()["seen_sentences"] == {"val": 2}
+    first, second = [line for line in report.format_table().splitlines() if "share" in line]
+    spoilt = "scores on the 2 of 3 sentences of val that are about them are not to be trusted"
+    assert first == f"note: train/val share 1 images: {spoilt}"
+    assert second == "note: val/test share 1 images"
