@@ -663,24 +663,34 @@ def predict(
     image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="Image file.")] = None,
     expression: Annotated[str, typer.Argument(metavar="EXPRESSION", help="What to look for.")] = "",
     jsonl: Annotated[
-        Path | None, typer.Option("--jsonl", metavar="FILE", help="Many pairs: {image, expression} a line.")
+        Path | None,
+        typer.Option(
+            "--jsonl", metavar="FILE", help="Many pairs: {image, expression}, and an id if any, a line."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the results go.")] = Path("predictions"),
     batch: Annotated[int, typer.Option(min=1, help="Pairs per pass.")] = 16,
+    no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Leave the overlay PNG out.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Segment an image, or the pairs of a file: mask PNG, overlay PNG and JSON with the RLE, at the original size."""
+    """Segment an image, or the pairs of a file: mask PNG, overlay PNG and JSON with the RLE, at the original size.
+
+    A file's lines that cannot be used get an error instead, and the exit status is 1; run again, a job goes on.
+    """
     if (jsonl is None) == (image is None):
         raise DataError("predict needs either IMAGE and EXPRESSION, or --jsonl FILE")
-    from stage2_train.predict import predict_jsonl, predict_one
+    from stage2_train.predict import predict_one
+    from stage2_train.predict_lines import predict_jsonl
 
     with _only_answers_on_stdout():
         if jsonl is not None:
-            answer = predict_jsonl(model, jsonl, out, batch=batch)
+            answer = predict_jsonl(model, jsonl, out, batch=batch, with_overlay=not no_overlay)
         else:
             assert image is not None
-            answer = predict_one(model, image, expression, out)
+            answer = predict_one(model, image, expression, out, with_overlay=not no_overlay)
     _show(answer, as_json, _text_of_mapping)
+    if answer.get("num_failed"):
+        raise typer.Exit(1)
 
 
 @app.command("export-labels")

@@ -130,6 +130,7 @@ REST_OF_THE_README = [
         more=BRIEFLY, says="2 steps"),
     Row(command="eval runs/photos", says="val .*frozen prior"),
     Row(command="predict runs/photos new.jpg the mug left of the laptop", says="mask"),
+    Row(command="predict runs/photos --jsonl PAIRS", swap={"PAIRS": "photos/photos.jsonl"}, says="num_failed: 0"),
     Row(command="priors run refcoco-qwen2.5-vl-7b --set data.root=PHOTOS --set splits=train,val", swap=PHOTOS,
         more=SMALL_MODELS, says="photos-jsonl"),
     Row(command="train paper --set data.root=PHOTOS --set store=cache/priors/<store>.zarr --set fraction=1 "

@@ -442,15 +442,26 @@ def test_status_of_nothing_is_one_line(l2l, tmp_path):
 
 def test_predict_hands_everything_on(l2l, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("stage2_train.predict.predict_one", lambda *args: seen.append(args) or {"area_px": 3})
-    monkeypatch.setattr(
-        "stage2_train.predict.predict_jsonl", lambda *args, batch: seen.append((*args, batch)) or {"num": 2}
-    )
+
+    def one(*args, **options):
+        seen.append((*args, options))
+        return {"area_px": 3}
+
+    def many(*args, **options):
+        seen.append((*args, options))
+        return {"num": 2, "num_failed": len(seen) - 2}
+
+    monkeypatch.setattr("stage2_train.predict.predict_one", one)
+    monkeypatch.setattr("stage2_train.predict_lines.predict_jsonl", many)
     assert l2l("predict", "run", "a.jpg", "the mug", "--out", tmp_path, "--json").json == {"area_px": 3}
-    assert l2l("predict", "run", "--jsonl", "p.jsonl", "--batch", "3").out == "num: 2\n"
+    ran = l2l("predict", "run", "--jsonl", "p.jsonl", "--batch", "3")
+    assert (ran.status, ran.out) == (0, "num: 2\nnum_failed: 0\n")
+    ran = l2l("predict", "run", "--jsonl", "p.jsonl", "--no-overlay", "--json")
+    assert (ran.status, ran.json) == (1, {"num": 2, "num_failed": 1})
     assert seen == [
-        (Path("run"), Path("a.jpg"), "the mug", tmp_path),
-        (Path("run"), Path("p.jsonl"), Path("predictions"), 3),
+        (Path("run"), Path("a.jpg"), "the mug", tmp_path, {"with_overlay": True}),
+        (Path("run"), Path("p.jsonl"), Path("predictions"), {"batch": 3, "with_overlay": True}),
+        (Path("run"), Path("p.jsonl"), Path("predictions"), {"batch": 16, "with_overlay": False}),
     ]
     for wrong in ((), ("a.jpg", "x", "--jsonl", "p.jsonl")):
         ran = l2l("predict", "run", *wrong)
