@@ -21,7 +21,7 @@ from shared.masks import encode_rle, mask_box_xyxy_px
 from stage2_train.backbones.images import normalise_image
 from stage2_train.run_files import model_folder
 from stage2_train.segmentor import ReferringSegmentor
-from stage2_train.text import Tokenizer
+from stage2_train.text import Tokenizer, say_unread
 from stage2_train.transforms import resize_image, upsample
 
 OVERLAY_RGB = (230, 159, 0)
@@ -111,7 +111,9 @@ def predict_one(
     if not expression.strip():
         raise DataError("the expression is blank")
     picture = read_image(Path(image))
-    (found,) = Predictor.from_pretrained(model)([picture], [expression.strip()])
+    predictor = Predictor.from_pretrained(model)
+    say_unread(predictor.tokenise, [expression])
+    (found,) = predictor([picture], [expression.strip()])
     files = files_of(Path(out), file_stem(Path(image), expression.strip()), with_overlay)
     return write_prediction(files, picture, found, found.record(str(image), expression.strip()))
 

@@ -28,7 +28,7 @@ from shared.store.publish import clean_partials, partial_path, publish_file
 from stage2_train.predict import Prediction, Predictor, file_stem, files_of, write_prediction
 from stage2_train.run_files import model_folder
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME
-from stage2_train.text import TOKENIZER_FILES
+from stage2_train.text import TOKENIZER_FILES, say_unread
 
 PREDICTIONS = "predictions.jsonl"
 """Name of the file of rows."""
@@ -66,6 +66,7 @@ def predict_jsonl(
     order = [*is_empty, *(line.number for line in todo)]
     if todo:
         predictor = Predictor.from_pretrained(model)
+        say_unread(predictor.tokenise, [line.expression for line in todo if isinstance(line, Line)])
         with path.open("ab") as file:
             for start in range(0, len(todo), batch):
                 for row in job.answer(predictor, todo[start : start + batch]):
