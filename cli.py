@@ -250,7 +250,7 @@ def data_split(
 
     config = _data_config(root, dataset, split_by)
     loaded = load_dataset(config)
-    ids = labelled_image_ids(loaded.drawn_image_ids(), fraction, split_seed)
+    ids, names = labelled_image_ids(loaded.drawn_image_ids(), fraction, split_seed), loaded.image_names()
     labelled = set(ids)
     train = loaded.samples("train")
     samples = [sample for sample in train if sample.image_id in labelled and loaded.has_mask(sample)]
@@ -264,8 +264,9 @@ def data_split(
         "num_refs": len({sample.ref_id for sample in samples}),
         "num_sentences": len(samples),
         "image_ids": ids,
+        "file_names": [names[image_id] for image_id in ids],
     }
-    _show(split, as_json, _text_of_split)
+    _show(split, as_json, lambda made: _text_of_split(made, by_name=config.is_jsonl))
 
 
 @priors_app.command("run")
@@ -694,24 +695,34 @@ def predict(
     image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="Image file.")] = None,
     expression: Annotated[str, typer.Argument(metavar="EXPRESSION", help="What to look for.")] = "",
     jsonl: Annotated[
-        Path | None, typer.Option("--jsonl", metavar="FILE", help="Many pairs: {image, expression} a line.")
+        Path | None,
+        typer.Option(
+            "--jsonl", metavar="FILE", help="Many pairs: {image, expression}, and an id if any, a line."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the results go.")] = Path("predictions"),
     batch: Annotated[int, typer.Option(min=1, help="Pairs per pass.")] = 16,
+    no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Leave the overlay PNG out.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Segment an image, or the pairs of a file: mask PNG, overlay PNG and JSON with the RLE, at the original size."""
+    """Segment an image, or the pairs of a file: mask PNG, overlay PNG and JSON with the RLE, at the original size.
+
+    A file's lines that cannot be used get an error instead, and the exit status is 1; run again, a job goes on.
+    """
     if (jsonl is None) == (image is None):
         raise DataError("predict needs either IMAGE and EXPRESSION, or --jsonl FILE")
-    from stage2_train.predict import predict_jsonl, predict_one
+    from stage2_train.predict import predict_one
+    from stage2_train.predict_lines import predict_jsonl
 
     with _only_answers_on_stdout():
         if jsonl is not None:
-            answer = predict_jsonl(model, jsonl, out, batch=batch)
+            answer = predict_jsonl(model, jsonl, out, batch=batch, with_overlay=not no_overlay)
         else:
             assert image is not None
-            answer = predict_one(model, image, expression, out)
+            answer = predict_one(model, image, expression, out, with_overlay=not no_overlay)
     _show(answer, as_json, _text_of_mapping)
+    if answer.get("num_failed"):
+        raise typer.Exit(1)
 
 
 @app.command("export-labels")
@@ -939,9 +950,11 @@ def _text_of_synth(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"sha256 {summary['sha256']}"])
 
 
-def _text_of_split(split: Mapping[str, Any]) -> str:
+def _text_of_split(split: Mapping[str, Any], by_name: bool) -> str:
+    """Counts, then an image a line: by its file name where ids are numbers of lines, which move."""
     counts = f"{split['num_images']} images, {split['num_refs']} refs, {split['num_sentences']} sentences"
-    return f"{counts}; hash {split['hash']}\n" + "\n".join(map(str, split["image_ids"]))
+    listed = split["file_names" if by_name else "image_ids"]
+    return f"{counts}; hash {split['hash']}\n" + "\n".join(map(str, listed))
 
 
 def _text_of_run(folder: Path, done: Mapping[str, Any]) -> str:

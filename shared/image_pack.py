@@ -148,6 +148,12 @@ class ImageStore:
         """Where an image is read from, for messages; raises DataError if it is nowhere."""
         return f"{self.pack.path}: {name}" if self.pack and name in self.pack else str(self.path(name))
 
+    def data(self, name: str) -> bytes:
+        """The image file's bytes; raises DataError if it is nowhere or cannot be read."""
+        if self.pack and name in self.pack:
+            return self.pack.read(name)
+        return _loose_bytes(self.root, name, self.folders)
+
     def read(self, name: str, at_least_hw: tuple[int, int] | None = None) -> Image.Image:
         """The image, upright and RGB; raises DataError if it is nowhere or cannot be decoded.
 

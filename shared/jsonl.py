@@ -18,7 +18,7 @@ drawing more masks does not call for asking the frozen model again.
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from shared.refer import ReferDataset, open_layout
 
 FIELDS = ("image", "expression", "mask", "box", "point", "split")
 """What a line may hold."""
+
+ID = "id"
+"""What a line of pairs to predict may hold besides: its owner's name for it, a text or a number."""
 
 SPLIT_BY = "jsonl"
 """`split_by` of such data."""
@@ -61,6 +64,20 @@ class Line:
     """Weak label."""
     split: str
     """Its split."""
+    own_id: str | float | None = None
+    """Its owner's name for it (`ID`); None where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadLine:
+    """A line that does not hold together."""
+
+    number: int
+    """Number of the line, from 1."""
+    fault: str
+    """What is wrong with it."""
+    own_id: str | float | None = None
+    """Its owner's name for it (`ID`), as far as that can be read."""
 
 
 def load_jsonl(path: str | Path) -> ReferDataset:
@@ -113,7 +130,7 @@ def dataset_name(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[Line]:
-    """The lines of a file whose images need not be readable (`l2l predict`, `l2l data pack`).
+    """The lines of a file of training data whose images need not be readable (`l2l data pack`).
 
     Raises:
         DataError: The file, or a line of it, cannot be used; the first is named.
@@ -122,6 +139,18 @@ def read_lines(path: str | Path) -> list[Line]:
     lines = list(reader.lines())
     if reader.problems:
         raise DataError(reader.problems[0].line)
+    if not lines:
+        raise DataError(f"{path}: holds no line")
+    return lines
+
+
+def read_pairs(path: str | Path) -> list[Line | BadLine]:
+    """The lines of a file whose images need not exist yet (`l2l predict`), in order; each may have an `ID`.
+
+    Raises:
+        DataError: The file cannot be read, or holds no line.
+    """
+    lines = list(_lines(Path(path), (*FIELDS, ID)))
     if not lines:
         raise DataError(f"{path}: holds no line")
     return lines
@@ -142,27 +171,11 @@ class _Reader:
 
     def lines(self) -> Iterator[Line]:
         """The lines that hold together."""
-        for number, data in enumerate(read_bytes(self.path).splitlines(), start=1):
-            if not data.strip() or data.lstrip().startswith(b"#"):
-                continue
-            try:
-                row = json.loads(data)
-            except (ValueError, RecursionError) as error:
-                self._report("malformed line", number, f"not JSON: {error}")
-                continue
-            fault = _fault(row)
-            if fault:
-                self._report("malformed line", number, fault)
-                continue
-            yield Line(
-                number=number,
-                image=row["image"],
-                expression=row["expression"].strip(),
-                mask=row.get("mask"),
-                box_xywh_px=_numbers(row.get("box")),
-                point_xy_px=_numbers(row.get("point")),
-                split=row.get("split") or "train",
-            )
+        for line in _lines(self.path, FIELDS):
+            if isinstance(line, Line):
+                yield line
+            else:
+                self._report("malformed line", line.number, line.fault)
 
     def ref(self, line: Line) -> RefRecord | None:
         """The line as a ref of its own, its image and annotation noted; None if it cannot be used."""
@@ -213,13 +226,45 @@ class _Reader:
         return self.images[line.image]
 
 
-def _fault(row: Any) -> str | None:
+def _lines(path: Path, fields: Sequence[str]) -> Iterator[Line | BadLine]:
+    """Every line but blank ones and comments; `fields` are those that it may hold."""
+    for number, data in enumerate(read_bytes(path).splitlines(), start=1):
+        if data.strip() and not data.lstrip().startswith(b"#"):
+            yield _line(number, data, fields)
+
+
+def _line(number: int, data: bytes, fields: Sequence[str]) -> Line | BadLine:
+    try:
+        row = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        return BadLine(number=number, fault=f"not JSON: {error}")
+    fault = _fault(row, fields)
+    if fault:
+        own_id = row.get(ID) if isinstance(row, dict) else None
+        return BadLine(number=number, fault=fault, own_id=own_id if _is_id(own_id) else None)
+    return Line(
+        number=number,
+        image=row["image"],
+        expression=row["expression"].strip(),
+        mask=row.get("mask"),
+        box_xywh_px=_numbers(row.get("box")),
+        point_xy_px=_numbers(row.get("point")),
+        split=row.get("split") or "train",
+        own_id=row.get(ID),
+    )
+
+
+def _is_id(value: Any) -> bool:
+    return is_whole_text(value) if isinstance(value, str) else is_finite_number(value)
+
+
+def _fault(row: Any, fields: Sequence[str]) -> str | None:
     """What is wrong with a line's fields, or None."""
     if not isinstance(row, dict):
         return f"expected an object, found {type(row).__name__}"
     for name in row:
-        if name not in FIELDS:
-            return f"unknown field {name!r} (known: {', '.join(FIELDS)})"
+        if name not in fields:
+            return f"unknown field {name!r} (known: {', '.join(fields)})"
     for name in ("image", "expression"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             return f"{name!r} is {short(row.get(name))}, not a text"
@@ -235,6 +280,8 @@ def _fault(row: Any) -> str | None:
             continue
         if not isinstance(value, list) or len(value) != length or not all(map(is_finite_number, value)):
             return f"{name!r} is {short(value)}, not a list of {length} numbers"
+    if row.get(ID) is not None and not _is_id(row[ID]):
+        return f"{ID!r} is {short(row[ID])}, not a text or a number"
     return None
 
 

@@ -78,6 +78,9 @@ class ReferringDataset(Protocol):
     def drawn_image_ids(self) -> list[int]:
         """Those of them that carry a mask."""
 
+    def image_names(self) -> dict[int, str]:
+        """File name of every image by its id."""
+
     def without_masks(self, keep_image_ids: Collection[int]) -> "ReferringDataset":
         """The same data set, with the masks of `keep_image_ids` alone."""
 
@@ -139,6 +142,10 @@ class ReferDataset:
         """Those of `train_image_ids` that carry a mask of a train reference: all, in the REFER layout."""
         drawn = {s.image_id for s in self._samples if s.split == "train" and self.has_mask(s)}
         return [image_id for image_id in self._train_image_ids if image_id in drawn]
+
+    def image_names(self) -> dict[int, str]:
+        """File name of every image that a sample is about, by its id; a name as annotated."""
+        return {sample.image_id: sample.file_name for sample in self._samples}
 
     def fingerprint(self) -> str:
         """32 hex digits of a hash over the annotations that priors depend on (images are not covered)."""

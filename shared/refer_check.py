@@ -77,6 +77,9 @@ class CheckReport:
     splits: dict[str, SplitCounts]
     shared_images: dict[str, int]
     """Images that two splits share, by `"train/val"`; not a fault (RefCOCOg google is split by object)."""
+    seen_sentences: dict[str, int]
+    """Sentences of another split about images of train, by that split: of a user's own data alone, whose scores they
+    spoil; only splits that have some."""
     unlabelled: dict[str, int]
     """Refs without a mask, by split; only splits that have some."""
     no_target: dict[str, int]
@@ -108,7 +111,7 @@ class CheckReport:
             )
             lines.append(f"{split:<8}{counts.images:>8}{counts.refs:>8}{counts.sentences:>11}  {published}")
         for pair, num in self.shared_images.items():
-            lines.append(f"note: {pair} share {num} images")
+            lines.append(f"note: {pair} share {num} images{self._spoilt(pair)}")
         for split, num in self.unlabelled.items():
             lines.append(f"note: {split}: {num} of {self.splits[split].refs} refs carry no mask")
         for split, num in self.no_target.items():
@@ -128,6 +131,16 @@ class CheckReport:
             if problem.count > NUM_FIRST_ROWS:
                 lines.append(f"    ... {problem.count - NUM_FIRST_ROWS} more (--json lists them)")
         return "\n".join(lines)
+
+    def _spoilt(self, pair: str) -> str:
+        """What images that two splits share do to scores."""
+        split = pair.removeprefix("train/")
+        if split == pair or split not in self.seen_sentences:
+            return ""
+        return (
+            f": scores on the {self.seen_sentences[split]} of {self.splits[split].sentences} sentences of {split} "
+            "that are about them are not to be trusted"
+        )
 
 
 def check_refer(
@@ -166,6 +179,7 @@ def check_layout(layout: Layout, *, read_images: bool = True, progress: bool = T
         fingerprint=layout.fingerprint,
         splits=counts,
         shared_images=_shared_images(layout.refs),
+        seen_sentences=_seen_sentences(layout.refs) if layout.row_name == OWN_ROW else {},
         unlabelled=_by_split(
             ref for ref in layout.refs if layout.annotations[ref.ann_id].segmentation is None
         ),
@@ -195,6 +209,12 @@ def _shared_images(refs: list[RefRecord]) -> dict[str, int]:
     names = ordered_splits(image_ids.keys())
     pairs = [(a, b) for index, a in enumerate(names) for b in names[index + 1 :]]
     return {f"{a}/{b}": len(image_ids[a] & image_ids[b]) for a, b in pairs if image_ids[a] & image_ids[b]}
+
+
+def _seen_sentences(refs: list[RefRecord]) -> dict[str, int]:
+    """Lines of other splits about images of train, by split; a line is a sentence."""
+    trained = {ref.image_id for ref in refs if ref.split == "train"}
+    return _by_split(ref for ref in refs if ref.split != "train" and ref.image_id in trained)
 
 
 def _by_split(refs: Iterable[RefRecord]) -> dict[str, int]:

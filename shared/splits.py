@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,38 @@ def labelled_image_ids(image_ids_in_order: Sequence[int], fraction: float, seed:
     return random.Random(seed).sample(list(image_ids_in_order), num)
 
 
-def labelled_from_file(path: Path, image_ids_in_order: Sequence[int]) -> list[int]:
-    """Labelled images listed in a file (`read_id_file`), each of which must be a training image with a mask."""
-    known = set(image_ids_in_order)
-    ids = read_id_file(path)
-    for row, image_id in enumerate(ids, start=1):
-        if image_id not in known:
+def labelled_from_file(path: Path, images: Mapping[int, str]) -> list[int]:
+    """Labelled images listed in a file, by id or by file name.
+
+    Args:
+        path: As of `read_id_file`, but where that has ids it may have names, as annotated; of an object a list under
+            `file_names` counts, if there is one. A line of digits alone is an id.
+        images: File name of every training image that carries a mask, by id.
+
+    Returns:
+        Their ids, in the order of the file.
+
+    Raises:
+        DataError: Nothing in the file, no such training image, one image twice, or a name of several images.
+    """
+    by_name: dict[str, list[int]] = {}
+    for image_id, name in images.items():
+        by_name.setdefault(name, []).append(image_id)
+    seen: dict[int, str] = {}
+    for row, value in _rows(path, ("file_names", "image_ids")):
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise DataError(f"{path}: {row}: {value!r} is neither an image id nor a file name")
+        found = by_name.get(value, []) if isinstance(value, str) else [value] if value in images else []
+        if not found:
             raise DataError(
-                f"{path}: id {row}: {image_id} is not a training image of this data set that carries a mask"
+                f"{path}: {row}: {value!r} is not a training image of this data set that carries a mask"
             )
-    return ids
+        if len(found) > 1:
+            raise DataError(f"{path}: {row}: {value!r} is the name of images {found}; give an id instead")
+        if found[0] in seen:
+            raise DataError(f"{path}: {row}: {value!r} stands at {seen[found[0]]} already")
+        seen[found[0]] = row
+    return list(seen)
 
 
 def read_id_file(path: Path) -> list[int]:
@@ -63,27 +85,13 @@ def read_id_file(path: Path) -> list[int]:
     Raises:
         DataError: The file is missing, empty, or holds something that is no id or one id twice.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if text.lstrip().startswith(("[", "{")):
-        rows = _json_rows(path, text)
-    else:
-        lines = (
-            (f"line {number}", line.partition("#")[0].strip())
-            for number, line in enumerate(text.splitlines(), 1)
-        )
-        rows = [(row, int(line) if line.isdecimal() else line) for row, line in lines if line]
     seen: dict[int, str] = {}
-    for row, value in rows:
+    for row, value in _rows(path, ("image_ids",)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise DataError(f"{path}: {row}: {value!r} is not an image id")
         if value in seen:
             raise DataError(f"{path}: {row}: image id {value} stands at {seen[value]} already")
         seen[value] = row
-    if not seen:
-        raise DataError(f"{path}: holds no image id")
     return list(seen)
 
 
@@ -93,12 +101,35 @@ def split_hash(image_ids: Iterable[int]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _json_rows(path: Path, text: str) -> list[tuple[str, Any]]:
+def _rows(path: Path, names: Sequence[str]) -> list[tuple[str, Any]]:
+    """What a file lists, each with where it stands; of an object the list under the first of `names` that it has."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    if text.lstrip().startswith(("[", "{")):
+        rows = _json_rows(path, text, names)
+    else:
+        lines = (
+            (f"line {number}", line.partition("#")[0].strip())
+            for number, line in enumerate(text.splitlines(), 1)
+        )
+        rows = [(row, int(line) if line.isdecimal() else line) for row, line in lines if line]
+    if not rows:
+        raise DataError(f"{path}: holds no image")
+    return rows
+
+
+def _json_rows(path: Path, text: str, names: Sequence[str]) -> list[tuple[str, Any]]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
-    values = document.get("image_ids") if isinstance(document, dict) else document
+    values = document
+    if isinstance(document, dict):
+        values = next((document[name] for name in names if name in document), None)
     if not isinstance(values, list):
-        raise DataError(f"{path}: expected a list of image ids or an object with a list under image_ids")
-    return [(f"id {number}", value) for number, value in enumerate(values, 1)]
+        raise DataError(
+            f"{path}: expected a list of images, or an object with one under {' or '.join(names)}"
+        )
+    return [(f"entry {number}", value) for number, value in enumerate(values, 1)]

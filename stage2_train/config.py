@@ -220,7 +220,8 @@ class TrainConfig:
     split_seed: int = 0
     """Seed of that draw."""
     image_ids_file: str = ""
-    """File of labelled image ids (JSON list, a run's `split.json`, or one a line) instead of the draw; "" draws."""
+    """File of labelled images instead of the draw: their ids or file names, one a line, as a JSON list, a run's
+    `split.json`, or what `l2l data split --json` prints; "" draws."""
     method: str = "l2l"
     """One of `METHOD_NAMES`."""
     segmentor: SegmentorConfig

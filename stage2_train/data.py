@@ -97,17 +97,19 @@ def make_split(dataset: ReferringDataset, fraction: float, seed: int, ids_file: 
         dataset: The data set.
         fraction: Share of the train images that are labelled, out of those that carry a mask at all.
         seed: Seed of the draw.
-        ids_file: File of image ids (`shared.splits.read_id_file`) that replaces the draw; "" draws.
+        ids_file: File of image ids or names (`shared.splits.labelled_from_file`) that replaces the draw; "" draws.
 
     Raises:
-        DataError: No labelled image, an unreadable file, or an id that is no train image.
+        DataError: No labelled image, an unreadable file, or an id or name of no train image.
     """
     known = dataset.drawn_image_ids()
     if not known:
         raise DataError("no train image carries a mask: draw some")
-    image_ids = (
-        labelled_from_file(Path(ids_file), known) if ids_file else labelled_image_ids(known, fraction, seed)
-    )
+    if ids_file:
+        names = dataset.image_names()
+        image_ids = labelled_from_file(Path(ids_file), {image_id: names[image_id] for image_id in known})
+    else:
+        image_ids = labelled_image_ids(known, fraction, seed)
     chosen = set(image_ids)
     parts: dict[bool, list[tuple[Sample, ...]]] = {True: [], False: []}
     for ref in group_by_ref(dataset.samples("train")):

@@ -1,5 +1,6 @@
 """Opens what a run reads, so that every error of the user's shows before anything is built or written."""
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from stage2_train.prior_source import (
     open_priors,
     require_fitting,
 )
+from stage2_train.text import Tokenizer, say_unread
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels
 
 
@@ -121,9 +123,21 @@ def open_split(config: TrainConfig, dataset: ReferringDataset) -> Split:
     return split
 
 
+def say_lost_text(config: TrainConfig, split: Split) -> None:
+    """One note on standard error if the tokenizer cannot read the sentences that a run learns from.
+
+    Raises:
+        DataError: There is no such tokenizer.
+    """
+    refs = split.labelled + (split.unlabelled if config.uses_unlabelled else ())
+    say_unread(Tokenizer(config.segmentor), [sample.expression for ref in refs for sample in ref])
+
+
 def describe(config: TrainConfig) -> str:
     """What `--dry-run` prints: the resolved config, counts and store; nothing is trained or written."""
     inputs = open_inputs(config)
+    with contextlib.suppress(DataError):  # a tokenizer that is not there is said below
+        say_lost_text(config, inputs.split)
     summary = inputs.split.summary()
     summary["image_ids"] = f"{len(inputs.split.image_ids)} ids"
     lines = [

@@ -6,7 +6,7 @@ Legend: B pairs, H W model input, h w an image's own size.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,12 @@ import torch
 from PIL import Image
 
 from shared.errors import DataError
-from shared.image_pack import ImageStore
 from shared.images import read_image
-from shared.jsonl import read_lines
 from shared.masks import encode_rle, mask_box_xyxy_px
 from stage2_train.backbones.images import normalise_image
 from stage2_train.run_files import model_folder
 from stage2_train.segmentor import ReferringSegmentor
-from stage2_train.text import Tokenizer
+from stage2_train.text import Tokenizer, say_unread
 from stage2_train.transforms import resize_image, upsample
 
 OVERLAY_RGB = (230, 159, 0)
@@ -32,8 +30,8 @@ OVERLAY_RGB = (230, 159, 0)
 OVERLAY_OPACITY = 0.45
 """Opacity of that colour; the outline is opaque."""
 
-SLUG_CHARACTERS = 40
-"""Longest part of an expression in a file name."""
+STEM_BYTES, SLUG_BYTES = 100, 60
+"""How much of an image's name and of an expression a file name holds; the disk takes 255 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +88,19 @@ class Predictor:
         return found
 
 
-def predict_one(model: str | Path, image: str | Path, expression: str, out: str | Path) -> dict[str, Any]:
+def predict_one(
+    model: str | Path, image: str | Path, expression: str, out: str | Path, *, with_overlay: bool = True
+) -> dict[str, Any]:
     """Segment one image and write `<name>.mask.png`, `<name>.overlay.png` and `<name>.json` to a folder.
+
+    The name (`file_stem`) is that of no other image and no other expression.
 
     Args:
         model: Run folder or model folder.
         image: Image file.
         expression: What to look for.
         out: Folder of the results, made if need be.
+        with_overlay: Whether the overlay is written.
 
     Returns:
         The content of the JSON file, with the `files` written.
@@ -108,48 +111,11 @@ def predict_one(model: str | Path, image: str | Path, expression: str, out: str 
     if not expression.strip():
         raise DataError("the expression is blank")
     picture = read_image(Path(image))
-    (found,) = Predictor.from_pretrained(model)([picture], [expression.strip()])
-    name = f"{Path(image).stem}.{_slug(expression)}"
-    return _write(Path(out), name, picture, found, found.record(str(image), expression.strip()))
-
-
-def predict_jsonl(
-    model: str | Path, pairs: str | Path, out: str | Path, *, batch: int = 16
-) -> dict[str, Any]:
-    """Segment the pairs of a JSONL file (`shared.jsonl`; labels in it are not looked at).
-
-    Writes the three files of each pair, their names starting with its line, and `predictions.jsonl`, one object a pair.
-
-    Args:
-        model: Run folder or model folder.
-        pairs: The JSONL file; images are relative to its folder.
-        out: Folder of the results, made if need be.
-        batch: Pairs per pass.
-
-    Returns:
-        `num` pairs, `num_empty` of them without a pixel, and where the results lie.
-
-    Raises:
-        DataError: An unusable model, line or image; results of earlier pairs stay.
-    """
-    pairs, out = Path(pairs), Path(out)
-    lines = read_lines(pairs)
-    width = len(str(lines[-1].number))
     predictor = Predictor.from_pretrained(model)
-    out.mkdir(parents=True, exist_ok=True)
-    num_empty = 0
-    with (out / "predictions.jsonl").open("w", encoding="utf-8") as file:
-        for part in _parts(lines, batch):
-            pictures = [_picture(pairs, line.number, line.image) for line in part]
-            found = predictor(pictures, [line.expression for line in part])
-            for line, picture, prediction in zip(part, pictures, found, strict=True):
-                record = {"line": line.number, **prediction.record(line.image, line.expression)}
-                name = f"{line.number:0{width}d}.{Path(line.image).stem}.{_slug(line.expression)}"
-                file.write(
-                    json.dumps(_write(out, name, picture, prediction, record), ensure_ascii=False) + "\n"
-                )
-                num_empty += not prediction.mask_hw.any()
-    return {"num": len(lines), "num_empty": num_empty, "predictions": str(out / "predictions.jsonl")}
+    say_unread(predictor.tokenise, [expression])
+    (found,) = predictor([picture], [expression.strip()])
+    files = files_of(Path(out), file_stem(Path(image), expression.strip()), with_overlay)
+    return write_prediction(files, picture, found, found.record(str(image), expression.strip()))
 
 
 def overlay(image: Image.Image, mask_hw: np.ndarray) -> Image.Image:
@@ -166,33 +132,38 @@ def overlay(image: Image.Image, mask_hw: np.ndarray) -> Image.Image:
     return Image.fromarray(mixed_hw3.round().astype(np.uint8))
 
 
-def _write(
-    out: Path, name: str, picture: Image.Image, found: Prediction, record: dict[str, Any]
+def file_stem(image: Path, expression: str) -> str:
+    """Name of a pair's files without ending: what can be read of both, and a hash of the text and the whole path."""
+    pair = f"{image.resolve()}\0{expression}".encode(errors="surrogatepass")
+    digest = hashlib.blake2b(pair, digest_size=6).hexdigest()
+    slug = _cut(re.sub(r"[^\w]+", "-", expression.lower()).strip("-"), SLUG_BYTES).strip("-")
+    return f"{_cut(image.stem, STEM_BYTES)}.{slug or 'expression'}.{digest}"
+
+
+def files_of(out: Path, name: str, with_overlay: bool) -> dict[str, Path]:
+    """The files of a pair, by kind: `mask`, `overlay` where it is wanted, and `json`."""
+    kinds = ("mask", "overlay") if with_overlay else ("mask",)
+    return {kind: out / f"{name}.{kind}.png" for kind in kinds} | {"json": out / f"{name}.json"}
+
+
+def write_prediction(
+    files: Mapping[str, Path], picture: Image.Image, found: Prediction, record: dict[str, Any]
 ) -> dict[str, Any]:
-    out.mkdir(parents=True, exist_ok=True)
-    files = {kind: f"{name}.{kind}.png" for kind in ("mask", "overlay")}
-    Image.fromarray(found.mask_hw.astype(np.uint8) * 255).save(out / files["mask"])
-    overlay(picture, found.mask_hw).save(out / files["overlay"])
-    record = {**record, "files": {kind: str(out / file) for kind, file in files.items()}}
-    (out / f"{name}.json").write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write the files of a pair (`files_of`), the JSON last.
+
+    Returns:
+        The record with the images among them under `files`, as the JSON holds it.
+    """
+    files["json"].parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(found.mask_hw.astype(np.uint8) * 255).save(files["mask"])
+    if "overlay" in files:
+        overlay(picture, found.mask_hw).save(files["overlay"])
+    images = {kind: str(path) for kind, path in files.items() if kind != "json"}
+    record = {**record, "files": images}
+    files["json"].write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
 
 
-def _picture(pairs: Path, number: int, name: str) -> Image.Image:
-    try:
-        return ImageStore(pairs.parent, ("",)).read(name)
-    except DataError as error:
-        raise DataError(f"{pairs}: line {number}: {error}") from error
-
-
-def _parts(lines: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (lines[start : start + size] for start in range(0, len(lines), size))
-
-
-def _slug(text: str) -> str:
-    """Letters and digits of a text, joined by hyphens; what is cut off is told apart by a hash."""
-    whole = re.sub(r"[^\w]+", "-", text.lower()).strip("-")
-    if len(whole) <= SLUG_CHARACTERS:
-        return whole or "expression"
-    digest = hashlib.blake2b(text.encode(), digest_size=3).hexdigest()
-    return f"{whole[:SLUG_CHARACTERS].strip('-')}-{digest}"
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text that takes at most so many bytes."""
+    return text.encode(errors="surrogateescape")[:most].decode(errors="ignore")

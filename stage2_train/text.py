@@ -3,7 +3,11 @@
 Axes: B sentences, T tokens (special ones included, at most `TextConfig.max_tokens`), C channels.
 """
 
+import string
+import sys
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -31,6 +35,47 @@ def tokenizer_folder(config: TextConfig) -> Path:
     if not any((folder / name).is_file() for name in names):
         raise DataError(f"{folder}: no {' or '.join(names)}; set text.tokenizer to a folder that has one")
     return folder
+
+
+MAX_LOOKED_AT = 20_000
+"""Sentences that `Tokenizer.unread` looks at, a few seconds at most; of more, evenly spaced ones."""
+
+MIN_UNKNOWN_SHARE = 0.01
+"""Share of unknown words above which a note is worth the reader's time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """What is lost of sentences before the network sees them."""
+
+    num_all: int
+    """Sentences there are."""
+    num_sentences: int
+    """Those that were looked at, evenly spaced."""
+    num_cut: int
+    """Of those, the ones longer than `max_tokens`."""
+    max_tokens: int
+    """Longest sentence, special tokens included."""
+    num_words: int
+    """Words of those looked at."""
+    num_unknown: int
+    """Words among them that the vocabulary lacks: [UNK], or spelled letter by letter."""
+
+    def note(self) -> str:
+        """In words; "" if next to nothing is lost."""
+        parts = []
+        if self.num_unknown > MIN_UNKNOWN_SHARE * self.num_words:
+            share = self.num_unknown / self.num_words
+            parts.append(
+                f"{share:.1%} of the words are unknown to the tokenizer (spelled in letters, or [UNK])"
+            )
+        if self.num_cut:
+            parts.append(
+                f"{self.num_cut} of {self.num_sentences} sentences are longer than {self.max_tokens} tokens and are cut"
+            )
+        if parts and self.num_sentences < self.num_all:
+            parts.append(f"of {self.num_all} sentences {self.num_sentences}, evenly spaced, were looked at")
+        return "; ".join(parts)
 
 
 class Tokenizer:
@@ -75,6 +120,48 @@ class Tokenizer:
             return_tensors="pt",
         )
         return batch["input_ids"], batch["attention_mask"].bool()
+
+    def unread(self, sentences: Sequence[str]) -> Unread:
+        """What of some sentences the network does not get to see; at most `MAX_LOOKED_AT` are looked at."""
+        num = min(len(sentences), MAX_LOOKED_AT)
+        looked_at = [sentences[i * len(sentences) // num].lower() for i in range(num)]
+        words = Counter(word for sentence in looked_at for one in sentence.split() if (word := _bare(one)))
+        unknown = [
+            word for word, ids in zip(words, self._ids(list(words), False), strict=True) if self._lacks(ids)
+        ]
+        return Unread(
+            num_all=len(sentences),
+            num_sentences=num,
+            num_cut=sum(len(ids) > self.max_tokens for ids in self._ids(looked_at, True)),
+            max_tokens=self.max_tokens,
+            num_words=words.total(),
+            num_unknown=sum(words[word] for word in unknown),
+        )
+
+    def _ids(self, texts: list[str], special: bool) -> list[list[int]]:
+        """Token ids of each text, however many, with special tokens or without."""
+        if not texts:
+            return []
+        return self._tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
+
+    def _lacks(self, ids: list[int]) -> bool:
+        """Whether a word's tokens say nothing of the word: [UNK] among them, or WordPiece's single letters alone."""
+        if self._tokenizer.unk_token_id in ids:
+            return True
+        pieces = self._tokenizer.convert_ids_to_tokens(ids)
+        letters = [piece.removeprefix("##") for piece in pieces]
+        return letters != pieces and all(len(letter) == 1 for letter in letters)
+
+
+def say_unread(tokenise: Tokenizer, sentences: Sequence[str]) -> None:
+    """One note on standard error if a share of the words, or the end of a sentence, does not reach the network."""
+    note = tokenise.unread(sentences).note()
+    if note:
+        print(f"note: {note}", file=sys.stderr, flush=True)
+
+
+def _bare(word: str) -> str:
+    return word.strip(string.punctuation)
 
 
 def mean_pool(text_BTC: Tensor, token_mask_BT: Tensor) -> Tensor:

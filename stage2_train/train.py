@@ -40,7 +40,7 @@ from stage2_train.config import TrainConfig
 from stage2_train.data import BatchSource, load_data, scorable
 from stage2_train.ema import Ema
 from stage2_train.evaluate import score_samples, spaced, summarise
-from stage2_train.inputs import Inputs, batch_plan, open_inputs, open_split
+from stage2_train.inputs import Inputs, batch_plan, open_inputs, open_split, say_lost_text
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
@@ -117,6 +117,8 @@ def train(
     if found:
         require_same_run(out, record)
         require_same_split(out, split)
+    if accelerator.is_main_process:
+        say_lost_text(config, inputs.split)
     with disk_errors(out, "a run's folder", "nothing was lost"):
         out.mkdir(parents=True, exist_ok=True)
     owner = RunOwner(out)

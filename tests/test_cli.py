@@ -193,6 +193,7 @@ def test_split_prints_the_published_draw(l2l, refshapes):
     loaded = load_refer(refshapes, "refshapes", "unc")
     assert split["image_ids"] == random.Random(5).sample(loaded.train_image_ids(), 3)
     labelled = [sample for sample in loaded.samples("train") if sample.image_id in split["image_ids"]]
+    assert set(split["file_names"]) == {sample.file_name for sample in labelled}
     assert split["num_sentences"] == len(labelled) and split["num_images"] == 3
     text = l2l("data", "split", *where).out.splitlines()
     assert [int(line) for line in text[1:]] == split["image_ids"]
@@ -477,15 +478,26 @@ def test_status_of_several_is_one_answer(l2l, tmp_path):
 
 def test_predict_hands_everything_on(l2l, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr("stage2_train.predict.predict_one", lambda *args: seen.append(args) or {"area_px": 3})
-    monkeypatch.setattr(
-        "stage2_train.predict.predict_jsonl", lambda *args, batch: seen.append((*args, batch)) or {"num": 2}
-    )
+
+    def one(*args, **options):
+        seen.append((*args, options))
+        return {"area_px": 3}
+
+    def many(*args, **options):
+        seen.append((*args, options))
+        return {"num": 2, "num_failed": len(seen) - 2}
+
+    monkeypatch.setattr("stage2_train.predict.predict_one", one)
+    monkeypatch.setattr("stage2_train.predict_lines.predict_jsonl", many)
     assert l2l("predict", "run", "a.jpg", "the mug", "--out", tmp_path, "--json").json == {"area_px": 3}
-    assert l2l("predict", "run", "--jsonl", "p.jsonl", "--batch", "3").out == "num: 2\n"
+    ran = l2l("predict", "run", "--jsonl", "p.jsonl", "--batch", "3")
+    assert (ran.status, ran.out) == (0, "num: 2\nnum_failed: 0\n")
+    ran = l2l("predict", "run", "--jsonl", "p.jsonl", "--no-overlay", "--json")
+    assert (ran.status, ran.json) == (1, {"num": 2, "num_failed": 1})
     assert seen == [
-        (Path("run"), Path("a.jpg"), "the mug", tmp_path),
-        (Path("run"), Path("p.jsonl"), Path("predictions"), 3),
+        (Path("run"), Path("a.jpg"), "the mug", tmp_path, {"with_overlay": True}),
+        (Path("run"), Path("p.jsonl"), Path("predictions"), {"batch": 3, "with_overlay": True}),
+        (Path("run"), Path("p.jsonl"), Path("predictions"), {"batch": 16, "with_overlay": False}),
     ]
     for wrong in ((), ("a.jpg", "x", "--jsonl", "p.jsonl")):
         ran = l2l("predict", "run", *wrong)
@@ -497,6 +509,8 @@ def test_own_data_goes_the_same_way_as_refer_data(l2l, tmp_path):
     assert l2l("data", "check", path, "--json").json["unlabelled"] == {"train": 5}
     split = l2l("data", "split", path, "--fraction", "1", "--json").json
     assert (split["dataset"], split["num_images"]) == ("photos", 3)
+    printed = l2l("data", "split", path, "--fraction", "1").out.splitlines()
+    assert printed[1:] == split["file_names"] and split["file_names"][0].startswith("images/")
     plan = l2l(
         "priors",
         "run",

@@ -216,10 +216,9 @@ def test_a_documented_command_runs(row, place, monkeypatch, capfd):
 
 def test_python_in_the_pages_runs(place):
     snippets = [snippet for page in PAGES for snippet in blocks(page, "python")]
-    assert len(snippets) == 2
     named = "cache/priors/refshapes-unc.0123456789abcdef.zarr"
+    assert [named in snippet for snippet in snippets] == [False, True, True]
     for snippet in snippets:
-        assert named in snippet
         exec(compile(snippet.replace(named, place[0]), "README", "exec"), {})
 
 

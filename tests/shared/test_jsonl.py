@@ -10,7 +10,7 @@ from PIL import Image
 from shared.config import DataConfig
 from shared.datasets import dataset_layout, load_dataset
 from shared.errors import DataError
-from shared.jsonl import load_jsonl, read_lines
+from shared.jsonl import BadLine, load_jsonl, read_pairs
 from shared.masks import encode_rle
 from shared.refer import MaskAccessError, ReferringDataset
 from shared.refer_check import check_layout
@@ -176,13 +176,30 @@ def test_an_empty_or_missing_file(tmp_path):
         load_jsonl(tmp_path / "none.jsonl")
 
 
-def test_lines_can_be_read_without_their_images(tmp_path):
+def test_pairs_to_predict_are_read_without_their_images(tmp_path):
     path = tmp_path / "wanted.jsonl"
-    path.write_text(json.dumps(pair("later.jpg")) + "\n")
-    assert [(line.number, line.image, line.split) for line in read_lines(path)] == [(1, "later.jpg", "train")]
+    rows = [
+        pair("later.jpg"),
+        pair("later.jpg", id="a-7"),
+        pair(id=3),
+        "{torn",
+        {"image": "a.jpg", "id": 4.5},
+        pair(id=True),
+        pair(id=None),
+    ]
+    path.write_text(
+        "# wanted\n" + "".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows)
+    )
+    found = read_pairs(path)
+    assert [line.number for line in found] == [2, 3, 4, 5, 6, 7, 8]
+    assert [line.own_id for line in found] == [None, "a-7", 3, None, 4.5, None, None]
+    faults = [line.fault.partition(":")[0] for line in found if isinstance(line, BadLine)]
+    assert faults == ["not JSON", "'expression' is None, not a text", "'id' is True, not a text or a number"]
     path.write_text("\n")
     with pytest.raises(DataError, match="holds no line"):
-        read_lines(path)
+        read_pairs(path)
+    with pytest.raises(DataError, match="line 1: unknown field 'id'"):
+        load_jsonl(write(tmp_path, [pair(id="a-7")]))
 
 
 def test_a_pair_given_twice_is_told(tmp_path):
@@ -198,3 +215,21 @@ def test_a_pair_given_twice_is_told(tmp_path):
     assert (problem.kind, problem.count, problem.blocks) == ("pair given twice", 2, False)
     assert "photos.jsonl: line 3: 'The mug' of a.jpg (train), as line 1 (train)" in problem.first[0]
     assert "line 4: 'the mug' of a.jpg (val), as line 1 (train)" in problem.first[1]
+
+
+def test_scores_on_images_of_train_are_said_not_to_be_trusted(tmp_path):
+    rows = [
+        pair(),
+        pair("b.jpg"),
+        pair(expression="the plate", split="val", mask="mask.png"),
+        pair(expression="the spoon", split="val", mask="mask.png"),
+        pair("c.jpg", split="val"),
+        pair("c.jpg", expression="the fork", split="test"),
+    ]
+    Image.new("RGB", (10, 8)).save(tmp_path / "c.jpg")
+    report = check_layout(dataset_layout(DataConfig(root=str(write(tmp_path, rows)), dataset="")))
+    assert report.ok and report.to_dict()["seen_sentences"] == {"val": 2}
+    first, second = [line for line in report.format_table().splitlines() if "share" in line]
+    spoilt = "scores on the 2 of 3 sentences of val that are about them are not to be trusted"
+    assert first == f"note: train/val share 1 images: {spoilt}"
+    assert second == "note: val/test share 1 images"

@@ -86,13 +86,13 @@ def test_id_files(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no image id"),
-        ("[]", "holds no image id"),
+        ("", "holds no image"),
+        ("[]", "holds no image"),
         ("1\ntwo\n", "line 2: 'two' is not an image id"),
         ("1\n\n-2\n", "line 3: '-2' is not an image id"),
-        ("[1, 2.5]", "id 2: 2.5 is not an image id"),
-        ("[1, true]", "id 2: True is not an image id"),
-        ("[1, 2, 1]", "id 3: image id 1 stands at id 1 already"),
+        ("[1, 2.5]", "entry 2: 2.5 is not an image id"),
+        ("[1, true]", "entry 2: True is not an image id"),
+        ("[1, 2, 1]", "entry 3: image id 1 stands at entry 1 already"),
         ('{"ids": [1]}', "expected a list"),
         ("[1, 2", "not JSON"),
     ],
@@ -105,11 +105,51 @@ def test_bad_id_files_name_file_and_row(tmp_path, text, message):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+IMAGES = {10: "a.jpg", 20: "new/b.jpg", 30: "0030", 40: "twice.jpg", 50: "twice.jpg"}
+
+
 def test_listed_images_must_be_training_images(tmp_path):
     path = tmp_path / "ids.txt"
     path.write_text("30\n10\n")
-    assert labelled_from_file(path, [10, 20, 30]) == [30, 10]
-    with pytest.raises(DataError, match="id 1: 30 is not a training image"):
-        labelled_from_file(path, [10, 20])
+    assert labelled_from_file(path, IMAGES) == [30, 10]
+    with pytest.raises(DataError, match="line 1: 30 is not a training image"):
+        labelled_from_file(path, {10: "a.jpg"})
     with pytest.raises(DataError, match="cannot be read"):
         read_id_file(tmp_path / "absent.txt")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "new/b.jpg\na.jpg",
+        "# labelled\n new/b.jpg  # the first\n10\n",
+        '["new/b.jpg", "a.jpg"]',
+        '["new/b.jpg", 10]',
+        '{"image_ids": [4, 5], "file_names": ["new/b.jpg", "a.jpg"]}',
+        '{"image_ids": [20, 10], "seed": 0}',
+    ],
+)
+def test_images_may_be_listed_by_name(tmp_path, text):
+    path = tmp_path / "labelled"
+    path.write_text(text)
+    assert labelled_from_file(path, IMAGES) == [20, 10]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg\n\nb.jpg\n", "line 3: 'b.jpg' is not a training image of this data set that carries a mask"),
+        ('["a.jpg", "A.jpg"]', "entry 2: 'A.jpg' is not a training image"),
+        ('["0030", "a.jpg", 30]', "entry 3: 30 stands at entry 1 already"),
+        ("a.jpg\n10\n", "line 2: 10 stands at line 1 already"),
+        ("twice.jpg", r"line 1: 'twice.jpg' is the name of images \[40, 50\]; give an id instead"),
+        ('["a.jpg", null]', "entry 2: None is neither an image id nor a file name"),
+        ('{"file_names": "a.jpg"}', "expected a list of images, or an object with one under file_names or"),
+    ],
+)
+def test_names_that_fit_nothing_or_too_much_are_refused_with_file_and_row(tmp_path, text, message):
+    path = tmp_path / "labelled"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        labelled_from_file(path, IMAGES)
+    assert str(caught.value).startswith(f"{path}: ")

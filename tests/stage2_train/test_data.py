@@ -90,6 +90,9 @@ def test_split_from_a_file(mini_root: Path, tmp_path: Path) -> None:
     path = tmp_path / "ids.json"
     path.write_text(json.dumps(chosen))
     assert list(make_split(dataset, 0.9, 7, str(path)).image_ids) == chosen
+    names = dataset.image_names()
+    path.write_text("".join(f"{names[image_id]}\n" for image_id in chosen))
+    assert list(make_split(dataset, 0.9, 7, str(path)).image_ids) == chosen
     path.write_text(json.dumps([*chosen, 999_999]))
     with pytest.raises(DataError, match="999999"):
         make_split(dataset, 0.9, 7, str(path))

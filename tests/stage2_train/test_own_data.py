@@ -63,6 +63,28 @@ def test_masks_decide_who_is_labelled(config):
         assert f"masks/{image_id:04d}.png".encode() not in kept
 
 
+def test_names_of_labelled_images_outlast_a_line_that_is_inserted(config, tmp_path):
+    """Ids are numbers of lines: one more line above them, and they name other images."""
+    own = Path(shutil.copytree(Path(config.data.root).parent, tmp_path / "mine")) / "photos.jsonl"
+    dataset = load_jsonl(own)
+    chosen, names = dataset.drawn_image_ids()[1:], dataset.image_names()
+    wanted = [names[image_id] for image_id in chosen]
+    by_id, by_name = tmp_path / "ids.txt", tmp_path / "names.txt"
+    by_id.write_text("".join(f"{image_id}\n" for image_id in chosen))
+    by_name.write_text("".join(f"{name}\n" for name in wanted))
+
+    def labelled(file):
+        now = load_jsonl(own)
+        return [now.image_names()[image_id] for image_id in make_split(now, 1.0, 0, str(file)).image_ids]
+
+    assert labelled(by_name) == labelled(by_id) == wanted
+    own.write_text("# one line more\n" + own.read_text())
+    assert labelled(by_name) == wanted and labelled(by_id) != wanted
+    by_name.write_text("images/gone.jpg\n")
+    with pytest.raises(DataError, match=r"names.txt: line 1: 'images/gone.jpg' is not a training image"):
+        labelled(by_name)
+
+
 def test_a_batch_takes_masks_of_labelled_pairs_alone(config):
     batch = batch_of(config)
     drawn = load_jsonl(config.data.root).has_mask

@@ -2,18 +2,16 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from shared.errors import DataError
-from shared.images import image_size_hw
 from shared.masks import decode_segmentation
 from shared.refer import load_refer
 from stage2_train.evaluate import evaluate_run
-from stage2_train.predict import OVERLAY_RGB, Predictor, overlay, predict_jsonl, predict_one
+from stage2_train.predict import OVERLAY_RGB, Predictor, overlay, predict_one
 
 
 def test_one_image_agrees_with_the_evaluation(mini_run, mini_root, tmp_path):
@@ -52,51 +50,14 @@ def test_a_model_folder_alone_is_enough(mini_run, tmp_path):
     assert own.mask_hw.shape == (30, 50) and own.confidence == same.confidence
 
 
-@pytest.fixture
-def pairs(tmp_path):
-    """Five pairs on two images of different shapes, one of them turned."""
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(folder / "wide.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(rng.integers(0, 256, (30, 45, 3), dtype=np.uint8)).save(folder / "turned.jpg", exif=exif)
-    texts = ["red star", "blue ring left of the star", "größter Kreis / oben", "???", "red star"]
-    names = ["wide.png", "turned.jpg", "wide.png", "turned.jpg", "turned.jpg"]
-    rows = [
-        json.dumps({"image": image, "expression": text}) for image, text in zip(names, texts, strict=True)
-    ]
-    (folder / "pairs.jsonl").write_text("\n".join(["# what to look for", *rows]))
-    return folder / "pairs.jsonl"
-
-
-@pytest.mark.parametrize("batch", [1, 2, 16])
-def test_batches_from_a_file(mini_run, pairs, tmp_path, batch):
-    answer = predict_jsonl(mini_run, pairs, tmp_path / "out", batch=batch)
-    rows = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
-    assert [row["line"] for row in rows] == [2, 3, 4, 5, 6] and answer["num"] == 5
-    assert answer["num_empty"] == sum(row["area_px"] == 0 for row in rows)
-    assert [row["rle"]["size"] for row in rows] == [[40, 60], [45, 30], [40, 60], [45, 30], [45, 30]]
-    assert len({row["files"]["mask"] for row in rows}) == 5
-    for row in rows:
-        mask = np.asarray(Image.open(row["files"]["mask"])) == 255
-        np.testing.assert_array_equal(mask, decode_segmentation(row["rle"], *row["rle"]["size"]))
-        assert image_size_hw(Path(row["files"]["overlay"])) == mask.shape
-        if not row["area_px"]:
-            assert row["confidence"] is None
-
-
-def test_refusals_name_the_culprit(mini_run, pairs, tmp_path):
+def test_refusals_name_the_culprit(mini_run, tmp_path):
+    Image.new("RGB", (60, 40)).save(tmp_path / "wide.png")
     with pytest.raises(DataError, match="the expression is blank"):
-        predict_one(mini_run, pairs.parent / "wide.png", "  ", tmp_path)
+        predict_one(mini_run, tmp_path / "wide.png", "  ", tmp_path)
     with pytest.raises(DataError, match="absent.png: image cannot be read"):
         predict_one(mini_run, tmp_path / "absent.png", "star", tmp_path)
     with pytest.raises(DataError, match="neither a finished run nor a model's folder"):
-        predict_one(tmp_path, pairs.parent / "wide.png", "star", tmp_path)
-    (pairs.parent / "wide.png").write_bytes(b"torn")
-    with pytest.raises(DataError, match="pairs.jsonl: line 2: .*wide.png: image cannot be read"):
-        predict_jsonl(mini_run, pairs, tmp_path / "out")
+        predict_one(tmp_path, tmp_path / "wide.png", "star", tmp_path / "out")
 
 
 def test_the_overlay_tints_inside_and_outlines_the_border():

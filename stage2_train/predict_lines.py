@@ -1,0 +1,220 @@
+"""Masks for the pairs of a JSONL file: a bad line costs itself alone, and a job that was stopped goes on.
+
+    FOLDER/predictions.jsonl     one object a line of the file: a prediction, or what is wrong with the line
+    FOLDER/<line>.<name>.*       the files of a prediction (`stage2_train.predict`)
+
+A row is written after its files, so a kill costs the pass that was under way, and may tear the last row. The same
+command run again keeps the row of a line if these are what they were: number, `id`, image name and expression of the
+line; the bytes of the image file; the network's weights, settings and vocabulary (both by hash); and if its files are
+there, an overlay where one is wanted. All other rows are dropped: torn ones, of other lines, of another network, and
+errors, so that what failed is tried again. Not looked at: the version of the code, and what is in a mask's file.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from shared.errors import DataError
+from shared.image_pack import ImageStore, digest_of
+from shared.images import read_image
+from shared.jsonl import ID, BadLine, Line, read_pairs
+from shared.store.publish import clean_partials, partial_path, publish_file
+from stage2_train.predict import Prediction, Predictor, file_stem, files_of, write_prediction
+from stage2_train.run_files import model_folder
+from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME
+from stage2_train.text import TOKENIZER_FILES, say_unread
+
+PREDICTIONS = "predictions.jsonl"
+"""Name of the file of rows."""
+
+
+def predict_jsonl(
+    model: str | Path, pairs: str | Path, out: str | Path, *, batch: int = 16, with_overlay: bool = True
+) -> dict[str, Any]:
+    """Segment the pairs of a JSONL file (`shared.jsonl`; labels in it are not looked at), or go on with it.
+
+    Args:
+        model: Run folder or model folder.
+        pairs: The JSONL file; images are relative to its folder. A line may hold an `id`, which its row gets.
+        out: Folder of the results, made if need be.
+        batch: Pairs per pass.
+        with_overlay: Whether overlays are written.
+
+    Returns:
+        `num` lines, `num_kept` of them answered before, `num_failed` that have an error instead of a prediction,
+        `num_empty` predictions without a pixel, and where the rows lie, in the order of the lines.
+
+    Raises:
+        DataError: An unusable model, or a file that cannot be read or holds no line.
+    """
+    pairs, out = Path(pairs), Path(out)
+    lines = read_pairs(pairs)
+    network = hash_model(model_folder(Path(model)))
+    job = _Job(out=out, images=ImageStore(pairs.parent, ("",)), network=network, with_overlay=with_overlay)
+    out.mkdir(parents=True, exist_ok=True)
+    clean_partials(out)
+    path = out / PREDICTIONS
+    is_empty = _keep_answers(path, {line.number: line for line in lines if isinstance(line, Line)}, job)
+    num_kept, num_failed = len(is_empty), 0
+    todo = [line for line in lines if line.number not in is_empty]
+    order = [*is_empty, *(line.number for line in todo)]
+    if todo:
+        predictor = Predictor.from_pretrained(model)
+        say_unread(predictor.tokenise, [line.expression for line in todo if isinstance(line, Line)])
+        with path.open("ab") as file:
+            for start in range(0, len(todo), batch):
+                for row in job.answer(predictor, todo[start : start + batch]):
+                    file.write(_encoded(row))
+                    file.flush()
+                    num_failed += "error" in row
+                    is_empty[row["line"]] = row.get("area_px") == 0
+    if order != sorted(order):
+        rows: list[bytes] = path.read_bytes().splitlines(keepends=True)
+        rows.sort(key=lambda row: json.loads(row)["line"])
+        publish_file(path, b"".join(rows))
+    return {
+        "num": len(lines),
+        "num_kept": num_kept,
+        "num_failed": num_failed,
+        "num_empty": sum(is_empty.values()),
+        "predictions": str(path),
+    }
+
+
+def hash_model(folder: Path) -> str:
+    """32 hex digits of a hash over the files of a model's folder that a prediction depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in (CONFIG_NAME, WEIGHTS_NAME, *TOKENIZER_FILES):
+        path = folder / name
+        if path.is_file():
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, hashlib.blake2b).hexdigest()
+            digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A line with its image."""
+
+    line: Line
+    picture: Image.Image
+    image_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What the rows of a job have in common."""
+
+    out: Path
+    """Folder of the results."""
+    images: ImageStore
+    """Images by the names that lines give them."""
+    network: str
+    """`hash_model` of the network."""
+    with_overlay: bool
+    """Whether overlays are written."""
+
+    def answer(self, predictor: Predictor, lines: Sequence[Line | BadLine]) -> Iterator[dict[str, Any]]:
+        """The rows of some lines, in order, once their files are written; the sound ones take one pass."""
+        opened = [self._open(line) for line in lines]
+        ready = [one for one in opened if isinstance(one, _Opened)]
+        found = iter(
+            predictor([one.picture for one in ready], [one.line.expression for one in ready]) if ready else ()
+        )
+        for line, one in zip(lines, opened, strict=True):
+            if isinstance(one, _Opened):
+                yield self._write(one, next(found))
+            else:
+                yield _failed(line, one)
+
+    def has_answered(self, row: Mapping[str, Any], line: Line) -> bool:
+        """Whether a row is the answer to a line that would be given now, its files included."""
+        wanted = {**_about(line), ID: line.own_id, "model_hash": self.network}
+        if any(row.get(name) != value for name, value in wanted.items()) or not self._has_files(row):
+            return False
+        try:
+            return row.get("image_hash") == digest_of(self.images.data(line.image)).hex()
+        except DataError:
+            return False
+
+    def _has_files(self, row: Mapping[str, Any]) -> bool:
+        files = row.get("files")
+        kinds = ("mask", "overlay") if self.with_overlay else ("mask",)
+        if not isinstance(files, dict) or not all(isinstance(files.get(kind), str) for kind in kinds):
+            return False
+        own = f"{files['mask'].removesuffix('.mask.png')}.json"
+        return all(Path(file).is_file() for file in (own, *(files[kind] for kind in kinds)))
+
+    def _open(self, line: Line | BadLine) -> _Opened | str:
+        """A line with its image, or what is wrong with either."""
+        if isinstance(line, BadLine):
+            return line.fault
+        try:
+            data = self.images.data(line.image)
+            picture = read_image(self.images.place(line.image), data)
+        except DataError as error:
+            return str(error)
+        return _Opened(line=line, picture=picture, image_hash=digest_of(data).hex())
+
+    def _write(self, one: _Opened, found: Prediction) -> dict[str, Any]:
+        line = one.line
+        name = f"{line.number:06d}.{file_stem(self.images.root / line.image, line.expression)}"
+        record = {
+            **_about(line),
+            **found.record(line.image, line.expression),
+            "image_hash": one.image_hash,
+            "model_hash": self.network,
+        }
+        return write_prediction(files_of(self.out, name, self.with_overlay), one.picture, found, record)
+
+
+def _about(line: Line | BadLine) -> dict[str, Any]:
+    """What a row says of its line."""
+    said: dict[str, Any] = {"line": line.number}
+    if line.own_id is not None:
+        said[ID] = line.own_id
+    return said if isinstance(line, BadLine) else {**said, "image": line.image, "expression": line.expression}
+
+
+def _failed(line: Line | BadLine, fault: str) -> dict[str, Any]:
+    return {**_about(line), "error": " ".join(fault.split())}
+
+
+def _keep_answers(path: Path, lines: Mapping[int, Line], job: _Job) -> dict[int, bool]:
+    """Drop the rows of a file that answer no line of the job; of the others, by line, whether the mask is empty."""
+    kept: dict[int, bool] = {}
+    if not path.is_file():
+        return kept
+    partial = partial_path(path)
+    with path.open("rb") as old, partial.open("xb") as new:
+        for data in old:
+            row = _row(data)
+            number = row.get("line")
+            line = lines.get(number) if isinstance(number, int) else None
+            if line is not None and line.number not in kept and job.has_answered(row, line):
+                new.write(data)
+                kept[line.number] = row.get("area_px") == 0
+        new.flush()
+        os.fsync(new.fileno())
+    os.replace(partial, path)
+    return kept
+
+
+def _row(data: bytes) -> dict[str, Any]:
+    """A row of an earlier start; empty for what a kill left of one, or what is none."""
+    try:
+        row = json.loads(data) if data.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _encoded(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
