@@ -6,6 +6,10 @@ uint8 with 255 as certain, or floats in [0, 1]); other files are passed over. Za
 
 Any resolution will do; a mask covers the whole original image.
 
+Zarr reads what was never written as the array's fill value, and leaves out chunks that hold nothing else. A mask that
+is the fill value throughout is therefore none: an export that was killed half way must not teach that its second half
+is background, and a mask of zeros would be no prior anyway. Of a mask stored in tiles one is enough.
+
 Legend: N masks of a source, h, w a mask's own size, G side of the stored grid.
 """
 
@@ -19,7 +23,7 @@ from PIL import Image
 
 from shared.errors import DataError
 
-SOURCE_VERSION = "1"
+SOURCE_VERSION = "2"
 """Changes whenever the same file could give another map; part of the store's fingerprint."""
 SUFFIXES = (".png", ".npy")
 PNG_MODES = ("1", "L", "I;16")
@@ -37,8 +41,15 @@ class MaskSource(Protocol):
         """Every id the source has a mask for."""
         ...
 
-    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
+    @property
+    def num_unwritten(self) -> int:
+        """Ids that it names and has no mask for, as far as that is known without reading masks."""
+        ...
+
+    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray | None]:
         """Probabilities of some masks, float32 [h, w] in [0, 1] each, in the order asked for.
+
+        None for a mask that turns out never to have been written.
 
         Raises:
             DataError: A mask that cannot be read or is no soft mask; it names the file (or array and row).
@@ -94,7 +105,12 @@ class FolderSource:
         """Every id the source has a mask for."""
         return frozenset(self._files)
 
-    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
+    @property
+    def num_unwritten(self) -> int:
+        """None: a file is there or is not."""
+        return 0
+
+    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray | None]:
         """Probabilities of some masks; see `MaskSource.read`."""
         return [self._read(self._files[sample_id]) for sample_id in sample_ids]
 
@@ -144,13 +160,21 @@ class ZarrSource:
                 raise DataError(f"{path}: sample_id {text!r} is in row {first} and again in row {row}")
         if not self._row:
             raise DataError(f"{path}: holds no mask")
+        stored_N = _stored_rows(self._mask, path / "mask")
+        self._num_unwritten = len(texts) - int(stored_N.sum())
+        self._row = {text: row for text, row in self._row.items() if stored_N[row]}
 
     @property
     def sample_ids(self) -> frozenset[str]:
-        """Every id the source has a mask for."""
+        """Every id the source has a mask for: it, or a tile of it, lies in a chunk that was written."""
         return frozenset(self._row)
 
-    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
+    @property
+    def num_unwritten(self) -> int:
+        """Ids whose masks lie in chunks that were never written."""
+        return self._num_unwritten
+
+    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray | None]:
         """Probabilities of some masks; see `MaskSource.read`."""
         if not sample_ids:
             return []
@@ -160,7 +184,31 @@ class ZarrSource:
             mask_Nhw = np.asarray(self._mask.oindex[sorted_N])
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"{self._where}: mask rows {rows_N.min()} to {rows_N.max()}: {error}") from error
-        return [as_prob(mask_Nhw[at], f"{self._where}: mask row {sorted_N[at]}") for at in place_N]
+        fill = 0 if self._mask.fill_value is None else self._mask.fill_value
+        return [
+            None
+            if _is_all(mask_Nhw[at], fill)
+            else as_prob(mask_Nhw[at], f"{self._where}: mask row {sorted_N[at]}")
+            for at in place_N
+        ]
+
+
+def _stored_rows(array: Any, folder: Path) -> np.ndarray:
+    """Rows of an array of which a chunk (a shard, where it has some) is on the disk: bool [N]."""
+    stored = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    sides = array.shards or array.chunks
+    num_chunks = [-(-length // side) for length, side in zip(array.shape, sides, strict=True)]
+    stored_N = np.zeros(array.shape[0], bool)
+    for first, *rest in np.ndindex(*num_chunks):
+        if array.metadata.encode_chunk_key((first, *rest)) in stored:
+            stored_N[first * sides[0] : (first + 1) * sides[0]] = True
+    return stored_N
+
+
+def _is_all(array_hw: np.ndarray, value: Any) -> bool:
+    """Whether every pixel is a value, which may be NaN."""
+    same_hw = np.isnan(array_hw) if value != value else array_hw == value
+    return bool(same_hw.all())
 
 
 def _read_group(path: Path) -> tuple[np.ndarray, Any]:
