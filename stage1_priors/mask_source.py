@@ -92,6 +92,7 @@ class FolderSource:
 
     def __init__(self, path: Path) -> None:
         """List the files."""
+        self._scale = _Scale()
         self._files: dict[str, Path] = {}
         for file in _mask_files(path):
             other = self._files.setdefault(file.stem, file)
@@ -112,10 +113,9 @@ class FolderSource:
 
     def read(self, sample_ids: Sequence[str]) -> list[np.ndarray | None]:
         """Probabilities of some masks; see `MaskSource.read`."""
-        return [self._read(self._files[sample_id]) for sample_id in sample_ids]
-
-    def _read(self, file: Path) -> np.ndarray:
-        return as_prob(_load_png(file) if file.suffix == ".png" else _load_npy(file), str(file))
+        files = [self._files[sample_id] for sample_id in sample_ids]
+        arrays = [_load_png(file) if file.suffix == ".png" else _load_npy(file) for file in files]
+        return list(self._scale.probs(arrays, [str(file) for file in files]))
 
 
 def _load_png(file: Path) -> np.ndarray:
@@ -148,7 +148,7 @@ class ZarrSource:
 
     def __init__(self, path: Path) -> None:
         """Read the ids and the shape of the masks."""
-        self._where = path
+        self._where, self._scale = path, _Scale()
         ids, self._mask = _read_group(path)
         texts = _texts(ids, path)
         if self._mask.ndim != 3 or self._mask.shape[0] != len(texts):
@@ -185,12 +185,10 @@ class ZarrSource:
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"{self._where}: mask rows {rows_N.min()} to {rows_N.max()}: {error}") from error
         fill = 0 if self._mask.fill_value is None else self._mask.fill_value
-        return [
-            None
-            if _is_all(mask_Nhw[at], fill)
-            else as_prob(mask_Nhw[at], f"{self._where}: mask row {sorted_N[at]}")
-            for at in place_N
-        ]
+        written = [at for at in range(len(sorted_N)) if not _is_all(mask_Nhw[at], fill)]
+        names = [f"{self._where}: mask row {sorted_N[at]}" for at in written]
+        probs = dict(zip(written, self._scale.probs([mask_Nhw[at] for at in written], names), strict=True))
+        return [probs.get(at) for at in place_N]
 
 
 def _stored_rows(array: Any, folder: Path) -> np.ndarray:
@@ -243,6 +241,35 @@ def _texts(array: np.ndarray, path: Path) -> list[str]:
         raise DataError(f"{path}: sample_id is not UTF-8: {error}") from None
 
 
+class _Scale:
+    """Turns the masks of one source into probabilities, and sees to it that whole numbers are on their full scale.
+
+    Where 0 and 1 were written for background and object, every mask would be background, nearly certain. A single soft
+    mask may well be so faint, so that the masks that were read together, and those before them, judge.
+    """
+
+    def __init__(self) -> None:
+        self._above_one = False
+
+    def probs(self, arrays: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """Probabilities float32 [h, w] of some masks as stored, `names` for messages; raises as `as_prob` does.
+
+        Raises:
+            DataError: Some masks of whole numbers reach 1, and none so far has gone beyond.
+        """
+        probs = [as_prob(array_hw, name) for array_hw, name in zip(arrays, names, strict=True)]
+        tops = [int(array_hw.max()) if array_hw.dtype.kind == "u" else 0 for array_hw in arrays]
+        self._above_one = self._above_one or max(tops, default=0) > 1
+        if not self._above_one and 1 in tops:
+            first = tops.index(1)
+            full = np.iinfo(arrays[first].dtype).max
+            raise DataError(
+                f"{names[first]}: the largest value is 1 where {full} counts as certain, and no mask read so far holds "
+                f"a larger one; write 0 and {full}"
+            )
+        return probs
+
+
 def as_prob(array_hw: np.ndarray, where: str) -> np.ndarray:
     """Probabilities float32 [h, w] of a mask as stored.
 
@@ -258,12 +285,7 @@ def as_prob(array_hw: np.ndarray, where: str) -> np.ndarray:
     if array_hw.dtype == bool:
         return np.asarray(array_hw, np.float32)
     if array_hw.dtype in (np.uint8, np.uint16):
-        top = np.iinfo(array_hw.dtype).max
-        if array_hw.max() == 1:
-            raise DataError(
-                f"{where}: the largest value is 1 where {top} counts as certain; write 0 and {top}"
-            )
-        return np.asarray(array_hw, np.float32) / top
+        return np.asarray(array_hw, np.float32) / np.iinfo(array_hw.dtype).max
     if array_hw.dtype.kind != "f":
         raise DataError(f"{where}: type is {array_hw.dtype}, expected bool, uint8, uint16 or floats")
     good_hw = (array_hw >= 0) & (array_hw <= 1)

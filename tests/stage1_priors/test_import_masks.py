@@ -201,7 +201,6 @@ def test_unknown_samples_are_refused_and_other_splits_are_not(config, dataset):
         (np.full((4, 4), np.nan, np.float32), "row 0, column 0 is nan, expected a probability"),
         (np.array([[0, 1], [0.5, 1.01]]), r"row 1, column 1 is 1.01"),
         (np.array([[-0.1]]), r"row 0, column 0 is -0.1"),
-        (np.ones((3, 3), np.uint8), "the largest value is 1 where 255 counts as certain"),
         (np.zeros((3, 3, 1), np.uint8), r"shape is \[3, 3, 1\]"),
         (np.zeros((0, 3), np.uint8), r"shape is \[0, 3\]"),
         (np.zeros((1, 20_000), np.uint8), r"shape is \[1, 20000\]"),
@@ -213,6 +212,31 @@ def test_unknown_samples_are_refused_and_other_splits_are_not(config, dataset):
 def test_arrays_that_are_no_soft_mask(array, message):
     with pytest.raises(DataError, match=f"a.npy: {message}"):
         as_prob(array, "a.npy")
+
+
+@pytest.mark.parametrize("kind", ["folder", "group"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_whole_numbers_that_never_pass_one_are_on_another_scale(tmp_path, kind, dtype):
+    """One mask may be so faint; where all are, 0 and 1 were written for background and object."""
+    masks, full = np.zeros((4, 4, 4), dtype), np.iinfo(dtype).max
+    masks[:, 1, 1] = 1
+
+    def source(name):
+        path = tmp_path / name
+        if kind == "group":
+            write_zarr(path, list("abcd"), masks)
+        else:
+            path.mkdir()
+            for sample_id, mask in zip("abcd", masks, strict=True):
+                np.save(path / f"{sample_id}.npy", mask)
+        return open_source(path)
+
+    with pytest.raises(DataError, match=f": the largest value is 1 where {full} counts as certain, and no"):
+        source("labels").read(list("abc"))
+    masks[2, 0, 0] = 5
+    soft = source("soft")
+    assert [prob.max() * full for prob in soft.read(list("abc"))] == pytest.approx([1, 1, 5])
+    assert soft.read(["d"])[0].max() * full == pytest.approx(1)  # judged with those before it
 
 
 def pickled(path):
