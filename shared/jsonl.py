@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shared.errors import DataError, short
@@ -50,7 +50,7 @@ class Line:
     number: int
     """Number of the line, from 1."""
     image: str
-    """File name relative to the file's folder."""
+    """File name relative to the file's folder, in its plain form: one image, one name."""
     expression: str
     """The expression, outer blanks stripped."""
     mask: Any
@@ -156,7 +156,7 @@ class _Reader:
                 continue
             yield Line(
                 number=number,
-                image=row["image"],
+                image=str(PurePosixPath(row["image"])),  # ./a.jpg is a.jpg
                 expression=row["expression"].strip(),
                 mask=row.get("mask"),
                 box_xywh_px=_numbers(row.get("box")),

@@ -56,7 +56,8 @@ def test_every_form_of_a_mask(tmp_path, form):
     assert dataset.has_mask(sample) and isinstance(dataset, ReferringDataset)
     np.testing.assert_array_equal(dataset.mask(sample), MASK)
     assert dataset.box_xyxy_px(sample).tolist() == [1, 2, 7, 5]
-    assert check_layout(dataset_layout(DataConfig(root=str(path), dataset=""))).ok
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    assert report.ok and report.turned == {}  # masks of a user's own data are of the upright image
 
 
 def test_who_has_a_mask_is_labelled(tmp_path):
@@ -196,3 +197,15 @@ def test_a_pair_given_twice_is_told(tmp_path):
     assert (problem.kind, problem.count, problem.blocks) == ("pair given twice", 2, False)
     assert "photos.jsonl: line 3: 'The mug' of a.jpg (train), as line 1 (train)" in problem.first[0]
     assert "line 4: 'the mug' of a.jpg (val), as line 1 (train)" in problem.first[1]
+
+
+def test_one_image_by_two_names_is_one_image(tmp_path):
+    """Else it would be labelled and unlabelled, or in train and val, without a word."""
+    path = write(tmp_path, [pair(mask="mask.png"), pair("./a.jpg", "the lid"), pair(".//a.jpg", split="val")])
+    dataset = load_jsonl(path)
+    assert {(sample.image_id, sample.file_name) for sample in dataset.samples()} == {(1, "a.jpg")}
+    assert [line.image for line in read_lines(path)] == ["a.jpg"] * 3
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    (problem,) = report.problems
+    assert problem.kind == "pair given twice" and "line 3: 'the mug' of a.jpg (val)" in problem.first[0]
+    assert report.shared_images == {"train/val": 1}
