@@ -8,6 +8,7 @@ object on standard output. Exit status: 0 done, 1 the answer is no (a failed che
 import inspect
 import json
 import os
+import socket
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -834,7 +835,12 @@ def _submit(work: "Work", site_file: Path | None, dry_run: bool, as_json: bool) 
     elif has_slurm():
         answer["jobs"] = submit(work, site)
     else:
-        print("no sbatch on this machine: the work is done here", file=sys.stderr, flush=True)
+        print(
+            f"no sbatch on this machine: the work is done here, on {socket.gethostname()}, and now; if this is a login "
+            "node of a cluster, press Ctrl-C and load Slurm's commands first",
+            file=sys.stderr,
+            flush=True,
+        )
         with _only_answers_on_stdout():
             run_here(work)
         answer["note"] = "done here, without Slurm"
