@@ -2,7 +2,7 @@
 
 Answers go to standard output, progress and messages to standard error. With `--json` a command prints exactly one JSON
 object on standard output. Exit status: 0 done, 1 the answer is no (a failed check), 2 unusable input (one line
-`error: ...`), 130 interrupted; a training run stopped by a signal has its own (see `stage2_train.train`).
+`error: ...`), 75 stopped in order by SIGTERM or SIGUSR1 (priors, a training, a grid), 130 interrupted.
 """
 
 import inspect
