@@ -2,8 +2,8 @@
 
 Every script has the same frame. It keeps a small file per task that says how the task fares (`status.py` reads it),
 and touches that file while it lives. Told to stop, by USR1 some time before the limit, it tells its command to stop,
-waits for it, and is queued again: by its exit status where the site's `RequeueExit` holds `STOPPED`, else by `scontrol
-requeue`.
+waits for it, and is queued again by `scontrol requeue`, not by its exit status: where the site's `RequeueExit` holds
+`STOPPED` Slurm would do so too, but first drop the jobs that wait for this one to end well.
 
 A training is one torchrun per node. Its rendezvous is the first node of the job's own list at the address Slurm has for
 it and a port that is free there, and without that the job fails; the first node is told that it is the host, which
@@ -171,12 +171,12 @@ finish() {{
   fi
   record ended "$status"
   if [ "$status" -eq {stopped} ]; then
-    local config= again
+    local again
     for again in {{1..20}}; do # the controller may be about to be started again
-      config=$(scontrol show config) && break
+      if scontrol show config >/dev/null; then break; fi
       sleep 5
     done
-    if ! grep -Eq '^RequeueExit +=(.*[ ,])?{stopped}(,|$| )' <<<"$config"; then scontrol requeue "$SLURM_JOB_ID"; fi
+    scontrol requeue "$SLURM_JOB_ID" || true # else the exit status is left, for RequeueExit
   fi
   exit "$status"
 }}
