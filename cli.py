@@ -2,12 +2,13 @@
 
 Answers go to standard output, progress and messages to standard error. With `--json` a command prints exactly one JSON
 object on standard output. Exit status: 0 done, 1 the answer is no (a failed check), 2 unusable input (one line
-`error: ...`), 130 interrupted; a training run stopped by a signal has its own (see `stage2_train.train`).
+`error: ...`), 75 stopped in order by SIGTERM or SIGUSR1 (priors, a training, a grid), 130 interrupted.
 """
 
 import inspect
 import json
 import os
+import socket
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -881,7 +882,12 @@ def _submit(work: "Work", site_file: Path | None, dry_run: bool, as_json: bool) 
     elif has_slurm():
         answer["jobs"] = submit(work, site)
     else:
-        print("no sbatch on this machine: the work is done here", file=sys.stderr, flush=True)
+        print(
+            f"no sbatch on this machine: the work is done here, on {socket.gethostname()}, and now; if this is a login "
+            "node of a cluster, press Ctrl-C and load Slurm's commands first",
+            file=sys.stderr,
+            flush=True,
+        )
         with _only_answers_on_stdout():
             run_here(work)
         answer["note"] = "done here, without Slurm"

@@ -24,6 +24,9 @@ LONG_NAME = 200
 REDUCED_SIZE_FACTOR = 2
 """An image decoded at a reduced scale is at least this many times as large as it is asked for, each way."""
 
+_ORIENTATION = 0x0112
+"""EXIF's tag."""
+
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
 
@@ -123,6 +126,16 @@ def image_size_hw(path: Path | str, data: bytes | None = None) -> tuple[int, int
         raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
 
 
+def image_orientation(path: Path | str, data: bytes | None = None) -> int:
+    """How `read_image` turns an image upright, as EXIF counts: 1 is not at all; arguments as of `read_image`."""
+    try:
+        with Image.open(path if data is None else io.BytesIO(data)) as file:
+            found = file.getexif().get(_ORIENTATION, 1)
+            return found if found in range(2, 9) else 1
+    except Exception as error:
+        raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
+
+
 def read_mask(path: Path) -> np.ndarray:
     """A mask drawn as an image of one channel: what is at least half as bright as its brightest pixel.
 
@@ -150,7 +163,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def _is_turned(file: Image.Image) -> bool:
-    return file.getexif().get(0x0112) in _TURNED
+    return file.getexif().get(_ORIENTATION) in _TURNED
 
 
 def _decode_smaller(file: Image.Image, at_least_hw: tuple[int, int]) -> None:

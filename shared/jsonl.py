@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shared.errors import DataError, short
@@ -53,7 +53,7 @@ class Line:
     number: int
     """Number of the line, from 1."""
     image: str
-    """File name relative to the file's folder."""
+    """File name relative to the file's folder, in its plain form: one image, one name."""
     expression: str
     """The expression, outer blanks stripped."""
     mask: Any
@@ -244,7 +244,7 @@ def _line(number: int, data: bytes, fields: Sequence[str]) -> Line | BadLine:
         return BadLine(number=number, fault=fault, own_id=own_id if _is_id(own_id) else None)
     return Line(
         number=number,
-        image=row["image"],
+        image=str(PurePosixPath(row["image"])),  # ./a.jpg is a.jpg
         expression=row["expression"].strip(),
         mask=row.get("mask"),
         box_xywh_px=_numbers(row.get("box")),

@@ -84,6 +84,10 @@ class CheckReport:
     """Refs without a mask, by split; only splits that have some."""
     no_target: dict[str, int]
     """Refs that name nothing in their image, by split; only splits that have some."""
+    turned: dict[str, int]
+    """Images that are turned upright as they are read: EXIF's orientation by file name. Their masks may be of the
+    pixels as stored; orientations 2 to 4 show in no size. Empty for a user's own data, whose masks are of the upright
+    image."""
     published: dict[str, dict[str, int]]
     """Published sizes by split; empty where none are known."""
     problems: tuple[KindOfProblem, ...]
@@ -117,6 +121,11 @@ class CheckReport:
         for split, num in self.no_target.items():
             lines.append(
                 f"note: {split}: {num} of {self.splits[split].refs} refs name nothing in their image"
+            )
+        if self.turned:
+            first = ", ".join(f"{name} ({how})" for name, how in list(self.turned.items())[:NUM_FIRST_ROWS])
+            lines.append(
+                f"note: {len(self.turned)} images are turned upright by their EXIF orientation, masks are not: {first}"
             )
         if not self.images_read:
             lines.append("note: image files were not opened")
@@ -170,8 +179,10 @@ def check_layout(layout: Layout, *, read_images: bool = True, progress: bool = T
     if layout.row_name == OWN_ROW:
         problems.extend(_repetitions(layout))
     problems.extend(_mask_problems(layout, progress))
+    turned: dict[str, int] = {}
     if read_images:
-        problems.extend(_image_problems(layout, progress))
+        found, turned = _look_at_images(layout, progress)
+        problems.extend(found)
     return CheckReport(
         root=str(layout.root),
         dataset=layout.dataset,
@@ -184,6 +195,7 @@ def check_layout(layout: Layout, *, read_images: bool = True, progress: bool = T
             ref for ref in layout.refs if layout.annotations[ref.ann_id].segmentation is None
         ),
         no_target=_by_split(ref for ref in layout.refs if ref.no_target),
+        turned=turned if layout.row_name != OWN_ROW else {},
         published=published,
         problems=_by_kind(problems),
         images_read=read_images,
@@ -280,28 +292,35 @@ def _mask_fault(annotation: AnnotationRecord, image: ImageRecord) -> tuple[str, 
     return None
 
 
-def _image_problems(layout: Layout, progress: bool) -> Iterator[Problem]:
-    """Decode every image that is referred to."""
+def _look_at_images(layout: Layout, progress: bool) -> tuple[list[Problem], dict[str, int]]:
+    """Decode every image that is referred to: what is wrong, and the EXIF orientation of those that are turned."""
     images = ImageStore(layout.root, layout.image_folders)
+    problems, turned = list[Problem](), dict[str, int]()
     for image_id in _progress(dict.fromkeys(ref.image_id for ref in layout.refs), "images", progress):
         record = layout.images[image_id]
         try:
             place = images.place(record.file_name)
         except DataError as error:
-            yield _problem("missing image file", layout.instances_path, f"image {image_id}", str(error))
+            problems.append(
+                _problem("missing image file", layout.instances_path, f"image {image_id}", str(error))
+            )
             continue
         try:
             image = images.read(record.file_name)
+            orientation = images.orientation(record.file_name)
         except DataError as error:
             detail = str(error).removeprefix(f"{place}: ")
-            yield _problem("unreadable image file", place, f"image {image_id}", detail)
+            problems.append(_problem("unreadable image file", place, f"image {image_id}", detail))
             continue
+        if orientation != 1:
+            turned[record.file_name] = orientation
         if image.size != (record.width, record.height):
             detail = (
                 f"height x width {image.height} x {image.width}, but {layout.instances_path} says "
                 f"{record.height} x {record.width}"
             )
-            yield _problem("image of another size", place, f"image {image_id}", detail)
+            problems.append(_problem("image of another size", place, f"image {image_id}", detail))
+    return problems, turned
 
 
 def _problem(kind: str, file: Path | str, row: str, detail: str) -> Problem:

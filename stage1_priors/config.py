@@ -236,11 +236,11 @@ class CanaryConfig:
     mode: Literal["refuse", "warn", "skip"] = "refuse"
     """What a failed check does: stop, print a warning and go on, or do not check at all. Kept in the store."""
     scenes: int = 16
-    """Scenes drawn."""
+    """Scenes drawn, on squares, 4:3, 3:4 and squares of several tiles in turn, as far as the model tells them apart."""
     scale: int = 1
     """Whole-number enlargement of the 128 x 128 scenes before the model sees them."""
     min_mean_iou: float = 0.4
-    """Least mean IoU of answered and true boxes (answers without a box count 0)."""
+    """Least mean IoU of answered and true boxes (answers without a box count 0) in the images of each shape."""
     seed: int = 0
     """Key of the drawn scenes."""
 

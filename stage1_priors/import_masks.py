@@ -49,7 +49,8 @@ def import_masks(config: ImportConfig, *, worker: int = 0, num_workers: int = 1,
         num_missing = check_coverage(config, job, source)
         lines.append(f"{config.source}: no mask for {num_missing} of {len(job.plan.samples)} rows")
         create(job, {})
-        _write_shards(job, config, source, mine, quiet)
+        if num_empty := _write_shards(job, config, source, mine, quiet):
+            lines.append(f"{config.source}: {num_empty} masks more hold the fill value alone, which is none")
     if not quiet:
         print("\n".join(lines), file=sys.stderr, flush=True)
     return job.path
@@ -68,11 +69,17 @@ def check_coverage(config: ImportConfig, job: StoreJob, source: MaskSource) -> i
             f"{config.data.dataset} ({config.data.split_by}), first {strangers[0]!r}; expected ids such as "
             f"{job.plan.samples[0].sample_id!r}"
         )
-    missing = [sample.sample_id for sample in job.plan.samples if sample.sample_id not in source.sample_ids]
+    present = source.sample_ids
+    missing = [sample.sample_id for sample in job.plan.samples if sample.sample_id not in present]
     num = len(job.plan.samples)
     if len(missing) > config.missing_ceiling * num:
+        unwritten = (
+            f" ({source.num_unwritten} masks were never written, or hold zeros alone)"
+            if source.num_unwritten
+            else ""
+        )
         raise DataError(
-            f"{config.source}: no mask for {len(missing)} of {num} rows, first {missing[0]!r}; "
+            f"{config.source}: no mask for {len(missing)} of {num} rows{unwritten}, first {missing[0]!r}; "
             f"missing_ceiling is {config.missing_ceiling}"
         )
     return len(missing)
@@ -80,14 +87,19 @@ def check_coverage(config: ImportConfig, job: StoreJob, source: MaskSource) -> i
 
 def _write_shards(
     job: StoreJob, config: ImportConfig, source: MaskSource, shards: Sequence[int], quiet: bool
-) -> None:
+) -> int:
+    """Write some shards; returns how many masks turned out to be none."""
+    named, num_empty = source.sample_ids, 0
     total = sum(len(job.plan.shard(shard)) for shard in shards)
     with ProgressBar(total, "import", "mask", quiet=quiet) as bar:
         for shard in shards:
             samples = job.plan.shard(shard)
             columns = import_columns(samples, source, config.grid)
             write_shard(job.path, shard, columns, {"fingerprint": job.fingerprint})
+            imported = int((columns["status"] == STATUS_CODES[AnswerStatus.IMPORTED]).sum())
+            num_empty += sum(sample.sample_id in named for sample in samples) - imported
             bar.update(len(samples))
+    return num_empty
 
 
 def import_columns(samples: Sequence[Sample], source: MaskSource, grid: int) -> dict[str, np.ndarray]:
@@ -100,10 +112,12 @@ def import_columns(samples: Sequence[Sample], source: MaskSource, grid: int) -> 
             columns[spec.name] = np.full((num, *spec.row_shape), empty, spec.dtype)
     columns["proposal"][:] = NO_PRIOR
     columns["status"][:] = STATUS_CODES[AnswerStatus.NOT_IMPORTED]
-    rows = [row for row, sample in enumerate(samples) if sample.sample_id in source.sample_ids]
+    present = source.sample_ids
+    rows = [row for row, sample in enumerate(samples) if sample.sample_id in present]
     for start in range(0, len(rows), READ_ROWS):
         block = rows[start : start + READ_ROWS]
         for row, prob_hw in zip(block, source.read([samples[row].sample_id for row in block]), strict=True):
-            columns["proposal"][row] = to_grid(prob_hw, grid)
-        columns["status"][block] = STATUS_CODES[AnswerStatus.IMPORTED]
+            if prob_hw is not None:
+                columns["proposal"][row] = to_grid(prob_hw, grid)
+                columns["status"][row] = STATUS_CODES[AnswerStatus.IMPORTED]
     return columns

@@ -6,6 +6,10 @@ uint8 with 255 as certain, or floats in [0, 1]); other files are passed over. Za
 
 Any resolution will do; a mask covers the whole original image.
 
+Zarr reads what was never written as the array's fill value, and leaves out chunks that hold nothing else. A mask that
+is the fill value throughout is therefore none: an export that was killed half way must not teach that its second half
+is background, and a mask of zeros would be no prior anyway. Of a mask stored in tiles one is enough.
+
 Legend: N masks of a source, h, w a mask's own size, G side of the stored grid.
 """
 
@@ -19,7 +23,7 @@ from PIL import Image
 
 from shared.errors import DataError
 
-SOURCE_VERSION = "1"
+SOURCE_VERSION = "2"
 """Changes whenever the same file could give another map; part of the store's fingerprint."""
 SUFFIXES = (".png", ".npy")
 PNG_MODES = ("1", "L", "I;16")
@@ -37,8 +41,15 @@ class MaskSource(Protocol):
         """Every id the source has a mask for."""
         ...
 
-    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
+    @property
+    def num_unwritten(self) -> int:
+        """Ids that it names and has no mask for, as far as that is known without reading masks."""
+        ...
+
+    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray | None]:
         """Probabilities of some masks, float32 [h, w] in [0, 1] each, in the order asked for.
+
+        None for a mask that turns out never to have been written.
 
         Raises:
             DataError: A mask that cannot be read or is no soft mask; it names the file (or array and row).
@@ -81,6 +92,7 @@ class FolderSource:
 
     def __init__(self, path: Path) -> None:
         """List the files."""
+        self._scale = _Scale()
         self._files: dict[str, Path] = {}
         for file in _mask_files(path):
             other = self._files.setdefault(file.stem, file)
@@ -94,12 +106,16 @@ class FolderSource:
         """Every id the source has a mask for."""
         return frozenset(self._files)
 
-    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
-        """Probabilities of some masks; see `MaskSource.read`."""
-        return [self._read(self._files[sample_id]) for sample_id in sample_ids]
+    @property
+    def num_unwritten(self) -> int:
+        """None: a file is there or is not."""
+        return 0
 
-    def _read(self, file: Path) -> np.ndarray:
-        return as_prob(_load_png(file) if file.suffix == ".png" else _load_npy(file), str(file))
+    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray | None]:
+        """Probabilities of some masks; see `MaskSource.read`."""
+        files = [self._files[sample_id] for sample_id in sample_ids]
+        arrays = [_load_png(file) if file.suffix == ".png" else _load_npy(file) for file in files]
+        return list(self._scale.probs(arrays, [str(file) for file in files]))
 
 
 def _load_png(file: Path) -> np.ndarray:
@@ -132,7 +148,7 @@ class ZarrSource:
 
     def __init__(self, path: Path) -> None:
         """Read the ids and the shape of the masks."""
-        self._where = path
+        self._where, self._scale = path, _Scale()
         ids, self._mask = _read_group(path)
         texts = _texts(ids, path)
         if self._mask.ndim != 3 or self._mask.shape[0] != len(texts):
@@ -144,13 +160,21 @@ class ZarrSource:
                 raise DataError(f"{path}: sample_id {text!r} is in row {first} and again in row {row}")
         if not self._row:
             raise DataError(f"{path}: holds no mask")
+        stored_N = _stored_rows(self._mask, path / "mask")
+        self._num_unwritten = len(texts) - int(stored_N.sum())
+        self._row = {text: row for text, row in self._row.items() if stored_N[row]}
 
     @property
     def sample_ids(self) -> frozenset[str]:
-        """Every id the source has a mask for."""
+        """Every id the source has a mask for: it, or a tile of it, lies in a chunk that was written."""
         return frozenset(self._row)
 
-    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray]:
+    @property
+    def num_unwritten(self) -> int:
+        """Ids whose masks lie in chunks that were never written."""
+        return self._num_unwritten
+
+    def read(self, sample_ids: Sequence[str]) -> list[np.ndarray | None]:
         """Probabilities of some masks; see `MaskSource.read`."""
         if not sample_ids:
             return []
@@ -160,7 +184,29 @@ class ZarrSource:
             mask_Nhw = np.asarray(self._mask.oindex[sorted_N])
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"{self._where}: mask rows {rows_N.min()} to {rows_N.max()}: {error}") from error
-        return [as_prob(mask_Nhw[at], f"{self._where}: mask row {sorted_N[at]}") for at in place_N]
+        fill = 0 if self._mask.fill_value is None else self._mask.fill_value
+        written = [at for at in range(len(sorted_N)) if not _is_all(mask_Nhw[at], fill)]
+        names = [f"{self._where}: mask row {sorted_N[at]}" for at in written]
+        probs = dict(zip(written, self._scale.probs([mask_Nhw[at] for at in written], names), strict=True))
+        return [probs.get(at) for at in place_N]
+
+
+def _stored_rows(array: Any, folder: Path) -> np.ndarray:
+    """Rows of an array of which a chunk (a shard, where it has some) is on the disk: bool [N]."""
+    stored = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    sides = array.shards or array.chunks
+    num_chunks = [-(-length // side) for length, side in zip(array.shape, sides, strict=True)]
+    stored_N = np.zeros(array.shape[0], bool)
+    for first, *rest in np.ndindex(*num_chunks):
+        if array.metadata.encode_chunk_key((first, *rest)) in stored:
+            stored_N[first * sides[0] : (first + 1) * sides[0]] = True
+    return stored_N
+
+
+def _is_all(array_hw: np.ndarray, value: Any) -> bool:
+    """Whether every pixel is a value, which may be NaN."""
+    same_hw = np.isnan(array_hw) if value != value else array_hw == value
+    return bool(same_hw.all())
 
 
 def _read_group(path: Path) -> tuple[np.ndarray, Any]:
@@ -195,6 +241,35 @@ def _texts(array: np.ndarray, path: Path) -> list[str]:
         raise DataError(f"{path}: sample_id is not UTF-8: {error}") from None
 
 
+class _Scale:
+    """Turns the masks of one source into probabilities, and sees to it that whole numbers are on their full scale.
+
+    Where 0 and 1 were written for background and object, every mask would be background, nearly certain. A single soft
+    mask may well be so faint, so that the masks that were read together, and those before them, judge.
+    """
+
+    def __init__(self) -> None:
+        self._above_one = False
+
+    def probs(self, arrays: Sequence[np.ndarray], names: Sequence[str]) -> list[np.ndarray]:
+        """Probabilities float32 [h, w] of some masks as stored, `names` for messages; raises as `as_prob` does.
+
+        Raises:
+            DataError: Some masks of whole numbers reach 1, and none so far has gone beyond.
+        """
+        probs = [as_prob(array_hw, name) for array_hw, name in zip(arrays, names, strict=True)]
+        tops = [int(array_hw.max()) if array_hw.dtype.kind == "u" else 0 for array_hw in arrays]
+        self._above_one = self._above_one or max(tops, default=0) > 1
+        if not self._above_one and 1 in tops:
+            first = tops.index(1)
+            full = np.iinfo(arrays[first].dtype).max
+            raise DataError(
+                f"{names[first]}: the largest value is 1 where {full} counts as certain, and no mask read so far holds "
+                f"a larger one; write 0 and {full}"
+            )
+        return probs
+
+
 def as_prob(array_hw: np.ndarray, where: str) -> np.ndarray:
     """Probabilities float32 [h, w] of a mask as stored.
 
@@ -210,12 +285,7 @@ def as_prob(array_hw: np.ndarray, where: str) -> np.ndarray:
     if array_hw.dtype == bool:
         return np.asarray(array_hw, np.float32)
     if array_hw.dtype in (np.uint8, np.uint16):
-        top = np.iinfo(array_hw.dtype).max
-        if array_hw.max() == 1:
-            raise DataError(
-                f"{where}: the largest value is 1 where {top} counts as certain; write 0 and {top}"
-            )
-        return np.asarray(array_hw, np.float32) / top
+        return np.asarray(array_hw, np.float32) / np.iinfo(array_hw.dtype).max
     if array_hw.dtype.kind != "f":
         raise DataError(f"{where}: type is {array_hw.dtype}, expected bool, uint8, uint16 or floats")
     good_hw = (array_hw >= 0) & (array_hw <= 1)

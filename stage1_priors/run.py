@@ -3,6 +3,10 @@
 A thin shell around pure parts. A run whose store is complete returns before torch or an engine is imported. Several
 independent processes may share a store: each takes the shards with its own index modulo their number, and a shard has
 one writer.
+
+Told to stop, by SIGTERM or SIGUSR1, a run reads no further, writes the shards that what it has in hand completes, and
+ends with the status of a batch job that wants to go on. Before its first question nothing is in hand, and it ends at
+once, as it does after Ctrl-C and SIGKILL at any time.
 """
 
 import os
@@ -19,9 +23,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from shared.cluster.script import STOPPED
 from shared.errors import DataError
 from shared.gpu_build import require_usable_gpus
 from shared.runlog import ProgressBar
+from shared.stopping import stop_flag
 from shared.store.layout import read_header
 from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows, first_rows
 from shared.store.writer import write_shard
@@ -87,6 +93,7 @@ def run_priors(
     Raises:
         DataError: Unusable data, an engine that is not installed, another store than expected, GPUs that torch cannot
             use, a failed canary, or more failures than the ceilings allow.
+        SystemExit: Status `STOPPED`, after a signal.
     """
     if isinstance(config, ImportConfig):
         return import_masks(config, worker=worker, num_workers=num_workers, quiet=quiet)
@@ -296,6 +303,9 @@ def _write_shards(
 
     Returns:
         What became of the rows that were asked for.
+
+    Raises:
+        SystemExit: Status `STOPPED`, after a signal, with shards left to do; those that could be completed are written.
     """
     tally: Counter[AnswerStatus] = Counter()
     fresh: Counter[AnswerStatus] = Counter()  # of rows that nobody has asked for, or that did not fail then
@@ -310,26 +320,43 @@ def _write_shards(
         ThreadPoolExecutor(1) as reading,
         ThreadPoolExecutor(1) as finishing,
         ProgressBar(total, "priors", "pair", quiet=quiet) as bar,
+        stop_flag() as told_to_stop,
     ):
         ahead: deque[tuple[Chunk, Future[LoadedChunk]]] = deque()
         unfinished: Future[None] = finishing.submit(lambda: None)
 
         def read_ahead() -> None:
-            while bounds.has_room([chunk for chunk, _ in ahead]) and (chunk := next(chunks, None)):
+            while (
+                not told_to_stop()
+                and bounds.has_room([chunk for chunk, _ in ahead])
+                and (chunk := next(chunks, None))
+            ):
                 ahead.append((chunk, reading.submit(load_chunk, job, engine, proposer, chunk)))
+
+        def is_in_vain(chunk: Chunk) -> bool:
+            """Whether a run that was told to stop has nothing in hand that completes a shard; the rest is dropped."""
+            if not told_to_stop():
+                return False
+            while ahead and not ahead[-1][0].is_last:
+                ahead.pop()[1].cancel()
+            return not ahead and not chunk.is_last
 
         try:
             read_ahead()
             while ahead:
                 with timing.spent_on("images"):
                     loaded = ahead.popleft()[1].result()
+                if is_in_vain(loaded.chunk):
+                    break
                 read_ahead()
                 with timing.spent_on("asking"):
                     rows, arrays = ask_chunk(job, engine, loaded)
+                if is_in_vain(loaded.chunk):
+                    break
                 tally.update(statuses_of(rows.status_B))
                 fresh.update(statuses_of(rows.status_B[~loaded.chunk.failed_A]))
                 judged = known_tally + tally
-                if not ahead or judged.total() >= job.config.ceiling_min_rows:
+                if (not ahead and loaded.chunk.is_last) or judged.total() >= job.config.ceiling_min_rows:
                     check_ceilings(job.config, judged, loaded.chunk.asked, rows)
                 if fresh.total() >= job.config.ceiling_min_rows:
                     check_ceilings(job.config, fresh, loaded.chunk.asked, rows)
@@ -346,6 +373,11 @@ def _write_shards(
         with timing.spent_on("masks"):
             unfinished.result()
     _say(timing.line(engine.cache_hits()), quiet)
+    if told_to_stop() and (left := {*shards} & {*pending_of(job)}):
+        _say(
+            f"stopped at a signal: {len(left)} of {len(shards)} shards to do; the same command goes on", quiet
+        )
+        raise SystemExit(STOPPED)
     return tally
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from shared.errors import DataError
+from shared.stopping import STOP_SIGNALS
 from stage1_priors.config import ProposerConfig
 from stage1_priors.proposers import Prompts, Proposals
 from stage1_priors.sam_view import SamView
@@ -135,7 +136,11 @@ class SamApart:
 
 def _serve(connection: Connection, config: ProposerConfig, folder: Path) -> None:
     """What the process does: load, then answer until the other end of the pipe is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to both; the run ends this process
+    for number in (
+        signal.SIGINT,
+        *STOP_SIGNALS,
+    ):  # sent to both, by a terminal or Slurm; the run ends this process
+        signal.signal(number, signal.SIG_IGN)
     try:
         sam = _loaded(config, folder)
     except Exception as error:

@@ -13,12 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.cluster.script import STOPPED
 from shared.errors import DataError
 from shared.runlog import ProgressBar
+from shared.stopping import STOP_SIGNALS, stop_flag
 from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
@@ -125,7 +127,8 @@ def run_workers(
     """Fill a store with several processes; returns its path once every worker has ended well.
 
     A worker that fails does not stop the others: whole shards are theirs alone, and what they finish stays. All of them
-    end with this process, whatever ends it; else the next one would find their GPUs taken.
+    end with this process, whatever ends it; else the next one would find their GPUs taken. SIGTERM and SIGUSR1 are
+    passed on, and waited for: each worker writes the shard that it can complete.
 
     Args:
         config: The recipe.
@@ -136,6 +139,7 @@ def run_workers(
     Raises:
         DataError: An engine that is not installed, too little memory for so many, or a worker failed; names it, its
             last line and its log.
+        SystemExit: Status `STOPPED`, after a signal with shards left to do.
     """
     require_engine(config)
     job = job_of(config)
@@ -148,22 +152,26 @@ def run_workers(
     cores = len(os.sched_getaffinity(0))
     workers = plan_workers(num_workers, gpus, cores, log_folder, job.path.stem, os.environ)
     processes: list[subprocess.Popen[bytes]] = []
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        for worker in workers:
-            if processes:
-                time.sleep(STAGGER_S)
-            processes.append(_start(worker, num_workers, arguments))
-        _watch(job, processes, quiet)
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.terminate()
-        for process in processes:
-            process.wait()
-        signal.signal(signal.SIGTERM, before)
+    with stop_flag() as told_to_stop:
+        try:
+            for worker in workers:
+                if processes:
+                    time.sleep(STAGGER_S)
+                if told_to_stop():
+                    break
+                processes.append(_start(worker, num_workers, arguments))
+            _watch(job, processes, told_to_stop, quiet)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+            for process in processes:
+                process.wait()
+    in_order = (0, STOPPED, *(-number for number in STOP_SIGNALS)) if told_to_stop() else (0,)
     failed = [
-        (worker, process) for worker, process in zip(workers, processes, strict=True) if process.returncode
+        (worker, process)
+        for worker, process in zip(workers, processes, strict=False)
+        if process.returncode not in in_order
     ]
     if failed:
         worker, process = failed[0]
@@ -172,6 +180,10 @@ def run_workers(
             f"{process.returncode}: {_last_line(worker.log)} (its log: {worker.log}). Finished shards are kept; "
             "the same command goes on"
         )
+    if told_to_stop() and (left := pending_of(job)):
+        if not quiet:
+            print(f"stopped at a signal: {len(left)} shards to do; the same command goes on", file=sys.stderr)
+        raise SystemExit(STOPPED)
     return job.path
 
 
@@ -216,12 +228,18 @@ def _start(worker: Worker, num_workers: int, arguments: Sequence[str]) -> "subpr
 
 
 def _end_with_parent() -> None:
-    """In a new process: be told to end when the one that started it is gone, killed or not (Linux)."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """In a new process: end when the one that started it is gone, which by then waits for nobody (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _watch(job: StoreJob, processes: "Sequence[subprocess.Popen[bytes]]", quiet: bool) -> None:
-    """Show the store's progress until every process has ended."""
+def _watch(
+    job: StoreJob,
+    processes: "Sequence[subprocess.Popen[bytes]]",
+    told_to_stop: Callable[[], bool],
+    quiet: bool,
+) -> None:
+    """Show the store's progress until every process has ended; tell them once when this one is told to stop."""
+    passed_on = False
     rows = [job.plan.rows_of(shard) for shard in range(job.plan.num_shards)]
     seen: set[int] = set(_done(job, range(len(rows))))
     before = sum(rows[shard] for shard in seen)
@@ -229,6 +247,10 @@ def _watch(job: StoreJob, processes: "Sequence[subprocess.Popen[bytes]]", quiet:
         sum(rows), f"priors, {len(processes)} workers", "pair", initial=before, quiet=quiet
     ) as bar:
         while True:
+            if told_to_stop() and not passed_on:
+                passed_on = True
+                for process in processes:
+                    process.terminate()
             ended = all(process.poll() is not None for process in processes)
             for shard in _done(job, set(range(len(rows))) - seen):
                 seen.add(shard)

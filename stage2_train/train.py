@@ -10,14 +10,12 @@ Accelerate gives processes, device, clipping and collectives. Gradients are aver
 `optim.average_gradients`, which says why not by DistributedDataParallel.
 """
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.runlog import RunLog, has_record, progress
 from shared.seeding import seed_of
+from shared.stopping import stop_flag
 from shared.store.publish import disk_errors
 from stage2_train.checkpoint import (
     list_checkpoints,
@@ -218,7 +217,7 @@ class _Run:
         config, accelerator = self.config, self.accelerator
         first, started, before = self.step, time.monotonic(), self.seconds
         last_scores: dict[str, float] = {}
-        with self._log(first) as log, _stop_flag() as told_to_stop:
+        with self._log(first) as log, stop_flag() as told_to_stop:
 
             def stop_requested() -> bool:
                 return told_to_stop() or (accelerator.is_main_process and self.owner.lost())
@@ -391,20 +390,3 @@ class _Run:
                 trackers.log(step, kind, figures)
 
             yield write
-
-
-@contextmanager
-def _stop_flag() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or SIGUSR1 has arrived; earlier handlers are put back afterwards."""
-    asked = False
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

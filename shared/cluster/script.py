@@ -2,8 +2,8 @@
 
 Every script has the same frame. It keeps a small file per task that says how the task fares (`status.py` reads it),
 and touches that file while it lives. Told to stop, by USR1 some time before the limit, it tells its command to stop,
-waits for it, and is queued again: by its exit status where the site's `RequeueExit` holds `STOPPED`, else by `scontrol
-requeue`.
+waits for it, and is queued again by `scontrol requeue`, not by its exit status: where the site's `RequeueExit` holds
+`STOPPED` Slurm would do so too, but first drop the jobs that wait for this one to end well.
 
 A training is one torchrun per node. Its rendezvous is the first node of the job's own list at the address Slurm has for
 it and a port that is free there, and without that the job fails; the first node is told that it is the host, which
@@ -113,6 +113,7 @@ def _options(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: Pa
         "mem": f"{site.memory_mb_per_process * processes}M" if site.memory_mb_per_process else "",
         "gres": f"gpu:{gres}" if gpus else "",
         "signal": f"B:USR1@{site.notice_s}",
+        "array": _whole_array(job, site),
         "open-mode": "append",
         "chdir": f'"{working_folder}"',
         "output": f'"{folder / log}"',
@@ -120,7 +121,22 @@ def _options(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: Pa
     return [*(f"--{name}={value}" for name, value in options.items() if value), "--requeue", *site.sbatch]
 
 
+def _whole_array(job: ClusterJob, site: SiteConfig) -> str:
+    """Value of `--array` where one array holds all tasks without an offset, else nothing: a script holds but one."""
+    chunks = array_chunks(job.tasks, site.max_array_size or max(job.tasks, default=0) + 1)
+    return array_value(chunks[0][1], site) if [offset for offset, _ in chunks] == [0] else ""
+
+
+def array_value(indices: str, site: SiteConfig) -> str:
+    """Value of `--array`: the indices, and how many tasks may run at once."""
+    return f"{indices}%{site.max_running}" if site.max_running else indices
+
+
 _TASK = """\
+if [ -z "$SLURM_ARRAY_JOB_ID" ]; then
+  echo "error: this is a part of an array: sbatch --array=INDICES $name.sh [OFFSET]; task = OFFSET + index" >&2
+  exit 2
+fi
 first=${1:-0} # an array wider than the site allows comes as several, each with an offset
 task=$((first + SLURM_ARRAY_TASK_ID)) job=$SLURM_ARRAY_JOB_ID
 log=$name.${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.log"""
@@ -155,12 +171,12 @@ finish() {{
   fi
   record ended "$status"
   if [ "$status" -eq {stopped} ]; then
-    local config= again
+    local again
     for again in {{1..20}}; do # the controller may be about to be started again
-      config=$(scontrol show config) && break
+      if scontrol show config >/dev/null; then break; fi
       sleep 5
     done
-    if ! grep -Eq '^RequeueExit +=(.*[ ,])?{stopped}(,|$| )' <<<"$config"; then scontrol requeue "$SLURM_JOB_ID"; fi
+    scontrol requeue "$SLURM_JOB_ID" || true # else the exit status is left, for RequeueExit
   fi
   exit "$status"
 }}

@@ -1,6 +1,7 @@
 """Hands jobs to Slurm, or runs the same work here where there is none.
 
-A folder of jobs holds, for each job, `<name>.sh`, its script, which can be read and submitted again by hand;
+A folder of jobs holds, for each job, `<name>.sh`, its script, which can be read and submitted again by hand (an array
+that is wider than the site allows with `--array` and its offset, as the script says when they are missing);
 `<name>.<task>.json`, how a task fares, written by the script; and `<name>.<job>.log`, what it said. `submitted.jsonl`
 has one line a job: its id, its tasks, which submission it was part of, and the offset of its array (a task's number
 less its index).
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.cluster.queue import ACTIVE, WAITING, ask_queue
-from shared.cluster.script import ClusterJob, array_chunks, script_of
+from shared.cluster.script import ClusterJob, array_chunks, array_value, script_of
 from shared.cluster.site import SiteConfig
 from shared.errors import DataError
 
@@ -62,7 +63,7 @@ def has_slurm() -> bool:
 
 def scripts(work: Work, site: SiteConfig) -> dict[Path, str]:
     """The script of every job by its file; nothing is written."""
-    folder = work.folder.resolve()
+    folder, site = work.folder.resolve(), with_array_size(site)
     return {
         folder / f"{job.name}.sh": script_of(job, site, folder, Path.cwd(), sys.executable)
         for job in work.jobs
@@ -97,9 +98,8 @@ def sbatch_commands(job: ClusterJob, site: SiteConfig, file: Path, before: Seque
         options += [f"--dependency=afterok:{':'.join(awaited)}", "--kill-on-invalid-dep=yes"]
     if not job.tasks:
         return [[*options, str(file)]]
-    running = f"%{site.max_running}" if site.max_running else ""
     return [
-        [*options, f"--array={indices}{running}", str(file), *([str(offset)] if offset else [])]
+        [*options, f"--array={array_value(indices, site)}", str(file), *([str(offset)] if offset else [])]
         for offset, indices in array_chunks(job.tasks, site.max_array_size)
     ]
 

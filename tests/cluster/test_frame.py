@@ -135,6 +135,18 @@ def test_a_wide_array_comes_in_parts_and_every_task_runs_once(slurm, on_slurm, t
     assert sorted(file.name for file in tmp_path.iterdir() if file.name.isdecimal()) == ["0", "1", "2", "4"]
 
 
+def test_a_script_submitted_again_by_hand_is_the_same_array(slurm, on_slurm, tmp_path):
+    on_slurm(
+        ClusterJob(name="ablate", command=("count", str(tmp_path)), per_task='"$task"', tasks=(0, 2)),
+    )
+    wait_for(lambda: status_of(tmp_path / "grid")["state"] == "done", "all tasks have ended", 60)
+    done = [tmp_path / "0", tmp_path / "2"]
+    for file in done:
+        file.unlink()
+    slurm.call("sbatch", tmp_path / "grid" / "jobs" / "ablate.sh")
+    wait_for(lambda: all(file.exists() for file in done), "all tasks have run again", 60)
+
+
 def test_a_failure_is_named_and_what_waits_for_it_is_dropped(slurm, on_slurm, tmp_path):
     first = ClusterJob(name="priors", command=("fail",), tasks=(0,))
     jobs = on_slurm(first, ClusterJob(name="verify", command=("count",), after_others=True))

@@ -56,6 +56,23 @@ def test_four_workers_one_of_them_queued_again_and_the_controller_killed(slurm, 
     assert checksums(store, 1) == before
 
 
+def test_a_worker_given_notice_writes_what_it_has_in_hand_and_is_queued_again(
+    slurm, site, l2l, drawn, tmp_path
+):
+    recipe = priors_recipe(drawn, tmp_path / "stores", "train")
+    answer = l2l("submit", "priors", *recipe, "--tasks", 1, "--site", site)
+    (array, verify), store = answer["jobs"], tmp_path / "stores" / answer["target"].rpartition("/")[2]
+    wait_for((store / "done" / "0.json").exists, "a shard is done", 240)
+    slurm.call("scancel", "--signal=USR1", "--batch", f"{array['job']}_0")  # as Slurm does before the limit
+    slurm.wait_for_state(verify["job"], ENDED, 500)
+    status = l2l("status", store)
+    assert status["state"] == "done" and status["tasks"][0]["restarts"] == 1
+    (log,) = store.with_suffix(".jobs").glob("priors.*.log")
+    said = log.read_text()
+    assert "stopped at a signal: " in said and said.count(" pairs in ") == 1
+    assert PriorStore(store).is_complete
+
+
 def test_workers_find_the_commit_that_was_fetched_before_them(slurm, l2l, drawn, tmp_path):
     """The jobs inherit next to nothing, the Hub is gone and the branch points elsewhere by the time they run."""
     site, stores, home = tmp_path / "cluster.toml", tmp_path / "stores", tmp_path / "hf"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from shared import images
 from shared.errors import DataError
-from shared.images import find_image, image_size_hw, read_image, read_mask
+from shared.images import find_image, image_orientation, image_size_hw, read_image, read_mask
 from shared.seeding import rng
 
 
@@ -27,6 +27,7 @@ def test_orientation_and_size_from_the_head_agree(tmp_path, orientation):
     for name in ("a.jpg", "a.png"):
         path = saved(tmp_path, Image.new("RGB", (6, 4)), name, exif=exif)
         height, width = image_size_hw(path)
+        assert image_orientation(path) == image_orientation("a name", path.read_bytes()) == orientation
         assert read_image(path).size == (width, height) == ((4, 6) if orientation >= 5 else (6, 4))
 
 

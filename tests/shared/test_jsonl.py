@@ -10,7 +10,7 @@ from PIL import Image
 from shared.config import DataConfig
 from shared.datasets import dataset_layout, load_dataset
 from shared.errors import DataError
-from shared.jsonl import BadLine, load_jsonl, read_pairs
+from shared.jsonl import BadLine, load_jsonl, read_lines, read_pairs
 from shared.masks import encode_rle
 from shared.refer import MaskAccessError, ReferringDataset
 from shared.refer_check import check_layout
@@ -56,7 +56,8 @@ def test_every_form_of_a_mask(tmp_path, form):
     assert dataset.has_mask(sample) and isinstance(dataset, ReferringDataset)
     np.testing.assert_array_equal(dataset.mask(sample), MASK)
     assert dataset.box_xyxy_px(sample).tolist() == [1, 2, 7, 5]
-    assert check_layout(dataset_layout(DataConfig(root=str(path), dataset=""))).ok
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    assert report.ok and report.turned == {}  # masks of a user's own data are of the upright image
 
 
 def test_who_has_a_mask_is_labelled(tmp_path):
@@ -233,3 +234,15 @@ def test_scores_on_images_of_train_are_said_not_to_be_trusted(tmp_path):
     spoilt = "scores on the 2 of 3 sentences of val that are about them are not to be trusted"
     assert first == f"note: train/val share 1 images: {spoilt}"
     assert second == "note: val/test share 1 images"
+
+
+def test_one_image_by_two_names_is_one_image(tmp_path):
+    """Else it would be labelled and unlabelled, or in train and val, without a word."""
+    path = write(tmp_path, [pair(mask="mask.png"), pair("./a.jpg", "the lid"), pair(".//a.jpg", split="val")])
+    dataset = load_jsonl(path)
+    assert {(sample.image_id, sample.file_name) for sample in dataset.samples()} == {(1, "a.jpg")}
+    assert [line.image for line in read_lines(path)] == ["a.jpg"] * 3
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    (problem,) = report.problems
+    assert problem.kind == "pair given twice" and "line 3: 'the mug' of a.jpg (val)" in problem.first[0]
+    assert report.shared_images == {"train/val": 1}

@@ -7,6 +7,7 @@ from PIL import Image
 
 from shared import refer_check
 from shared.errors import DataError
+from shared.image_pack import build_pack
 from shared.refer import load_refer
 from shared.refer_check import CheckReport, SplitCounts, check_refer
 from tests.shared.refer_fixture import BROKEN, set_field, write_refer_fixture
@@ -159,3 +160,20 @@ def test_turned_image_is_of_another_size(tmp_path):
     report = check_refer(*written.args)
     assert kinds(report) == {"image of another size": 1}
     assert "height x width 17 x 12, but" in report.problems[0].first[0]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_that_exif_turns_are_a_note(tmp_path, packed):
+    """Their masks stay as they were drawn; orientations 2 to 4 change no size."""
+    written = write_refer_fixture(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (17, 12)).save(tmp_path / "images" / "tiny_000101.jpg", exif=exif)
+    if packed:
+        names = [path.name for path in (tmp_path / "images").iterdir()]
+        build_pack(tmp_path, names, ("images",), quiet=True)
+    report = check_refer(*written.args)
+    assert report.ok and report.turned == {"tiny_000101.jpg": 3}
+    told = "note: 1 images are turned upright by their EXIF orientation, masks are not: tiny_000101.jpg (3)"
+    assert told in report.format_table() and report.to_dict()["turned"] == {"tiny_000101.jpg": 3}
+    assert check_refer(*written.args, read_images=False).turned == {}

@@ -1,5 +1,7 @@
 """The grounding check: right engines pass, shifted frames are refused and named."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,9 +9,9 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.reader import PriorStore
 from shared.store.verify import store_status
-from stage1_priors.canary import draw_canary, run_canary
+from stage1_priors.canary import SQUARE, TALL, TILED, WIDE, canvases_of, draw_canary, run_canary
 from stage1_priors.config import CanaryConfig
-from stage1_priors.engine import Answer
+from stage1_priors.engine import Answer, Request
 from stage1_priors.families import INTERNVL, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, SizeRules
 from stage1_priors.job import describe_plan
 from stage1_priors.run import run_priors
@@ -38,6 +40,26 @@ def tiles(side):
     )
 
 
+def roomy(factor, least, most, cell_tokens=1):
+    """Limits in cells between which the shape of an image is kept."""
+    low, high = least * factor**2, most * factor**2
+    return SizeRules(
+        factor=factor,
+        min_pixels=low,
+        max_pixels=high,
+        processor_min_pixels=low,
+        processor_max_pixels=high,
+        cell_tokens=cell_tokens,
+    )
+
+
+ROOMY = {
+    "qwen2_5_vl": (QWEN2_5_VL, roomy(28, 4, 1280)),
+    "qwen3_vl": (QWEN3_VL, roomy(32, 4, 1280)),
+    "internvl": (INTERNVL, roomy(448, 1, 12, 256)),
+    "llava_onevision": (LLAVA_ONEVISION, roomy(384, 1, 36, 729)),
+}
+"""The same families with limits as published."""
 FAMILIES = {
     "qwen2_5_vl": (QWEN2_5_VL, RULES),
     "qwen3_vl": (QWEN3_VL, tiles(192)),
@@ -67,8 +89,11 @@ def answering(name, frame):
     """An engine that sees the object and says where it is in this frame, in the family's notation."""
 
     def answer(request):
-        size = request.image.width
-        numbers = FRAMES[frame]([value / size for value in seen_box_px(request)], size)
+        width, height = request.image.size
+        share = [value / side for value, side in zip(seen_box_px(request), (width, height) * 2, strict=True)]
+        numbers = FRAMES[frame](share, width)
+        if width != height and frame == "pixels of the resized image":
+            numbers = list(seen_box_px(request))
         return Answer(text=NOTATIONS[name].format(", ".join(map(str, numbers))), finish_reason="stop")
 
     return answer
@@ -88,7 +113,7 @@ def check(answer_of, config=SEEN):
 
 
 def test_scenes_hold_one_object_and_its_box():
-    images, phrases, boxes = draw_canary(CanaryConfig(scenes=6, scale=2))
+    images, phrases, boxes = draw_canary(CanaryConfig(scenes=6), [replace(SQUARE, scale=2)])
     assert len(images) == len(phrases) == len(boxes) == 6 and images[0].size == (256, 256)
     assert ((boxes >= 0) & (boxes <= 1)).all() and (boxes[:, 2:] > boxes[:, :2]).all()
 
@@ -133,6 +158,123 @@ def test_every_family_refuses_every_other_frame_and_names_it(name, frame):
     strict = CanaryConfig(mode="refuse")
     with pytest.raises(DataError, match=f"read as {family.frame}, .* another frame: {frame}; at least"):
         run_canary(FakeEngine(answering(name, frame)), family, rules, strict)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    {
+        "qwen2_5_vl": ["square", "4:3", "3:4"],
+        "qwen3_vl": ["square", "4:3", "3:4"],
+        "internvl": ["square", "4:3", "3:4", TILED],
+        "llava_onevision": ["square", TILED],
+    }.items(),
+)
+def test_scenes_are_of_every_shape_that_the_model_sees(name, shapes):
+    canvases = canvases_of(*ROOMY[name], scale=1)
+    assert [canvas.name for canvas in canvases] == shapes
+    family, rules = FAMILIES[name]
+    assert canvases_of(family, rules, scale=1) == (SQUARE,)  # one size, or one tile, is all there is
+
+
+def test_a_model_of_tiles_is_asked_about_several_of_them():
+    family, rules = ROOMY["internvl"]
+    seen = set()
+
+    def answer(request):
+        seen.add(request.image.size[::-1])
+        return answering("internvl", family.frame)(request)
+
+    assert run_canary(FakeEngine(answer), family, rules, SEEN).passed
+    assert seen == {(448, 448), (1344, 1792), (1792, 1344), (896, 896)}
+
+
+@pytest.mark.parametrize("canvas", [WIDE, TALL], ids=lambda canvas: canvas.name)
+def test_boxes_are_shares_of_each_side(canvas):
+    """What differs from the background of the drawn image is the box that is told of it."""
+    images, _, boxes = draw_canary(CanaryConfig(scenes=4, scale=2), [replace(canvas, scale=2)])
+    for image, box in zip(images, boxes, strict=True):
+        assert image.size == (canvas.width * 2, canvas.height * 2)
+        request = Request(image=image, expression="", num_image_tokens=0)
+        found = np.array(seen_box_px(request)) / np.array([*image.size, *image.size])
+        np.testing.assert_allclose(found, box, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ROOMY)
+def test_every_family_passes_in_every_shape(name):
+    family, rules = ROOMY[name]
+    result = run_canary(FakeEngine(answering(name, family.frame)), family, rules, SEEN)
+    assert result.passed and result.shape_iou > 0.8 and result.other_frame is None
+
+
+def swapped(name, frame):
+    """An engine that takes the height of an image for its width: right on squares alone."""
+
+    def answer(request):
+        width, height = request.image.size
+        share = np.array(seen_box_px(request)) / [width, height, width, height]
+        if frame == "pixels of the resized image":
+            numbers = np.rint(share * [height, width, height, width]).astype(int)
+        else:
+            full = 1000 if frame == "0 to 1000" else 1
+            numbers = np.round(
+                share * [height, width, height, width] / [width, height, width, height] * full, 3
+            )
+        return Answer(text=NOTATIONS[name].format(", ".join(map(str, numbers))), finish_reason="stop")
+
+    return answer
+
+
+def padded(name, frame):
+    """An engine that pads an image to a square, in its middle, and answers in the square."""
+
+    def answer(request):
+        width, height = request.image.size
+        side = max(width, height)
+        offset = np.array([side - width, side - height] * 2) / 2
+        share = (np.array(seen_box_px(request)) + offset) / side
+        full = {"pixels of the resized image": side, "0 to 1000": 1000}[frame]
+        return Answer(
+            text=NOTATIONS[name].format(", ".join(map(str, np.rint(share * full).astype(int)))),
+            finish_reason="stop",
+        )
+
+    return answer
+
+
+@pytest.mark.parametrize("fault", [swapped, padded])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "internvl"])
+def test_a_fault_that_leaves_squares_alone_is_refused(name, fault):
+    family, rules = ROOMY[name]
+    result = run_canary(FakeEngine(fault(name, family.frame)), family, rules, SEEN)
+    assert not result.passed and result.shape in ("4:3", "3:4") and result.shape_iou < 0.6
+    assert f"lowest in images of shape {result.shape}: {result.shape_iou:.2f}" in result.line()
+    assert run_canary(FakeEngine(fault(name, family.frame)), *FAMILIES[name], SEEN).passed
+    with pytest.raises(DataError, match="is required of every shape, so nothing is written"):
+        run_canary(FakeEngine(fault(name, family.frame)), family, rules, CanaryConfig(mode="refuse"))
+
+
+def test_a_shape_that_is_too_low_fails_by_itself():
+    """No other frame explains it: the boxes of upright images are of somewhere else."""
+    family, rules = ROOMY["qwen3_vl"]
+    right = answering("qwen3_vl", family.frame)
+
+    def answer(request):
+        upright = request.image.height > request.image.width
+        return Answer(text="[[1, 1, 400, 90]]", finish_reason="stop") if upright else right(request)
+
+    result = run_canary(FakeEngine(answer), family, rules, SEEN)
+    assert not result.passed and result.mean_iou > 0.5 and result.other_frame is None
+    assert result.shape == "3:4" and result.shape_iou < 0.2
+
+
+def test_frames_that_leave_squares_alone_are_named():
+    for name, fault, frame in (
+        ("qwen2_5_vl", swapped, "pixels of the resized image, height and width swapped"),
+        ("qwen2_5_vl", padded, "pixels of the resized image, the image padded to a square around it"),
+        ("internvl", padded, "0 to 1000, the image padded to a square around it"),
+    ):
+        family, rules = ROOMY[name]
+        assert run_canary(FakeEngine(fault(name, family.frame)), family, rules, SEEN).other_frame == frame
 
 
 def test_a_frame_that_nearly_fits_is_refused_too():

@@ -75,7 +75,7 @@ def write_folder(dataset, config, leave_out=()):
     return written
 
 
-def write_zarr(path, ids, mask, fmt=3, ids_as="bytes"):
+def write_zarr(path, ids, mask, fmt=3, ids_as="bytes", chunks=None):
     group = zarr.open_group(path, mode="w", zarr_format=fmt)
     if ids_as == "bytes":
         width = max(len(text) for text in ids)
@@ -83,7 +83,7 @@ def write_zarr(path, ids, mask, fmt=3, ids_as="bytes"):
     else:
         rows = np.array(ids)
     group.create_array("sample_id", data=rows)
-    group.create_array("mask", data=mask, chunks=(7, *mask.shape[1:]))
+    group.create_array("mask", data=mask, chunks=chunks or (7, *mask.shape[1:]))
 
 
 def run(config, **options):
@@ -201,7 +201,6 @@ def test_unknown_samples_are_refused_and_other_splits_are_not(config, dataset):
         (np.full((4, 4), np.nan, np.float32), "row 0, column 0 is nan, expected a probability"),
         (np.array([[0, 1], [0.5, 1.01]]), r"row 1, column 1 is 1.01"),
         (np.array([[-0.1]]), r"row 0, column 0 is -0.1"),
-        (np.ones((3, 3), np.uint8), "the largest value is 1 where 255 counts as certain"),
         (np.zeros((3, 3, 1), np.uint8), r"shape is \[3, 3, 1\]"),
         (np.zeros((0, 3), np.uint8), r"shape is \[0, 3\]"),
         (np.zeros((1, 20_000), np.uint8), r"shape is \[1, 20000\]"),
@@ -213,6 +212,31 @@ def test_unknown_samples_are_refused_and_other_splits_are_not(config, dataset):
 def test_arrays_that_are_no_soft_mask(array, message):
     with pytest.raises(DataError, match=f"a.npy: {message}"):
         as_prob(array, "a.npy")
+
+
+@pytest.mark.parametrize("kind", ["folder", "group"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_whole_numbers_that_never_pass_one_are_on_another_scale(tmp_path, kind, dtype):
+    """One mask may be so faint; where all are, 0 and 1 were written for background and object."""
+    masks, full = np.zeros((4, 4, 4), dtype), np.iinfo(dtype).max
+    masks[:, 1, 1] = 1
+
+    def source(name):
+        path = tmp_path / name
+        if kind == "group":
+            write_zarr(path, list("abcd"), masks)
+        else:
+            path.mkdir()
+            for sample_id, mask in zip("abcd", masks, strict=True):
+                np.save(path / f"{sample_id}.npy", mask)
+        return open_source(path)
+
+    with pytest.raises(DataError, match=f": the largest value is 1 where {full} counts as certain, and no"):
+        source("labels").read(list("abc"))
+    masks[2, 0, 0] = 5
+    soft = source("soft")
+    assert [prob.max() * full for prob in soft.read(list("abc"))] == pytest.approx([1, 1, 5])
+    assert soft.read(["d"])[0].max() * full == pytest.approx(1)  # judged with those before it
 
 
 def pickled(path):
@@ -298,8 +322,81 @@ def test_zarr_groups_without_the_arrays_or_damaged(tmp_path):
         open_source(tmp_path / "m.zarr")
 
 
+def half_exported(tmp_path, dataset, config, fill=0.0, **layout):
+    """A group with every id, whose masks were written for the first half of the rows alone; returns its path."""
+    samples = samples_of(dataset, config)
+    ids = np.array([list(one.sample_id.encode().ljust(40, b"\0")) for one in samples], np.uint8)
+    group = zarr.open_group(tmp_path / "half.zarr", mode="w")
+    group.create_array("sample_id", data=ids)
+    array = group.create_array(
+        "mask", shape=(len(samples), 128, 128), dtype="float32", fill_value=fill, **layout
+    )
+    half = samples[: len(samples) // 2]
+    array[: len(half)] = np.stack([soft_mask(dataset, sample) for sample in half])
+    return tmp_path / "half.zarr"
+
+
+LAYOUTS = {
+    "a chunk a mask": {"chunks": (1, 128, 128)},
+    "chunks of several masks": {"chunks": (7, 128, 128)},
+    "one chunk in which the export ended": {"chunks": (512, 128, 128)},
+    "tiles": {"chunks": (1, 64, 64)},
+    "shards": {"chunks": (1, 128, 128), "shards": (16, 128, 128)},
+    "a fill value that is none": {"chunks": (7, 128, 128), "fill": np.nan},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_killed_export_teaches_no_background(config, dataset, tmp_path, layout):
+    """Zarr reads what was never written as the fill value: that is no mask of background."""
+    path = half_exported(tmp_path, dataset, config, **LAYOUTS[layout])
+    store = PriorStore(run(apply_overrides(config, [f"source={path}", "missing_ceiling=1"])))
+    num = store.num_rows // 2
+    assert store.status_counts() == {"imported": num, "not_imported": store.num_rows - num}
+    assert (store.column("proposal")[num:] == NO_PRIOR).all()
+    assert (store.column("proposal")[:num] != NO_PRIOR).any(axis=(1, 2)).all()
+
+
+def test_masks_that_were_never_written_count_before_anything_is(config, dataset, tmp_path, capsys):
+    path = half_exported(tmp_path, dataset, config, chunks=(1, 128, 128))
+    num = len(samples_of(dataset, config))
+    named = apply_overrides(config, [f"source={path}", "missing_ceiling=0.4"])
+    told = rf"no mask for {num - num // 2} of {num} rows \({num - num // 2} masks were never written, or hold"
+    with pytest.raises(DataError, match=told):
+        run(named)
+    assert not describe_plan(named)["exists"]
+    run_priors(apply_overrides(named, ["missing_ceiling=0.6"]))
+    assert f"no mask for {num - num // 2} of {num} rows" in capsys.readouterr().err
+
+
+def test_masks_found_empty_as_they_are_read_are_told(config, dataset, tmp_path, capsys):
+    path = half_exported(tmp_path, dataset, config, **LAYOUTS["one chunk in which the export ended"])
+    num = len(samples_of(dataset, config))
+    run_priors(apply_overrides(config, [f"source={path}"]))
+    assert f"{num - num // 2} masks more hold the fill value alone, which is none" in capsys.readouterr().err
+
+
+def test_a_tile_of_zeros_is_part_of_its_mask(config, dataset, tmp_path):
+    """Zarr leaves it out on purpose: the others are there."""
+    samples = samples_of(dataset, config)
+    masks = np.zeros((len(samples), 128, 128), np.uint8)
+    masks[:, :64, :64] = 200
+    write_zarr(tmp_path / "m.zarr", [one.sample_id for one in samples], masks, chunks=(1, 64, 64))
+    assert not (tmp_path / "m.zarr" / "mask" / "c" / "0" / "1").exists()
+    store = PriorStore(run(apply_overrides(config, [f"source={tmp_path}/m.zarr"])))
+    assert store.status_counts() == {"imported": len(samples)}
+    assert (store.column("proposal")[:, -1, -1] == 0).all()
+
+
+@pytest.mark.parametrize("fmt", [2, 3])
+def test_a_group_of_which_nothing_was_written(tmp_path, fmt):
+    write_zarr(tmp_path / "m.zarr", ["a", "b"], np.zeros((2, 4, 4), bool), fmt)
+    source = open_source(tmp_path / "m.zarr")
+    assert source.sample_ids == frozenset() and source.num_unwritten == 2
+
+
 def test_a_bad_row_of_a_zarr_group_is_named(tmp_path):
-    mask = np.zeros((3, 4, 4), np.float32)
+    mask = np.full((3, 4, 4), 0.5, np.float32)
     mask[2, 1, 3] = 7
     write_zarr(tmp_path / "m.zarr", ["a", "b", "c"], mask)
     source = open_source(tmp_path / "m.zarr")

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shared.cluster.script import STOPPED
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.refer import ReferDataset, load_refer
@@ -147,6 +148,72 @@ def test_resume_after_a_failure_in_the_second_shard(config, tmp_path):
     path = run(broken, rest)
     assert rest.num_requests == store.num_rows - 512
     assert_same_rows(calm, path)
+
+
+def told_to_stop_in(chunk, number=signal.SIGTERM):
+    """An engine in whose n-th call the process is told to stop; and those calls."""
+    calls = []
+
+    class Told(FakeEngine):
+        def collect(self, requests):
+            calls.append(len(requests))
+            if len(calls) == chunk:
+                os.kill(os.getpid(), number)
+            return super().collect(requests)
+
+    return Told(), calls
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_told_to_stop_a_run_writes_the_shard_it_has_in_hand(config, tmp_path, capsys, number):
+    """Chunks of 100, two ahead: in the fifth the rest of the shard of 512 is in hand, and the next shard's first."""
+    calm = run(config, FakeEngine())
+    told = apply_overrides(config, [f"cache_root={tmp_path / 'other'}", "engine.ahead_rows=100"])
+    before = signal.getsignal(number)
+    engine, calls = told_to_stop_in(5, number)
+    with pytest.raises(SystemExit) as ended:
+        run_priors(told, engine_factory=engine.factory)
+    assert ended.value.code == STOPPED and calls == [100, 100, 100, 100, 100, 12] and engine.closed
+    assert "stopped at a signal: 1 of 2 shards to do; the same command goes on" in capsys.readouterr().err
+    assert PriorStore(Path(told.cache_root) / calm.name).done_shards == [0]
+    assert signal.getsignal(number) is before
+    rest = FakeEngine()
+    path = run(told, rest)
+    assert rest.num_requests == PriorStore(path).num_rows - 512
+    assert_same_rows(calm, path)
+
+
+def test_told_to_stop_a_run_does_nothing_in_vain(config, monkeypatch):
+    """No chunk in hand ends a shard: none is collected after that in which it was told, and no mask is made of it."""
+    made = []
+    proposer = WatchedProposer(config.proposer, lambda: made.append(1))
+    monkeypatch.setitem(PROPOSERS, "soft-box", lambda *_arguments: proposer)
+    engine, calls = told_to_stop_in(2)
+    with pytest.raises(SystemExit) as ended:
+        run(apply_overrides(config, ["engine.ahead_rows=100"]), engine)
+    assert ended.value.code == STOPPED and calls == [100, 100] and len(made) == 1
+    assert engine.closed and proposer.closed
+    assert PriorStore(describe_plan(config)["store"]).done_shards == []
+
+
+def test_told_to_stop_at_its_end_a_run_is_done(config):
+    last = -(-512 // 100) + -(-(PriorStore(run(config, FakeEngine())).num_rows - 512) // 100)
+    engine, calls = told_to_stop_in(last)
+    store = PriorStore(run(apply_overrides(config, ["proposer.grid=8"]), engine))
+    assert store.is_complete and len(calls) == last
+
+
+def test_a_stopped_run_is_not_judged_by_what_it_leaves(config):
+    """Ceilings count from 256 rows on, or at the end of a run: a stop is not its end."""
+
+    def prose(request):
+        return Answer(text="Over there.", num_tokens=5, finish_reason="stop")
+
+    engine, _ = told_to_stop_in(1)
+    engine.answer_of = prose
+    with pytest.raises(SystemExit) as ended:
+        run(apply_overrides(config, ["engine.ahead_rows=100"]), engine)
+    assert ended.value.code == STOPPED
 
 
 @pytest.mark.slow

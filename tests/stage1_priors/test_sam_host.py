@@ -134,6 +134,13 @@ def test_a_run_whose_sam_is_killed_says_so_and_goes_on_later(config, folder, mon
         np.testing.assert_array_equal(store.column(name), undisturbed.column(name), err_msg=name)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_it_ends_by_the_run_alone(apart, number):
+    """Slurm and a terminal tell every process of a job; the run has masks to make before it ends."""
+    os.kill(apart._process.pid, number)
+    assert apart.propose(prompts_of(1)).map_BGG.shape == (2, 16, 16)
+
+
 def test_it_does_not_outlive_a_killed_run(folder):
     code = (
         "import sys, time; from pathlib import Path; from stage1_priors.config import ProposerConfig\n"

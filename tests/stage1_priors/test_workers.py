@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from shared.cluster.port import FIRST, NUM
+from shared.cluster.script import STOPPED
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.reader import PriorStore
@@ -256,8 +258,63 @@ def test_workers_end_with_whoever_started_them(config, tmp_path, number):
     )
     assert all(Path(f"/proc/{child}").exists() for child in children)
     parent.send_signal(number)
-    assert parent.wait(timeout=60) == (128 + number if number == signal.SIGTERM else -number)
+    assert parent.wait(timeout=60) == (STOPPED if number == signal.SIGTERM else -number)
     _when(lambda: not any(_lives(child) for child in children))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_is_passed_on_and_what_is_in_hand_is_finished(config, monkeypatch, tmp_path, number):
+    """Worker 1 has the rest of its shard in hand and writes it; worker 0 has not, and ends without."""
+    monkeypatch.setattr(workers, "STAGGER_S", 0.0)
+    code = (
+        "import json, sys, time\n"
+        "from pathlib import Path\n"
+        "from shared.config import apply_overrides\n"
+        "from stage1_priors.recipes import embedded\n"
+        "from stage1_priors.run import run_priors\n"
+        "from tests.stage1_priors.fake_engine import FakeEngine\n"
+        "worker, begun, told = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])\n"
+        "class Waiting(FakeEngine):\n"
+        "    def collect(self, requests):\n"
+        "        begun.with_suffix(f'.{worker}').touch()\n"
+        "        while not told.exists():\n"
+        "            time.sleep(0.02)\n"
+        "        time.sleep(1.5 if not self.num_requests else 0)  # the parent looks twice a second\n"
+        "        return super().collect(requests)\n"
+        "config = apply_overrides(embedded(), json.loads(sys.argv[4]))\n"
+        "run_priors(config, worker=worker, num_workers=2, engine_factory=Waiting().factory)\n"
+    )
+    settings = [
+        f"data.root={config.data.root}",
+        f"model.path={config.model.path}",
+        f"cache_root={config.cache_root}",
+        "proposer.grid=16",
+        "proposer.kind=soft-box",
+        "canary.mode=skip",
+        "engine.ahead_rows=128",
+    ]
+    own, begun, told = apply_overrides(RECIPES["embedded"](), settings), tmp_path / "begun", tmp_path / "told"
+
+    def start(worker, num_workers, arguments):
+        with worker.log.open("ab") as log:
+            arguments = [str(worker.index), str(begun), str(told), json.dumps(settings)]
+            return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=log)
+
+    def tell():
+        _when(lambda: all(begun.with_suffix(f".{worker}").exists() for worker in range(2)))
+        os.kill(os.getpid(), number)
+        told.touch()
+
+    monkeypatch.setattr(workers, "_start", start)
+    teller = threading.Thread(target=tell)
+    teller.start()
+    with pytest.raises(SystemExit) as ended:
+        run_workers(own, 2, settings, quiet=True)
+    teller.join()
+    store = PriorStore(describe_plan(own)["store"])
+    assert ended.value.code == STOPPED and store.done_shards == [1]
+    logs = [file.read_text() for file in sorted((Path(own.cache_root) / "logs").iterdir())]
+    assert "stopped at a signal: 1 of 1 shards to do" in logs[0] and "stopped" not in logs[1]
 
 
 def _lives(pid):

@@ -36,6 +36,22 @@ def test_a_task_of_an_array_takes_one_gpu():
     assert asked["signal"] == "B:USR1@120" and "requeue" in asked
 
 
+def test_a_script_by_itself_is_the_whole_array_or_says_what_it_lacks(tmp_path):
+    """Submitted by hand without `--array` it would be task 0 alone, and end well."""
+    assert options(script(PRIORS))["array"] == "0-1"
+    assert options(script(replace(PRIORS, tasks=(0, 1, 2, 5)), max_running=4))["array"] == "0-2,5%4"
+    assert "array" not in options(script(PRIORS, max_array_size=1))
+    assert "array" not in options(script(replace(PRIORS, tasks=(7,)), max_array_size=5))
+    assert "array" not in options(script(VERIFY)) and "array" not in options(script(TRAINING))
+    text = script_of(PRIORS, SiteConfig(max_array_size=1), tmp_path, tmp_path, "/no/python")
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    done = subprocess.run(
+        ["bash", "-c", text], env=alone | {"SLURM_JOB_ID": "43"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert "error: this is a part of an array: sbatch --array=INDICES priors.sh [OFFSET]" in done.stderr
+
+
 def test_a_training_takes_a_gpu_for_every_process_of_a_node():
     asked = options(script(TRAINING, gpus_per_node=4, gpu_type="a100", memory_mb_per_process=1000))
     assert (asked["nodes"], asked["ntasks-per-node"], asked["gres"]) == ("2", "1", "gpu:a100:4")

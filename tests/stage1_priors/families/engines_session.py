@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from stage1_priors.answers import make_request
-from stage1_priors.canary import draw_canary
+from stage1_priors.canary import SQUARE, draw_canary
 from stage1_priors.config import CanaryConfig, EngineConfig, MllmConfig
 from stage1_priors.engine import Request, generate_isolated
 from stage1_priors.engines import ENGINES
@@ -28,7 +28,7 @@ def requests_of(folder: Path) -> list[Request]:
     """Questions about drawn scenes stretched to several shapes."""
     family = family_of(folder)
     rules = size_rules_of(family, folder)
-    images, phrases, _ = draw_canary(CanaryConfig(scenes=NUM_REQUESTS))
+    images, phrases, _ = draw_canary(CanaryConfig(scenes=NUM_REQUESTS), [SQUARE])
     shapes = [SHAPES_HW[index % len(SHAPES_HW)] for index in range(NUM_REQUESTS)]
     stretched = [image.resize(shape[::-1]) for image, shape in zip(images, shapes, strict=True)]
     return [
