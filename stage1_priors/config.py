@@ -206,6 +206,11 @@ class ProposerConfig:
     """Masks of whatever there is in an image, kept besides."""
 
     @property
+    def needs_edges(self) -> bool:
+        """Whether a mask needs more of an answer than its box: what the model knew about each edge."""
+        return self.kind == "soft-box"
+
+    @property
     def is_sam(self) -> bool:
         """Whether a model looks at the original images."""
         return self.kind in ("sam2", "sam")

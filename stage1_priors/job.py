@@ -4,6 +4,7 @@ Imports neither torch nor vLLM.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from stage1_priors.identity import (
 )
 from stage1_priors.mask_source import source_files
 from stage1_priors.plan import Plan, make_plan
-from stage1_priors.reuse import Reusable, find_reusable
+from stage1_priors.reuse import Reusable, find_reusable, nothing_reusable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +159,14 @@ def find_known_rows(job: Job) -> Reusable:
     return find_reusable(job.config, job.identity, job.path, job.plan.samples, job.image_hashes)
 
 
+def find_known_answers(job: Job) -> Reusable:
+    """Rows of the plan whose answers other stores hold, whatever made masks of them; none if answers are not enough."""
+    if job.config.proposer.needs_edges:
+        return nothing_reusable(len(job.plan.samples))
+    identity = {name: value for name, value in job.identity.items() if name != "proposer"}
+    return find_reusable(job.config, identity, job.path, job.plan.samples, job.image_hashes)
+
+
 def create(job: StoreJob, attrs: dict[str, Any]) -> None:
     """Make the empty store, or see that it is there already.
 
@@ -251,10 +260,17 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         "exists": exists,
         "pending_shards": len(pending),
         "changed": [] if exists else changes(job),
-        "reused": find_known_rows(job).counts(0, len(plan.samples))
-        if isinstance(job, Job) and pending
-        else {},
+        **_known_elsewhere(job, pending),
     }
+
+
+def _known_elsewhere(job: StoreJob, pending: Sequence[int]) -> dict[str, dict[str, int]]:
+    """How many rows, and answers alone, each other store holds."""
+    if not isinstance(job, Job) or not pending:
+        return {"reused": {}, "answers": {}}
+    num = len(job.plan.samples)
+    reused, answers = find_known_rows(job).counts(0, num), find_known_answers(job).counts(0, num)
+    return {"reused": reused, "answers": {name: n for name, n in answers.items() if name not in reused}}
 
 
 def _tools(config: PriorsConfig | ImportConfig) -> dict[str, Any]:

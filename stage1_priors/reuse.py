@@ -115,6 +115,19 @@ class Reusable:
         return found
 
 
+def nothing_reusable(num: int) -> Reusable:
+    """Of `num` rows, none that another store holds."""
+    return Reusable(
+        sources=(),
+        source_N=np.full(num, -1, np.int16),
+        row_N=np.zeros(num, np.int64),
+        holder_N=np.zeros(num, np.int64),
+        status_N=np.zeros(num, np.uint8),
+        passed_N=np.zeros(num, bool),
+        failed_N=np.zeros(num, bool),
+    )
+
+
 def find_reusable(
     config: PriorsConfig,
     identity: Mapping[str, Any],
@@ -140,16 +153,8 @@ def find_reusable(
         if (digest := image_hashes.get(sample.file_name)) is not None and _is_kept_whole(sample.expression):
             key = (digest, sample.expression, sample.sample_id if with_ids else "")
             wanted.setdefault(key, []).append(row)
-    num, sources, unusable = len(samples), list[StoreHeader](), list[str]()
-    found = Reusable(
-        sources=(),
-        source_N=np.full(num, -1, np.int16),
-        row_N=np.zeros(num, np.int64),
-        holder_N=np.zeros(num, np.int64),
-        status_N=np.zeros(num, np.uint8),
-        passed_N=np.zeros(num, bool),
-        failed_N=np.zeros(num, bool),
-    )
+    sources, unusable = list[StoreHeader](), list[str]()
+    found = nothing_reusable(len(samples))
     for path in find_stores(config.cache_root) if wanted else ():
         header = read_header(path)
         if path == own_path or not _fits(header, identity):

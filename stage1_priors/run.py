@@ -28,9 +28,7 @@ from shared.errors import DataError
 from shared.gpu_build import require_usable_gpus
 from shared.runlog import ProgressBar
 from shared.stopping import stop_flag
-from shared.store.layout import read_header
-from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows, first_rows
-from shared.store.writer import write_shard
+from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows, processed_image, read_answers, request_about
 from stage1_priors.canary import CanaryResult, run_canary
@@ -53,15 +51,17 @@ from stage1_priors.job import (
     changes,
     create,
     describe_plan,
+    find_known_answers,
     find_known_rows,
     make_job,
     pending_of,
     require_engine,
 )
+from stage1_priors.known_shards import copy_shards, found_with, mask_shards, proposed_columns, write_columns
 from stage1_priors.memory import release_freed_memory
 from stage1_priors.plan import Plan, shards_of_worker
 from stage1_priors.proposers import PROPOSERS, Prompts, Proposer
-from stage1_priors.reuse import Reusable, merge_rows
+from stage1_priors.reuse import Reusable, merge_rows, nothing_reusable
 from stage1_priors.samples import read_samples
 from stage1_priors.workers import separate_from_other_workers
 
@@ -123,11 +123,21 @@ def run_priors(
         _say(f"no rows are taken over from a store that cannot be read: {line}", quiet)
     if known.num:
         _say(f"{job.path}: {_taken_over(known, job.plan)}", quiet)
-    whole = [shard for shard in mine if known.known(*job.plan.bounds(shard)).all()]
-    asking = sorted({*mine} - {*whole})
+    whole = _all_known(known, job.plan, mine)
+    answered = find_known_answers(job) if len(whole) < len(mine) else nothing_reusable(len(job.plan.samples))
+    to_mask = sorted({*_all_known(answered, job.plan, mine)} - {*whole})
+    asking = sorted({*mine} - {*whole} - {*to_mask})
+    if to_mask:
+        _say(f"{job.path}: {_answered(answered, job.plan, to_mask)}", quiet)
     if not asking:
-        create(job, _found_with(known))
-        _copy_shards(job, known, whole, quiet)
+        create(job, found_with(known, answered))
+        copy_shards(job, known, whole, quiet)
+        if to_mask:
+            require_usable_gpus(", ".join(visible_gpus()))
+            with closing(PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)) as proposer:
+                proposer.load()
+                tally = mask_shards(job, proposer, answered, to_mask, quiet)
+            _say_done(job, tally, started, quiet)
         return job.path
     if engine_factory is None:
         require_usable_gpus(", ".join(visible_gpus()))
@@ -142,11 +152,32 @@ def run_priors(
             _say(canary.line() + ("" if canary.passed else " - going on, as canary.mode=warn asks"), quiet)
         logprobs = {"mode": "raw", "temperature": 0.0, "top": config.model.top_logprobs}
         create(job, {"canary": canary.to_dict(), "logprobs": logprobs})
-        _copy_shards(job, known, whole, quiet)
-        tally = _write_shards(job, engine, proposer, known, asking, canary, quiet)
+        copy_shards(job, known, whole, quiet)
+        tally = mask_shards(job, proposer, answered, to_mask, quiet)
+        tally += _write_shards(job, engine, proposer, known, asking, canary, quiet)
+    _say_done(job, tally, started, quiet)
+    return job.path
+
+
+def _all_known(known: Reusable, plan: Plan, shards: Sequence[int]) -> list[int]:
+    """Shards of which every row is known."""
+    return [shard for shard in shards if known.known(*plan.bounds(shard)).all()]
+
+
+def _say_done(job: Job, tally: Counter[AnswerStatus], started: float, quiet: bool) -> None:
     seconds = time.monotonic() - started
     _say(f"{job.path}: {sum(tally.values())} pairs in {seconds:.0f} s ({_shares(tally)})", quiet)
-    return job.path
+
+
+def _answered(answered: Reusable, plan: Plan, shards: Sequence[int]) -> str:
+    """Of how many rows the masks alone are made, for a person."""
+    counts = Counter[str]()
+    for shard in shards:
+        counts.update(answered.counts(*plan.bounds(shard)))
+    parts = ", ".join(f"{count} from {name}" for name, count in counts.items())
+    return (
+        f"masks are made anew of {counts.total()} answers that are known ({parts}); nobody is asked for them"
+    )
 
 
 def _taken_over(known: Reusable, plan: Plan) -> str:
@@ -154,34 +185,6 @@ def _taken_over(known: Reusable, plan: Plan) -> str:
     num = len(plan.samples)
     parts = ", ".join(f"{count} from {name}" for name, count in known.counts(0, num).items())
     return f"{known.num} of {num} pairs are known already ({parts})"
-
-
-def _found_with(known: Reusable) -> dict[str, Any]:
-    """Attributes of a store for which no model was asked: those of a store that it takes rows from.
-
-    One whose canary did not pass, if there is one.
-    """
-    attrs = min((one.attrs for one in known.sources), key=lambda own: own["canary"]["passed"] is True)
-    return {name: attrs[name] for name in ("canary", "logprobs")}
-
-
-def _copy_shards(job: Job, known: Reusable, shards: Sequence[int], quiet: bool) -> None:
-    """Write shards of which every row is known."""
-    names = [spec.name for spec in read_header(job.path).run_fields]
-    with ProgressBar(sum(map(job.plan.rows_of, shards)), "known", "pair", quiet=quiet or not shards) as bar:
-        for shard in shards:
-            bounds = job.plan.bounds(shard)
-            info = {"reused": known.counts(*bounds), "canary_passed": known.canary_passed(*bounds)}
-            write_columns(job, shard, known.columns(*bounds, names), info)
-            bar.update(job.plan.rows_of(shard))
-
-
-def write_columns(job: Job, shard: int, columns: dict[str, np.ndarray], info: dict[str, Any]) -> None:
-    """Publish a shard; an image's candidates are stored once in it."""
-    if "candidates" in columns:
-        first_N = first_rows(np.array([one.image_id for one in job.plan.shard(shard)]))
-        columns["candidates"][first_N != np.arange(len(first_N))] = 0
-    write_shard(job.path, shard, columns, {"fingerprint": job.fingerprint} | info)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -424,11 +427,7 @@ def propose_chunk(
         images_B=tuple(images),
         continues=not chunk.is_first,
     )
-    proposals = proposer.propose(prompts)
-    columns = {"proposal": proposals.map_BGG, "proposer_iou": proposals.iou_B}
-    if proposals.candidates_BMGG is not None:
-        columns["candidates"] = proposals.candidates_BMGG
-    return columns
+    return proposed_columns(proposer, prompts)
 
 
 def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows, dict[str, np.ndarray]]:

@@ -16,11 +16,13 @@ def store_status(path: str | Path) -> dict[str, Any]:
     Returns:
         `path`, `fingerprint`, `fingerprint_fields`, `data`, `num_rows`, `rows_done`, `num_shards`,
         `done_shards` and `pending_shards` (lists; a damaged mark counts as pending), `complete`,
-        `status_counts` (answers by status), `reused` (rows that were taken over, by the store they came from),
+        `status_counts` (answers by status), `reused` (rows that were taken over, by the store they came from), `answers`
+        (rows of which the answer was, and the mask was not),
         `canary` (the check before the run that made the store, and whether it was skipped; None for imported masks).
     """
     header = read_header(path)
-    done, rows, counts, reused = [], 0, Counter[str](), Counter[str]()
+    done, rows, counts = [], 0, Counter[str]()
+    reused, answers = Counter[str](), Counter[str]()
     for shard in range(header.num_shards):
         try:
             mark = read_mark(header, shard)
@@ -30,6 +32,7 @@ def store_status(path: str | Path) -> dict[str, Any]:
         rows += mark["rows"]
         counts.update(mark["status"])
         reused.update(mark["info"].get("reused", {}))
+        answers.update(mark["info"].get("answers", {}))
     return {
         "path": str(header.path),
         "fingerprint": header.fingerprint,
@@ -43,6 +46,7 @@ def store_status(path: str | Path) -> dict[str, Any]:
         "complete": len(done) == header.num_shards,
         "status_counts": dict(sorted(counts.items())),
         "reused": dict(sorted(reused.items())),
+        "answers": dict(sorted(answers.items())),
         "canary": header.attrs.get("canary"),
     }
 

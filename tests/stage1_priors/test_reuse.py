@@ -359,3 +359,69 @@ def test_candidates_come_along(photos, tmp_path):
         np.testing.assert_allclose(store.column(name).astype(int), expected.column(name).astype(int), atol=1)
     held = [(one.column("candidates") > 0).any((1, 2, 3)) for one in (small, store, expected)]
     assert (held[1] == held[2]).all() and 0 < held[1].sum() < len(held[1])
+
+
+def test_another_proposer_makes_masks_of_known_answers(config, tmp_path, capsys):
+    soft = run(config, FakeEngine())
+    hard_config = apply_overrides(config, ["proposer.kind=box", "engine.chunk_rows=30"])
+    plan = describe_plan(hard_config)
+    assert (plan["reused"], plan["answers"]) == ({}, {soft.path.name: soft.num_rows})
+    engine = FakeEngine()
+    hard = PriorStore(run_priors(hard_config, engine_factory=engine.factory))
+    assert (engine.num_started, engine.num_requests) == (0, 0)
+    said = capsys.readouterr().err
+    assert (
+        f"masks are made anew of {soft.num_rows} answers that are known ({soft.num_rows} from {soft.path.name})"
+        in said
+    )
+    assert f"{soft.num_rows} pairs in" in said
+    asked = alone(hard_config, tmp_path)
+    assert_same_rows(asked, hard)
+    assert (hard.column("proposal") != soft.column("proposal")).any()
+    assert verify_store(hard.path)["ok"] and hard.attrs["canary"] == soft.attrs["canary"]
+    status = store_status(hard.path)
+    assert (status["reused"], status["answers"]) == ({}, {soft.path.name: soft.num_rows})
+
+
+def test_masks_of_known_answers_look_at_the_images(config, tmp_path):
+    """SAM 2, and what it proposes whatever is asked; an image has candidates if no answer about it holds a box."""
+
+    def some_answers(request):
+        boxless = Answer(text="I see none.", tokens=(), num_tokens=3, finish_reason="stop")
+        return boxless if len(request.expression) % 3 == 0 else random_box_answer(request)
+
+    small = run(apply_overrides(config, ["splits=val"]), FakeEngine(some_answers))
+    changes = ["proposer.kind=sam2", f"proposer.path={WEIGHTS_DIR}", "splits=val", "engine.chunk_rows=50"]
+    changes += [
+        "proposer.candidates.num=4",
+        "proposer.candidates.prompts=boxes",
+        "proposer.candidates.side=16",
+    ]
+    changes += ["proposer.candidates.points_per_side=2"]
+    changes += ["proposer.candidates.min_iou=0", "proposer.candidates.min_stability=0"]
+    sam_config, engine = apply_overrides(config, changes), FakeEngine()
+    store = run(sam_config, engine)
+    assert engine.num_started == 0 and store_status(store.path)["answers"] == {
+        small.path.name: small.num_rows
+    }
+    assert len(store_status(store.path)["status_counts"]) == 2
+    assert_same_rows(alone(sam_config, tmp_path, FakeEngine(some_answers)), store)
+    assert np.isfinite(store.column("proposer_iou")).any() and (store.column("candidates") > 0).any()
+
+
+def test_a_soft_box_needs_more_than_the_box(config):
+    """What the model knew about each edge is in no store."""
+    run(apply_overrides(config, ["proposer.kind=box"]), FakeEngine())
+    engine = FakeEngine()
+    assert describe_plan(config)["answers"] == {}
+    store = run(config, engine)
+    assert engine.num_requests == store.num_rows
+
+
+def test_shards_with_new_rows_are_asked_for_beside_those_of_known_answers(config, tmp_path):
+    run(apply_overrides(config, ["splits=train"]), FakeEngine())
+    hard_config, engine = apply_overrides(config, ["proposer.kind=box"]), FakeEngine()
+    store = run(hard_config, engine)
+    answers = store_status(store.path)["answers"]
+    assert sum(answers.values()) == 512 and 0 < engine.num_requests == store.num_rows - 512
+    assert_same_rows(alone(hard_config, tmp_path), store)
