@@ -39,7 +39,10 @@ BURN_IN = {"embedded": 40, "paper": 10_075}
         ("resmatch", {"method": "resmatch"}),
         ("semires", {"ema.decay": 0.9996, "ema.teacher": True, "loss.unlabelled.class_weights": [0.9, 1.1]}),
         ("semires-cpi", {"semires.match": "cpi", "method": "semires"}),
-        ("omni-res-box", {"method": "omni_res", "ema.decay": 0.9996, "ema.teacher": True}),
+        (
+            "omni-res-box",
+            {"method": "omni_res", "ema.decay": 0.9996, "ema.teacher": True, "alarm.min_coverage": 0.002},
+        ),
         ("omni-res-point", {"omni_res.weak_label": "point"}),
         ("tscs-qdw", {"method": "tscs_qdw", "ema.teacher": True}),
         ("augseg", {"method": "augseg", "ema.decay": 0.999, "ema.teacher": True}),
