@@ -16,8 +16,8 @@ def store_status(path: str | Path) -> dict[str, Any]:
     Returns:
         `path`, `fingerprint`, `fingerprint_fields`, `data`, `num_rows`, `rows_done`, `num_shards`,
         `done_shards` and `pending_shards` (lists; a damaged mark counts as pending), `complete`,
-        `status_counts` (answers by status), `reused` (rows that were taken over, by the store they came from), `answers`
-        (rows of which the answer was, and the mask was not),
+        `status_counts` (answers by status), `reused` (rows that were taken over, by the store they came from),
+        `answers` (rows of which the answer was, and the mask was not),
         `canary` (the check before the run that made the store, and whether it was skipped; None for imported masks).
     """
     header = read_header(path)

@@ -43,7 +43,7 @@ BURN_IN = {"embedded": 40, "paper": 10_075}
             "omni-res-box",
             {"method": "omni_res", "ema.decay": 0.9996, "ema.teacher": True, "alarm.min_coverage": 0.002},
         ),
-        ("omni-res-point", {"omni_res.weak_label": "point"}),
+        ("omni-res-point", {"omni_res.weak_label": "point", "alarm.min_coverage": 0.002}),
         ("tscs-qdw", {"method": "tscs_qdw", "ema.teacher": True}),
         ("augseg", {"method": "augseg", "ema.decay": 0.999, "ema.teacher": True}),
         ("ccvc", {"method": "ccvc", "segmentor.second_branch": True}),
