@@ -37,7 +37,7 @@ def model_card(run: Path) -> ModelCard:
     lines += ["", "## Scores", "", *_scores(results, data)]
     lines += ["", "## Limits", "", "Trained with few masks; confidences are not calibrated."]
     if file := whole_network(record["config"]["segmentor"]):
-        lines.append(f"The training {UNCOUNTED} in the share of the masks ({file}).")
+        lines.append(f"The training {UNCOUNTED} among the labelled ({file}).")
     head = card_data(str(record["method"]))
     found = _hub_results(results, data)
     if found:

@@ -65,7 +65,7 @@ def test_paper_numbers() -> None:
         ("ema.teacher=true", "needs ema.decay"),
         ("fixmatch.threshold=0.2", "not in"),
         ("alarm.min_foreground=0.9", "min_foreground"),
-        ("runtime.log_every=0", "at least 1"),
+        ("runtime.log_every=0", "below 1"),
         ("optim.lr=0", "above 0"),
         ("text.similarity=2", "not in"),
         ("strong.operations=20", "not in 0.."),

@@ -82,7 +82,9 @@ def test_the_card_grows_with_what_was_measured(run, mini_root, tmp_path):
         and "| seed | 22 |" in card
         and "| recipe | mini --set steps=2 --set data.root=... |" in card
     )
-    assert "| share of the masks | 0.25 |" in card and "Not scored yet." in card
+    split = json.loads((run / "split.json").read_text())
+    shares = f"| labelled | {len(split['image_ids'])} images of {split['num_train_images']} train images, "
+    assert shares in card and "Not scored yet." in card
     evaluate_run(run, "val")
     card = (run / "model" / "README.md").read_text()
     scores = json.loads((run / "eval" / "val.json").read_text())
@@ -111,7 +113,7 @@ def test_the_card_of_a_run_that_goes_on_with_a_trained_network_says_so(run, tmp_
     record["config"]["segmentor"]["weights"] = weights
     (tmp_path / "config.json").write_text(json.dumps(record))
     card = str(model_card(tmp_path))
-    assert ("own labels are not counted in the share of the masks (lavt.safetensors)" in card) is said
+    assert ("own labels are not counted among the labelled (lavt.safetensors)" in card) is said
     assert "/where" not in card
 
 

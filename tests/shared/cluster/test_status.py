@@ -247,6 +247,8 @@ def test_a_run_on_its_way_and_at_its_end(tmp_path):
     (run / "config.json").write_text(json.dumps({"config": {"steps": 9}}))
     for resume_step in (0, 4):
         with RunLog(run, tensorboard=False, resume_step=resume_step) as log:
+            if resume_step:
+                log.log(resume_step, "resume", num_processes=1)
             log.log(resume_step + 1, "train", loss=0.5)
     status = status_of(run)
     assert (status["kind"], status["state"]) == ("run", "unfinished")
