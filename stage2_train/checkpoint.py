@@ -10,7 +10,7 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from shared.errors import DataError
+from shared.json_files import write_json
 
 _NAME = re.compile(r"step_(\d{8})")
 _STATE = "state.json"
@@ -76,6 +77,21 @@ def save_checkpoint(
     for path in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(path)
     return final
+
+
+def shrink_checkpoint(checkpoint: Path, kept: Sequence[str]) -> None:
+    """Delete all of a checkpoint but some of its files; it stays whole at every moment.
+
+    Args:
+        checkpoint: Its folder.
+        kept: File names, for example `method.pt`.
+    """
+    state = load_state(checkpoint)
+    dropped = [name for name in state["files"] if name not in kept]
+    state["files"] = {name: size for name, size in state["files"].items() if name in kept}
+    write_json(checkpoint / _STATE, state)
+    for name in dropped:
+        (checkpoint / name).unlink(missing_ok=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

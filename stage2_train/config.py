@@ -181,6 +181,9 @@ class RuntimeConfig:
     """How many of the newest checkpoints stay."""
     eval_batch: int = 64
     """Sentences per pass of a validation, on each process; smaller where a GPU's memory ends."""
+    shrink_finished: bool = False
+    """Once the run has finished, delete weights and optimiser of its checkpoints, most of what it takes on the disk:
+    its network is in `model/`, and a finished run is never gone on with."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`; each line describes its own step."""
     tensorboard: bool = True

@@ -87,7 +87,7 @@ def paper() -> TrainConfig:
         eval_every=PAPER_STEPS // 40,
         val_limit=0,
         optim=OptimConfig(name="adamw", lr=5e-5, weight_decay=1e-2, power=0.9),
-        runtime=RuntimeConfig(workers=8, checkpoint_every=1000, log_every=50),
+        runtime=RuntimeConfig(workers=8, checkpoint_every=1000, shrink_finished=True, log_every=50),
     )
 
 

@@ -34,6 +34,7 @@ from stage2_train.checkpoint import (
     load_state,
     load_weights,
     save_checkpoint,
+    shrink_checkpoint,
 )
 from stage2_train.config import TrainConfig
 from stage2_train.data import BatchSource, load_data, scorable
@@ -365,6 +366,9 @@ class _Run:
                 export_model(self.ema.module if averaged and self.ema is not None else self.model, self.out)
                 write_card(self.out)
                 write_json(self.out / "done.json", done)
+                if self.config.runtime.shrink_finished:
+                    for checkpoint in list_checkpoints(self.out / "checkpoints"):
+                        shrink_checkpoint(checkpoint, ("method.pt",))
         self.accelerator.wait_for_everyone()
         return done
 

@@ -32,7 +32,7 @@ from stage2_train.config import (
 from stage2_train.inputs import describe
 from stage2_train.methods import METHODS
 from stage2_train.monitor import CollapseAlarm, CollapseError
-from stage2_train.run_files import load_model, read_run_config
+from stage2_train.run_files import load_model, read_run_config, restore_method
 from stage2_train.train import RESUBMIT_EXIT_CODE, _require_same_step, train
 from tests.stage2_train.miniature import mini_config, plain_config, write_priors
 
@@ -566,3 +566,13 @@ def test_processes_that_found_different_checkpoints_do_not_train(tmp_path: Path)
         DataError, match=r"different checkpoints \(steps 4, 0\): .* a disk that all nodes share"
     ):
         _require_same_step(Ranks(4, 0), tmp_path, 0)  # type: ignore[arg-type]
+
+
+def test_a_finished_run_keeps_what_is_read_of_it_alone(mini_root: Path, tmp_path: Path) -> None:
+    run, runtime = tmp_path / "run", dataclasses.replace(RUNTIME, shrink_finished=True)
+    config = config_of(mini_root, steps=2, runtime=runtime)
+    train(config, run, quiet=True)
+    (checkpoint,) = list_checkpoints(run / "checkpoints")
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["method.pt", "state.json"]
+    assert restore_method(run, config).state_dict().keys() == load_object(checkpoint, "method").keys()
+    assert train(config, run, quiet=True)["already_finished"]
