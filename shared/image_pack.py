@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from shared.errors import DataError
-from shared.images import file_exists, find_image, image_orientation, image_size_hw, read_image
+from shared.images import file_exists, find_image, image_size_hw, read_image
 from shared.runlog import progress
 from shared.store.schema import IMAGE_HASH_BYTES
 
@@ -169,12 +169,6 @@ class ImageStore:
             listed = self.pack.size_hw(name)
             return listed if all(listed) else image_size_hw(self.place(name), self.pack.read(name))
         return image_size_hw(self.path(name))
-
-    def orientation(self, name: str) -> int:
-        """How the image is turned upright, as of `shared.images.image_orientation`; raises as `read`."""
-        if self.pack and name in self.pack:
-            return image_orientation(self.place(name), self.pack.read(name))
-        return image_orientation(self.path(name))
 
 
 def build_pack(

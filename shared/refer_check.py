@@ -13,6 +13,7 @@ from typing import Any
 
 from shared.errors import DataError, short
 from shared.image_pack import ImageStore
+from shared.images import image_orientation, read_image
 from shared.layout import OWN_ROW, AnnotationRecord, ImageRecord, Layout, Problem, RefRecord
 from shared.masks import polygon_overhang_px, rle_area, segmentation_rle
 from shared.refer import ordered_splits
@@ -306,8 +307,9 @@ def _look_at_images(layout: Layout, progress: bool) -> tuple[list[Problem], dict
             )
             continue
         try:
-            image = images.read(record.file_name)
-            orientation = images.orientation(record.file_name)
+            data = images.data(record.file_name)
+            image = read_image(place, data)
+            orientation = image_orientation(place, data)
         except DataError as error:
             detail = str(error).removeprefix(f"{place}: ")
             problems.append(_problem("unreadable image file", place, f"image {image_id}", detail))

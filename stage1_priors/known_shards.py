@@ -17,12 +17,13 @@ from shared.runlog import ProgressBar
 from shared.store.layout import read_header
 from shared.store.schema import first_rows
 from shared.store.writer import write_shard
-from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
+from shared.types import AnswerStatus, Sample
 from stage1_priors.chunks import PIXEL_BYTES, Bounds, Chunk, chunks_of
 from stage1_priors.job import Job
 from stage1_priors.memory import release_freed_memory
+from stage1_priors.proposals import Edges
 from stage1_priors.proposers import Prompts, Proposer
-from stage1_priors.reuse import Reusable, nothing_reusable
+from stage1_priors.reuse import Reusable, nothing_reusable, statuses_of
 
 MADE_BY_PROPOSER = ("proposal", "proposer_iou", "candidates")
 """Columns that do not come from the answer."""
@@ -87,8 +88,9 @@ def mask_shards(
     with ProgressBar(sum(map(job.plan.rows_of, shards)), "masks", "pair", quiet=quiet or not shards) as bar:
         for chunk in chunks_of(job.plan, nothing, shards, Bounds.of(job.config), bytes_of):
             columns = answered.columns(chunk.start, chunk.stop, names)
-            tally.update(STATUS_BY_CODE[int(code)] for code in columns["status"])
-            parts.append(columns | propose_for(proposer, chunk, kept_images(job, proposer, chunk), columns))
+            tally.update(statuses_of(columns["status"]))
+            images, no_edges = kept_images(job, proposer, chunk), (None,) * len(chunk.asked)
+            parts.append(columns | propose_chunk(proposer, chunk, images, columns["box_xyxy_norm"], no_edges))
             if chunk.is_last:
                 whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
                 bounds = job.plan.bounds(chunk.shard)
@@ -110,25 +112,23 @@ def kept_images(job: Job, proposer: Proposer, chunk: Chunk) -> list[Image.Image 
     return [kept[sample.file_name] for sample in chunk.asked]
 
 
-def propose_for(
-    proposer: Proposer, chunk: Chunk, images: Sequence[Image.Image | None], columns: dict[str, np.ndarray]
+def propose_chunk(
+    proposer: Proposer,
+    chunk: Chunk,
+    images: Sequence[Image.Image | None],
+    box_norm_B4: np.ndarray,
+    edges_B: tuple[Edges | None, ...],
 ) -> dict[str, np.ndarray]:
-    """The columns that the proposer gives the rows of a chunk whose answers are known."""
-    return proposed_columns(
-        proposer,
+    """The columns that the proposer gives the asked rows of a chunk; arguments as of `Prompts`."""
+    proposals = proposer.propose(
         Prompts(
-            box_norm_B4=columns["box_xyxy_norm"],
-            edges_B=(None,) * len(chunk.asked),
+            box_norm_B4=box_norm_B4,
+            edges_B=edges_B,
             names_B=tuple(sample.file_name for sample in chunk.asked),
             images_B=tuple(images),
             continues=not chunk.is_first,
-        ),
+        )
     )
-
-
-def proposed_columns(proposer: Proposer, prompts: Prompts) -> dict[str, np.ndarray]:
-    """The columns that a proposer gives."""
-    proposals = proposer.propose(prompts)
     columns = {"proposal": proposals.map_BGG, "proposer_iou": proposals.iou_B}
     if proposals.candidates_BMGG is not None:
         columns["candidates"] = proposals.candidates_BMGG

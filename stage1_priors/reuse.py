@@ -86,7 +86,7 @@ class Reusable:
 
     def statuses(self) -> Counter[AnswerStatus]:
         """Answers among all rows that are taken over."""
-        return Counter(STATUS_BY_CODE[int(code)] for code in self.status_N[self.source_N >= 0])
+        return statuses_of(self.status_N[self.source_N >= 0])
 
     def columns(self, start: int, stop: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Columns of the rows between `start` and `stop` that are taken over, in the plan's order.
@@ -113,6 +113,11 @@ class Reusable:
             except DataError as error:
                 raise DataError(f"{error}; or ask for its rows again: --set reuse=false") from None
         return found
+
+
+def statuses_of(code_B: np.ndarray) -> Counter[AnswerStatus]:
+    """How often each status is among some codes of the store."""
+    return Counter(STATUS_BY_CODE[int(code)] for code in code_B)
 
 
 def nothing_reusable(num: int) -> Reusable:

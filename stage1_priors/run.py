@@ -57,11 +57,11 @@ from stage1_priors.job import (
     pending_of,
     require_engine,
 )
-from stage1_priors.known_shards import copy_shards, found_with, mask_shards, proposed_columns, write_columns
+from stage1_priors.known_shards import copy_shards, found_with, mask_shards, propose_chunk, write_columns
 from stage1_priors.memory import release_freed_memory
 from stage1_priors.plan import Plan, shards_of_worker
-from stage1_priors.proposers import PROPOSERS, Prompts, Proposer
-from stage1_priors.reuse import Reusable, merge_rows, nothing_reusable
+from stage1_priors.proposers import PROPOSERS, Proposer
+from stage1_priors.reuse import Reusable, merge_rows, nothing_reusable, statuses_of
 from stage1_priors.samples import read_samples
 from stage1_priors.workers import separate_from_other_workers
 
@@ -174,17 +174,20 @@ def _answered(answered: Reusable, plan: Plan, shards: Sequence[int]) -> str:
     counts = Counter[str]()
     for shard in shards:
         counts.update(answered.counts(*plan.bounds(shard)))
-    parts = ", ".join(f"{count} from {name}" for name, count in counts.items())
     return (
-        f"masks are made anew of {counts.total()} answers that are known ({parts}); nobody is asked for them"
+        f"masks are made anew of {counts.total()} answers that are known ({_by_store(counts)}); nobody is asked for "
+        "them"
     )
 
 
 def _taken_over(known: Reusable, plan: Plan) -> str:
     """How many rows are not asked for, for a person."""
     num = len(plan.samples)
-    parts = ", ".join(f"{count} from {name}" for name, count in known.counts(0, num).items())
-    return f"{known.num} of {num} pairs are known already ({parts})"
+    return f"{known.num} of {num} pairs are known already ({_by_store(known.counts(0, num))})"
+
+
+def _by_store(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} from {name}" for name, count in counts.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -400,7 +403,8 @@ class _Finisher:
         arrays: dict[str, np.ndarray],
     ) -> None:
         """Complete the columns of a chunk; write its shard if it is the last."""
-        asked = arrays | propose_chunk(self._proposer, chunk, images, rows)
+        made = propose_chunk(self._proposer, chunk, images, rows.box_xyxy_norm_B4, rows.edges_B)
+        asked = arrays | made
         taken = self._known.columns(chunk.start, chunk.stop, list(asked))
         self._parts.append(merge_rows(chunk.known, taken, asked))
         if not chunk.is_last:
@@ -414,20 +418,6 @@ class _Finisher:
         write_columns(self._job, chunk.shard, columns, info)
         self._parts, self._started = [], time.monotonic()
         release_freed_memory()
-
-
-def propose_chunk(
-    proposer: Proposer, chunk: Chunk, images: Sequence[Image.Image | None], rows: AnswerRows
-) -> dict[str, np.ndarray]:
-    """The columns that the proposer gives the rows a chunk asked for."""
-    prompts = Prompts(
-        box_norm_B4=rows.box_xyxy_norm_B4,
-        edges_B=rows.edges_B,
-        names_B=tuple(sample.file_name for sample in chunk.asked),
-        images_B=tuple(images),
-        continues=not chunk.is_first,
-    )
-    return proposed_columns(proposer, prompts)
 
 
 def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows, dict[str, np.ndarray]]:
@@ -497,11 +487,6 @@ def check_ceilings(
                 f"stopped: {part} of {whole} {what} ({_shares(tally)}); {name} is {ceiling}. "
                 f"{_last_failure(samples, rows)}. Finished shards are kept; set {name}=1 to go on regardless"
             )
-
-
-def statuses_of(code_B: np.ndarray) -> Counter[AnswerStatus]:
-    """How often each status is among some codes of the store."""
-    return Counter(STATUS_BY_CODE[int(code)] for code in code_B)
 
 
 def _last_failure(samples: Sequence[Sample], rows: AnswerRows) -> str:

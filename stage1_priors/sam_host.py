@@ -29,20 +29,12 @@ END_S = 10.0
 """Time a process has to end once its pipe is closed."""
 
 
-class SamHere:
-    """SAM in this process."""
+class _Keeping:
+    """What both have in common: images are kept at the size that SAM sees."""
 
     def __init__(self, config: ProposerConfig, folder: Path) -> None:
-        """Keep what `load` needs."""
-        self._config, self._folder = config, folder
+        """Look how SAM sees images."""
         self._view = SamView(config.kind, folder)
-        self._sam: SamProposer | None = None
-
-    def load(self) -> None:
-        """Load the model; raises DataError for weights that do not cover it."""
-        from stage1_priors.sam import SamProposer
-
-        self._sam = SamProposer(self._config, self._folder)
 
     def kept(self, image: Image.Image) -> Image.Image:
         """The image, or as much of it as SAM sees."""
@@ -51,6 +43,22 @@ class SamHere:
     def kept_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """Its height and width."""
         return self._view.kept_hw(size_hw)
+
+
+class SamHere(_Keeping):
+    """SAM in this process."""
+
+    def __init__(self, config: ProposerConfig, folder: Path) -> None:
+        """Keep what `load` needs."""
+        self._config, self._folder = config, folder
+        super().__init__(config, folder)
+        self._sam: SamProposer | None = None
+
+    def load(self) -> None:
+        """Load the model; raises DataError for weights that do not cover it."""
+        from stage1_priors.sam import SamProposer
+
+        self._sam = SamProposer(self._config, self._folder)
 
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks of all rows, in order."""
@@ -63,12 +71,12 @@ class SamHere:
             self._sam.close()
 
 
-class SamApart:
+class SamApart(_Keeping):
     """SAM in a process of its own, which ends with this one, however this one ends."""
 
     def __init__(self, config: ProposerConfig, folder: Path) -> None:
         """Start the process; it loads the model meanwhile."""
-        self._view = SamView(config.kind, folder)
+        super().__init__(config, folder)
         context = get_context("spawn")
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, config, folder), name="sam", daemon=True)
@@ -82,14 +90,6 @@ class SamApart:
             DataError: Its weights do not cover it, or the process is gone.
         """
         self._answer()
-
-    def kept(self, image: Image.Image) -> Image.Image:
-        """The image, or as much of it as SAM sees."""
-        return self._view.kept(image)
-
-    def kept_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """Its height and width."""
-        return self._view.kept_hw(size_hw)
 
     def propose(self, prompts: Prompts) -> Proposals:
         """Soft masks of all rows, in order.
@@ -136,10 +136,8 @@ class SamApart:
 
 def _serve(connection: Connection, config: ProposerConfig, folder: Path) -> None:
     """What the process does: load, then answer until the other end of the pipe is gone."""
-    for number in (
-        signal.SIGINT,
-        *STOP_SIGNALS,
-    ):  # sent to both, by a terminal or Slurm; the run ends this process
+    # Sent to both processes, by a terminal or Slurm; the run ends this one.
+    for number in (signal.SIGINT, *STOP_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
     try:
         sam = _loaded(config, folder)
