@@ -8,15 +8,16 @@ bits of a log-probability.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from shared.config import config_fingerprint
 from shared.errors import DataError
 from shared.hub import is_repository, require_cached
 from shared.image_pack import digest_of
+from shared.model_files import hash_model_files
 from shared.store.publish import clean_partials, disk_errors, publish_file
 from stage1_priors.candidates import CANDIDATES_VERSION
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
@@ -28,15 +29,8 @@ from stage1_priors.parse import PARSER_VERSION
 from stage1_priors.proposals import PROPOSER_VERSION
 from stage1_priors.proposers import check_sam_folder
 
-MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
-"""Files of a model folder that can change an answer."""
 MISSING_IMAGE, UNREADABLE_IMAGE = "missing", "unreadable"
 """What stands for an image without bytes."""
-WHOLE_FILE_BYTES = 64 * 2**20
-"""Files up to this size are hashed whole; of larger ones size, first and last MiB, and samples between."""
-SAMPLE_BYTES = 4096
-"""Read at the start, in the middle and at the end of every tensor of a large file: training moves nearly all numbers of
-the tensors that it moves at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,53 +60,6 @@ def locate_model(model: MllmConfig | ProposerConfig) -> ModelFiles:
         raise DataError(f"{group}.path: no folder {model.path!r}")
     found = require_cached(hub_model(group, model))
     return ModelFiles(folder=found, identity={"repository": model.path, "commit": found.name})
-
-
-def hash_model_files(folder: Path) -> str:
-    """Hash of the files that can change an answer: their names and contents, not where they lie.
-
-    Raises:
-        DataError: The folder holds no `config.json` or no safetensors.
-    """
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
-    names = {path.name for path in files}
-    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
-        raise DataError(f"{folder}: not a model folder (config.json and *.safetensors are needed)")
-    digest = hashlib.blake2b(digest_size=16)
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name}\x1f{size}\x1f".encode())
-        with path.open("rb") as file:
-            if size <= WHOLE_FILE_BYTES:
-                digest.update(file.read())
-            else:
-                for start, length in _sampled(file, size):
-                    file.seek(start)
-                    digest.update(file.read(length))
-    return digest.hexdigest()
-
-
-def _sampled(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """(start, length) of the parts of a large file that are hashed: both ends, and three places of each tensor.
-
-    A file without a safetensors header is sampled at 4,096 places.
-    """
-    try:
-        file.seek(0)
-        header_bytes = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(header_bytes)) if header_bytes < size else {}
-        spans = sorted(tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__")
-        data = 8 + header_bytes
-        spans = [(data + start, data + end) for start, end in spans]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        spans = []
-    if not spans:
-        spans = [(size * part // 1365, size * (part + 1) // 1365) for part in range(1365)]
-    yield from ((0, 2**20), (size - 2**20, 2**20))
-    for start, end in spans:
-        last = max(start, end - SAMPLE_BYTES)
-        for place in (start, (start + last) // 2, last):
-            yield place, min(SAMPLE_BYTES, end - start)
 
 
 class ImageHasher:

@@ -49,13 +49,13 @@ from stage2_train.evaluate import is_scored
 from stage2_train.inputs import open_split
 from stage2_train.owner import locked
 from stage2_train.prior_source import choose_store, open_priors, require_fitting
-from stage2_train.run_files import (
+from stage2_train.run_files import with_own_store
+from stage2_train.run_identity import (
     codes_of,
     require_same_run,
     require_same_split,
     run_record,
     split_record,
-    with_own_store,
     with_recorded_pins,
 )
 from stage2_train.train import RESUBMIT_EXIT_CODE

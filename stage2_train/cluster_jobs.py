@@ -15,7 +15,8 @@ from stage2_train.data import load_data, scorable
 from stage2_train.evaluate import is_scored
 from stage2_train.hub_models import hub_models, pins
 from stage2_train.inputs import open_inputs
-from stage2_train.run_files import require_same_run, run_record, with_own_store, with_recorded_pins
+from stage2_train.run_files import with_own_store
+from stage2_train.run_identity import require_same_run, run_record, with_recorded_pins
 
 
 def plan_training(

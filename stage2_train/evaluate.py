@@ -41,7 +41,8 @@ from stage2_train.loader import iterate
 from stage2_train.model_card import write_card
 from stage2_train.prior_source import StorePriors, choose_store, made_alike, open_priors
 from stage2_train.processes import start_accelerator
-from stage2_train.run_files import load_model, note_moved_data, place_of_store, read_run_config
+from stage2_train.run_files import load_model, place_of_store, read_run_config
+from stage2_train.run_identity import note_moved_data
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.spm import fuse
 from stage2_train.text import Tokenizer

@@ -32,6 +32,11 @@ def tower_names(config: SegmentorConfig) -> dict[str, str | None]:
     }
 
 
+def pretrained_names(config: SegmentorConfig) -> dict[str, str | None]:
+    """As `tower_names`, and what the whole network is read from."""
+    return {**tower_names(config), "segmentor.weights": config.weights}
+
+
 def hub_models(config: SegmentorConfig) -> list[HubModel]:
     """Those of a network, by field."""
     names = tower_names(config)

@@ -49,14 +49,14 @@ from stage2_train.monitor import CollapseAlarm, HiddenMasks
 from stage2_train.optim import build_optimizer
 from stage2_train.owner import RunOwner
 from stage2_train.processes import start_accelerator
-from stage2_train.run_files import (
-    export_model,
+from stage2_train.run_files import export_model, with_own_store
+from stage2_train.run_identity import (
     note_moved_data,
+    note_moved_weights,
     require_same_run,
     require_same_split,
     run_record,
     split_record,
-    with_own_store,
     with_recorded_pins,
 )
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
@@ -128,6 +128,7 @@ def train(
             if (out / "config.json").is_file():
                 require_same_run(out, record)  # another process may have been first
                 note_moved_data(out, config.data.root, data)
+                note_moved_weights(out, record)
             else:
                 write_json(out / "split.json", split)
                 write_json(out / "config.json", record)

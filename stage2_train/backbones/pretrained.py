@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from shared.errors import DataError
 from shared.hub import require_cached
-from stage2_train.hub_models import hub_model, tower_names
+from stage2_train.hub_models import hub_model, pretrained_names
 from stage2_train.segmentor_config import EMBEDDED, SegmentorConfig
 
 
@@ -41,9 +41,8 @@ def pretrained_folder(name: str, field: str, *, has_weights: bool = True) -> Pat
 
 def where_pretrained(config: SegmentorConfig) -> dict[str, str]:
     """What a network starts from, field by field in words; no weights are read, and what is missing is said, too."""
-    names = {**tower_names(config), "segmentor.weights": config.weights}
     said = {}
-    for field, name in names.items():
+    for field, name in pretrained_names(config).items():
         if name is None:
             covered = field != "segmentor.weights" and config.weights is not None
             said[field] = "none" if covered or field == "segmentor.weights" else "none: it starts at random"

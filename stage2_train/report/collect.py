@@ -16,7 +16,7 @@ import numpy as np
 
 from shared.errors import DataError
 from stage2_train.report.grids import CELL
-from stage2_train.run_files import identity_of
+from stage2_train.run_identity import identity_of
 
 SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
 """Splits in the order the report shows them; others follow by name."""

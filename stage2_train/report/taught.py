@@ -21,14 +21,8 @@ from stage2_train.config import TrainConfig
 from stage2_train.inputs import Inputs, batch_plan, open_inputs
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Networks, Pseudo
-from stage2_train.run_files import (
-    load_model,
-    read_run_config,
-    require_same_split,
-    restore_method,
-    split_record,
-    with_own_store,
-)
+from stage2_train.run_files import load_model, read_run_config, restore_method, with_own_store
+from stage2_train.run_identity import require_same_split, split_record
 from stage2_train.text import Tokenizer
 
 

@@ -7,9 +7,7 @@ import shutil
 import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from shared.config import apply_overrides
 from shared.errors import DataError
@@ -19,7 +17,6 @@ from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.identity import (
     ImageHasher,
     differences,
-    hash_model_files,
     identify_images,
     images_fingerprint,
     locate_model,
@@ -214,54 +211,6 @@ def test_missing_and_renamed_images_count(tmp_path):
         fingerprint_of_images([("a.jpg", image)], "size", memory),
     }
     assert len(prints) == 4
-
-
-def test_model_folders(tmp_path):
-    folder = write_model_folder(tmp_path / "model")
-    first = hash_model_files(folder)
-    (folder / "README.md").write_text("about")
-    assert hash_model_files(folder) == first
-    (folder / "tokenizer.json").write_text("{ }")
-    assert hash_model_files(folder) != first
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(DataError, match="not a model folder"):
-        hash_model_files(folder)
-
-
-def test_large_files_are_hashed_at_both_ends(tmp_path, monkeypatch):
-    folder = write_model_folder(tmp_path / "model")
-    monkeypatch.setattr("stage1_priors.identity.WHOLE_FILE_BYTES", 2 * 2**20)
-    weights = folder / "model.safetensors"
-    prints = set()
-    for edit in (0, -1, None):
-        data = bytearray(3 * 2**20)
-        if edit is not None:
-            data[edit] = 1
-        weights.write_bytes(data)
-        prints.add(hash_model_files(folder))
-    weights.write_bytes(bytes(3 * 2**20 + 1))
-    assert len(prints | {hash_model_files(folder)}) == 4
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.model"])
-def test_large_files_are_hashed_in_between_too(tmp_path, monkeypatch, name):
-    """A model tuned in part differs in the middle of a file alone: in every number of some of its tensors."""
-    folder = write_model_folder(tmp_path / "model")
-    monkeypatch.setattr("stage1_priors.identity.WHOLE_FILE_BYTES", 2 * 2**20)
-    tensors = {f"layer.{index}": np.zeros((256, 1024), np.float32) for index in range(4)}
-    if name == "model.safetensors":
-        save_file(tensors, folder / name)
-    else:
-        (folder / name).write_bytes(b"".join(array.tobytes() for array in tensors.values()))
-    prints = {hash_model_files(folder)}
-    for layer in (1, 2):
-        tuned = tensors | {f"layer.{layer}": tensors["layer.0"] + 1}
-        if name == "model.safetensors":
-            save_file(tuned, folder / name)
-        else:
-            (folder / name).write_bytes(b"".join(tuned[one].tobytes() for one in tensors))
-        prints.add(hash_model_files(folder))
-    assert len(prints) == 3
 
 
 def test_a_repository_that_is_not_in_the_cache(monkeypatch, tmp_path):

@@ -22,7 +22,7 @@ from stage2_train.ablate_grid import Cell, Grid, read_grid
 from stage2_train.ablate_table import METRICS
 from stage2_train.data import load_data
 from stage2_train.owner import locked
-from stage2_train.run_files import run_record
+from stage2_train.run_identity import run_record
 from stage2_train.train import RESUBMIT_EXIT_CODE
 from tests.stage2_train.miniature import write_priors
 from tests.stage2_train.test_ablate_grid import grid_file

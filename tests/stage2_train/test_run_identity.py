@@ -1,0 +1,118 @@
+"""A run is known by its settings and by what it reads, not by where that lies."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from shared.config import DataConfig, apply_overrides
+from shared.errors import DataError
+from stage2_train.config import TrainConfig
+from stage2_train.evaluate import evaluate_run
+from stage2_train.export_labels import export_labels
+from stage2_train.run_identity import require_same_run, run_record, with_recorded_pins
+from stage2_train.segmentor import build_segmentor
+from stage2_train.train import train
+from tests.stage2_train.miniature import mini_config
+
+
+def test_a_run_outlives_a_move_of_its_data(mini_root: Path, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    shutil.copytree(mini_root / "data", first)
+    run = tmp_path / "run"
+
+    def lies(root: Path) -> DataConfig:
+        return DataConfig(root=str(root), dataset="refshapes")
+
+    def noted() -> str:
+        return json.loads((run / "config.json").read_text())["config"]["data"]["root"]
+
+    config = mini_config(mini_root, steps=2, data=lies(first))
+    train(config, run, quiet=True)
+    (run / "done.json").unlink()
+    first.rename(second)
+    train(dataclasses.replace(config, data=lies(second)), run, quiet=True)
+    assert (run / "done.json").is_file() and noted() == str(second)
+
+    second.rename(third)
+    with pytest.raises(DataError, match="second"):
+        evaluate_run(run, "val", quiet=True)
+    assert evaluate_run(run, "val", root=str(third), limit=2, write=False, quiet=True)["num"] == 2
+    assert noted() == str(second), "nothing was to be written"
+    evaluate_run(run, "val", root=str(third), quiet=True)
+    assert noted() == str(third)
+    assert export_labels(run, tmp_path / "labels", batch=4, limit=4, quiet=True)["num"] == 4
+
+    record = json.loads((run / "config.json").read_text())
+    require_same_run(run, record)
+    with pytest.raises(DataError, match=r"belongs to another run \(annotations is .* 'others' now"):
+        require_same_run(run, {**record, "data_fingerprint": "others"})
+
+
+def test_a_run_outlives_a_move_of_its_weights(mini_root: Path, tmp_path: Path) -> None:
+    first, second, run = (tmp_path / name for name in ("first", "second", "run"))
+    shutil.copytree(mini_root / "tokenizer", first)
+    plain = mini_config(mini_root, steps=2)
+    torch.manual_seed(1)
+    build_segmentor(plain.segmentor).save_pretrained(first / "whole")
+
+    def lies(folder: Path) -> TrainConfig:
+        return apply_overrides(
+            plain,
+            [
+                f"segmentor.text.tokenizer={folder}",
+                f"segmentor.weights={folder / 'whole' / 'model.safetensors'}",
+            ],
+        )
+
+    def noted() -> dict:
+        return json.loads((run / "config.json").read_text())["config"]["segmentor"]
+
+    train(lies(first), run, quiet=True)
+    (run / "done.json").unlink()
+    first.rename(second)
+    train(lies(second), run, quiet=True)
+    assert (run / "done.json").is_file()
+    assert noted()["text"]["tokenizer"] == str(second) and noted()["weights"].startswith(str(second))
+    shutil.copytree(second, first)
+    assert train(lies(first), run, quiet=True)["already_finished"]
+
+    shutil.rmtree(first)
+    assert train(lies(second), run, quiet=True)["already_finished"]
+    gone = second.rename(tmp_path / "gone")
+    assert train(lies(second), run, quiet=True)["already_finished"], "what is gone is known by its name"
+    with pytest.raises(DataError, match="segmentor.text.tokenizer is .*second"):
+        train(lies(first), run, quiet=True)
+    shutil.copytree(gone, second)
+    with (second / "vocab.txt").open("a") as file:
+        file.write("another\n")
+    with pytest.raises(DataError, match=r"segmentor.text.tokenizer is 'files [0-9a-f]{32}' there, 'files "):
+        train(lies(second), run, quiet=True)
+
+
+def test_a_run_is_one_whether_its_repositories_are_held_at_a_commit_or_not(
+    mini_root: Path, tmp_path: Path
+) -> None:
+    """By hand they are not, by a batch job they are; two commits are two networks."""
+    config = mini_config(mini_root)
+
+    def of(name: str) -> TrainConfig:
+        return apply_overrides(config, [f"segmentor.vision.weights={name}"])
+
+    def is_same(there: str, now: str) -> bool:
+        record = run_record(of(there), "", (), None, None, 1)
+        (tmp_path / "config.json").write_text(json.dumps(record))
+        own = with_recorded_pins(tmp_path, of(now))
+        try:
+            require_same_run(tmp_path, run_record(own, "", (), None, None, 1))
+        except DataError as error:
+            assert "segmentor.vision.weights is" in str(error)
+            return False
+        return own.segmentor.vision.weights == there
+
+    assert is_same("some/swin", "some/swin@abc") and is_same("some/swin@abc", "some/swin")
+    assert not is_same("some/swin@abc", "some/swin@abd") and not is_same("some/swin", "other/swin@abc")
+    assert with_recorded_pins(tmp_path / "none", config) is config
