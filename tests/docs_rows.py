@@ -189,6 +189,8 @@ OTHER_PAGES = [
     Row(command="eval runs/<name> --split val", swap={"<name>": "fixmatch"}, says="val .*network"),
     Row(command="report runs/<name> runs/embedded-l2l", swap={"<name>": "fixmatch"},
         says="fixmatch(.|\n)*embedded-l2l"),
+    Row(command="ablate stage2_train/grids/<file>", swap={"<file>": "embedded-draws.toml"},
+        more=f"--set 'store={LAST_STORE}'", says="val"),
 ]  # fmt: skip
 
 ROWS = [*COMMANDS_TABLE, *REST_OF_THE_README, *OTHER_PAGES]
@@ -204,6 +206,8 @@ NAMED = [
     "priors verify",
     "recipes",
     "status",
+    "submit",
+    "train",
     "weights convert",
 ]
 """Commands that a sentence speaks of by name; a row runs each with its arguments."""

@@ -21,6 +21,8 @@ PAGES = [
     "stage1_priors/README.md",
     "stage1_priors/families/README.md",
     "stage2_train/methods/README.md",
+    "stage2_train/grids/README.md",
+    "shared/cluster/README.md",
 ]
 COMMAND = re.compile(r"(?:\bl2l|\bcli\.py) ([a-z][^`\n]*)")
 
