@@ -62,17 +62,19 @@ class SampleLossConfig:
     """Weight of the unlabelled loss (lambda_u)."""
     rampup_steps: int = 0
     """Steps over which lambda_u rises linearly from 0, after any burn-in (the paper is silent: none)."""
-    burn_in_steps: int = 0
-    """First steps, of labelled samples alone; after them a moving average of the weights starts, as a copy (the paper:
-    none)."""
+    burn_in_share: float = 0.0
+    """Share of all steps, the first ones, that see labelled samples alone; after them a moving average of the weights
+    starts, as a copy (the paper: none)."""
     unlabelled: UnsupervisedLossConfig = field(default_factory=UnsupervisedLossConfig)
     """Loss on pseudo-labels."""
 
     def __post_init__(self) -> None:
         """Check signs."""
         weights = (*self.class_weights, self.lambda_labelled, self.lambda_unlabelled)
-        if min(*weights, self.rampup_steps, self.burn_in_steps) < 0:
-            raise DataError("loss: class_weights, lambda_*, rampup_steps, burn_in_steps must not be negative")
+        if min(*weights, self.rampup_steps) < 0:
+            raise DataError("loss: class_weights, lambda_* and rampup_steps must not be negative")
+        if not 0.0 <= self.burn_in_share < 1.0:
+            raise DataError(f"loss.burn_in_share is {self.burn_in_share}, not in [0,1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,8 +336,6 @@ class TrainConfig:
                 f"method augseg mixes each unlabelled sample with a labelled one: batch_labelled "
                 f"{self.batch_labelled} and batch_unlabelled {self.batch_unlabelled} must be equal"
             )
-        if self.loss.burn_in_steps >= self.steps:
-            raise DataError(f"loss.burn_in_steps {self.loss.burn_in_steps} is not below steps {self.steps}")
 
     def require_shares(self, num_processes: int) -> None:
         """Refuse a number of processes that the batches cannot be shared out over.
@@ -354,6 +354,11 @@ class TrainConfig:
     def _batches(self) -> tuple[str, ...]:
         """Fields with the sizes of the batches that are read."""
         return ("batch_labelled", "batch_unlabelled") if self.uses_unlabelled else ("batch_labelled",)
+
+    @property
+    def burn_in_steps(self) -> int:
+        """How many of the first steps see labelled samples alone."""
+        return int(self.loss.burn_in_share * self.steps)
 
     @property
     def uses_unlabelled(self) -> bool:

@@ -25,7 +25,20 @@ from shared.refer import ReferringDataset
 from stage2_train.config import TrainConfig
 from stage2_train.data import Split
 from stage2_train.hub_models import pretrained_names, tower_names
-from stage2_train.segmentor_config import EMBEDDED, SegmentorConfig
+from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, SegmentorConfig
+
+AFTERWARDS = (
+    "shared/cluster/",
+    "shared/doctor",
+    "stage2_train/ablate",
+    "stage2_train/card_template",
+    "stage2_train/cluster_jobs",
+    "stage2_train/export_labels",
+    "stage2_train/model_card",
+    "stage2_train/predict",
+    "stage2_train/report/",
+)
+"""Code that no weight and no score of a run depends on."""
 
 
 def run_record(
@@ -49,7 +62,7 @@ def run_record(
         "data_fingerprint": data_fingerprint,
         "store": dict(store) if store else None,
         "pretrained": hash_pretrained(config.segmentor),
-        "code": code_version(("shared", "stage2_train")),
+        "code": code_version(("shared", "stage2_train"), AFTERWARDS),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "config": config_to_dict(config),
     }
@@ -58,16 +71,17 @@ def run_record(
 def hash_pretrained(config: SegmentorConfig) -> dict[str, str]:
     """Hashes of the pretrained files and folders that a network is read from, by config field.
 
-    Left out are files shipped with the code, repositories of the Hub (a commit names them), and what is not there.
+    Left out are repositories of the Hub (a commit names them), and what is not there.
     """
     found = {}
     for field, name in pretrained_names(config).items():
-        if name is None or name == EMBEDDED:
+        if name is None:
             continue
-        if Path(name).is_dir():
-            found[field] = hash_files(model_files(Path(name)))
-        elif Path(name).is_file():
-            found[field] = hash_files([Path(name)])
+        place = EMBEDDED_FOLDER if name == EMBEDDED else Path(name)
+        if place.is_dir():
+            found[field] = hash_files(model_files(place))
+        elif place.is_file():
+            found[field] = hash_files([place])
     return found
 
 

@@ -195,7 +195,7 @@ class _Run:
         self.tokenise = Tokenizer(config.segmentor, one_length=config.compile)
         self.ema: Ema[ReferringSegmentor] | None = None
         if config.ema.decay:
-            self.ema = Ema(self.model, config.ema.decay, config.loss.burn_in_steps, warmup=config.ema.warmup)
+            self.ema = Ema(self.model, config.ema.decay, config.burn_in_steps, warmup=config.ema.warmup)
         student = torch.compile(self.model) if config.compile else self.model
         teacher = self.ema.module if self.ema is not None and config.ema.teacher else None
         self.networks = Networks(student, teacher, config.weak_eval)

@@ -45,7 +45,7 @@ def semires(base: TrainConfig) -> TrainConfig:
     all training rows of an image stand in.
     """
     unlabelled = dataclasses.replace(base.loss.unlabelled, class_weights=(0.9, 1.1))
-    loss = dataclasses.replace(base.loss, unlabelled=unlabelled, burn_in_steps=_burn_in(base))
+    loss = dataclasses.replace(base.loss, unlabelled=unlabelled, burn_in_share=BURN_IN_SHARE)
     return dataclasses.replace(base, method="semires", ema=_teacher(base), loss=loss)
 
 
@@ -65,7 +65,7 @@ def omni_res_box(base: TrainConfig) -> TrainConfig:
         method="omni_res",
         alarm=dataclasses.replace(base.alarm, min_coverage=0.002),
         ema=_teacher(base),
-        loss=dataclasses.replace(base.loss, burn_in_steps=_burn_in(base)),
+        loss=dataclasses.replace(base.loss, burn_in_share=BURN_IN_SHARE),
     )
 
 
@@ -83,12 +83,11 @@ def tscs_qdw(base: TrainConfig) -> TrainConfig:
     Summaries of the paper have a burn-in before the average starts; its length and the decay are not known here: OURS
     are those of `semires`. The embedded recipe has no burn-in, and its decay is warmed up.
     """
-    burn_in = _burn_in(base) if _is_long(base) else 0
     return dataclasses.replace(
         base,
         method="tscs_qdw",
         ema=_teacher(base),
-        loss=dataclasses.replace(base.loss, burn_in_steps=burn_in),
+        loss=dataclasses.replace(base.loss, burn_in_share=BURN_IN_SHARE if _is_long(base) else 0.0),
     )
 
 
@@ -127,10 +126,6 @@ def _blend(percent: int) -> Change:
 
     change.__doc__ = f"The linear blend with {percent}% of the prior."
     return change
-
-
-def _burn_in(base: TrainConfig) -> int:
-    return int(BURN_IN_SHARE * base.steps)
 
 
 def _teacher(base: TrainConfig) -> EmaConfig:

@@ -18,7 +18,7 @@ LAST_STORE = "{last store}"
 # Transformers starts in a second where vLLM takes half a minute.
 BY_TRANSFORMERS = "--set engine.kind=transformers"
 BRIEFLY = (
-    "--set loss.burn_in_steps=0 --set steps=2 --set batch_labelled=2 --set batch_unlabelled=2 "
+    "--set steps=2 --set batch_labelled=2 --set batch_unlabelled=2 "
     "--set eval_every=1 --set val_limit=4 --set runtime.log_every=1"
 )
 A_QUARTER = "--set fraction=0.25"

@@ -171,7 +171,7 @@ class Method:
     def unlabelled_weight(self, step: int) -> float:
         """lambda_u at a step: 0 during the burn-in, then ramped up linearly where configured."""
         loss = self.config.loss
-        done = step + 1 - loss.burn_in_steps
+        done = step + 1 - self.config.burn_in_steps
         if done <= 0:
             return 0.0
         ramp = min(1.0, done / loss.rampup_steps) if loss.rampup_steps else 1.0

@@ -1,6 +1,6 @@
 """SemiRES (arXiv 2406.01451): the teacher's mask is exchanged for candidate masks that match it.
 
-The teacher is the moving average (`ema`), after a burn-in on labelled samples (`loss.burn_in_steps`). With s its weak
+The teacher is the moving average (`ema`), after a burn-in on labelled samples (`loss.burn_in_share`). With s its weak
 mask (Pw >= 0.5) and c the class-agnostic candidates of the image (`stage2_train.candidates`):
 
     IOM   the candidate of highest IoU(s, c), if that exceeds `iou`

@@ -38,7 +38,7 @@ def config_of(root: Path, accumulation: int, burn_in_steps: int) -> TrainConfig:
         root,
         steps=4,
         accumulation=accumulation,
-        loss=SampleLossConfig(burn_in_steps=burn_in_steps),
+        loss=SampleLossConfig(burn_in_share=burn_in_steps / 4),
         segmentor=segmentor_config(root / "tokenizer", dropout=0.0),
         runtime=RuntimeConfig(log_every=1, checkpoint_every=2, tensorboard=False),
     )

@@ -17,9 +17,9 @@ def hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "two" / "c.py").write_text("C = 1\n")
     monkeypatch.setattr(module, "ROOT", tmp_path)
 
-    def hash_now(*packages: str) -> str:
+    def hash_now(*packages: str, without: tuple[str, ...] = ()) -> str:
         module._hash_of.cache_clear()
-        return module.code_version(packages)["sources"]
+        return module.code_version(packages, without)["sources"]
 
     yield hash_now
     module._hash_of.cache_clear()
@@ -35,6 +35,15 @@ def test_any_change_of_the_sources_shows(hashed, tmp_path: Path) -> None:
     assert changed != before and hashed("two") not in (before, changed)
     (tmp_path / "one" / "a.py").rename(tmp_path / "one" / "d.py")
     assert hashed("one", "two") not in (before, changed)
+
+
+def test_what_does_not_count(hashed, tmp_path: Path) -> None:
+    before = hashed("one", "two"), hashed("one", without=("one/sub/",))
+    (tmp_path / "one" / ".#a.py").symlink_to("somebody@somewhere")  # Emacs, while a file is edited
+    (tmp_path / "one" / "sub" / "b.py").write_text("B = 2\n")
+    assert hashed("one", without=("one/sub/",)) == before[1] != hashed("one")
+    (tmp_path / "one" / "sub" / "b.py").write_text("B = 1\n")
+    assert hashed("one", "two") == before[0]
 
 
 def test_this_project_says_its_version() -> None:

@@ -105,7 +105,7 @@ def burnt_in(
         plain = mini_config(root, segmentor=segmentor)
     else:
         plain = plain_config(root, method, segmentor=segmentor)
-    config = apply_overrides(plain, ["loss.burn_in_steps=1"])
+    config = apply_overrides(plain, ["steps=4", "loss.burn_in_share=0.25"])
     model = model_of(config)
     optimizer = build_optimizer(model, config.optim)
     learner = METHODS[method](config)

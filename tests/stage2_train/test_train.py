@@ -455,7 +455,7 @@ def test_the_burn_in_cannot_collapse(mini_root: Path, tmp_path: Path) -> None:
     """Pseudo-labels of its steps teach nobody; the one step after it is not two in a row."""
     alarm = AlarmConfig(patience=2, grace_steps=0, min_foreground=0.98, max_foreground=1.0)
     config = plain_config(mini_root, "fixmatch", alarm=alarm, runtime=RUNTIME, steps=4)
-    config = apply_overrides(config, ["loss.burn_in_steps=3"])
+    config = apply_overrides(config, ["loss.burn_in_share=0.75"])
     assert train(config, tmp_path / "run", quiet=True)["step"] == 4
 
 
@@ -474,7 +474,7 @@ def test_other_methods_run_and_resume(
 ) -> None:
     config = plain_config(mini_root, method, runtime=RUNTIME, steps=3)
     if method in TEACHER_METHODS:  # interrupted in the first step after the burn-in
-        config = apply_overrides(config, ["loss.burn_in_steps=1"])
+        config = apply_overrides(config, ["loss.burn_in_share=0.34"])
     train(config, tmp_path / "whole", quiet=True)
     stopped_after(config, tmp_path / "parts", 2, monkeypatch)
     train(config, tmp_path / "parts", quiet=True)
@@ -489,7 +489,7 @@ def test_a_run_stopped_in_its_burn_in_ends_with_the_same_bits(
 ) -> None:
     """Of methods that learn something of their own, which rests until the burn-in has ended."""
     make = mini_config if method == "l2l" else functools.partial(plain_config, method=method)
-    config = apply_overrides(make(mini_root, runtime=RUNTIME, steps=4), ["loss.burn_in_steps=2"])
+    config = apply_overrides(make(mini_root, runtime=RUNTIME, steps=4), ["loss.burn_in_share=0.5"])
     train(config, tmp_path / "whole", quiet=True)
     stopped_after(config, tmp_path / "parts", 1, monkeypatch)
     train(config, tmp_path / "parts", quiet=True)

@@ -279,7 +279,7 @@ def test_lambda_u_ramps_up(mini_root: Path) -> None:
 
 
 def test_lambda_u_is_zero_in_the_burn_in(mini_root: Path) -> None:
-    loss = SampleLossConfig(lambda_unlabelled=2.0, rampup_steps=2, burn_in_steps=3)
+    loss = SampleLossConfig(lambda_unlabelled=2.0, rampup_steps=2, burn_in_share=0.5)
     method = METHODS["l2l"](mini_config(mini_root, loss=loss))
     assert [method.unlabelled_weight(step) for step in (0, 2, 3, 4, 5)] == [0.0, 0.0, 1.0, 2.0, 2.0]
 
