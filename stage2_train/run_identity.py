@@ -29,10 +29,13 @@ from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, SegmentorCo
 
 AFTERWARDS = (
     "shared/cluster/",
+    "shared/console",
+    "shared/data_commands",
     "shared/doctor",
     "stage2_train/ablate",
     "stage2_train/card_template",
     "stage2_train/cluster_jobs",
+    "stage2_train/commands",
     "stage2_train/export_labels",
     "stage2_train/model_card",
     "stage2_train/predict",

@@ -1,0 +1,176 @@
+"""The commands of stage 1: `l2l priors`, `l2l fetch priors`, `l2l submit priors`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared.console import (
+    DryRun,
+    Json,
+    MovedRoot,
+    Quiet,
+    Set,
+    Site,
+    Store,
+    as_arguments,
+    fetched,
+    only_answers_on_stdout,
+    recipe_of,
+    show,
+    submit_work,
+    text_of_mapping,
+    text_of_models,
+)
+from shared.errors import DataError
+
+
+def priors_run(
+    recipe: Annotated[str, typer.Argument(help="Name in stage1_priors/recipes.py.")],
+    overrides: Set = None,
+    dry_run: DryRun = False,
+    worker: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
+    num_workers: Annotated[int, typer.Option(help="Independent processes that share the store.")] = 1,
+    workers: Annotated[
+        str, typer.Option(help="Start this many workers here and wait for them; auto is one per GPU.")
+    ] = "1",
+    expect: Annotated[
+        Path | None, typer.Option(hidden=True, help="Stop unless this is the store (batch jobs).")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Ask the frozen model for what is missing of a store; does nothing if nothing is."""
+    from shared.config import apply_overrides
+    from stage1_priors.recipes import RECIPES
+
+    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    from stage1_priors.run import describe_plan, run_priors
+    from stage1_priors.workers import num_workers_of, run_workers
+
+    if num_workers > 1 and workers != "1":
+        raise DataError("--workers starts its own workers; it does not go with --worker and --num-workers")
+    with only_answers_on_stdout():
+        if dry_run:
+            answer = describe_plan(config)
+        elif (started_here := num_workers_of(workers)) > 1:
+            arguments = as_arguments(recipe, overrides)
+            answer = {"store": str(run_workers(config, started_here, arguments, quiet=quiet or as_json))}
+        else:
+            still = quiet or as_json
+            store = run_priors(config, worker=worker, num_workers=num_workers, expected=expect, quiet=still)
+            answer = {"store": str(store)}
+    show(answer, as_json, text_of_mapping if dry_run else lambda made: made["store"])
+
+
+def priors_status(store: Store, as_json: Json = False) -> None:
+    """Say how much of a store is done."""
+    from shared.store.verify import store_status
+
+    show(store_status(store), as_json, text_of_mapping)
+
+
+def priors_verify(
+    store: Store,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Let the next run write damaged shards again.")
+    ] = False,
+    complete: Annotated[
+        bool, typer.Option("--complete", help="An unfinished store is no good either.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare every byte of a store with its checksums; exit status 1 if one differs."""
+    from shared.store.verify import repair_store, verify_store
+
+    report = verify_store(store)
+    if repair and not report["ok"]:
+        repair_store(store, report["bad_shards"])
+    show(report, as_json, text_of_mapping)
+    if not report["ok"] or (complete and report["pending_shards"]):
+        raise typer.Exit(1)
+
+
+def priors_score(
+    store: Store,
+    split: Annotated[str | None, typer.Option(help="One split; default all.")] = None,
+    root: MovedRoot = "",
+    as_json: Json = False,
+) -> None:
+    """Score a store's own masks and boxes against the ground truth."""
+    from stage1_priors.quality import score_store
+
+    with only_answers_on_stdout():
+        scores = score_store(store, split, root)
+    show(scores, as_json, text_of_mapping)
+
+
+def priors_inspect(
+    store: Store,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one page to this HTML file instead.")
+    ] = None,
+    text: Annotated[str, typer.Option("--find", help="Part of the expression or of the sample id.")] = "",
+    status: Annotated[str, typer.Option(help="A status, 'without a prior' or 'with a prior'.")] = "",
+    root: MovedRoot = "",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 is any free one.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Look at a store in a browser: answers, confidences, masks over the images; Ctrl-C ends it."""
+    from stage1_priors.inspect import write_inspection
+    from stage1_priors.inspect.catalogue import Query
+
+    query = Query(text=text, status=status)
+    if out is not None:
+        found = write_inspection(store, out, query, root)
+        show({"page": str(out), "found": found}, as_json, lambda made: f"page: {made['page']}")
+        return
+    from stage1_priors.inspect.server import address, make_server
+    from stage1_priors.inspect.view import open_view
+
+    with make_server(open_view(store, root), port) as server:
+        url = address(server) + query.address()
+        show({"url": url}, as_json, lambda made: f"{made['url']} (Ctrl-C ends it)")
+        server.serve_forever()
+
+
+def fetch_priors(
+    recipe: Annotated[str, typer.Argument(help="Name in stage1_priors/recipes.py.")],
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the multimodal model and the mask proposer's, with their processors."""
+    from shared.config import apply_overrides
+    from stage1_priors.recipes import RECIPES
+
+    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    from stage1_priors.hub_models import hub_models
+
+    show({"models": fetched(hub_models(config))}, as_json, text_of_models)
+
+
+def submit_priors(
+    recipe: Annotated[str, typer.Argument(help="Name in stage1_priors/recipes.py.")],
+    overrides: Set = None,
+    tasks: Annotated[int, typer.Option(min=1, help="Workers, one GPU each.")] = 8,
+    site: Site = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Fill a prior store by an array of workers, then verify it. Submit it again to go on, with any --tasks."""
+    from shared.config import apply_overrides
+    from stage1_priors.recipes import RECIPES
+
+    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    from shared.cluster.script import own_interpreter
+    from shared.cluster.site import read_site
+    from shared.cluster.submit import has_slurm
+    from stage1_priors.cluster_jobs import plan_work
+    from stage1_priors.hub_models import hub_models
+
+    if not dry_run:
+        fetched(hub_models(config))
+    with only_answers_on_stdout():
+        elsewhere = own_interpreter(read_site(site)) if has_slurm() else []
+        work = plan_work(config, as_arguments(recipe, overrides), tasks, elsewhere)
+    submit_work(work, site, dry_run, as_json)

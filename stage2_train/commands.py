@@ -1,0 +1,467 @@
+"""The commands of stage 2: training, scoring, grids, prediction, reports, and their batch jobs."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared.console import (
+    DryRun,
+    Json,
+    MovedRoot,
+    Quiet,
+    Set,
+    Site,
+    as_arguments,
+    fetched,
+    only_answers_on_stdout,
+    recipe_of,
+    show,
+    speaks,
+    submit_work,
+    text_of_mapping,
+    text_of_models,
+)
+from shared.errors import DataError
+
+if TYPE_CHECKING:
+    from stage2_train.config import TrainConfig
+
+After = Annotated[
+    Path | None,
+    typer.Option(
+        "--after",
+        metavar="STORE",
+        help="Read this store, and begin once the jobs that fill it have ended well; else be cancelled.",
+    ),
+]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    overrides: Set = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run folder; default runs/<recipe>.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that is already there.")] = False,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Stage 2: train a run to its end, or go on with it."""
+    from shared.config import apply_overrides, config_to_dict
+    from stage2_train.recipes import RECIPES
+
+    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    folder = out or Path("runs") / recipe
+    _say_what_is_idle(config, overrides or [])
+    if dry_run:
+        from stage2_train.inputs import describe
+
+        with only_answers_on_stdout():
+            plan = {
+                "recipe": recipe,
+                "run": str(folder),
+                "config": config_to_dict(config),
+                "plan": describe(config),
+            }
+        show(plan, as_json, lambda made: f"run: {made['run']}\n{made['plan']}")
+        return
+    from stage2_train.train import train as train_run
+
+    with only_answers_on_stdout():
+        done = train_run(
+            config, folder, resume=resume, recipe=recipe, overrides=overrides or [], quiet=quiet or as_json
+        )
+    if speaks():
+        show({"run": str(folder), **done}, as_json, lambda made: _text_of_run(folder, made))
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="Split to score; may be repeated. Default val.")
+    ] = None,
+    store: Annotated[
+        str, typer.Option(help="Store for the prior's own score; default the run's, or the one that fits.")
+    ] = "",
+    root: MovedRoot = "",
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Another data set under --root, for example refcoco+.")
+    ] = "",
+    split_by: Annotated[str, typer.Option("--split-by", help="Its split; default the run's.")] = "",
+    data_name: Annotated[
+        str, typer.Option(metavar="NAME", help="What to call data other than the run's; default --dataset.")
+    ] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Sentences per pass.")] = 64,
+    limit: Annotated[int, typer.Option(min=0, help="Evenly spaced sentences to score; 0 is all.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read images.")] = 0,
+    self_guided: Annotated[
+        bool, typer.Option("--self-guided", help="Also score a second pass that sees the first one's mask.")
+    ] = False,
+    with_prior: Annotated[
+        bool,
+        typer.Option(
+            "--with-prior", help="Also score a pass that is given the frozen prior: another method, named so."
+        ),
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Score a run's network, which sees no prior, and write `eval/<split>.json` and `.jsonl`.
+
+    On other data than it was trained on (--root, --dataset, --data-name) they are `eval/<name>-<split>`. With --limit
+    nothing is written: a part of a split is not its score.
+    """
+    from stage2_train.evaluate import evaluate_run
+
+    with only_answers_on_stdout():
+        scores = {
+            name: evaluate_run(
+                run,
+                name,
+                store=store,
+                root=root,
+                dataset_name=dataset,
+                split_by=split_by,
+                data_name=data_name,
+                batch=batch,
+                limit=limit,
+                workers=workers,
+                self_guided=self_guided,
+                with_prior=with_prior,
+                write=not limit,
+                quiet=quiet or as_json,
+            )
+            for name in split or ["val"]
+        }
+    if speaks():
+        show(scores, as_json, lambda result: _text_of_scores(run, result))
+
+
+def ablate(
+    grid: Annotated[
+        Path, typer.Argument(metavar="GRID", help="TOML file; stage2_train/grids/ holds examples.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the runs; default runs/<name of the file>.")
+    ] = None,
+    overrides: Set = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at once.")] = 1,
+    only: Annotated[
+        str, typer.Option(metavar="I/N", help="Take share I of N, from 0: for job arrays.")
+    ] = "0/1",
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train and score a grid of runs over one prior store, and print one table.
+
+    Run it again to go on: finished runs are skipped. Exit status 1 if a run of this share is not finished.
+    """
+    from stage2_train.ablate_grid import read_grid
+
+    cells, folder = read_grid(grid, overrides or []), out or Path("runs") / grid.stem
+    from stage2_train.ablate import describe_grid, parse_share, run_grid
+    from stage2_train.ablate_table import as_text
+
+    with only_answers_on_stdout():
+        share = parse_share(only)
+        answer = (
+            describe_grid(cells, folder)
+            if dry_run
+            else run_grid(cells, folder, jobs=jobs, only=share, quiet=quiet or as_json)
+        )
+    show(answer, as_json, _text_of_cells if dry_run else as_text)
+    if not dry_run and answer["own_unfinished"]:
+        raise typer.Exit(1)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a model's folder.")],
+    image: Annotated[Path | None, typer.Argument(metavar="IMAGE", help="Image file.")] = None,
+    expression: Annotated[str, typer.Argument(metavar="EXPRESSION", help="What to look for.")] = "",
+    jsonl: Annotated[
+        Path | None,
+        typer.Option(
+            "--jsonl", metavar="FILE", help="Many pairs: {image, expression}, and an id if any, a line."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the results go.")] = Path("predictions"),
+    batch: Annotated[int, typer.Option(min=1, help="Pairs per pass.")] = 16,
+    no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Leave the overlay PNG out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Segment an image, or the pairs of a file: mask PNG, overlay PNG and JSON with the RLE, at the original size.
+
+    A file's lines that cannot be used get an error instead, and the exit status is 1; run again, a job goes on.
+    """
+    if (jsonl is None) == (image is None):
+        raise DataError("predict needs either IMAGE and EXPRESSION, or --jsonl FILE")
+    from stage2_train.predict import predict_one
+    from stage2_train.predict_lines import predict_jsonl
+
+    with only_answers_on_stdout():
+        if jsonl is not None:
+            answer = predict_jsonl(model, jsonl, out, batch=batch, with_overlay=not no_overlay)
+        else:
+            assert image is not None
+            answer = predict_one(model, image, expression, out, with_overlay=not no_overlay)
+    show(answer, as_json, text_of_mapping)
+    if answer.get("num_failed"):
+        raise typer.Exit(1)
+
+
+def export_labels_of(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where to write; default RUN/labels.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sentences per pass.")] = 16,
+    limit: Annotated[int, typer.Option(min=0, help="First sentences alone; 0 is all.")] = 0,
+    root: MovedRoot = "",
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write the pseudo-labels of the unlabelled sentences as COCO JSON and in the REFER layout."""
+    from stage2_train.export_labels import export_labels
+
+    with only_answers_on_stdout():
+        answer = export_labels(
+            run, out or run / "labels", batch=batch, limit=limit, root=root, quiet=quiet or as_json
+        )
+    show(answer, as_json, text_of_mapping)
+
+
+def params(
+    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Count the trainable parameters of a recipe, part by part; no weights are read."""
+    from shared.config import apply_overrides
+    from stage2_train.recipes import RECIPES
+
+    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    from stage2_train.params import count_parameters
+
+    show(count_parameters(config.segmentor), as_json, _text_of_counts)
+
+
+def weights_convert(
+    source: Annotated[Path, typer.Argument(metavar="IN.pth", help="The published checkpoint.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The file to write.")],
+    family: Annotated[str, typer.Option("--from", metavar="FAMILY", help="swin or lavt.")],
+    as_json: Json = False,
+) -> None:
+    """Rename the tensors of a published Swin or LAVT checkpoint; nothing in it is executed."""
+    from stage2_train.official_weights import convert
+
+    show(convert(source, target, family), as_json, text_of_mapping)
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of runs, and of grids, which stand for their finished runs; the first is the main one.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="HTML file; default report.html in the first folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML report of some runs, and print a short table."""
+    from stage2_train.report import write_report
+
+    with only_answers_on_stdout():
+        path, table = write_report(runs, out)
+    show(
+        {"report": str(path), "table": table},
+        as_json,
+        lambda made: f"{made['table']}\n\nreport: {made['report']}",
+    )
+
+
+def fetch_train(
+    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the network's towers and tokenizer."""
+    from shared.config import apply_overrides
+    from stage2_train.recipes import RECIPES
+
+    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    from stage2_train.hub_models import hub_models
+
+    show({"models": fetched(hub_models(config.segmentor))}, as_json, text_of_models)
+
+
+def fetch_ablate(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="TOML file.")],
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch the towers and tokenizers of all runs of a grid."""
+    from stage2_train.ablate_grid import read_grid
+    from stage2_train.cluster_jobs import hub_models_of
+
+    models = hub_models_of(read_grid(grid, overrides or []))
+    show({"models": fetched(models)}, as_json, text_of_models)
+
+
+def submit_train(
+    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    overrides: Set = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Run folder; default runs/<recipe>.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    processes: Annotated[
+        int, typer.Option(min=0, help="Processes per node; 0: one per GPU of the site's nodes.")
+    ] = 0,
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="Split to score once the run is finished; may be repeated."),
+    ] = None,
+    after: After = None,
+    site: Site = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train a run, or go on with it. Before its time is up it writes a checkpoint and is queued again."""
+    from shared.cluster.site import read_site
+    from shared.config import apply_overrides
+    from stage2_train.recipes import RECIPES
+
+    changes = _with_store_of(after, overrides)
+    config = apply_overrides(recipe_of(RECIPES, recipe), changes)
+    from stage2_train.cluster_jobs import plan_training
+    from stage2_train.hub_models import hub_models
+
+    _say_what_is_idle(config, overrides or [])
+    folder, each = out or Path("runs") / recipe, processes or max(1, read_site(site).gpus_per_node)
+    if not dry_run:
+        fetched(hub_models(config.segmentor))
+    with only_answers_on_stdout():
+        arguments = as_arguments(recipe, changes)
+        work = plan_training(
+            config, arguments, folder, nodes, each, after=_jobs_of(after), splits=split or []
+        )
+    submit_work(work, site, dry_run, as_json)
+
+
+def submit_ablate(
+    grid: Annotated[Path, typer.Argument(metavar="GRID", help="TOML file.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the runs; default runs/<name of the file>.")
+    ] = None,
+    overrides: Set = None,
+    tasks: Annotated[int, typer.Option(min=0, help="Tasks, one GPU each; 0: one per run of the grid.")] = 0,
+    after: After = None,
+    site: Site = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Train and score a grid of runs by an array. Submit it again to go on, with any --tasks."""
+    from stage2_train.ablate_grid import read_grid
+    from stage2_train.cluster_jobs import hub_models_of, plan_grid
+
+    changes = _with_store_of(after, overrides)
+    cells = read_grid(grid, changes)
+    if not dry_run:
+        fetched(hub_models_of(cells))
+    with only_answers_on_stdout():
+        folder = out or Path("runs") / grid.stem
+        work = plan_grid(cells, folder, tasks, changes, after=_jobs_of(after))
+    submit_work(work, site, dry_run, as_json)
+
+
+def _say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:
+    """Tell the user of changes that make no difference to a run."""
+    from stage2_train.idle_fields import idle_overrides
+
+    if speaks():
+        for line in idle_overrides(config, overrides):
+            print(f"note: {line}", file=sys.stderr, flush=True)
+
+
+def _with_store_of(after: Path | None, overrides: list[str] | None) -> list[str]:
+    """Changes to a recipe, and the one that lets it read the store it waits for.
+
+    Raises:
+        DataError: A store is named besides.
+    """
+    given = list(overrides or [])
+    if after is None:
+        return given
+    if any(change.partition("=")[0].strip() == "store" for change in given):
+        raise DataError("--after names the store that is read; leave out --set store=...")
+    return [*given, f"store={after}"]
+
+
+def _jobs_of(after: Path | None) -> tuple[str, ...]:
+    """Ids of the jobs that still write a store; none if it is written, or nobody writes it."""
+    from shared.cluster.submit import jobs_folder, unended
+
+    return () if after is None else tuple(unended(jobs_folder(after)))
+
+
+def _text_of_run(folder: Path, done: Mapping[str, Any]) -> str:
+    if done.get("already_finished"):
+        return f"{folder}: finished before, nothing to do"
+    return f"{folder}: {done['step']} steps in {done['seconds']:.0f} s"
+
+
+def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line per split, resolution and scorer: the network, its further passes, the frozen prior alone."""
+    names = ("oiou", "miou", "pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9")
+    lines = [str(run), f"{'split':<7}{'size':<10}{'scored':<13}" + "".join(f"{name:>8}" for name in names)]
+    for split, result in scores.items():
+        size = "x".join(map(str, result["resolution"]))
+        scorers = {
+            "network": result,
+            "self-guided": result.get("self_guided"),
+            "with prior": result.get("with_prior"),
+            "frozen prior": result.get("prior"),
+        }
+        for scorer, found in scorers.items():
+            for frame, shown in (("original", "original"), ("model", size)):
+                if found:
+                    cells = "".join(f"{found[frame][name]:>8.4f}" for name in names)
+                    lines.append(f"{split:<7}{shown:<10}{scorer:<13}{cells}")
+        if result.get("with_prior"):
+            lines.append(
+                f"{split:<7}with prior: another method, which needs the frozen model's answer to every sentence"
+            )
+        if not result.get("prior"):
+            lines.append(f"{split:<7}{result['prior_note']}")
+        if result["shared_with_train"]:
+            lines.append(
+                f"{split:<7}{result['shared_with_train']} of {result['num']} sentences are of images that are train "
+                "images, too"
+            )
+        if result["limit"]:
+            lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
+    return "\n".join(lines)
+
+
+def _text_of_cells(plan: Mapping[str, Any]) -> str:
+    """A line per cell: its state, name and recipe with changes."""
+    store = plan["store"]["path"] if plan["store"] else "none needed"
+    lines = [f"out: {plan['out']}", f"store: {store}", f"reference: {plan['reference']}"]
+    for name, cell in plan["cells"].items():
+        changes = " ".join(f"--set {change}" for change in cell["changes"])
+        lines.append(f"{cell['state']:<12}{name}: {cell['recipe']} {changes}")
+        if cell["reason"]:
+            lines.append(f"{'':<12}{cell['reason']}")
+    return "\n".join(lines)
+
+
+def _text_of_counts(counts: Mapping[str, int]) -> str:
+    return "\n".join(f"{name:<10} {number:>13,}" for name, number in counts.items())
