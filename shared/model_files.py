@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from shared.errors import DataError
 
-MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model", ".bin")
+MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
 """Files of a model folder that can change what the model gives."""
 WHOLE_FILE_BYTES = 64 * 2**20
 """Files up to this size are hashed whole; of larger ones size, first and last MiB, and samples between."""
@@ -21,8 +21,11 @@ the tensors that it moves at all."""
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a folder that can change what its model gives, by name."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in MODEL_SUFFIXES)
+    """The files of a folder that can change what its model gives, by name; `.bin` where there are no safetensors."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    has_safetensors = any(path.suffix == ".safetensors" for path in files)
+    suffixes = MODEL_SUFFIXES if has_safetensors else (*MODEL_SUFFIXES, ".bin")
+    return [path for path in files if path.suffix in suffixes]
 
 
 def hash_model_files(folder: Path) -> str:

@@ -246,6 +246,12 @@ def progress(
             bar.update()
 
 
+def say(text: str, quiet: bool = False) -> None:
+    """One message for a person, on standard error."""
+    if not quiet:
+        print(text, file=sys.stderr, flush=True)
+
+
 def duration(seconds: float) -> str:
     """Seconds as `42 s`, `3 min 5 s` or `2 h 10 min`."""
     whole = round(seconds)

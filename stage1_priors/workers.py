@@ -200,8 +200,9 @@ def require_memory(config: PriorsConfig | ImportConfig, num_workers: int, on_gpu
     free = _available_gb()
     if free is not None and num_workers * each > free:
         raise DataError(
-            f"{num_workers} workers take {num_workers * each:.3g} GiB for their caches (engine.image_cache_gb"
-            f"{'' if on_gpus else ', engine.kv_cache_gb'}), and this machine has {free:.3g} GiB left"
+            f"{f'{num_workers} workers take' if num_workers > 1 else 'this run takes'} {num_workers * each:.3g} GiB "
+            f"for caches (engine.image_cache_gb{'' if on_gpus else ', engine.kv_cache_gb'}), and this machine has "
+            f"{free:.3g} GiB left"
         )
 
 

@@ -25,13 +25,14 @@ from shared.runlog import ProgressBar
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
 from stage1_priors import engine as engine_module
+from stage1_priors.asked_shards import Timing
 from stage1_priors.chunks import PIXEL_BYTES, PREPARED_NUMBERS
 from stage1_priors.cluster_jobs import plan_work
 from stage1_priors.engine import Answer
 from stage1_priors.job import describe_plan
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.proposers import PROPOSERS, BoxProposer
-from stage1_priors.run import Timing, run_priors
+from stage1_priors.run import run_priors
 from stage1_priors.workers import run_workers
 from tests.stage1_priors.fake_engine import FakeEngine, engine_stopped_after, random_box_answer
 
@@ -567,7 +568,7 @@ def test_a_run_says_what_the_engine_waited_for_and_what_its_caches_gave(config, 
 
 
 def test_progress_tells_rate_time_left_answers_and_waiting(config, capsys, monkeypatch):
-    monkeypatch.setattr("stage1_priors.run.ProgressBar", functools.partial(ProgressBar, every_s=0.0))
+    monkeypatch.setattr("stage1_priors.asked_shards.ProgressBar", functools.partial(ProgressBar, every_s=0.0))
     run_priors(config, engine_factory=FakeEngine(delay_s=0.01).factory)
     lines = re.findall(r"^priors \[.*$", capsys.readouterr().err, re.MULTILINE)
     told = r"priors \[ok 100\.0%; engine waits \d+%\]: 100/\d+ pairs \(\d+%\), [\d.]+ pairs/s, \d+ s left"
@@ -581,3 +582,11 @@ def test_timing_counts_what_is_inside():
         raise KeyError
     assert 1.0 < timing.images < 1.5
     assert Timing().waiting == 0.0 and "cache" not in timing.line({})
+
+
+def test_a_run_that_cannot_fit_into_memory_is_refused_before_its_store_is_made(config, monkeypatch):
+    monkeypatch.setattr("stage1_priors.workers._available_gb", lambda: 0.1)
+    config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, kind="vllm"))
+    with pytest.raises(DataError, match=r"this run takes .* GiB for caches .*this machine has 0.1 GiB left"):
+        run_priors(config, quiet=True)
+    assert not list(Path(config.cache_root).glob("*.zarr"))

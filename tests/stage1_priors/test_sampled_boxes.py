@@ -15,7 +15,7 @@ from stage1_priors.engine import Answer
 from stage1_priors.families import LLAVA_ONEVISION, QWEN2_5_VL
 from stage1_priors.quality import score_store
 from stage1_priors.run import run_priors
-from stage1_priors.samples import mean_pairwise_iou, read_samples
+from stage1_priors.sampled_boxes import mean_pairwise_iou, read_samples
 from stage1_priors.transformers_engine import keyed_noise
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
 
