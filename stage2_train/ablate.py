@@ -27,7 +27,8 @@ from typing import Any
 import torch
 
 from shared.errors import DataError
-from shared.json_files import read_json, write_json
+from shared.grid_folders import FAILED_FILE, failure_of, is_finished
+from shared.json_files import write_json
 from shared.refer import ReferringDataset
 from shared.runlog import ProgressBar
 from shared.store.publish import publish_file
@@ -60,7 +61,7 @@ from stage2_train.run_identity import (
 )
 from stage2_train.train import RESUBMIT_EXIT_CODE
 
-LOG_FILE, FAILED_FILE = "cell.log", "failed.json"
+LOG_FILE = "cell.log"
 
 DONE, FAILED, PART, TODO, BUSY_STATE = "done", "failed", "interrupted", "to do", "busy"
 """States of a cell."""
@@ -164,16 +165,14 @@ def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
             require_same_split(run, opened.splits[cell.fraction, cell.config.split_seed])
     except DataError as error:
         return State(state=FAILED, reason=str(error))
-    scored = all(is_scored(run, split, opened.masks[split]) for split in grid.splits)
-    if (run / "done.json").is_file() and scored:
+    if is_finished(run) and all(is_scored(run, split, opened.masks[split]) for split in grid.splits):
         return State(state=DONE)
     return _failure(run) or State(state=PART)
 
 
 def _failure(run: Path) -> State | None:
-    if not (run / FAILED_FILE).is_file():
-        return None
-    return State(state=FAILED, reason=str(read_json(run / FAILED_FILE).get("reason")))
+    reason = failure_of(run)
+    return None if reason is None else State(state=FAILED, reason=reason)
 
 
 def describe_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> dict[str, Any]:

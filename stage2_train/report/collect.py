@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import DataError
-from stage2_train.report.grids import CELL
+from shared.grid_folders import CELL
 from stage2_train.run_identity import identity_of
 
 SPLIT_ORDER = ("val", "testA", "testB", "test", "train")

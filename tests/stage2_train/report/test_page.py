@@ -11,6 +11,7 @@ import pytest
 
 from shared.errors import DataError
 from stage2_train.report import write_report
+from stage2_train.report.grids import expand
 from tests.stage2_train.report.fake_runs import HOSTILE
 
 VOID = {"meta", "br", "input", "img", "hr", "link"}
@@ -197,6 +198,15 @@ def test_a_grid_stands_for_its_finished_runs(make_run, tmp_path):
     names = re.findall(r"(?m)^(\S*seed-\S*) ", text)
     assert names == ["base/fraction-0.05/seed-9", "l2l/fraction-0.05/seed-9", "l2l/fraction-0.05/seed-10",
                      "l2l/fraction-0.1/seed-9"]  # fmt: skip
+
+
+def test_a_run_named_twice_counts_once(make_run, tmp_path):
+    cells = [make_run(f"l2l/fraction-0.1/seed-{seed}") for seed in (-1, 9)]
+    (make_run("l2l/fraction-0.1/seed-10") / "done.json").unlink()
+    grid = tmp_path / "runs"
+    assert expand([grid, cells[1], grid / "l2l" / ".." / "l2l" / "fraction-0.1" / "seed--1"])[0] == cells
+    unfinished = cells[0].with_name("seed-10")
+    assert expand([grid, unfinished]) == ([*cells, unfinished], [])  # asked for by name
 
 
 def test_a_folder_of_neither_runs_nor_a_grid_is_refused(make_run, tmp_path):
