@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from shared.cluster.status import is_written_here, why_ended
 from shared.errors import DataError
 from shared.grid_folders import FAILED_FILE, failure_of, is_finished
 from shared.json_files import write_json
@@ -167,6 +168,8 @@ def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
         return State(state=FAILED, reason=str(error))
     if is_finished(run) and all(is_scored(run, split, opened.masks[split]) for split in grid.splits):
         return State(state=DONE)
+    if is_written_here(run):
+        return State(state=BUSY_STATE, reason="another process has it")
     return _failure(run) or State(state=PART)
 
 
@@ -330,7 +333,7 @@ class _Pool:
         path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
         environment = {**os.environ, "PYTHONPATH": path}
         if self.jobs > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.jobs)))
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             devices = [name for name in visible if name] or [str(i) for i in range(torch.cuda.device_count())]
             if len(devices) > 1:
@@ -371,7 +374,7 @@ def _outcome(run: Path, status: int, start: int) -> State | None:
     else:
         lines = (run / LOG_FILE).read_bytes()[start:].decode(errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
-        reason = said[-1].removeprefix("error: ") if said else f"exit status {status}"
+        reason = why_ended(said).removeprefix("error: ") if said else f"exit status {status}"
     write_json(run / FAILED_FILE, {"reason": reason, "exit_status": status})
     return State(state=FAILED, reason=reason)
 

@@ -264,7 +264,7 @@ def _fare(folder: Path, name: str, number: int, job: str, now: float) -> dict[st
     if record["job"] != job:
         return {"state": "waiting", "host": "", "restarts": 0, "log": "", "why": "not started"}
     lines = _latest_start(folder / record["log"])
-    said = _reason(lines)
+    said = why_ended(lines)[:300]
     if record["state"] == "running":
         state, why = "running", ""
         if silent > SILENT_S:
@@ -290,8 +290,8 @@ def _latest_start(log: Path) -> list[str]:
     return [line.strip() for line in lines[starts[-1] if starts else 0 :] if line.strip()]
 
 
-def _reason(lines: Sequence[str]) -> str:
-    """The line that says most of how a start ended.
+def why_ended(lines: Sequence[str]) -> str:
+    """The line of a log that says most of how a start ended.
 
     That is its last `error:`, else that it was stopped in order, else the first exception (others follow from it: other
     processes lose their peer, a launcher its children), else its last line.
@@ -299,7 +299,7 @@ def _reason(lines: Sequence[str]) -> str:
     errors = [line for line in lines if line.startswith("error: ")]
     stopped = [line for line in lines if line.startswith("stopped at ")]
     raised = [line for line in lines if _RAISED.match(line) and not _LAUNCHER.match(line)]
-    return (errors[-1:] or stopped[-1:] or raised[:1] or lines[-1:] or ["nothing"])[0][:300]
+    return (errors[-1:] or stopped[-1:] or raised[:1] or lines[-1:] or ["nothing"])[0]
 
 
 def format_status(status: Mapping[str, Any]) -> str:
