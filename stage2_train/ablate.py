@@ -409,7 +409,7 @@ def _summary(
         "unfinished": unfinished,
         "data": {"dataset": data.dataset, "split_by": data.split_by, "fingerprint": opened.data_fingerprint},
         "model_sizes": model_sizes(scores),
-        "prior": prior_scores(grid, scores),
+        "prior": prior_scores(scores),
         "rows": rows_as_json(build_rows(grid, done, scores)),
     }
 
