@@ -40,15 +40,15 @@ class EvalData:
     """Name of the split."""
     summary: dict[str, Any]
     """`eval/<split>.json` as written."""
-    sample_ids: tuple[str, ...] = ()
+    sample_ids: tuple[str, ...]
     """Identities of the sentences, each once; empty if `eval/<split>.jsonl` is missing."""
-    expressions: tuple[str, ...] = ()
+    expressions: tuple[str, ...]
     """The sentences."""
-    image_ids: tuple[str, ...] = ()
+    image_ids: tuple[str, ...]
     """Of the image of each."""
-    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    columns: dict[str, np.ndarray]
     """f64 [num sentences] by name in `FIELDS`, NaN where one is absent."""
-    file: Path = Path()
+    file: Path
     """`eval/<split>.jsonl`."""
 
     @classmethod

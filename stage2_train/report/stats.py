@@ -152,8 +152,6 @@ def paired_difference(first: EvalData, second: EvalData) -> Interval | None:
 
 def agreement(data: EvalData) -> Agreement | None:
     """Who is right at IoU 0.5, per sentence; None without the prior's per-sentence scores."""
-    if not data.sample_ids:
-        return None
     iou_N, prior_N = data.columns["iou_original"], data.columns["prior_iou_original"]
     known_N = np.isfinite(iou_N) & np.isfinite(prior_N)
     if not known_N.any():
