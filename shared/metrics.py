@@ -20,6 +20,15 @@ from typing import Any
 PRECISION_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """IoU thresholds of Pr@t."""
 
+LENGTH_BUCKETS: tuple[tuple[str, int], ...] = (
+    ("1-2", 2),
+    ("3-4", 4),
+    ("5-7", 7),
+    ("8-11", 11),
+    ("12+", 10**9),
+)
+"""Name and largest number of words of each bucket of sentences."""
+
 
 def iou_counts(pred_bool: Any, true_bool: Any) -> tuple[int, int]:
     """Pixels in the intersection and in the union of two boolean masks.

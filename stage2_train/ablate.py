@@ -26,8 +26,10 @@ from typing import Any
 
 import torch
 
+from shared.cluster.status import is_written_here, why_ended
 from shared.errors import DataError
-from shared.json_files import read_json, write_json
+from shared.grid_folders import FAILED_FILE, failure_of, is_finished
+from shared.json_files import write_json
 from shared.refer import ReferringDataset
 from shared.runlog import ProgressBar
 from shared.store.publish import publish_file
@@ -60,7 +62,7 @@ from stage2_train.run_identity import (
 )
 from stage2_train.train import RESUBMIT_EXIT_CODE
 
-LOG_FILE, FAILED_FILE = "cell.log", "failed.json"
+LOG_FILE = "cell.log"
 
 DONE, FAILED, PART, TODO, BUSY_STATE = "done", "failed", "interrupted", "to do", "busy"
 """States of a cell."""
@@ -164,16 +166,16 @@ def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
             require_same_split(run, opened.splits[cell.fraction, cell.config.split_seed])
     except DataError as error:
         return State(state=FAILED, reason=str(error))
-    scored = all(is_scored(run, split, opened.masks[split]) for split in grid.splits)
-    if (run / "done.json").is_file() and scored:
+    if is_finished(run) and all(is_scored(run, split, opened.masks[split]) for split in grid.splits):
         return State(state=DONE)
+    if is_written_here(run):
+        return State(state=BUSY_STATE, reason="another process has it")
     return _failure(run) or State(state=PART)
 
 
 def _failure(run: Path) -> State | None:
-    if not (run / FAILED_FILE).is_file():
-        return None
-    return State(state=FAILED, reason=str(read_json(run / FAILED_FILE).get("reason")))
+    reason = failure_of(run)
+    return None if reason is None else State(state=FAILED, reason=reason)
 
 
 def describe_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> dict[str, Any]:
@@ -331,7 +333,7 @@ class _Pool:
         path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH", "")) if part)
         environment = {**os.environ, "PYTHONPATH": path}
         if self.jobs > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // self.jobs)))
             visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
             devices = [name for name in visible if name] or [str(i) for i in range(torch.cuda.device_count())]
             if len(devices) > 1:
@@ -372,7 +374,7 @@ def _outcome(run: Path, status: int, start: int) -> State | None:
     else:
         lines = (run / LOG_FILE).read_bytes()[start:].decode(errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
-        reason = said[-1].removeprefix("error: ") if said else f"exit status {status}"
+        reason = why_ended(said).removeprefix("error: ") if said else f"exit status {status}"
     write_json(run / FAILED_FILE, {"reason": reason, "exit_status": status})
     return State(state=FAILED, reason=reason)
 
@@ -407,7 +409,7 @@ def _summary(
         "unfinished": unfinished,
         "data": {"dataset": data.dataset, "split_by": data.split_by, "fingerprint": opened.data_fingerprint},
         "model_sizes": model_sizes(scores),
-        "prior": prior_scores(grid, scores),
+        "prior": prior_scores(scores),
         "rows": rows_as_json(build_rows(grid, done, scores)),
     }
 

@@ -100,7 +100,7 @@ def panels_of(answer: Mapping[str, Any]) -> tuple[list[str], list[Panel]]:
 
 
 def _range(panels: Sequence[Panel]) -> tuple[float, float]:
-    """What the axis of values spans: all bars and the priors, and a little more."""
+    """What the axis of values spans: all bars and the priors, and a little more; bars are cut at 0 and 1."""
     ends = [panel.prior for panel in panels if panel.prior is not None]
     for panel in panels:
         for one in panel.series:
@@ -120,7 +120,7 @@ def _lines(
     top = legend_height + TITLE
 
     def down(value: float) -> float:
-        return round(top + PANEL_HEIGHT * (high - value) / (high - low), 1)
+        return round(top + PANEL_HEIGHT * (high - min(max(value, low), high)) / (high - low), 1)
 
     values = ticks(low, high, 5)
     for number, panel in enumerate(panels):
@@ -176,7 +176,7 @@ def _rows(
         left = round(names + number * (PANEL_WIDTH + GAP))
 
         def across(value: float, left: float = left) -> float:
-            return round(left + PANEL_WIDTH * (value - low) / (high - low), 1)
+            return round(left + PANEL_WIDTH * (min(max(value, low), high) - low) / (high - low), 1)
 
         parts.append(f'<text {look("strong")} x="{left}" y="16">{escape(panel.title)}</text>')
         for value, text in zip(values, tick_texts(values), strict=True):

@@ -110,9 +110,7 @@ def _sd(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def prior_scores(
-    grid: Grid, scores: Mapping[tuple[str, str], Mapping[str, Any]]
-) -> dict[str, dict[str, Any]]:
+def prior_scores(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The frozen prior's own score on each split, from the first finished cell that has it."""
     found: dict[str, dict[str, Any]] = {}
     for (_, split), result in scores.items():

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.masks import encode_rle, resize_mask_nearest
-from shared.metrics import SegmentationMeter, iou, iou_counts
+from shared.metrics import LENGTH_BUCKETS, SegmentationMeter, iou, iou_counts
 from shared.refer import ReferringDataset
 from shared.runlog import progress
 from shared.store.publish import publish_file
@@ -51,15 +51,6 @@ from stage2_train.transforms import resize_image, resize_prior, upsample
 FRAMES = ("model", "original")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
-
-LENGTH_BUCKETS: tuple[tuple[str, int], ...] = (
-    ("1-2", 2),
-    ("3-4", 4),
-    ("5-7", 7),
-    ("8-11", 11),
-    ("12+", 10**9),
-)
-"""Name and largest number of words of each bucket."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from shared.errors import DataError
 from shared.image_pack import PACK_NAME
 from shared.masks import encode_rle, mask_box_xyxy_px, resize_mask_nearest
 from shared.runlog import progress
-from shared.store.publish import publish_file
+from shared.store.publish import disk_errors, publish_file
 from shared.types import Sample
 from stage2_train.batch import UnlabelledPart
 from stage2_train.config import TrainConfig
@@ -69,7 +69,7 @@ def export_labels(
 
     Raises:
         DataError: An unfinished run, one whose method makes no pseudo-labels, data or priors that are gone, or a folder
-            that holds labels already or a link to other images.
+            that holds labels already or a link to other images, or that cannot be written to.
     """
     run, out = Path(run), Path(out)
     config = read_run_config(run, root)
@@ -203,13 +203,14 @@ def _write(
         "annotations": list(annotations),
         "categories": [CATEGORY],
     }
-    folder.mkdir(parents=True, exist_ok=True)
     refs = pickle.dumps(
         [_ref(sample, row["id"]) for sample, row in zip(samples, annotations, strict=True)], protocol=2
     )
     files = {f"refs({config.data.split_by}).p": refs, "instances.json": json.dumps(document).encode()}
-    for name, data in files.items():
-        publish_file(folder / name, data)
+    with disk_errors(folder, "the labels", "nothing was lost"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            publish_file(folder / name, data)
 
 
 def _image_links(out: Path, config: TrainConfig) -> dict[Path, Path]:

@@ -18,6 +18,7 @@ from PIL import Image
 from shared.errors import DataError
 from shared.images import read_image
 from shared.masks import encode_rle, mask_box_xyxy_px
+from shared.store.publish import disk_errors
 from stage2_train.backbones.images import normalise_image
 from stage2_train.run_files import model_folder
 from stage2_train.segmentor import ReferringSegmentor
@@ -106,7 +107,7 @@ def predict_one(
         The content of the JSON file, with the `files` written.
 
     Raises:
-        DataError: An unusable model or image, or a blank expression.
+        DataError: An unusable model or image, a blank expression, or a folder that cannot be written to.
     """
     if not expression.strip():
         raise DataError("the expression is blank")
@@ -153,14 +154,19 @@ def write_prediction(
 
     Returns:
         The record with the images among them under `files`, as the JSON holds it.
+
+    Raises:
+        DataError: The disk is full or forbids it, or a file is in the folder's place.
     """
-    files["json"].parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(found.mask_hw.astype(np.uint8) * 255).save(files["mask"])
-    if "overlay" in files:
-        overlay(picture, found.mask_hw).save(files["overlay"])
+    folder = files["json"].parent
     images = {kind: str(path) for kind, path in files.items() if kind != "json"}
     record = {**record, "files": images}
-    files["json"].write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
+    with disk_errors(folder, "a prediction", "earlier ones are safe"):
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(found.mask_hw.astype(np.uint8) * 255).save(files["mask"])
+        if "overlay" in files:
+            overlay(picture, found.mask_hw).save(files["overlay"])
+        files["json"].write_text(json.dumps(record, ensure_ascii=False) + "\n", encoding="utf-8")
     return record
 
 

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from shared.errors import DataError
 from shared.image_pack import ImageStore, digest_of
 from shared.images import read_image
 from shared.jsonl import ID, BadLine, Line, read_pairs
-from shared.store.publish import clean_partials, partial_path, publish_file
+from shared.store.publish import clean_partials, disk_errors, partial_path, publish_file
 from stage2_train.predict import Prediction, Predictor, file_stem, files_of, write_prediction
 from stage2_train.run_files import model_folder
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME
@@ -51,23 +52,26 @@ def predict_jsonl(
         `num_empty` predictions without a pixel, and where the rows lie, in the order of the lines.
 
     Raises:
-        DataError: An unusable model, or a file that cannot be read or holds no line.
+        DataError: An unusable model, a file that cannot be read or holds no line, or a folder that cannot be written
+            to.
     """
     pairs, out = Path(pairs), Path(out)
     lines = read_pairs(pairs)
     network = hash_model(model_folder(Path(model)))
     job = _Job(out=out, images=ImageStore(pairs.parent, ("",)), network=network, with_overlay=with_overlay)
-    out.mkdir(parents=True, exist_ok=True)
-    clean_partials(out)
     path = out / PREDICTIONS
-    is_empty = _keep_answers(path, {line.number: line for line in lines if isinstance(line, Line)}, job)
+    writing = partial(disk_errors, out, "the predictions", "those written are safe")
+    with writing():
+        out.mkdir(parents=True, exist_ok=True)
+        clean_partials(out)
+        is_empty = _keep_answers(path, {line.number: line for line in lines if isinstance(line, Line)}, job)
     num_kept, num_failed = len(is_empty), 0
     todo = [line for line in lines if line.number not in is_empty]
     order = [*is_empty, *(line.number for line in todo)]
     if todo:
         predictor = Predictor.from_pretrained(model)
         say_unread(predictor.tokenise, [line.expression for line in todo if isinstance(line, Line)])
-        with path.open("ab") as file:
+        with writing(), path.open("ab") as file:
             for start in range(0, len(todo), batch):
                 for row in job.answer(predictor, todo[start : start + batch]):
                     file.write(_encoded(row))
@@ -77,7 +81,8 @@ def predict_jsonl(
     if order != sorted(order):
         rows: list[bytes] = path.read_bytes().splitlines(keepends=True)
         rows.sort(key=lambda row: json.loads(row)["line"])
-        publish_file(path, b"".join(rows))
+        with writing():
+            publish_file(path, b"".join(rows))
     return {
         "num": len(lines),
         "num_kept": num_kept,
@@ -192,8 +197,8 @@ def _keep_answers(path: Path, lines: Mapping[int, Line], job: _Job) -> dict[int,
     kept: dict[int, bool] = {}
     if not path.is_file():
         return kept
-    partial = partial_path(path)
-    with path.open("rb") as old, partial.open("xb") as new:
+    fresh = partial_path(path)
+    with path.open("rb") as old, fresh.open("xb") as new:
         for data in old:
             row = _row(data)
             number = row.get("line")
@@ -203,7 +208,7 @@ def _keep_answers(path: Path, lines: Mapping[int, Line], job: _Job) -> dict[int,
                 kept[line.number] = row.get("area_px") == 0
         new.flush()
         os.fsync(new.fileno())
-    os.replace(partial, path)
+    os.replace(fresh, path)
     return kept
 
 

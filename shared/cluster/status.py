@@ -20,6 +20,8 @@ from shared.cluster.queue import ACTIVE, WAITING, Queue, ask_queue
 from shared.cluster.script import BEAT_S, START_MARK, STOPPED
 from shared.cluster.submit import jobs_folder, read_submitted
 from shared.errors import DataError
+from shared.grid_folders import cells_of, failure_of, is_finished
+from shared.json_files import read_json
 from shared.runlog import METRICS_FILE, read_records
 from shared.store.verify import store_status
 
@@ -61,7 +63,7 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
         kind, (done, progress) = "store", _store(target)
     elif (target / "config.json").is_file() or any(task["name"] == "train" for task in tasks):
         kind, (done, progress) = "run", _run(target)
-    elif tasks or (target / "table.json").is_file() or _cells(target):
+    elif tasks or (target / "table.json").is_file() or cells_of(target):
         kind, (done, progress) = "grid", _grid(target, tasks)
     else:
         raise DataError(f"{target}: neither a store (*.zarr) nor a run or grid, and no jobs of one")
@@ -94,16 +96,16 @@ def _overall(done: bool, tasks: Sequence[Mapping[str, Any]]) -> str:
 
 def _state_here(target: Path, kind: str, done: bool) -> str:
     """One word for what no batch job does: a run or grid tells by its owner, if that lives on this machine."""
-    runs = {"run": [target], "grid": _cells(target)}.get(kind, [])
+    runs = {"run": [target], "grid": cells_of(target)}.get(kind, [])
+    if any(is_written_here(run) for run in runs):
+        return "running"
     if done:
         return "done"
-    if any(_lives(run) for run in runs):
-        return "running"
-    return "failed" if any((run / "failed.json").is_file() for run in runs) else "unfinished"
+    return "failed" if any(failure_of(run) is not None for run in runs) else "unfinished"
 
 
-def _lives(run: Path) -> bool:
-    """Whether the process that writes a run lives here."""
+def is_written_here(run: Path) -> bool:
+    """Whether the process that trains or scores a run lives on this machine."""
     try:
         owner = json.loads((run / "owner.json").read_text(encoding="utf-8"))
         command = Path(f"/proc/{int(owner['pid'])}/cmdline").read_bytes()
@@ -153,29 +155,27 @@ def _validation(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {"validation": f"oIoU {scores[-1][1]:.3f} at step {scores[-1][0]}"} if scores else {}
 
 
-def _cells(grid: Path) -> list[Path]:
-    """Folders of the runs of a grid that have begun."""
-    return sorted(grid.glob("*/fraction-*/seed-*"))
-
-
 def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[str, Any]]:
-    """The cells that have begun; a grid is done when every task is, as a task ends well only if all its cells have."""
+    """The cells that have begun, and whether the grid is done.
+
+    With tasks it is when every one is: a task ends well only if all its cells have. Else the table says what was asked
+    for (each call writes it at its end), and a call that goes on since then shows in the cells.
+    """
     cells: dict[str, str] = {}
-    for cell in _cells(path):
-        failed = cell / "failed.json"
+    for cell in cells_of(path):
         name = str(cell.relative_to(path))
-        if failed.is_file():
-            cells[name] = "failed: " + str(json.loads(failed.read_text(encoding="utf-8")).get("reason"))
+        if (reason := failure_of(cell)) is not None:
+            cells[name] = f"failed: {reason}"
         elif (cell / "done.json").is_file():
-            cells[name] = "done" if any((cell / "eval").glob("*.json")) else "trained"
+            cells[name] = "done" if is_finished(cell) else "trained"
         else:
             cells[name] = _run(cell)[1]["steps"]
     table = path / "table.json"
     if tasks:
         done = all(task["state"] == "done" for task in tasks)
-    else:  # written by each call, at its end
-        written = json.loads(table.read_text(encoding="utf-8")) if table.is_file() else {}
-        done = not written.get("unfinished", True)
+    else:
+        written = read_json(table) if table.is_file() else {}
+        done = not written.get("unfinished", True) and set(cells.values()) == {"done"}
     return done, {"cells": cells}
 
 
@@ -264,7 +264,7 @@ def _fare(folder: Path, name: str, number: int, job: str, now: float) -> dict[st
     if record["job"] != job:
         return {"state": "waiting", "host": "", "restarts": 0, "log": "", "why": "not started"}
     lines = _latest_start(folder / record["log"])
-    said = _reason(lines)
+    said = why_ended(lines)[:300]
     if record["state"] == "running":
         state, why = "running", ""
         if silent > SILENT_S:
@@ -290,8 +290,8 @@ def _latest_start(log: Path) -> list[str]:
     return [line.strip() for line in lines[starts[-1] if starts else 0 :] if line.strip()]
 
 
-def _reason(lines: Sequence[str]) -> str:
-    """The line that says most of how a start ended.
+def why_ended(lines: Sequence[str]) -> str:
+    """The line of a log that says most of how a start ended.
 
     That is its last `error:`, else that it was stopped in order, else the first exception (others follow from it: other
     processes lose their peer, a launcher its children), else its last line.
@@ -299,7 +299,7 @@ def _reason(lines: Sequence[str]) -> str:
     errors = [line for line in lines if line.startswith("error: ")]
     stopped = [line for line in lines if line.startswith("stopped at ")]
     raised = [line for line in lines if _RAISED.match(line) and not _LAUNCHER.match(line)]
-    return (errors[-1:] or stopped[-1:] or raised[:1] or lines[-1:] or ["nothing"])[0][:300]
+    return (errors[-1:] or stopped[-1:] or raised[:1] or lines[-1:] or ["nothing"])[0]
 
 
 def format_status(status: Mapping[str, Any]) -> str:

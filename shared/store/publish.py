@@ -25,7 +25,8 @@ STALE_SECONDS = 3600.0
 """A partial file of this age belongs to nobody: a publication takes seconds."""
 
 _PARTIAL = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]{8}\.partial$")
-_USER_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
+_USER_ERRNOS = (*_NO_FOLDER, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def _host() -> str:
@@ -77,10 +78,10 @@ def remove_synced(path: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path, what: str, safe: str = "finished shards are safe") -> Iterator[None]:
-    """Turn a full or forbidden disk into a `DataError` that says what is safe and what to do.
+    """Turn a full or forbidden disk, or a file in the folder's place, into a `DataError` that says what to do.
 
     Args:
-        folder: The store or run that is written to.
+        folder: The store, run or folder of results that is written to.
         what: What is being written.
         safe: What need not be feared for.
     """
@@ -89,10 +90,11 @@ def disk_errors(folder: Path, what: str, safe: str = "finished shards are safe")
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise
-        raise DataError(
-            f"{folder}: cannot write {what}: {error.strerror}; {safe}: make room (or mend the permissions) and run "
-            "the same command again"
-        ) from error
+        if error.errno in _NO_FOLDER:
+            remedy = "a file is in the way: move it, or choose another folder"
+        else:
+            remedy = "make room (or mend the permissions) and run the same command again"
+        raise DataError(f"{folder}: cannot write {what}: {error.strerror}; {safe}: {remedy}") from error
 
 
 def clean_partials(folder: Path) -> list[Path]:

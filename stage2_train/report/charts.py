@@ -148,7 +148,7 @@ def line_chart(
 
     x_values = [float(at) for at in range(len(categories))] if categories else ticks(x_low, x_high, 6)
     x_texts = categories or tick_texts(x_values)
-    y_values = [value for value in ticks(y_low, y_high, 5)]
+    y_values = ticks(y_low, y_high, 5)
     placed = [
         {
             "label": line.label,
@@ -184,7 +184,7 @@ def dot_plot(dots: list[Dot], *, title: str, x_label: str) -> DotPlot | None:
     row_height, top, right, width = 26, 8, 58, WIDTH
     left = 20 + min(210, 8 * max(len(dot.label) for dot in dots))
     ends = [end for dot in dots for end in (dot.value, dot.high) if end is not None]
-    x_high = min(1.0, math.ceil(max(ends, default=1.0) * 10 + 0.3) / 10) or 1.0
+    x_high = min(1.0, math.ceil(max(ends) * 10 + 0.3) / 10) or 1.0
 
     def place(x: float) -> float:
         return round(left + x / x_high * (width - left - right), 1)
@@ -235,7 +235,8 @@ def tick_texts(values: list[float]) -> list[str]:
     )
     decimals = max(0, -math.floor(math.log10(gap) + 1e-9)) if gap > 0 else 0
     if decimals > 4:
-        return [f"{value:.0e}" for value in values]
+        digits = decimals + 1 + math.floor(math.log10(max(map(abs, values))) + 1e-9)
+        return [f"{value:.{digits}g}" for value in values]
     return [f"{value:,.{decimals}f}" for value in values]
 
 

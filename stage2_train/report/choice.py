@@ -1,13 +1,16 @@
-"""Which sentences the gallery shows: the best, the worst, some at random, and those that changed most.
+"""Which runs are drawn where there is room for few, and which sentences the gallery shows.
+
+Of the sentences: the best, the worst, some at random, and those that changed most.
 
 With several runs a change is the last run minus the first; with one it is the run minus the frozen prior.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from shared.seeding import rng
-from stage2_train.report.collect import finite
+from stage2_train.report.collect import RunData, finite
 
 TAGS = ("best", "worst", "random", "most changed")
 """Why a sentence was chosen."""
@@ -25,6 +28,21 @@ class Choice:
     """Why it was chosen."""
     change: float
     """Last run minus first, or run minus prior."""
+
+
+def choose_runs(runs: list[RunData], most: int) -> list[RunData]:
+    """At most so many runs, in their order: each method in its turn, of one share of labels before the next.
+
+    A method is a recipe with its settings (`RunData.arm`).
+    """
+    shares = list(dict.fromkeys(run.fraction for run in runs))
+    turns: Counter[str] = Counter()
+    turn: dict[str, int] = {}
+    for run in sorted(runs, key=lambda run: shares.index(run.fraction)):
+        turn[run.name] = turns[run.arm]
+        turns[run.arm] += 1
+    chosen = {run.name for run in sorted(runs, key=lambda run: turn[run.name])[:most]}
+    return [run for run in runs if run.name in chosen]
 
 
 def choose(rows: list[dict[str, dict[str, Any]]], split: str, per_tag: int) -> list[Choice]:

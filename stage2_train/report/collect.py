@@ -7,21 +7,29 @@ The layout read here is the run directory: `config.json` (required), `split.json
 import itertools
 import json
 import math
+import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shared.errors import DataError
-from stage2_train.report.grids import CELL
+from shared.grid_folders import CELL
 from stage2_train.run_identity import identity_of
 
 SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
 """Splits in the order the report shows them; others follow by name."""
 
-_SAYS_NOTHING = ("seed=", "runtime.", "store=", "cache_root=", "data.root=")
+FIELDS = tuple(
+    f"{source}{figure}_original" for source in ("", "prior_") for figure in ("iou", "inter", "union")
+)
+"""Figures of a sentence that the report reads."""
+
+_SAYS_NOTHING = ("seed=", "split_seed=", "runtime.", "store=", "cache_root=", "data.root=")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +40,47 @@ class EvalData:
     """Name of the split."""
     summary: dict[str, Any]
     """`eval/<split>.json` as written."""
-    rows: list[dict[str, Any]]
-    """`eval/<split>.jsonl`, one per sentence; empty if the file is missing."""
+    sample_ids: tuple[str, ...]
+    """Identities of the sentences, each once; empty if `eval/<split>.jsonl` is missing."""
+    expressions: tuple[str, ...]
+    """The sentences."""
+    image_ids: tuple[str, ...]
+    """Of the image of each."""
+    columns: dict[str, np.ndarray]
+    """f64 [num sentences] by name in `FIELDS`, NaN where one is absent."""
+    file: Path
+    """`eval/<split>.jsonl`."""
+
+    @classmethod
+    def of(
+        cls, split: str, summary: dict[str, Any], rows: list[dict[str, Any]], file: Path = Path()
+    ) -> "EvalData":
+        """What is kept of the rows of a file: not the masks, which are most of it and asked for by few cards.
+
+        Text is kept once for all runs: many runs of one report are scored on the same sentences.
+        """
+
+        def column(name: str) -> np.ndarray:
+            values = (finite(row.get(name)) for row in rows)
+            return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+
+        def texts(name: str, default: str | None = None) -> tuple[str, ...]:
+            return tuple(sys.intern(str(row.get(name, default))) for row in rows)
+
+        return cls(
+            split=split,
+            summary=summary,
+            sample_ids=texts("sample_id"),
+            expressions=texts("expression", ""),
+            image_ids=texts("image_id"),
+            columns={name: column(name) for name in FIELDS},
+            file=file,
+        )
 
     @property
     def num(self) -> int:
         """Sentences scored."""
-        return int(self.summary.get("num") or len(self.rows))
+        return int(self.summary.get("num") or len(self.sample_ids))
 
     @property
     def resolution_hw(self) -> tuple[int, int] | None:
@@ -59,10 +101,18 @@ class EvalData:
         frame_scores = table.get(frame) if isinstance(table, dict) else None
         return finite(frame_scores.get(metric)) if isinstance(frame_scores, dict) else None
 
-    def column(self, name: str) -> np.ndarray:
-        """f64 [num rows]: one field of every sentence, NaN where it is absent."""
-        values = (finite(row.get(name)) for row in self.rows)
-        return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+    def by_id(self) -> dict[str, dict[str, Any]]:
+        """`expression` and `FIELDS` of every sentence, by its identity."""
+        columns = {"expression": self.expressions, **{name: self.columns[name].tolist() for name in FIELDS}}
+        return {
+            key: dict(zip(columns, values, strict=True))
+            for key, *values in zip(self.sample_ids, *columns.values(), strict=True)
+        }
+
+    def predictions(self, sample_ids: Collection[str]) -> dict[str, Any]:
+        """`pred_rle` of some sentences as their file holds it now; none from a file that is gone."""
+        rows = _read_jsonl(self.file, [])
+        return {key: row.get("pred_rle") for row in rows if (key := str(row.get("sample_id"))) in sample_ids}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,19 +149,20 @@ class RunData:
         ]
         return " ".join([str(self.config.get("recipe") or self.method), *map(str, changed)])
 
-    @property
-    def settings(self) -> str:
-        """What it ran, to compare: every setting that is no seed, no place and nothing of how it was run, as JSON."""
+    @cached_property
+    def arm(self) -> str:
+        """What it ran, to compare: its settings but for seeds, share of labels, places and how it was run, as JSON."""
         config = self.config.get("config")
-        config = config if isinstance(config, dict) else {"method": self.method, "fraction": self.fraction}
+        config = config if isinstance(config, dict) else {"method": self.method}
         identity = identity_of({**self.config, "config": config, "store": self.store})
-        identity["config"].pop("seed", None)
+        for name in ("seed", "split_seed", "fraction"):
+            identity["config"].pop(name, None)
         return json.dumps(identity, sort_keys=True)
 
     @property
     def seed(self) -> Any:
         """Seed of the run; the draw of the labelled images has one of its own."""
-        return self.config.get("seed", self.split.get("seed"))
+        return self.config.get("seed")
 
     @property
     def fraction(self) -> float | None:
@@ -192,10 +243,9 @@ def _collect_run(path: Path, name: str) -> RunData:
     for file in sorted((path / "eval").glob("*.json")):
         summary = _read_json(file, missing)
         if summary:
-            rows = _read_jsonl(file.with_suffix(".jsonl"), missing)
-            evals[file.stem] = EvalData(
-                split=file.stem, summary=summary, rows=_once_each(rows, file, missing)
-            )
+            sentences = file.with_suffix(".jsonl")
+            rows = _once_each(_read_jsonl(sentences, missing), file, missing)
+            evals[file.stem] = EvalData.of(file.stem, summary, rows, sentences)
     if not evals:
         missing.append("eval/: no scores (run the evaluation first)")
     return RunData(

@@ -108,11 +108,14 @@ def build_gallery(runs: list[RunData], sources: Sources) -> tuple[list[Card], in
     cards: list[Card] = []
     left_out, spent = 0, 0
     for split in splits:
-        rows = [{str(row.get("sample_id")): row for row in run.evals[split].rows} for run in shown]
-        for choice in choose(rows, split, per_tag):
-            card = _card(
-                choice, shown, [table[choice.sample_id] for table in rows], sources, key=f"c{len(cards)}"
-            )
+        rows = [run.evals[split].by_id() for run in shown]
+        choices = choose(rows, split, per_tag)
+        wanted = {choice.sample_id for choice in choices}
+        masks = [run.evals[split].predictions(wanted) for run in shown]
+        for choice in choices:
+            key = choice.sample_id
+            own = [row[key] | {"pred_rle": rle.get(key)} for row, rle in zip(rows, masks, strict=True)]
+            card = _card(choice, shown, own, sources, key=f"c{len(cards)}")
             if spent + card.num_bytes > BUDGET_BYTES:
                 left_out += 1
                 continue

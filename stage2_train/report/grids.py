@@ -1,19 +1,16 @@
-"""A grid's folder stands for its finished runs, which lie below it as `<method>/fraction-<f>/seed-<s>/`."""
+"""A grid's folder stands for its finished runs."""
 
-import re
 from pathlib import Path
 
 from shared.errors import DataError
-
-CELL = re.compile(r"fraction-(\d+(?:\.\d+)?(?:e-\d+)?)/seed-(\d+)")
-"""Folder of a run below that of its method."""
+from shared.grid_folders import cells_of, is_finished
 
 
 def expand(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     """Replace every folder of a grid by those of its runs.
 
     Args:
-        paths: Folders of runs and of grids.
+        paths: Folders of runs and of grids; a run that is named twice counts once.
 
     Returns:
         Folders of runs, in the order given (of a grid by method, share of labels and seed), and those that had begun
@@ -22,33 +19,21 @@ def expand(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     Raises:
         DataError: A folder of neither, or a grid without a finished run.
     """
-    runs: list[Path] = []
-    left_out: list[Path] = []
+    runs: dict[Path, Path] = {}
+    left_out: dict[Path, Path] = {}
     for path in paths:
-        if not path.is_dir() or (path / "config.json").is_file():
-            runs.append(path)
-            continue
-        cells = _cells(path)
-        if not cells:
-            raise DataError(
-                f"{path}: not a run directory (it has no config.json), and no grid's: no runs in it"
-            )
-        finished = [cell for cell in cells if _is_finished(cell)]
-        if not finished:
-            raise DataError(f"{path}: none of the {len(cells)} runs of this grid is finished and scored")
-        runs += finished
-        left_out += [cell for cell in cells if cell not in finished]
-    return runs, left_out
-
-
-def _cells(path: Path) -> list[Path]:
-    """Folders of runs below a grid's, by method, share of labels and seed."""
-    found = []
-    for run in path.glob("*/fraction-*/seed-*"):
-        if match := CELL.fullmatch(f"{run.parent.name}/{run.name}"):
-            found.append((run.parent.parent.name, float(match[1]), int(match[2]), run))
-    return [run for *_, run in sorted(found)]
-
-
-def _is_finished(run: Path) -> bool:
-    return (run / "done.json").is_file() and any((run / "eval").glob("*.json"))
+        finished, unfinished = [path], []
+        if path.is_dir() and not (path / "config.json").is_file():
+            cells = cells_of(path)
+            if not cells:
+                raise DataError(
+                    f"{path}: not a run directory (it has no config.json), and no grid's: no runs in it"
+                )
+            finished = [cell for cell in cells if is_finished(cell)]
+            unfinished = [cell for cell in cells if cell not in finished]
+            if not finished:
+                raise DataError(f"{path}: none of the {len(cells)} runs of this grid is finished and scored")
+        for found, all_found in ((finished, runs), (unfinished, left_out)):
+            for run in found:
+                all_found.setdefault(run.resolve(), run)
+    return list(runs.values()), [run for place, run in left_out.items() if place not in runs]

@@ -7,7 +7,6 @@ that may run is the one whose hash the policy names.
 
 import base64
 import hashlib
-import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from shared.errors import DataError
+from shared.store.publish import publish_file
 from stage2_train.report import made, stats
 from stage2_train.report.charts import Line, LineChart, line_chart
-from stage2_train.report.choice import TAGS
+from stage2_train.report.choice import TAGS, choose_runs
 from stage2_train.report.collect import RunData, collect_runs
 from stage2_train.report.curves import MAX_LINES, curve_charts
 from stage2_train.report.gallery import BUDGET_BYTES, MAX_RUNS, Card, build_gallery, taught_cards
@@ -59,14 +59,15 @@ def render(
         warnings: What a reader must know before believing the figures.
         sources: Images, masks and priors for the gallery.
     """
-    cards, left_out = build_gallery(runs, sources)
+    shown, drawn = choose_runs(runs, MAX_RUNS), choose_runs(runs, MAX_LINES)
+    cards, left_out = build_gallery(shown, sources)
     budget = BUDGET_BYTES - sum(card.num_bytes for card in cards)
     taught: list[tuple[str, list[Card]]] = []
-    for index, run in enumerate(runs[:MAX_RUNS]):
+    for index, run in enumerate(shown):
         found = taught_cards(run, sources, key=f"p{index}", budget_bytes=budget)
         budget -= sum(card.num_bytes for card in found)
         taught += [(run.name, found)] if found else []
-    main_charts, other_charts = curve_charts(runs)
+    main_charts, other_charts = curve_charts(drawn)
     script, style = _asset("page.js"), _look() + _asset("style.css")
     context = {
         "runs": runs,
@@ -83,12 +84,12 @@ def render(
         "spreads": stats.spreads(runs),
         "charts": main_charts,
         "other_charts": other_charts,
-        "max_lines": MAX_LINES,
-        "length_charts": _length_charts(runs),
+        "drawn": drawn,
+        "length_charts": _length_charts(drawn),
         "cards": cards,
         "left_out": left_out,
         "tags": TAGS,
-        "shown_runs": runs[:MAX_RUNS],
+        "shown_runs": shown,
         "gallery_splits": list(dict.fromkeys(card.split for card in cards)),
         "taught": taught,
         "gallery_missing": list(sources.missing),
@@ -129,26 +130,28 @@ def _sha256(text: str) -> str:
 
 
 def _publish(target: Path, html: str) -> None:
-    """Write beside the target, then rename, so that a reader never sees half a page."""
-    partial = target.with_name(target.name + ".partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(html, "utf-8")
-        os.replace(partial, target)
+        publish_file(target, html.encode())
     except OSError as error:
         raise DataError(f"{target}: the report could not be written ({error.strerror})") from error
 
 
 def _differences(runs: list[RunData]) -> list[dict[str, Any]]:
-    """Score of every later run minus the first, on each split both were scored on."""
+    """Score of each run minus that of the first with its share of labels, labelled images and seed.
+
+    On each split both were scored on; the first ones themselves have no row.
+    """
     rows = []
-    for other in runs[1:]:
-        for split in runs[0].evals:
+    firsts: dict[tuple[float | None, str, str], RunData] = {}
+    for other in runs:
+        first = firsts.setdefault((other.fraction, str(other.split.get("hash")), str(other.seed)), other)
+        for split in first.evals if first is not other else ():
             if split in other.evals:
-                interval = stats.paired_difference(runs[0].evals[split], other.evals[split])
+                interval = stats.paired_difference(first.evals[split], other.evals[split])
                 if interval is not None:
                     rows.append(
-                        {"first": runs[0].name, "other": other.name, "split": split, "interval": interval}
+                        {"first": first.name, "other": other.name, "split": split, "interval": interval}
                     )
     return rows
 
@@ -162,11 +165,10 @@ def _agreements(runs: list[RunData]) -> list[dict[str, Any]]:
 
 def _length_charts(runs: list[RunData]) -> list[LineChart]:
     """Both IoU figures by number of words, on the first split that has sentences."""
-    shown = runs[:MAX_LINES]
-    split = next((split for split, data in shown[0].evals.items() if data.rows), None)
+    split = next((split for split, data in runs[0].evals.items() if data.sample_ids), None)
     if split is None:
         return []
-    bins = [(run, stats.by_length(run.evals[split]) if split in run.evals else []) for run in shown]
+    bins = [(run, stats.by_length(run.evals[split]) if split in run.evals else []) for run in runs]
     counts = {item.label: item.num for _, items in bins for item in items}
     labels = [item.label for item in max((items for _, items in bins), key=len)]
     categories = [f"{label} (n={counts[label]:,})" if len(labels) < 4 else label for label in labels]

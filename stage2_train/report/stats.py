@@ -4,18 +4,16 @@ Every function is pure. Counts are pixels at the original image size; an image i
 sentences of one image are not independent.
 """
 
-import math
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 
 import numpy as np
 
+from shared.metrics import LENGTH_BUCKETS
 from shared.seeding import rng
 from stage2_train.report.collect import EvalData, RunData
 
-LENGTH_EDGES = (1, 3, 5, 8, 12)
-"""First word count of each length bin; the last bin is open."""
 NUM_RESAMPLES = 1000
 """Bootstrap resamples."""
 
@@ -80,6 +78,8 @@ class Spread:
     """Seeds, in the order of the runs."""
     values: tuple[float, ...]
     """oIoU at the original size, one per seed."""
+    num_draws: int
+    """Different sets of labelled images among the runs."""
 
     @property
     def mean(self) -> float:
@@ -99,27 +99,23 @@ def num_words(expression: str) -> int:
 
 def by_length(data: EvalData) -> list[LengthBin]:
     """Scores by number of words; bins without sentences are left out."""
-    if not data.rows:
-        return []
-    words_N = np.array([num_words(str(row.get("expression", ""))) for row in data.rows])
-    inter_N, union_N = data.column("inter_original"), data.column("union_original")
-    iou_N, prior_N = data.column("iou_original"), data.column("prior_iou_original")
-    prior_inter_N, prior_union_N = data.column("prior_inter_original"), data.column("prior_union_original")
+    words_N = np.array([num_words(expression) for expression in data.expressions])
     bins = []
-    for low, high in pairwise((*LENGTH_EDGES, math.inf)):
-        keep_N = (words_N >= low) & (words_N < high)
+    fewest = 1
+    for name, most in LENGTH_BUCKETS:
+        keep_N = (words_N >= fewest) & (words_N <= most)
+        fewest = most + 1
         if not keep_N.any():
             continue
-        last = int(high) - 1 if math.isfinite(high) else None
-        label = f"{low}+" if last is None else (str(low) if last == low else f"{low}–{last}")
+        kept = {name: values_N[keep_N] for name, values_N in data.columns.items()}
         bins.append(
             LengthBin(
-                label=label,
+                label=name.replace("-", "–"),
                 num=int(keep_N.sum()),
-                oiou=_ratio(inter_N[keep_N], union_N[keep_N]),
-                miou=_mean(iou_N[keep_N]),
-                prior_oiou=_ratio(prior_inter_N[keep_N], prior_union_N[keep_N]),
-                prior_miou=_mean(prior_N[keep_N]),
+                oiou=_ratio(kept["inter_original"], kept["union_original"]),
+                miou=_mean(kept["iou_original"]),
+                prior_oiou=_ratio(kept["prior_inter_original"], kept["prior_union_original"]),
+                prior_miou=_mean(kept["prior_iou_original"]),
             )
         )
     return bins
@@ -127,10 +123,10 @@ def by_length(data: EvalData) -> list[LengthBin]:
 
 def overall_interval(data: EvalData) -> Interval | None:
     """The oIoU with its interval, resampling images; None without per-sentence counts or with a single image."""
-    counts = _counts_by_image(data)
-    if counts is None or len(counts) < 2:
+    images = _counts_by_image(data)
+    if images is None or len(images[0]) < 2:
         return None
-    table_M2 = np.array(list(counts.values()))
+    table_M2 = images[1]
     weight_RM = _resamples(len(table_M2), "overall", data.split)
     return _interval(_ratio(table_M2[:, 0], table_M2[:, 1]), _ratios(weight_RM, table_M2))
 
@@ -141,13 +137,12 @@ def paired_difference(first: EvalData, second: EvalData) -> Interval | None:
     Returns:
         None if the two were not scored on the same sentences, or without counts.
     """
-    if {row.get("sample_id") for row in first.rows} != {row.get("sample_id") for row in second.rows}:
+    if set(first.sample_ids) != set(second.sample_ids):
         return None
-    counts_a, counts_b = _counts_by_image(first), _counts_by_image(second)
-    if counts_a is None or counts_b is None or len(counts_a) < 2 or counts_a.keys() != counts_b.keys():
+    images_a, images_b = _counts_by_image(first), _counts_by_image(second)
+    if images_a is None or images_b is None or len(images_a[0]) < 2 or images_a[0] != images_b[0]:
         return None
-    a_M2 = np.array([counts_a[image] for image in counts_a])
-    b_M2 = np.array([counts_b[image] for image in counts_a])
+    a_M2, b_M2 = images_a[1], images_b[1]
     weight_RM = _resamples(len(a_M2), "paired", first.split)
     value_a, value_b = _ratio(a_M2[:, 0], a_M2[:, 1]), _ratio(b_M2[:, 0], b_M2[:, 1])
     if value_a is None or value_b is None:
@@ -157,7 +152,7 @@ def paired_difference(first: EvalData, second: EvalData) -> Interval | None:
 
 def agreement(data: EvalData) -> Agreement | None:
     """Who is right at IoU 0.5, per sentence; None without the prior's per-sentence scores."""
-    iou_N, prior_N = data.column("iou_original"), data.column("prior_iou_original")
+    iou_N, prior_N = data.columns["iou_original"], data.columns["prior_iou_original"]
     known_N = np.isfinite(iou_N) & np.isfinite(prior_N)
     if not known_N.any():
         return None
@@ -172,60 +167,69 @@ def agreement(data: EvalData) -> Agreement | None:
 
 
 def spreads(runs: list[RunData]) -> list[Spread]:
-    """One entry per split of runs that differ in their seeds alone; of several with one seed the first counts."""
-    groups: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-    first: dict[str, RunData] = {}
+    """One entry per split of runs that differ in their seeds alone; of several with one seed the first counts.
+
+    Whether the labelled images were drawn anew for each seed is said in `num_draws`.
+    """
+    groups: dict[tuple[str, float | None, str], dict[str, RunData]] = defaultdict(dict)
     for run in runs:
-        first.setdefault(run.settings, run)
         for split, data in run.evals.items():
-            value = data.score("original", "oiou")
-            if value is not None:
-                groups[run.settings, split].setdefault(str(run.seed), value)
-    return [
-        Spread(
-            variant=first[settings].variant,
-            fraction=first[settings].fraction,
-            split=split,
-            seeds=tuple(values),
-            values=tuple(values.values()),
-        )
-        for (settings, split), values in groups.items()
-        if len(values) > 1
-    ]
+            if data.score("original", "oiou") is not None:
+                groups[run.arm, run.fraction, split].setdefault(str(run.seed), run)
+    found = []
+    for (_, fraction, split), by_seed in groups.items():
+        values = [run.evals[split].score("original", "oiou") for run in by_seed.values()]
+        if len(values) > 1:
+            found.append(
+                Spread(
+                    variant=next(iter(by_seed.values())).variant,
+                    fraction=fraction,
+                    split=split,
+                    seeds=tuple(by_seed),
+                    values=tuple(value for value in values if value is not None),
+                    num_draws=len({run.split.get("hash") for run in by_seed.values()}),
+                )
+            )
+    return found
 
 
 def summary_disagrees(data: EvalData, tolerance: float = 2e-3) -> str | None:
     """A sentence if the score file and the per-sentence file do not tell the same story, else None."""
-    if not data.rows:
+    if not data.sample_ids:
         return f"{data.split}: the per-sentence file is missing or empty"
-    if data.num != len(data.rows):
-        return f"{data.split}: the score file counts {data.num} sentences, the per-sentence file holds {len(data.rows)}"
+    held = len(data.sample_ids)
+    if data.num != held:
+        return f"{data.split}: the score file counts {data.num} sentences, the per-sentence file holds {held}"
     written = data.score("original", "oiou")
-    again = _ratio(data.column("inter_original"), data.column("union_original"))
+    again = _ratio(data.columns["inter_original"], data.columns["union_original"])
     if written is not None and again is not None and abs(written - again) > tolerance:
         return f"{data.split}: oIoU is {written:.4f} in the score file but {again:.4f} from the sentences"
     return None
 
 
-def _counts_by_image(data: EvalData) -> dict[str, np.ndarray] | None:
-    """Pixels (intersection, union) summed over the sentences of each image; None if any count is unknown."""
-    if not data.rows:
+def _counts_by_image(data: EvalData) -> tuple[list[str], np.ndarray] | None:
+    """Images by name, and pixels f64 [M,2] (intersection, union) summed over the sentences of each.
+
+    None without sentences, or if any count is unknown.
+    """
+    if not data.sample_ids:
         return None
-    pair_N2 = np.stack([data.column("inter_original"), data.column("union_original")], axis=1)
+    pair_N2 = np.stack([data.columns["inter_original"], data.columns["union_original"]], axis=1)
     if not np.isfinite(pair_N2).all():
         return None
-    counts: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    for row, pair_2 in zip(data.rows, pair_N2, strict=True):
-        counts[str(row.get("image_id"))] += pair_2
-    return dict(counts)
+    images, place_N = np.unique(data.image_ids, return_inverse=True)
+    return images.tolist(), np.stack([np.bincount(place_N, weights=one_N) for one_N in pair_N2.T], axis=1)
 
 
+@lru_cache(maxsize=8)
 def _resamples(num: int, *key: str) -> np.ndarray:
-    """f64 [R, num]: how often each image is drawn in each of R resamples with replacement."""
+    """f64 [R, num]: how often each image is drawn in each of R resamples with replacement; the same for every run."""
     draws = rng("report bootstrap", *key)
-    return np.stack(
+    weight_RM = np.stack(
         [np.bincount(draws.integers(num, size=num), minlength=num) for _ in range(NUM_RESAMPLES)]
     ).astype(np.float64)
+    weight_RM.flags.writeable = False
+    return weight_RM
 
 
 def _ratios(weight_RM: np.ndarray, counts_M2: np.ndarray) -> np.ndarray:

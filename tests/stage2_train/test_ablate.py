@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ if status < 0:
 if status:
     print("Traceback: many lines", file=sys.stderr)
     print(f"error: this cell fails with {status}", file=sys.stderr)
+    print("warning: said while the process ends", file=sys.stderr)
     sys.exit(status)
 scores = dict.fromkeys(METRICS, 0.5)
 scores = {"original": scores, "model": scores, "resolution": [32, 32], "prior": None}
@@ -116,6 +118,21 @@ def test_runs_at_once_have_a_gpu_each(grid: Grid, tmp_path: Path, monkeypatch: p
         assert {path.read_text() for path in out.rglob("gpu")} == seen
 
 
+def test_runs_at_once_share_the_cpus_that_this_process_may_use(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    code = "import os, sys; open(sys.argv[1], 'w').write(os.environ['OMP_NUM_THREADS'])"
+
+    def command(cell: Cell, out: Path, opened: Opened) -> list[str]:
+        return [sys.executable, "-S", "-c", code, str(out / cell.name / "threads")]
+
+    run_grid(grid, tmp_path / "out", jobs=2, quiet=True, command=command)
+    assert {path.read_text() for path in tmp_path.rglob("threads")} == {"3"}
+
+
 def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_path: Path) -> None:
     out = tmp_path / "out"
     answer = run_grid(grid, out, quiet=True, command=light(a=2))
@@ -140,6 +157,21 @@ def test_how_a_cell_ended(grid: Grid, tmp_path: Path, status: int, state: str, r
     answer = run_grid(grid, tmp_path / "out", quiet=True, command=light(a=status))
     assert answer["counts"] == {state: 2, "done": 2}
     assert {(cell["state"], cell["reason"]) for cell in answer["unfinished"]} == {(state, reason)}
+
+
+def test_a_cell_that_another_call_trains_is_not_called_interrupted(grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_grid(grid, out, quiet=True, command=light(a=RESUBMIT_EXIT_CODE))
+    name = "a/fraction-0.25/seed-1"
+    trainer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "train"])
+    try:
+        owner = {"host": socket.gethostname(), "pid": trainer.pid}
+        (out / name / "owner.json").write_text(json.dumps(owner))
+        wait_until(lambda: describe_grid(grid, out)["cells"][name]["state"] == "busy")
+    finally:
+        trainer.kill()
+        trainer.wait()
+    assert describe_grid(grid, out)["cells"][name]["state"] == "interrupted"
 
 
 def test_shares_are_disjoint_and_together_everything(grid: Grid, tmp_path: Path) -> None:

@@ -110,6 +110,22 @@ def test_nothing_reaches_out_of_the_picture() -> None:
             assert all(0 < float(one.get(key) or 0) < height for key in ("y1", "y2"))
 
 
+def test_a_bar_that_is_longer_than_the_axis_ends_with_it() -> None:
+    for fractions in ((0.01,), (0.01, 0.05)):
+        rows = [
+            row(name, fraction, mean, sd=0.1)
+            for name, mean in (("low", 0.02), ("high", 0.98))
+            for fraction in fractions
+        ]
+        root = drawn(*rows)
+        axes = ("x1", "x2") if len(fractions) == 1 else ("y1", "y2")
+        grid, bars = (
+            [float(one.get(key) or 0) for one in classed(root, name) for key in axes]
+            for name in ("grid", "spread")
+        )
+        assert min(bars) == min(grid) and max(bars) == max(grid)  # ticks stand at 0 and 1
+
+
 def test_no_chart_without_a_finished_run_and_the_numbers_in_words() -> None:
     assert draw(answer()) is None
     (words,) = drawn(row("l2l", 0.01, 0.6541), prior=0.61).iter(f"{SVG}desc")

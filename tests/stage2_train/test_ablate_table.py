@@ -88,7 +88,7 @@ def test_csv_holds_every_row(grid: Grid) -> None:
 
 def test_text_shows_scores_prior_and_what_is_missing(grid: Grid) -> None:
     cells = grid.cells[:1]
-    prior = prior_scores(grid, {(cells[0].name, "val"): result(0.4, prior=0.71)})
+    prior = prior_scores({(cells[0].name, "val"): result(0.4, prior=0.71)})
     text = as_text(
         {
             "rows": rows_of(grid),

@@ -127,6 +127,14 @@ def test_labels_of_a_packed_set_have_its_images(mini_run, mini_root, tmp_path):
         shutil.rmtree(tmp_path / "out" / "refshapes-pseudo")
 
 
+def test_a_file_in_the_place_of_the_folder_is_named(mini_run, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(
+        DataError, match="out/refshapes-pseudo: cannot write the labels: .*choose another folder"
+    ):
+        export_labels(mini_run, tmp_path / "out", limit=1, quiet=True)
+
+
 def test_refusals(exported, mini_run, mini_root, tmp_path):
     with pytest.raises(DataError, match="holds labels already"):
         export_labels(mini_run, exported[0])

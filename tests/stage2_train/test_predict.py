@@ -1,7 +1,10 @@
 """Prediction: the network's own mask at the image's size, in every file alike, alone or in batches."""
 
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +61,20 @@ def test_refusals_name_the_culprit(mini_run, tmp_path):
         predict_one(mini_run, tmp_path / "absent.png", "star", tmp_path)
     with pytest.raises(DataError, match="neither a finished run nor a model's folder"):
         predict_one(tmp_path, tmp_path / "wide.png", "star", tmp_path / "out")
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(DataError, match=f"{out}: cannot write a prediction: .*choose another folder"):
+            predict_one(mini_run, tmp_path / "wide.png", "star", out)
+
+
+def test_a_full_disk_is_said_plainly(mini_run, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    Image.new("RGB", (60, 40)).save(tmp_path / "wide.png")
+    with pytest.raises(DataError, match="cannot write a prediction: No space left on device.*make room"):
+        predict_one(mini_run, tmp_path / "wide.png", "star", tmp_path / "out")
 
 
 def test_the_overlay_tints_inside_and_outlines_the_border():

@@ -1,5 +1,6 @@
 """Prediction of a file's pairs: bad lines cost themselves alone, and a job goes on where a kill left it."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from PIL import Image
 from shared.errors import DataError
 from shared.images import image_size_hw
 from shared.masks import decode_segmentation
+from stage2_train import predict_lines
 from stage2_train.predict import Predictor, predict_one
 from stage2_train.predict_lines import predict_jsonl
 
@@ -253,3 +255,18 @@ def test_what_no_line_can_be_blamed_for_is_refused(mini_run, pairs, tmp_path):
     with pytest.raises(DataError, match="holds no line"):
         predict_jsonl(mini_run, pairs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    pairs.write_text('{"image": "x.png", "expression": "red star"}\n')
+    with pytest.raises(DataError, match="file: cannot write the predictions: .*choose another folder"):
+        predict_jsonl(mini_run, pairs, tmp_path / "file")
+
+
+def test_a_disk_that_fills_up_is_said_plainly(mini_run, pairs, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(predict_lines, "_encoded", full)
+    with pytest.raises(
+        DataError, match="cannot write the predictions: No space left on device; those written are"
+    ):
+        predict_jsonl(mini_run, pairs, tmp_path / "out")

@@ -302,6 +302,9 @@ def test_a_grid_that_no_batch_job_runs(tmp_path):
         (cell / "owner.json").write_text(json.dumps(owner))
         (cell / "config.json").write_text(json.dumps({"config": {"steps": 9}}))
         assert status_of(cell)["state"] == "running"
+        (cell / "done.json").write_text("{}")  # and is scored by the same process
+        assert status_of(cell)["state"] == "running"
+        (cell / "done.json").unlink()
     finally:
         trainer.kill()
         trainer.wait()
@@ -310,7 +313,13 @@ def test_a_grid_that_no_batch_job_runs(tmp_path):
     (other / "failed.json").write_text(json.dumps({"reason": "collapsed"}))
     assert status_of(grid)["state"] == "failed"
     (other / "failed.json").unlink()
+    other.rmdir()
     (grid / "table.json").write_text(json.dumps({"unfinished": []}))
+    assert status_of(grid)["state"] == "unfinished"  # the table is of an earlier call, with fewer cells
+    (cell / "eval").mkdir()
+    for file in (cell / "done.json", cell / "eval" / "val.json"):
+        assert status_of(grid)["state"] == "unfinished"
+        file.write_text("{}")
     assert status_of(grid)["state"] == "done"
 
 
@@ -329,6 +338,11 @@ def test_what_is_nothing_or_damaged_is_named(tmp_path):
     jobs = tmp_path / "run" / "jobs"
     submitted(jobs, 1, "train", "7", [0])
     (jobs / "train.0.json").write_text("{")
+    (tmp_path / "grid" / "l2l" / "fraction-0.1" / "seed-1").mkdir(parents=True)
+    for damaged in (tmp_path / "grid/table.json", tmp_path / "grid/l2l/fraction-0.1/seed-1/failed.json"):
+        damaged.write_text("{")
+        with pytest.raises(DataError, match=f"{damaged.name}: cannot be read"):
+            status_of(tmp_path / "grid")
     with pytest.raises(DataError, match=r"train\.0\.json: damaged"):
         status_of(tmp_path / "run")
     with (jobs / "submitted.jsonl").open("a") as file:

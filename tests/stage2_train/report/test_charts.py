@@ -18,7 +18,9 @@ def test_ticks_are_round_numbers(low, high, expected):
     assert tick_texts(ticks(low, high, 5)) == expected
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.93, 0.98), (-0.01, 0.02), (0, 1e-5), (17, 123456)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.93, 0.98), (-0.01, 0.02), (0, 1e-5), (0, 2.4e-4), (0.93, 0.93003), (17, 123456)]
+)
 def test_ticks_lie_inside_and_are_enough(low, high):
     values = ticks(low, high, 5)
     assert 2 <= len(values) <= 6

@@ -1,12 +1,13 @@
 """Reading runs: what must be there, what may be missing, and that missing parts are named."""
 
+import dataclasses
 import json
 
 import pytest
 
 from shared.errors import DataError
 from shared.refer import load_refer
-from stage2_train.report.collect import collect_runs
+from stage2_train.report.collect import FIELDS, collect_runs
 from stage2_train.report.curves import PANELS, curve_charts
 from stage2_train.report.sources import Sources
 from stage2_train.report.tables import labels_text
@@ -60,8 +61,22 @@ def test_a_sentence_written_twice_counts_once(make_run):
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join([*lines, lines[0]]))
     (run,) = collect_runs([path])
-    assert len(run.evals["val"].rows) == len(lines)
+    assert len(run.evals["val"].sample_ids) == len(lines)
     assert "appear twice" in run.missing[0]
+
+
+def test_masks_stay_in_their_file_until_a_card_asks_for_them(make_run):
+    path = make_run("a")
+    rows = [json.loads(line) for line in (path / "eval" / "val.jsonl").read_text().splitlines()]
+    (run,), (same,) = collect_runs([path]), collect_runs([path])
+    data, wanted = run.evals["val"], rows[3]
+    key = wanted["sample_id"]
+    assert "counts" not in repr(dataclasses.astuple(data))
+    assert data.predictions({key}) == {key: wanted["pred_rle"]}
+    assert data.by_id()[key] == {name: wanted[name] for name in ("expression", *FIELDS)}
+    assert all(a is b for a, b in zip(data.sample_ids, same.evals["val"].sample_ids, strict=True))
+    data.file.unlink()
+    assert data.predictions({key}) == {}
 
 
 def test_an_expression_with_a_line_separator_stays_one_row(make_run):
@@ -71,7 +86,7 @@ def test_an_expression_with_a_line_separator_stays_one_row(make_run):
     rows[0]["expression"] = "left\u2028right"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     (run,) = collect_runs([path])
-    assert run.evals["val"].rows[0]["expression"] == "left\u2028right"
+    assert run.evals["val"].expressions[0] == "left\u2028right"
 
 
 def test_runs_of_one_name_get_different_labels(tmp_path):

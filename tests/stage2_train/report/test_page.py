@@ -11,7 +11,9 @@ import pytest
 
 from shared.errors import DataError
 from stage2_train.report import write_report
+from stage2_train.report.grids import expand
 from tests.stage2_train.report.fake_runs import HOSTILE
+from tests.stage2_train.report.test_tables import edit
 
 VOID = {"meta", "br", "input", "img", "hr", "link"}
 
@@ -197,6 +199,54 @@ def test_a_grid_stands_for_its_finished_runs(make_run, tmp_path):
     names = re.findall(r"(?m)^(\S*seed-\S*) ", text)
     assert names == ["base/fraction-0.05/seed-9", "l2l/fraction-0.05/seed-9", "l2l/fraction-0.05/seed-10",
                      "l2l/fraction-0.1/seed-9"]  # fmt: skip
+
+
+def test_a_report_of_a_grid_shows_every_method_and_says_what_it_leaves_out(make_run, tmp_path):
+    for method, quality in (("l2l", 0.8), ("supervised", 0.5)):
+        for fraction in (0.01, 0.05, 0.1):
+            for seed in (22, 23, 24):
+                path = make_run(
+                    f"{method}/fraction-{fraction}/seed-{seed}", method=method, seed=seed, quality=quality
+                )
+                edit(path / "config.json", fraction=fraction)
+                edit(path / "split.json", hash=f"of {fraction}")
+    html, _ = report(tmp_path / "runs")
+    both = [
+        f"{method}/fraction-0.01/seed-{seed}" for method in ("supervised", "l2l") for seed in (22, 23, 24)
+    ]
+    tiles = re.findall(r'<div class="tile run"><dt>([^<]*)</dt>', html)
+    assert re.findall(r">IoU of ([^,<]*), high first", html)[:-1] == tiles == both
+    curves, length = (html[html.index(f'id="{at}"') : html.index(f'id="{to}"')] for at, to in (
+        ("curves", "length"), ("length", "prior")))  # fmt: skip
+    for section in (curves, length):
+        assert "8 of 18 runs are shown here" in section and "left out are 10" in section
+        (left_out,) = re.findall(r"left out are 10</summary>([^<]*)</details>", section)
+        assert len(left_out.split(", ")) == 10 and not set(left_out.split(", ")) & set(both)
+    assert all(name in curves[curves.index("</details>") :] for name in both)
+    assert html.count("6 of 18 runs are shown here") == 2  # at the top, and in the gallery
+
+    differences = re.findall(r'<tr><th scope="row">(\S+) − (\S+)</th><td>val</td>', html)
+    assert differences == [
+        (f"l2l/{cell}", f"supervised/{cell}")
+        for cell in (f"fraction-{f}/seed-{s}" for f in (0.01, 0.05, 0.1) for s in (22, 23, 24))
+    ]
+
+
+def test_runs_of_other_labelled_images_are_not_subtracted(make_run):
+    runs = [make_run("base", method="supervised"), make_run("ours")]
+    assert "ours − base" in report(*runs)[0]
+    edit(runs[1] / "split.json", hash="another draw")
+    html, _ = report(*runs)
+    assert "ours − base" not in html and "runs are shown here" not in html
+
+
+def test_a_run_named_twice_counts_once(make_run, tmp_path):
+    cells = [make_run(f"l2l/fraction-0.1/seed-{seed}") for seed in (-1, 9)]
+    (make_run("l2l/fraction-0.1/seed-10") / "done.json").unlink()
+    grid = tmp_path / "runs"
+    assert expand([grid, cells[1], grid / "l2l" / ".." / "l2l" / "fraction-0.1" / "seed--1"])[0] == cells
+    unfinished = cells[0].with_name("seed-10")
+    assert expand([grid, unfinished]) == ([*cells, unfinished], [])  # asked for by name
 
 
 def test_a_folder_of_neither_runs_nor_a_grid_is_refused(make_run, tmp_path):

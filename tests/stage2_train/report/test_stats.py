@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.seeding import rng
 from stage2_train.report import stats
 from stage2_train.report.collect import EvalData, RunData
 
@@ -16,17 +17,17 @@ def sentence(number, *, inter, union, image=None, words=2, prior=None):
 
 
 def scored(rows, **summary):
-    return EvalData(split="val", summary={"num": len(rows), **summary}, rows=rows)
+    return EvalData.of("val", {"num": len(rows), **summary}, rows)
 
 
-def run(method, seed, oiou, fraction=0.05, **record):
-    data = EvalData(split="val", summary={"original": {"oiou": oiou}}, rows=[])
+def run(method, seed, oiou, fraction=0.05, draw="h", **record):
+    data = EvalData.of("val", {"original": {"oiou": oiou}}, [])
     config = {"method": method, "seed": seed, "fraction": fraction, **record}
     return RunData(
         path=Path("x"),
         name=f"{method}{seed}",
         config=config,
-        split={},
+        split={"hash": draw},
         metrics=[],
         evals={"val": data},
         done={},
@@ -111,12 +112,31 @@ def test_spread_is_of_runs_that_differ_in_their_seeds_alone():
     assert [one.variant for one in stats.spreads(pair)] == ["embedded steps=9"]
 
 
+def test_seeds_with_draws_of_their_own_have_a_spread_that_says_so():
+    def drawn(seed, oiou, draw):
+        config = {"method": "l2l", "seed": seed, "split_seed": seed - 22}
+        changes = [f"seed={seed}", f"split_seed={seed - 22}"]
+        return run("l2l", seed, oiou, draw=draw, recipe="embedded", overrides=changes, config=config)
+
+    (only,) = stats.spreads([drawn(22, 0.5, "a"), drawn(23, 0.6, "b"), drawn(24, 0.7, "c")])
+    assert (only.variant, only.values, only.num_draws) == ("embedded", (0.5, 0.6, 0.7), 3)
+    (only,) = stats.spreads([run("l2l", 1, 0.5), run("l2l", 2, 0.6)])
+    assert only.num_draws == 1
+
+
+def test_resampling_weights_are_drawn_once_for_all_runs(monkeypatch):
+    stats._resamples.cache_clear()
+    drawn = []
+    monkeypatch.setattr(stats, "rng", lambda *key: drawn.append(key) or rng(*key))
+    for inter in (3, 4, 5):
+        stats.overall_interval(scored([sentence(n, inter=inter, union=9) for n in range(5)]))
+    assert len(drawn) == 1
+
+
 def test_a_score_file_that_contradicts_its_sentences_is_named():
     rows = [sentence(n, inter=4, union=10) for n in range(9)]
     assert stats.summary_disagrees(scored(rows, original={"oiou": 0.4})) is None
     assert "0.9000 in the score file but 0.4000" in stats.summary_disagrees(
         scored(rows, original={"oiou": 0.9})
     )
-    assert "counts 9 sentences" in stats.summary_disagrees(
-        EvalData(split="val", summary={"num": 9}, rows=rows[:8])
-    )
+    assert "counts 9 sentences" in stats.summary_disagrees(EvalData.of("val", {"num": 9}, rows[:8]))

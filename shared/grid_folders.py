@@ -1,0 +1,45 @@
+"""A grid's folder: its runs lie below it as `<method>/fraction-<f>/seed-<s>/`, and what their files say of them."""
+
+import re
+from pathlib import Path
+
+from shared.errors import DataError
+from shared.json_files import read_json
+
+CELL = re.compile(r"fraction-(\d+(?:\.\d+)?(?:e-\d+)?)/seed-(-?\d+)")
+"""Folder of a run below that of its method."""
+
+FAILED_FILE = "failed.json"
+"""Name of the file in a run's folder that says why it failed."""
+
+
+def cells_of(grid: Path) -> list[Path]:
+    """Folders of the runs of a grid that have begun, by method, share of labels and seed; none in another folder."""
+    found = [
+        (run.parent.parent.name, float(match[1]), int(match[2]), run)
+        for run in grid.glob("*/fraction-*/seed-*")
+        if (match := CELL.fullmatch(f"{run.parent.name}/{run.name}"))
+    ]
+    return [run for *_, run in sorted(found)]
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run was trained to its end and scored; which splits were asked for, its folder does not say."""
+    return (run / "done.json").is_file() and any((run / "eval").glob("*.json"))
+
+
+def failure_of(run: Path) -> str | None:
+    """Why the last try of a run failed; None if it did not.
+
+    Raises:
+        DataError: The file that says so is damaged.
+    """
+    file = run / FAILED_FILE
+    if not file.is_file():
+        return None
+    try:
+        return str(read_json(file).get("reason"))
+    except DataError:
+        if file.is_file():
+            raise
+        return None  # removed by a new try in the meantime
