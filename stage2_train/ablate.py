@@ -46,6 +46,7 @@ from stage2_train.ablate_table import (
     rows_as_csv,
     rows_as_json,
 )
+from stage2_train.config import TrainConfig
 from stage2_train.data import load_data, scorable
 from stage2_train.evaluate import is_scored
 from stage2_train.inputs import open_split
@@ -90,18 +91,27 @@ def parse_share(text: str) -> tuple[int, int]:
     raise DataError(f"only is {text!r}, not i/n with i from 0 to n - 1")
 
 
+Draw = tuple[float, int, str]
+"""Share of labels, seed of the draw, kind of weak label."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Opened:
     """What the cells of a grid read."""
 
     store: dict[str, str] | None
     """Path and fingerprint of the one store that they read; None if none reads any."""
-    splits: dict[tuple[float, int], dict[str, Any]]
-    """What their `split.json` holds, by fraction and seed of the draw."""
+    splits: dict[Draw, dict[str, Any]]
+    """What their `split.json` holds."""
     masks: dict[str, str]
     """Hash of the masks of each split that is scored."""
     data_fingerprint: str
     """Of the annotations of their data set."""
+
+
+def draw_of(config: TrainConfig) -> Draw:
+    """What decides which labels a cell is given; a file that names the images is the same for all."""
+    return config.fraction, config.split_seed, config.weak_label
 
 
 def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
@@ -122,14 +132,14 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
     except DataError as error:
         raise DataError(f"{grid.path}: splits: {error}") from error
     seen: set[tuple[Any, ...]] = set()
-    splits: dict[tuple[float, int], dict[str, Any]] = {}
+    splits: dict[Draw, dict[str, Any]] = {}
     for cell in grid.cells:
         own = cell.config
-        asked = (own.uses_unlabelled, own.fraction, own.split_seed, own.eval_every > 0, own.val_split)
+        asked = (draw_of(own), own.uses_unlabelled, own.eval_every > 0, own.val_split)
         if asked not in seen:
             seen.add(asked)
             try:
-                splits[own.fraction, own.split_seed] = split_record(own, open_split(own, dataset), dataset)
+                splits[draw_of(own)] = split_record(own, open_split(own, dataset), dataset)
             except DataError as error:
                 raise DataError(f"{grid.path}: {cell.name}: {error}") from error
     store = _store_of(grid, out, dataset, store_comes)
@@ -163,7 +173,7 @@ def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
         record = run_record(config, cell.recipe, cell.changes, store, opened.data_fingerprint, 1)
         require_same_run(run, record)
         if (run / "split.json").is_file():
-            require_same_split(run, opened.splits[cell.fraction, cell.config.split_seed])
+            require_same_split(run, opened.splits[draw_of(cell.config)])
     except DataError as error:
         return State(state=FAILED, reason=str(error))
     if is_finished(run) and all(is_scored(run, split, opened.masks[split]) for split in grid.splits):

@@ -17,13 +17,14 @@ import pytest
 
 from shared.errors import DataError
 from shared.refer import load_refer
-from stage2_train.ablate import Opened, describe_grid, open_grid, parse_share, run_grid, state_of
+from stage2_train.ablate import PART, Opened, describe_grid, open_grid, parse_share, run_grid, state_of
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
 from stage2_train.ablate_table import METRICS
 from stage2_train.data import load_data
+from stage2_train.inputs import open_split
 from stage2_train.owner import locked
-from stage2_train.run_identity import run_record
+from stage2_train.run_identity import run_record, split_record
 from stage2_train.train import RESUBMIT_EXIT_CODE
 from tests.stage2_train.miniature import write_priors
 from tests.stage2_train.test_ablate_grid import grid_file
@@ -103,6 +104,32 @@ def test_all_cells_run_once_and_a_second_call_runs_none(grid: Grid, tmp_path: Pa
     assert "cells: 4 done" in (out / "table.txt").read_text()
     assert all(f">{name}</text>" in (out / "chart.svg").read_text() for name in "ab")
     assert "% data: refshapes (unc), annotations " in (out / "table.tex").read_text()
+
+
+def test_cells_are_held_to_the_labels_that_each_of_them_is_given(mini_root: Path, tmp_path: Path) -> None:
+    """Weak labels are other labels of the same share and draw."""
+    text = f"""
+reference = "plain"
+recipe = "supervised-embedded"
+fractions = [0.25]
+seeds = [1]
+set = ["data.root={mini_root}/data"]
+[methods.plain]
+[methods.box]
+recipe = "omni-res-box-embedded"
+"""
+    grid = read_grid(grid_file(tmp_path, text))
+    opened = open_grid(grid, tmp_path / "out")
+    for cell in grid.cells:
+        run = tmp_path / "out" / cell.name
+        run.mkdir(parents=True)
+        record = run_record(cell.config, cell.recipe, cell.changes, None, opened.data_fingerprint, 1)
+        (run / "config.json").write_text(json.dumps(record))
+        dataset = load_data(cell.config.data)
+        split = split_record(cell.config, open_split(cell.config, dataset), dataset)
+        (run / "split.json").write_text(json.dumps(split))
+    states = {cell.method: state_of(cell, grid, tmp_path / "out", opened) for cell in grid.cells}
+    assert {name: state.state for name, state in states.items()} == dict.fromkeys(states, PART), states
 
 
 def test_runs_at_once_have_a_gpu_each(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
