@@ -212,19 +212,20 @@ def _uncounted_labels(runs: list[RunData]) -> list[Notice]:
 
 
 def _shared_images(runs: list[RunData]) -> list[Notice]:
-    """Scores of sentences whose images training has seen."""
-    seen = [
-        f"{run.name} on {split}: {shared:,.0f} of {data.num:,}"
-        for run in runs
-        for split, data in run.evals.items()
-        if (shared := finite(data.summary.get("shared_with_train")) or 0) > 0
-    ]
-    if not seen:
-        return []
-    text = (
-        f"Sentences whose image is also a training image: {'; '.join(seen)}. The network knows those images."
-    )
-    return [Notice(level="warn", title="Scored on images that were trained on", text=text)]
+    """Scores of sentences whose images training has seen, or may have."""
+    scored = [(f"{run.name} on {s}", d) for run in runs for s, d in run.evals.items()]
+    counts = [(where, data, data.summary.get("shared_with_train", 0)) for where, data in scored]
+    seen = [f"{where}: {shared:,} of {data.num:,}" for where, data, shared in counts if shared]
+    unknown = [where for where, _, shared in counts if shared is None]
+    found = []
+    if seen:
+        text = f"Sentences whose image is also a training image: {'; '.join(seen)}. The network knows those images."
+        found.append(Notice(level="warn", title="Scored on images that were trained on", text=text))
+    if unknown:
+        text = f"{_names(unknown)}: the run's own data were gone, or had changed, when these sentences were scored."
+        title = "Not known whether images were trained on"
+        found.append(Notice(level="warn", title=title, text=text))
+    return found
 
 
 def _partial(runs: list[RunData]) -> list[Notice]:

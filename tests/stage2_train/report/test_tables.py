@@ -216,6 +216,11 @@ def test_scores_on_training_images_are_said(make_run):
     (notice,) = [one for one in notices(runs, {}) if one.title == title]
     assert notice.level == "warn" and f" a on val: 12 of {runs[0].evals['val'].num}. " in notice.text
     assert not [one for one in notices(runs[1:], {}) if one.title == title]
+    edit(paths[1] / "eval" / "val.json", shared_with_train=None)
+    (notice,) = [
+        one for one in notices(collect_runs(paths[1:]), {}) if one.title.startswith("Not known whether")
+    ]
+    assert notice.text.startswith("b on val: ")
 
 
 def test_every_status_with_a_box_counts_as_one():
