@@ -13,16 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.errors import DataError
-from shared.json_files import read_json
 from shared.types import Sample
 from stage2_train.batch import Batch
 from stage2_train.config import TrainConfig
-from stage2_train.inputs import Inputs, batch_plan, open_inputs
+from stage2_train.inputs import Inputs, batch_plan
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Networks, Pseudo
-from stage2_train.run_files import load_model, read_run_config, restore_method, with_own_store
-from stage2_train.run_identity import require_same_split, split_record
+from stage2_train.run_files import load_model, open_own_inputs, read_run_config, restore_method
 from stage2_train.text import Tokenizer
 
 
@@ -55,11 +52,7 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
     config = read_run_config(folder)
     if not config.uses_unlabelled:
         return []
-    inputs = open_inputs(with_own_store(folder, config))
-    recorded = read_json(folder / "config.json").get("data_fingerprint")
-    if recorded not in (None, inputs.dataset.fingerprint()):
-        raise DataError(f"{config.data.root} has other annotations by now")
-    require_same_split(folder, split_record(config, inputs.split, inputs.dataset))
+    inputs = open_own_inputs(folder, config)
     networks = Networks(load_model(folder), weak_eval=config.weak_eval)
     method = restore_method(folder, config)
     with torch.no_grad():
