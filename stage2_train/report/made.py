@@ -82,6 +82,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "method": run.method,
         "recipe": _text(run.config.get("recipe")),
         "data set": " ".join(str(data[key]) for key in ("dataset", "split_by") if data.get(key)) or "–",
+        "annotations, hash": _text(run.config.get("data_fingerprint")),
         "seed": _text(run.seed),
         "labels": labels_text(run),
         "labelled images, hash": _text(run.split.get("hash")),

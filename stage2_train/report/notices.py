@@ -281,6 +281,7 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
     """Differences between runs, other than the method, that a reader would not guess."""
     checks = {
         "data set": [_text(run.data.get("dataset"), run.data.get("split_by")) for run in runs],
+        "annotations": [_text(run.config.get("data_fingerprint")) for run in runs],
         "share of labels": [_text(run.fraction) for run in runs],
         "weak labels": [run.weak_label or "none" for run in runs],
         "code": [_text(run.code) for run in runs],
@@ -290,7 +291,7 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
         "number of processes": [_text(*run.num_processes) for run in runs],
         "optimiser steps": [_text(run.done.get("step")) for run in runs if run.done],
     }
-    for split in {split for run in runs for split in run.evals}:
+    for split in dict.fromkeys(split for run in runs for split in run.evals):
         evals = [run.evals[split] for run in runs if split in run.evals]
         checks[f"ground truth of {split}"] = [_text(data.summary.get("masks")) for data in evals]
     differ = [name for name, values in checks.items() if len({v for v in values if v}) > 1]
@@ -300,7 +301,8 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
         Notice(
             level="warn",
             title="The runs differ in more than the method",
-            text=f"They do not share: {', '.join(differ)}. See “How this was made” for the values.",
+            text=f"They do not share: {', '.join(differ)}. See “How this was made” for the values; "
+            "the hash of a ground truth is `masks` in `eval/<split>.json`.",
         )
     ]
 

@@ -6,6 +6,7 @@ import pytest
 
 from shared.types import AnswerStatus
 from stage2_train.report.collect import collect_runs
+from stage2_train.report.made import fact_rows
 from stage2_train.report.notices import PriorHealth, notices, prior_health
 from stage2_train.report.reference import published
 from stage2_train.report.tables import split_tables, text_table
@@ -178,6 +179,21 @@ def test_unequal_runs_part_scores_and_single_seeds_are_said(make_run):
     assert "b on val" in titles["Scored on a part of the sentences"]
     assert "One seed" not in titles
     assert "One seed" in [notice.title for notice in notices(collect_runs([first]), {})]
+
+
+def test_other_annotations_and_other_ground_truth_are_said_in_order(make_run):
+    splits = ("val", "testA", "testB")
+    paths = [make_run(name, splits=splits) for name in ("a", "b")]
+    for path in paths:
+        edit(path / "config.json", data_fingerprint=path.name)
+        for split in splits:
+            edit(path / "eval" / f"{split}.json", masks=path.name)
+    runs = collect_runs(paths)
+    (differ,) = [one.text for one in notices(runs, {}) if one.title.startswith("The runs differ")]
+    listed = "annotations, ground truth of val, ground truth of testA, ground truth of testB."
+    assert f"do not share: {listed}" in differ and "`masks` in `eval/<split>.json`" in differ
+    (row,) = [row for row in fact_rows(runs) if row.name == "annotations, hash"]
+    assert row.values == ("a", "b")
 
 
 @pytest.mark.parametrize(
