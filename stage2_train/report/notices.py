@@ -8,6 +8,7 @@ from typing import Any
 from shared.errors import DataError
 from shared.types import AnswerStatus
 from stage2_train.report.collect import RunData, finite
+from stage2_train.report.sources import store_of
 from stage2_train.report.stats import spreads, summary_disagrees
 from stage2_train.segmentor_config import UNCOUNTED, whole_network
 
@@ -63,8 +64,10 @@ def prior_health(run: RunData) -> PriorHealth | None:
     """Ask the store of `run` for its canary and its status counts; None for a run without a store."""
     if not run.store.get("path"):
         return None
-    path = Path(str(run.store["path"]))
+    path = store_of(run) or Path(str(run.store["path"]))
     status, problem = _read_status(path)
+    if run.store.get("fingerprint") not in (None, status.get("fingerprint")):
+        status, problem = {}, problem or "another store lies there now"
     canary, counts = status.get("canary"), status.get("status_counts", {})
     by_shard = status.get("canary_by_shard", set())
     return PriorHealth(

@@ -29,6 +29,8 @@ class Taught:
 
     sample: Sample
     """The sample."""
+    prior_of: str
+    """Id of the sample whose prior was read for it: its own, but where priors are misplaced; "" if none was read."""
     weak_HW: np.ndarray
     """bool: the weak view's prediction Pw, cut at 0.5."""
     target_HW: np.ndarray
@@ -58,7 +60,11 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
     with torch.no_grad():
         pseudo = method.loss(networks, _last_batch(config, inputs)).pseudo
     assert pseudo is not None, config.method
-    return [_taught(pseudo, index) for index in range(min(most, len(pseudo.samples)))]
+    priors = inputs.priors
+    return [
+        _taught(pseudo, index, "" if priors is None else priors.row_read(pseudo.samples[index].sample_id))
+        for index in range(min(most, len(pseudo.samples)))
+    ]
 
 
 def _last_batch(config: TrainConfig, inputs: Inputs) -> Batch:
@@ -67,7 +73,7 @@ def _last_batch(config: TrainConfig, inputs: Inputs) -> Batch:
     return source(config.steps * config.accumulation - 1)
 
 
-def _taught(pseudo: Pseudo, index: int) -> Taught:
+def _taught(pseudo: Pseudo, index: int, prior_of: str) -> Taught:
     mirrored = bool(pseudo.flip_B[index])
 
     def plain(mask_HW: torch.Tensor) -> np.ndarray:
@@ -77,6 +83,7 @@ def _taught(pseudo: Pseudo, index: int) -> Taught:
     assert set(label_HW.unique().tolist()) <= {0, 1, IGNORE}
     return Taught(
         sample=pseudo.samples[index],
+        prior_of=prior_of,
         weak_HW=plain(pseudo.weak_B1HW[index, 0] >= 0.5),
         target_HW=plain(pseudo.target_B1HW[index, 0] >= 0.5),
         foreground_HW=plain(label_HW == 1),
