@@ -200,8 +200,9 @@ def evaluate_run(
     result = {
         "split": filed,
         "data": {
-            "dataset": config.data.dataset,
-            "split_by": config.data.split_by,
+            "name": data_name,
+            "split": split,
+            **dataclasses.asdict(config.data),
             "annotations": dataset.fingerprint(),
         },
         "shared_with_train": shared_with_train(run, dataset, config.data.root, samples),

@@ -313,4 +313,6 @@ def test_scores_of_other_data_are_not_filed_as_the_runs_own(
     result = evaluate_run(run, "val", root=str(grown), data_name="later")
     assert [file.name for file in sorted((run / "eval").iterdir())] == ["later-val.json", "later-val.jsonl"]
     assert result["split"] == "later-val" and result["data"]["annotations"] != dataset.fingerprint()
+    said = {name: result["data"][name] for name in ("name", "split", "root", "dataset")}
+    assert said == {"name": "later", "split": "val", "root": str(grown), "dataset": "refshapes"}
     assert result["shared_with_train"] == 0, "counted in what it was trained on, which lies where it lay"
