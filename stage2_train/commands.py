@@ -441,10 +441,15 @@ def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
             )
         if not result.get("prior"):
             lines.append(f"{split:<7}{result['prior_note']}")
-        if result["shared_with_train"]:
+        if result["shared_with_train"] is None:
             lines.append(
-                f"{split:<7}{result['shared_with_train']} of {result['num']} sentences are of images that are train "
-                "images, too"
+                f"{split:<7}not known how many sentences are of images that were trained on: the run's own data are "
+                "gone or have changed"
+            )
+        elif result["shared_with_train"]:
+            lines.append(
+                f"{split:<7}{result['shared_with_train']} of {result['num']} sentences are of images that were "
+                "trained on"
             )
         if result["limit"]:
             lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")

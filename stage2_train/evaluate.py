@@ -43,6 +43,7 @@ from stage2_train.prior_source import StorePriors, choose_store, made_alike, ope
 from stage2_train.processes import start_accelerator
 from stage2_train.run_files import load_model, place_of_store, read_run_config
 from stage2_train.run_identity import note_moved_data
+from stage2_train.seen_images import shared_with_train
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.spm import fuse
 from stage2_train.text import Tokenizer
@@ -190,11 +191,12 @@ def evaluate_run(
     result = {
         "split": filed,
         "data": {
-            "dataset": config.data.dataset,
-            "split_by": config.data.split_by,
+            "name": data_name,
+            "split": split,
+            **dataclasses.asdict(config.data),
             "annotations": dataset.fingerprint(),
         },
-        "shared_with_train": shared_with_train(dataset, samples),
+        "shared_with_train": shared_with_train(run, dataset, config.data.root, samples),
         **summarise(rows),
         "num": len(rows),
         "masks": dataset.masks_hash(samples),
@@ -224,14 +226,6 @@ def _require_own_data(run: Path, config: TrainConfig, dataset: ReferringDataset,
             "scores there are no scores of its own splits, and images it has learnt from may be among them. "
             "--data-name NAME files them under that name"
         )
-
-
-def shared_with_train(dataset: ReferringDataset, samples: Sequence[Sample]) -> int:
-    """How many of the samples are of an image that is also a train image of their data set."""
-    trained = (
-        {sample.file_name for sample in dataset.samples("train")} if "train" in dataset.splits else set()
-    )
-    return sum(sample.file_name in trained for sample in samples)
 
 
 def is_scored(run: Path, split: str, masks: str) -> bool:

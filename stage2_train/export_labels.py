@@ -39,10 +39,10 @@ from shared.store.publish import disk_errors, publish_file
 from shared.types import Sample
 from stage2_train.batch import UnlabelledPart
 from stage2_train.config import TrainConfig
-from stage2_train.inputs import Inputs, batch_plan, open_inputs
+from stage2_train.inputs import Inputs, batch_plan
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Method, Networks, Pseudo
-from stage2_train.run_files import load_model, read_run_config, restore_method, with_own_store
+from stage2_train.run_files import load_model, open_own_inputs, read_run_config, restore_method
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig, upsample
@@ -68,8 +68,9 @@ def export_labels(
         Where the files lie, `num` sentences, how many by source, and shares of empty masks and ignored pixels.
 
     Raises:
-        DataError: An unfinished run, one whose method makes no pseudo-labels, data or priors that are gone, or a folder
-            that holds labels already or a link to other images, or that cannot be written to.
+        DataError: An unfinished run, one whose method makes no pseudo-labels, data or priors that are gone, annotations
+            or labels that are others than the run's, or a folder that holds labels already or a link to other images,
+            or that cannot be written to.
     """
     run, out = Path(run), Path(out)
     config = read_run_config(run, root)
@@ -82,7 +83,7 @@ def export_labels(
     _require_own_images(links)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     networks = Networks(load_model(run).to(device), weak_eval=config.weak_eval)
-    method, inputs = restore_method(run, config), open_inputs(with_own_store(run, config))
+    method, inputs = restore_method(run, config), open_own_inputs(run, config)
     samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]
     annotations: list[dict[str, Any]] = []
     fuses = config.method != "l2l" or config.l2l.use_spm  # else the prior is shown to the network alone

@@ -34,12 +34,13 @@ def model_card(run: Path) -> ModelCard:
     results = [read_json(path) for path in sorted((run / "eval").glob("*.json"))]
     lines = ["## Training", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _facts(record, split).items()]
-    lines += ["", "## Scores", "", *_scores(results, data)]
+    known = record.get("data_fingerprint")
+    lines += ["", "## Scores", "", *_scores(results, data, known)]
     lines += ["", "## Limits", "", "Trained with few masks; confidences are not calibrated."]
     if file := whole_network(record["config"]["segmentor"]):
         lines.append(f"The training {UNCOUNTED} among the labelled ({file}).")
     head = card_data(str(record["method"]))
-    found = _hub_results(results, data)
+    found = _hub_results([result for result in results if _is_own(result, known)], data)
     if found:
         head |= {"model_name": name, "eval_results": found}
     return ModelCard.from_template(
@@ -47,8 +48,14 @@ def model_card(run: Path) -> ModelCard:
     )
 
 
+def _is_own(result: Mapping[str, Any], known: str | None) -> bool:
+    """Whether a score is of the data that the run was trained on, whose annotations are `known`."""
+    scored = result.get("data", {})
+    return not scored.get("name") and scored.get("annotations", known) == known
+
+
 def _hub_results(results: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> list[EvalResult]:
-    """The network's scores at the images' original size."""
+    """The network's scores on its own data, at the images' original size."""
     return [
         EvalResult(
             task_type="image-segmentation",
@@ -96,24 +103,27 @@ def _override(text: str) -> str:
     return f"--set {name}=..." if "/" in value else f"--set {text}"
 
 
-def _scores(results: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> list[str]:
+def _scores(results: Sequence[Mapping[str, Any]], data: Mapping[str, Any], known: str | None) -> list[str]:
     """A table of every split that was scored, both frames named, the frozen prior beside the network."""
     if not results:
         return ["Not scored yet."]
     lines = [
-        f"On {data['dataset']}; every sentence once. Frames: the images' original size, and the network's input.",
+        f"On {data['dataset']} where no other data are named; every sentence once. Frames: the images' original size, "
+        "and the network's input.",
         "The frozen prior is the large model's own mask, which this network never sees when it is used.",
         "",
         "| split | sentences | frame | scored | " + " | ".join(_METRICS) + " |",
         "|" + "---|" * (4 + len(_METRICS)),
     ]
     for result in results:
-        size = "x".join(map(str, result["resolution"]))
+        size, split = "x".join(map(str, result["resolution"])), result["split"]
+        if not _is_own(result, known):
+            split += f" (other data: {result['data']['dataset']}, {result['data']['split_by']})"
         for scorer, found in (("network", result), ("frozen prior", result.get("prior"))):
             for frame, shown in (("original", "original"), ("model", size)):
                 if found:
                     cells = " | ".join(f"{found[frame][name]:.4f}" for name in _METRICS)
-                    lines.append(f"| {result['split']} | {result['num']} | {shown} | {scorer} | {cells} |")
+                    lines.append(f"| {split} | {result['num']} | {shown} | {scorer} | {cells} |")
         if not result.get("prior"):
-            lines.append(f"| {result['split']} | | | frozen prior | not known" + " |" * len(_METRICS))
+            lines.append(f"| {split} | | | frozen prior | not known" + " |" * len(_METRICS))
     return lines

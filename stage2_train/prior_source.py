@@ -58,6 +58,10 @@ class StorePriors:
         trust_B = np.where(np.isfinite(own_B), rank_B / max(len(ordered), 1), np.nan)
         return torch.from_numpy(trust_B.astype(np.float32))
 
+    def row_read(self, sample_id: str) -> str:
+        """The sample whose row is read for this one."""
+        return sample_id
+
     def holds(self, samples: Sequence[Sample]) -> bool:
         """Whether every sample has a row."""
         known = set(self.store.sample_ids)
@@ -88,13 +92,17 @@ class MisplacedPriors(StorePriors):
         """Rows that carry another object's answer."""
         return len(self._taken_from)
 
+    def row_read(self, sample_id: str) -> str:
+        """See `StorePriors.row_read`."""
+        return self._taken_from.get(sample_id, sample_id)
+
     def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """See `StorePriors.read`."""
-        return super().read([self._taken_from.get(one, one) for one in sample_ids])
+        return super().read(list(map(self.row_read, sample_ids)))
 
     def trust(self, sample_ids: Sequence[str]) -> torch.Tensor:
         """See `StorePriors.trust`."""
-        return super().trust([self._taken_from.get(one, one) for one in sample_ids])
+        return super().trust(list(map(self.row_read, sample_ids)))
 
 
 def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:

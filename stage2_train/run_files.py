@@ -17,8 +17,10 @@ from shared.store.find import find_stores
 from shared.store.layout import read_header
 from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
+from stage2_train.inputs import Inputs, open_inputs
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Method
+from stage2_train.run_identity import require_same_split, split_record
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
 
 
@@ -50,6 +52,24 @@ def with_own_store(folder: Path, config: TrainConfig) -> TrainConfig:
     own = read_json(folder / "config.json").get("store") or {}
     found = place_of_store(own, config.cache_root)
     return replace(config, store=str(found)) if found else config
+
+
+def open_own_inputs(folder: Path, config: TrainConfig) -> Inputs:
+    """What a run read, opened again, wherever data and store lie by now.
+
+    Args:
+        folder: The run.
+        config: Its configuration (`read_run_config`).
+
+    Raises:
+        DataError: Data or store that are gone, or annotations or labels that are others than the run's.
+    """
+    inputs = open_inputs(with_own_store(folder, config))
+    recorded = read_json(folder / "config.json").get("data_fingerprint")
+    if recorded not in (None, inputs.dataset.fingerprint()):
+        raise DataError(f"{config.data.root}: has other annotations than {folder} was trained on")
+    require_same_split(folder, split_record(config, inputs.split, inputs.dataset))
+    return inputs
 
 
 def place_of_store(recorded: Mapping[str, str], cache_root: str | Path) -> Path | None:
@@ -99,7 +119,7 @@ def restore_method(folder: Path, config: TrainConfig) -> Method:
     """The method of a run with what it learnt on its own, from the last checkpoint.
 
     Raises:
-        DataError: A method that learns something, and no checkpoint.
+        DataError: A method that learns something, and no checkpoint, or one whose state is not of this code's method.
     """
     method = METHODS[config.method](config)
     if not method.state_dict():
@@ -109,5 +129,10 @@ def restore_method(folder: Path, config: TrainConfig) -> Method:
         raise DataError(
             f"{folder / 'checkpoints'}: no checkpoint, so the state of method {config.method} is not known"
         )
-    method.load_state_dict(load_object(found[-1], "method"))
+    try:
+        method.load_state_dict(load_object(found[-1], "method"))
+    except (RuntimeError, KeyError, ValueError) as error:  # torch's words for other names, shapes or groups
+        raise DataError(
+            f"{found[-1]}: the state of method {config.method} is of another code: {error}"
+        ) from error
     return method

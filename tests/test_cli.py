@@ -255,7 +255,7 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
             "prior": prior,
             "prior_note": "no prior: why",
         } | ({"with_prior": {"original": scores, "model": scores}} if options["with_prior"] else {})
-        shared = 3 if split == "testB" else 0
+        shared = {"testA": None, "testB": 3}.get(split, 0)
         return result | {
             "resolution": [96, 96],
             "limit": options["limit"],
@@ -275,8 +275,11 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
         ["testB", "no"],
         ["testB", "3"],
     ]
-    assert "testB  3 of 7 sentences are of images that are train images, too" in ran.out
+    assert "testB  3 of 7 sentences are of images that were trained on" in ran.out
     assert "frozen prior   0.7500" in ran.out
+    assert (
+        "testA  not known how many sentences are of images" in l2l("eval", tmp_path, "--split", "testA").out
+    )
     assert list(l2l("eval", tmp_path, "--json").json) == ["val"]
     more = ["--limit", "7", "--workers", "2", "--store", "x", "--root", "y", "--self-guided", "--with-prior"]
     assert "another method" not in ran.out

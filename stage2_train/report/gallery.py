@@ -43,8 +43,6 @@ PRIOR_RGB = (230, 159, 0)
 class Picture:
     """One small picture of a card."""
 
-    kind: str
-    """`image`, `prior`, `prediction`, `truth`, `fused`, `weak` or `pixels`."""
     title: str
     """What it shows."""
     caption: str
@@ -103,7 +101,11 @@ def build_gallery(runs: list[RunData], sources: Sources) -> tuple[list[Card], in
         sources: Images, true masks and priors.
     """
     shown = runs[:MAX_RUNS]
-    splits = [split for split in shown[0].evals if all(split in run.evals for run in shown)]
+    splits = [
+        split
+        for split in shown[0].evals
+        if all(split in run.evals and sources.holds(run.evals[split]) for run in shown)
+    ]
     per_tag = max(3, math.ceil(PER_TAG / max(1, len(splits))))
     cards: list[Card] = []
     left_out, spent = 0, 0
@@ -125,19 +127,20 @@ def build_gallery(runs: list[RunData], sources: Sources) -> tuple[list[Card], in
 
 
 def taught_cards(run: RunData, sources: Sources, *, key: str, budget_bytes: int) -> list[Card]:
-    """What the run was taught from: prior, weak view, fused map, the pixels that were taught, and the true mask."""
+    """What the run was taught from: the prior it read, weak view, fused map, pixels that were taught, true mask."""
     cards: list[Card] = []
     for item in sources.taught(run, MAX_TAUGHT):
         frame = _Frame(item.sample, sources)
         fitted = {name: resize_mask_nearest(getattr(item, name), frame.size_hw) for name in _TAUGHT_MASKS}
         pixels = [("fg", fitted["foreground_HW"]), ("bg", fitted["background_HW"])]
-        proposal = sources.prior(run.name, item.sample.sample_id)
+        proposal = sources.prior(run.name, item.prior_of)
+        misplaced = "" if item.prior_of == item.sample.sample_id else "of another object"
         pictures = (
-            frame.picture("image", "image"),
-            _prior_picture(frame, proposal, None),
-            frame.picture("weak", "weak view (Pw)", masks=[("weak", fitted["weak_HW"])]),
-            frame.picture("fused", "map the labels are cut from", masks=[("fused", fitted["target_HW"])]),
-            frame.picture("pixels", "pixels taught", masks=pixels),
+            frame.picture("image"),
+            *([_prior_picture(frame, proposal, misplaced)] if item.prior_of else []),
+            frame.picture("weak view (Pw)", masks=[("weak", fitted["weak_HW"])]),
+            frame.picture("map the labels are cut from", masks=[("fused", fitted["target_HW"])]),
+            frame.picture("pixels taught", masks=pixels),
             _truth_picture(frame, sources),
         )
         card = Card(
@@ -166,16 +169,14 @@ def _card(
     choice: Choice, runs: list[RunData], rows: list[dict[str, Any]], sources: Sources, *, key: str
 ) -> Card:
     frame = _Frame(sources.sample(choice.sample_id), sources)
-    prior_iou = next((v for row in rows if (v := finite(row.get("prior_iou_original"))) is not None), None)
-    with_store = next((run.name for run in runs if run.name in sources.stores), "")
-    proposal = sources.prior(with_store, choice.sample_id)
-    pictures = [frame.picture("image", "image"), _prior_picture(frame, proposal, prior_iou)]
+    priors = [(finite(row.get("prior_iou_original")), run.name) for run, row in zip(runs, rows, strict=True)]
+    prior_iou, name = min(priors, key=lambda one: (one[0] is None, one[1] not in sources.stores))
+    proposal = sources.prior(name, choice.sample_id)
+    pictures = [frame.picture("image"), _prior_picture(frame, proposal, _iou_text(prior_iou))]
     truth = frame.truth(sources)
     for index, (run, row) in enumerate(zip(runs, rows, strict=True)):
         masks = [(f"pred s{index}", frame.decode(row.get("pred_rle"))), ("truth-line", truth)]
-        pictures.append(
-            frame.picture("prediction", run.name, _iou_text(row.get("iou_original")), masks=masks)
-        )
+        pictures.append(frame.picture(run.name, _iou_text(row.get("iou_original")), masks=masks))
     pictures.append(_truth_picture(frame, sources))
     expression = str(rows[0].get("expression", ""))
     return Card(
@@ -225,7 +226,6 @@ class _Frame:
 
     def picture(
         self,
-        kind: str,
         title: str,
         caption: str = "",
         *,
@@ -236,18 +236,17 @@ class _Frame:
         if masks and masks[0][1] is None:
             missing = "not available"
         layers = tuple((name, mask_path(mask)) for name, mask in masks if mask is not None)
-        return Picture(kind=kind, title=title, caption=caption, layers=layers, missing=missing)
+        return Picture(title=title, caption=caption, layers=layers, missing=missing)
 
 
-def _prior_picture(frame: _Frame, proposal: Proposal | None, iou: float | None) -> Picture:
+def _prior_picture(frame: _Frame, proposal: Proposal | None, caption: str) -> Picture:
     if proposal is None or proposal.soft_GG is None:
         missing = "not available" if proposal is None else f"no box ({proposal.status})"
-        return Picture(kind="prior", title="frozen prior", caption=_iou_text(iou), layers=(), missing=missing)
+        return Picture(title="frozen prior", caption=caption, layers=(), missing=missing)
     line = mask_path(resize_mask_nearest(proposal.soft_GG >= 128, frame.size_hw))
     return Picture(
-        kind="prior",
         title="frozen prior",
-        caption=_iou_text(iou),
+        caption=caption,
         layers=(("prior-line", line),),
         soft=_soft_uri(proposal.soft_GG),
     )
@@ -263,7 +262,7 @@ def _answer_text(proposal: Proposal | None) -> str:
 
 
 def _truth_picture(frame: _Frame, sources: Sources) -> Picture:
-    return frame.picture("truth", "ground truth", masks=[("truth", frame.truth(sources))])
+    return frame.picture("ground truth", masks=[("truth", frame.truth(sources))])
 
 
 def _jpeg_uri(image: Image.Image, size_hw: tuple[int, int]) -> str:

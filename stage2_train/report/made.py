@@ -64,10 +64,29 @@ def commands(runs: list[RunData]) -> list[str]:
         for override in overrides if isinstance(overrides, list) else []:
             parts += ["--set", str(override)]
         lines.append(shlex.join(parts))
-        if run.evals:
-            splits = [part for split in run.evals for part in ("--split", split)]
-            lines.append(shlex.join([PROGRAM, "eval", str(run.path), *splits]))
+        lines += _scorings(run)
     return [*lines, shlex.join([PROGRAM, "report", *(str(run.path) for run in runs)])]
+
+
+def _scorings(run: RunData) -> list[str]:
+    """A command for each data set that a run was scored on, and for each choice of second passes."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for filed, data in run.evals.items():
+        scored = data.summary.get("data")
+        scored = scored if isinstance(scored, dict) else {}
+        options = []
+        if scored.get("name"):
+            options = ["--data-name", str(scored["name"]), "--root", str(scored.get("root"))]
+            for option, field in (("--dataset", "dataset"), ("--split-by", "split_by")):
+                if scored.get(field) != run.data.get(field):
+                    options += [option, str(scored.get(field))]
+        options += ["--self-guided"] if data.summary.get("self_guided") else []
+        options += ["--with-prior"] if data.summary.get("with_prior") else []
+        found.setdefault(tuple(options), []).append(str(scored.get("split", filed)))
+    return [
+        shlex.join([PROGRAM, "eval", str(run.path), *(p for s in splits for p in ("--split", s)), *options])
+        for options, splits in found.items()
+    ]
 
 
 def pretty_config(run: RunData) -> str:
@@ -82,6 +101,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "method": run.method,
         "recipe": _text(run.config.get("recipe")),
         "data set": " ".join(str(data[key]) for key in ("dataset", "split_by") if data.get(key)) or "–",
+        "annotations, hash": _text(run.config.get("data_fingerprint")),
         "seed": _text(run.seed),
         "labels": labels_text(run),
         "labelled images, hash": _text(run.split.get("hash")),

@@ -8,6 +8,7 @@ from typing import Any
 from shared.errors import DataError
 from shared.types import AnswerStatus
 from stage2_train.report.collect import RunData, finite
+from stage2_train.report.sources import store_of
 from stage2_train.report.stats import spreads, summary_disagrees
 from stage2_train.segmentor_config import UNCOUNTED, whole_network
 
@@ -63,8 +64,10 @@ def prior_health(run: RunData) -> PriorHealth | None:
     """Ask the store of `run` for its canary and its status counts; None for a run without a store."""
     if not run.store.get("path"):
         return None
-    path = Path(str(run.store["path"]))
+    path = store_of(run) or Path(str(run.store["path"]))
     status, problem = _read_status(path)
+    if run.store.get("fingerprint") not in (None, status.get("fingerprint")):
+        status, problem = {}, problem or "another store lies there now"
     canary, counts = status.get("canary"), status.get("status_counts", {})
     by_shard = status.get("canary_by_shard", set())
     return PriorHealth(
@@ -212,19 +215,20 @@ def _uncounted_labels(runs: list[RunData]) -> list[Notice]:
 
 
 def _shared_images(runs: list[RunData]) -> list[Notice]:
-    """Scores of sentences whose images training has seen."""
-    seen = [
-        f"{run.name} on {split}: {shared:,.0f} of {data.num:,}"
-        for run in runs
-        for split, data in run.evals.items()
-        if (shared := finite(data.summary.get("shared_with_train")) or 0) > 0
-    ]
-    if not seen:
-        return []
-    text = (
-        f"Sentences whose image is also a training image: {'; '.join(seen)}. The network knows those images."
-    )
-    return [Notice(level="warn", title="Scored on images that were trained on", text=text)]
+    """Scores of sentences whose images training has seen, or may have."""
+    scored = [(f"{run.name} on {s}", d) for run in runs for s, d in run.evals.items()]
+    counts = [(where, data, data.summary.get("shared_with_train", 0)) for where, data in scored]
+    seen = [f"{where}: {shared:,} of {data.num:,}" for where, data, shared in counts if shared]
+    unknown = [where for where, _, shared in counts if shared is None]
+    found = []
+    if seen:
+        text = f"Sentences whose image is also a training image: {'; '.join(seen)}. The network knows those images."
+        found.append(Notice(level="warn", title="Scored on images that were trained on", text=text))
+    if unknown:
+        text = f"{_names(unknown)}: the run's own data were gone, or had changed, when these sentences were scored."
+        title = "Not known whether images were trained on"
+        found.append(Notice(level="warn", title=title, text=text))
+    return found
 
 
 def _partial(runs: list[RunData]) -> list[Notice]:
@@ -280,6 +284,7 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
     """Differences between runs, other than the method, that a reader would not guess."""
     checks = {
         "data set": [_text(run.data.get("dataset"), run.data.get("split_by")) for run in runs],
+        "annotations": [_text(run.config.get("data_fingerprint")) for run in runs],
         "share of labels": [_text(run.fraction) for run in runs],
         "weak labels": [run.weak_label or "none" for run in runs],
         "code": [_text(run.code) for run in runs],
@@ -289,7 +294,7 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
         "number of processes": [_text(*run.num_processes) for run in runs],
         "optimiser steps": [_text(run.done.get("step")) for run in runs if run.done],
     }
-    for split in {split for run in runs for split in run.evals}:
+    for split in dict.fromkeys(split for run in runs for split in run.evals):
         evals = [run.evals[split] for run in runs if split in run.evals]
         checks[f"ground truth of {split}"] = [_text(data.summary.get("masks")) for data in evals]
     differ = [name for name, values in checks.items() if len({v for v in values if v}) > 1]
@@ -299,7 +304,8 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
         Notice(
             level="warn",
             title="The runs differ in more than the method",
-            text=f"They do not share: {', '.join(differ)}. See “How this was made” for the values.",
+            text=f"They do not share: {', '.join(differ)}. See “How this was made” for the values; "
+            "the hash of a ground truth is `masks` in `eval/<split>.json`.",
         )
     ]
 

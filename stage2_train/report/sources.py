@@ -1,6 +1,7 @@
 """Where the gallery gets images, true masks and priors: the data set and the stores the runs name.
 
-Each part may be gone when a report is written. It is then named once in `missing` and left out of the page.
+Each part may be gone when a report is written. It is then named once in `missing`, with a count if there are many of a
+kind, and left out of the page.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from PIL import Image
 
 from shared.errors import DataError
 from shared.types import STATUS_BY_CODE, Sample
-from stage2_train.report.collect import RunData
+from stage2_train.report.collect import EvalData, RunData
+from stage2_train.run_files import place_of_store
 
 if TYPE_CHECKING:
     from stage2_train.report.taught import Taught
@@ -43,14 +45,37 @@ class Sources:
     """Of the annotations that the runs were made with; None where they do not say."""
     stores: dict[str, Path] = field(default_factory=dict)
     """Store path by run name."""
-    missing: dict[str, None] = field(default_factory=dict)
-    """One line for each part that could not be read, in order of discovery."""
 
     def __post_init__(self) -> None:
         """Nothing is open yet."""
+        self._faults: dict[str, dict[str, None]] = {}
         self._dataset: Any = None
         self._samples: dict[str, Sample] | None = None
         self._readers: dict[Path, Callable[[str], Proposal | None] | None] = {}
+
+    @property
+    def missing(self) -> list[str]:
+        """One line for each kind of part that could not be read, in order of discovery: the first, how many more."""
+        return [
+            f"{kind}: {next(iter(found))}" + (f" ({len(found) - 1:,} more)" if len(found) > 1 else "")
+            for kind, found in self._faults.items()
+        ]
+
+    def miss(self, kind: str, why: object) -> None:
+        """Let `missing` name a part."""
+        self._faults.setdefault(kind, {})[str(why)] = None
+
+    def holds(self, data: EvalData) -> bool:
+        """Whether scored sentences are of this data set: of another one, an id may be that of another pair."""
+        self._open_dataset()
+        scored = data.summary.get("data")
+        annotations = scored.get("annotations") if isinstance(scored, dict) else None
+        if self._dataset is None or annotations in (None, self._dataset.fingerprint()):
+            return True
+        self.miss(
+            f"sentences of {data.split}", f"they were scored on other data than {self.data.get('root')} holds"
+        )
+        return False
 
     def sample(self, sample_id: str) -> Sample | None:
         """The sample, or None if the data set is gone or does not know it."""
@@ -66,7 +91,7 @@ class Sources:
         try:
             return self._dataset.image(sample)
         except (DataError, OSError) as error:
-            self.missing[f"images: {error}"] = None
+            self.miss("images", error)
             return None
 
     def truth(self, sample: Sample) -> np.ndarray | None:
@@ -77,7 +102,7 @@ class Sources:
         try:
             return np.asarray(self._dataset.mask(sample), dtype=bool)
         except (DataError, OSError) as error:
-            self.missing[f"true masks: {error}"] = None
+            self.miss("true masks", error)
             return None
 
     def prior(self, run_name: str, sample_id: str) -> Proposal | None:
@@ -99,7 +124,7 @@ class Sources:
         try:
             return taught_by(run.path, most)
         except (DataError, OSError) as error:
-            self.missing[f"what {run.name} was taught from: {error}"] = None
+            self.miss(f"what {run.name} was taught from", error)
             return []
 
     def _open_dataset(self) -> None:
@@ -112,18 +137,18 @@ class Sources:
         self._samples = {}
         root, dataset = self.data.get("root"), self.data.get("dataset")
         if not root or not dataset:
-            self.missing["data set: the runs do not say which one they used"] = None
+            self.miss("data set", "the runs do not say which one they used")
             return
         try:
             split_by = str(self.data.get("split_by", "unc"))
             opened = load_dataset(DataConfig(root=str(root), dataset=str(dataset), split_by=split_by))
             if self.data_fingerprint not in (None, opened.fingerprint()):
-                self.missing[f"data set: {root} has other annotations than the runs were scored with"] = None
+                self.miss("data set", f"{root} has other annotations than the runs were scored with")
                 return
             self._dataset = opened
             self._samples = {sample.sample_id: sample for sample in self._dataset.samples()}
         except (DataError, OSError) as error:
-            self.missing[f"data set: {error}"] = None
+            self.miss("data set", error)
 
     def _open_store(self, path: Path) -> Callable[[str], Proposal | None] | None:
         """A function from sample id to proposal, or None if the store cannot be read."""
@@ -133,7 +158,7 @@ class Sources:
             store = PriorStore(path)
             known = set(store.sample_ids)
         except (DataError, OSError) as error:
-            self.missing[f"prior store: {error}"] = None
+            self.miss("prior store", error)
             return None
 
         def read(sample_id: str) -> Proposal | None:
@@ -142,7 +167,7 @@ class Sources:
             try:
                 return _read_proposal(store, store.row_of(sample_id))
             except (DataError, OSError) as error:
-                self.missing[f"prior store: {error}"] = None
+                self.miss("prior store", error)
                 return None
 
         return read
@@ -164,6 +189,17 @@ def _read_proposal(store: Any, row: int) -> Proposal:
 def sources_of(runs: list[RunData]) -> Sources:
     """The data set of the first run that names one, and each run's store."""
     data = next((run.data for run in runs if run.data), {})
-    stores = {run.name: Path(str(run.store["path"])) for run in runs if run.store.get("path")}
     fingerprint = next((run.config.get("data_fingerprint") for run in runs if run.data), None)
-    return Sources(data=data, data_fingerprint=fingerprint, stores=stores)
+    stores = {run.name: path for run in runs if (path := store_of(run))}
+    sources = Sources(data=data, data_fingerprint=fingerprint, stores=stores)
+    for run in runs:
+        if run.store and run.name not in stores:
+            sources.miss("prior store", f"{run.store.get('path')} is gone, damaged, or another one by now")
+    return sources
+
+
+def store_of(run: RunData) -> Path | None:
+    """Where the store that a run read lies by now; None without one, or if it is found nowhere."""
+    config = run.config.get("config")
+    cache_root = config.get("cache_root") if isinstance(config, dict) else None
+    return place_of_store(run.store, cache_root or Path(str(run.store.get("path"))).parent)

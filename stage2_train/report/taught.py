@@ -13,16 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shared.errors import DataError
-from shared.json_files import read_json
 from shared.types import Sample
 from stage2_train.batch import Batch
 from stage2_train.config import TrainConfig
-from stage2_train.inputs import Inputs, batch_plan, open_inputs
+from stage2_train.inputs import Inputs, batch_plan
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Networks, Pseudo
-from stage2_train.run_files import load_model, read_run_config, restore_method, with_own_store
-from stage2_train.run_identity import require_same_split, split_record
+from stage2_train.run_files import load_model, open_own_inputs, read_run_config, restore_method
 from stage2_train.text import Tokenizer
 
 
@@ -32,6 +29,8 @@ class Taught:
 
     sample: Sample
     """The sample."""
+    prior_of: str
+    """Id of the sample whose prior was read for it: its own, but where priors are misplaced; "" if none was read."""
     weak_HW: np.ndarray
     """bool: the weak view's prediction Pw, cut at 0.5."""
     target_HW: np.ndarray
@@ -55,17 +54,17 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
     config = read_run_config(folder)
     if not config.uses_unlabelled:
         return []
-    inputs = open_inputs(with_own_store(folder, config))
-    recorded = read_json(folder / "config.json").get("data_fingerprint")
-    if recorded not in (None, inputs.dataset.fingerprint()):
-        raise DataError(f"{config.data.root} has other annotations by now")
-    require_same_split(folder, split_record(config, inputs.split, inputs.dataset))
+    inputs = open_own_inputs(folder, config)
     networks = Networks(load_model(folder), weak_eval=config.weak_eval)
     method = restore_method(folder, config)
     with torch.no_grad():
         pseudo = method.loss(networks, _last_batch(config, inputs)).pseudo
     assert pseudo is not None, config.method
-    return [_taught(pseudo, index) for index in range(min(most, len(pseudo.samples)))]
+    priors = inputs.priors
+    return [
+        _taught(pseudo, index, "" if priors is None else priors.row_read(pseudo.samples[index].sample_id))
+        for index in range(min(most, len(pseudo.samples)))
+    ]
 
 
 def _last_batch(config: TrainConfig, inputs: Inputs) -> Batch:
@@ -74,7 +73,7 @@ def _last_batch(config: TrainConfig, inputs: Inputs) -> Batch:
     return source(config.steps * config.accumulation - 1)
 
 
-def _taught(pseudo: Pseudo, index: int) -> Taught:
+def _taught(pseudo: Pseudo, index: int, prior_of: str) -> Taught:
     mirrored = bool(pseudo.flip_B[index])
 
     def plain(mask_HW: torch.Tensor) -> np.ndarray:
@@ -84,6 +83,7 @@ def _taught(pseudo: Pseudo, index: int) -> Taught:
     assert set(label_HW.unique().tolist()) <= {0, 1, IGNORE}
     return Taught(
         sample=pseudo.samples[index],
+        prior_of=prior_of,
         weak_HW=plain(pseudo.weak_B1HW[index, 0] >= 0.5),
         target_HW=plain(pseudo.target_B1HW[index, 0] >= 0.5),
         foreground_HW=plain(label_HW == 1),

@@ -103,6 +103,22 @@ def test_the_card_grows_with_what_was_measured(run, mini_root, tmp_path):
     assert "not known" not in card
 
 
+def test_scores_of_other_data_are_not_published_as_the_runs_own(run, mini_root, tmp_path):
+    other = shutil.copytree(mini_root / "data", tmp_path / "data")
+    (other / "refshapes").rename(other / "others")
+    with (other / "others" / "instances.json").open("a") as file:
+        file.write("\n")
+    evaluate_run(run, "val", quiet=True)
+    scores = evaluate_run(run, "val", root=str(other), dataset_name="others", quiet=True)
+    named = evaluate_run(run, "val", data_name="blurred", quiet=True)  # the same annotations, of other images
+    assert named["data"]["annotations"] != scores["data"]["annotations"]
+    card = (run / "model" / "README.md").read_text()
+    assert f"| others-val (other data: others, unc) | {scores['num']} | original | network |" in card
+    assert "| blurred-val (other data: refshapes, unc) |" in card and "| val |" in card
+    found = ModelCard.load(run / "model" / "README.md").data.eval_results
+    assert {(e.dataset_type, e.dataset_split) for e in found} == {("refshapes", "val")} and len(found) == 2
+
+
 @pytest.mark.parametrize(
     ("weights", "said"), [("/where/lavt.safetensors", True), ("embedded", False), (None, False)]
 )

@@ -22,7 +22,7 @@ from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
 from stage2_train.report import write_report
 from stage2_train.train import train
-from tests.stage2_train.miniature import batch_of, mini_config, write_priors
+from tests.stage2_train.miniature import batch_of, mini_config, plain_config, write_priors
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,26 @@ def test_pseudo_labels_can_be_read_back(run, tmp_path):
     dataset = load_refer(tmp_path, "photos-pseudo", "jsonl")
     for sample in dataset.samples():
         assert dataset.mask(sample).shape == dataset.image(sample).size[::-1]
+
+
+def test_pseudo_labels_of_other_data_than_the_runs_are_refused(config, mini_root, tmp_path):
+    """Ids of other lines name other pairs; without its mask a labelled pair would be exported as an unlabelled one."""
+    own = Path(shutil.copytree(Path(config.data.root).parent, tmp_path / "mine")) / "photos.jsonl"
+    data, runtime = DataConfig(root=str(own), dataset=""), RuntimeConfig(tensorboard=False)
+    settings = {"data": data, "fraction": 1.0, "steps": 1, "runtime": runtime}
+    train(plain_config(mini_root, "fixmatch", **settings), tmp_path / "run", quiet=True)
+    lines = own.read_text().splitlines()
+    number = next(n for n, line in enumerate(lines) if line.startswith("{") and "mask" in json.loads(line))
+    pair = json.loads(lines[number])
+    unmasked = {name: value for name, value in pair.items() if name != "mask"}
+    for changed, message in (
+        (pair | {"expression": "the star"}, "photos.jsonl: has other annotations than .*run was trained on"),
+        (unmasked, "carry other labels than when"),
+    ):
+        own.write_text("\n".join([*lines[:number], json.dumps(changed), *lines[number + 1 :]]) + "\n")
+        with pytest.raises(DataError, match=message):
+            export_labels(tmp_path / "run", tmp_path / "out", quiet=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_split_without_masks_cannot_be_scored(config, tmp_path):

@@ -6,16 +6,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from shared.errors import DataError
+from shared.json_files import write_json
 from shared.refer import load_refer
 from stage2_train.ablate import DONE, describe_grid
 from stage2_train.ablate_grid import read_grid
+from stage2_train.checkpoint import list_checkpoints, load_object, load_state
 from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
 from stage2_train.prior_source import choose_store
-from stage2_train.run_files import with_own_store
+from stage2_train.run_files import read_run_config, restore_method, with_own_store
 from stage2_train.run_identity import require_same_run, run_record
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, write_priors
@@ -112,3 +115,29 @@ def test_a_finished_grid_stays_finished(mini_root: Path, tmp_path: Path) -> None
     answer = describe_grid(grid, out)
     assert answer["store"]["path"] == str(narrow)
     assert answer["cells"][cell.name]["state"] == DONE, answer
+
+
+def test_a_methods_state_of_another_code_is_named(mini_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(mini_run, tmp_path / "run"))
+    (checkpoint,) = list_checkpoints(run / "checkpoints")
+    state = load_object(checkpoint, "method")
+    for changed in (
+        {"actor": {"old": torch.zeros(1)}},
+        {"actor_optimizer": {"state": {}, "param_groups": []}},
+    ):
+        torch.save(state | changed, checkpoint / "method.pt")
+        _keep_whole(checkpoint)
+        with pytest.raises(DataError, match="step_00000002: the state of method l2l is of another code"):
+            restore_method(run, read_run_config(run))
+    del state["critic"]
+    torch.save(state, checkpoint / "method.pt")
+    _keep_whole(checkpoint)
+    with pytest.raises(DataError, match="is of another code: 'critic'"):
+        restore_method(run, read_run_config(run))
+
+
+def _keep_whole(checkpoint: Path) -> None:
+    """Let the checkpoint know the size of its changed file."""
+    state = load_state(checkpoint)
+    state["files"]["method.pt"] = (checkpoint / "method.pt").stat().st_size
+    write_json(checkpoint / "state.json", state)

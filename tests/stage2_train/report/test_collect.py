@@ -6,10 +6,8 @@ import json
 import pytest
 
 from shared.errors import DataError
-from shared.refer import load_refer
 from stage2_train.report.collect import FIELDS, collect_runs
 from stage2_train.report.curves import PANELS, curve_charts
-from stage2_train.report.sources import Sources
 from stage2_train.report.tables import labels_text
 from tests.stage2_train.report.test_tables import edit
 
@@ -105,15 +103,6 @@ def test_cells_of_a_grid_are_told_apart_by_what_differs(make_run):
     assert [run.name for run in collect_runs(paths)] == [
         f"{method}/fraction-0.01/seed-{seed}" for method in ("supervised", "l2l") for seed in (1, 2)
     ]
-
-
-def test_pictures_of_other_annotations_are_not_shown(world):
-    """Ids are numbers of lines: in a file that has changed they are of other pairs."""
-    data = {"root": str(world.data), "dataset": "refshapes", "split_by": "unc"}
-    known = next(iter(load_refer(world.data, "refshapes", "unc").samples())).sample_id
-    assert Sources(data=data).sample(known) is not None
-    other = Sources(data=data, data_fingerprint="another")
-    assert other.sample(known) is None and "has other annotations than" in next(iter(other.missing))
 
 
 def test_no_two_panels_claim_one_scalar():

@@ -6,6 +6,7 @@ import pytest
 
 from shared.types import AnswerStatus
 from stage2_train.report.collect import collect_runs
+from stage2_train.report.made import fact_rows
 from stage2_train.report.notices import PriorHealth, notices, prior_health
 from stage2_train.report.reference import published
 from stage2_train.report.tables import split_tables, text_table
@@ -180,6 +181,21 @@ def test_unequal_runs_part_scores_and_single_seeds_are_said(make_run):
     assert "One seed" in [notice.title for notice in notices(collect_runs([first]), {})]
 
 
+def test_other_annotations_and_other_ground_truth_are_said_in_order(make_run):
+    splits = ("val", "testA", "testB")
+    paths = [make_run(name, splits=splits) for name in ("a", "b")]
+    for path in paths:
+        edit(path / "config.json", data_fingerprint=path.name)
+        for split in splits:
+            edit(path / "eval" / f"{split}.json", masks=path.name)
+    runs = collect_runs(paths)
+    (differ,) = [one.text for one in notices(runs, {}) if one.title.startswith("The runs differ")]
+    listed = "annotations, ground truth of val, ground truth of testA, ground truth of testB."
+    assert f"do not share: {listed}" in differ and "`masks` in `eval/<split>.json`" in differ
+    (row,) = [row for row in fact_rows(runs) if row.name == "annotations, hash"]
+    assert row.values == ("a", "b")
+
+
 @pytest.mark.parametrize(
     ("segmentor", "said"),
     [
@@ -216,6 +232,11 @@ def test_scores_on_training_images_are_said(make_run):
     (notice,) = [one for one in notices(runs, {}) if one.title == title]
     assert notice.level == "warn" and f" a on val: 12 of {runs[0].evals['val'].num}. " in notice.text
     assert not [one for one in notices(runs[1:], {}) if one.title == title]
+    edit(paths[1] / "eval" / "val.json", shared_with_train=None)
+    (notice,) = [
+        one for one in notices(collect_runs(paths[1:]), {}) if one.title.startswith("Not known whether")
+    ]
+    assert notice.text.startswith("b on val: ")
 
 
 def test_every_status_with_a_box_counts_as_one():
