@@ -317,6 +317,7 @@ def score_samples(
     with_prior: FieldRule | None = None,
     keep_masks: bool = False,
     quiet: bool = True,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Score every sample once; the work is shared out over processes and every process gets all rows.
 
@@ -334,6 +335,7 @@ def score_samples(
         with_prior: Also run one that sees the field this makes of `prior` and the first one's prediction.
         keep_masks: Add `pred_rle` (original frame) to each row.
         quiet: No progress line.
+        before_batch: Called before each batch that all processes have, so it may wait for the others; may raise.
 
     Returns:
         One dictionary per sample, in the order of `samples`.
@@ -344,8 +346,11 @@ def score_samples(
     model.eval()
     rows: list[dict[str, Any]] = []
     num_batches = -(-len(own) // batch)
+    in_common = -(-(len(samples) // accelerator.num_processes) // batch)
     batches = iterate(reader, range(num_batches), workers=workers, prefetch=2)
-    for item in progress(batches, num_batches, "score", quiet, unit="batch"):
+    for index, item in enumerate(progress(batches, num_batches, "score", quiet, unit="batch")):
+        if index < in_common:
+            before_batch()
         inputs = [t.to(accelerator.device) for t in (item.image_BHW3, item.ids_BT, item.token_mask_BT)]
         inputs[0] = normalise_image(inputs[0])
         logit_B2HW = model(*inputs).float()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -105,7 +105,8 @@ def train(
         return {**read_json(out / "done.json"), "already_finished": True}
     require_installed(config.runtime.trackers)
     accelerator = start_accelerator()
-    found = _as_first_process(accelerator, found)  # which may have written the folder meanwhile
+    # The first may have written the folder meanwhile.
+    found = _on_any_process(accelerator, found and accelerator.is_main_process)
     if found and not resume:
         raise DataError(f"{out}: holds an unfinished run; resume it, or choose another folder")
     config.require_shares(accelerator.num_processes)
@@ -137,9 +138,9 @@ def train(
     return run.to_the_end()
 
 
-def _as_first_process(accelerator: Accelerator, flag: bool) -> bool:
-    """What the first process says, on all of them."""
-    said = torch.tensor(float(flag and accelerator.is_main_process), device=accelerator.device)
+def _on_any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether one of the processes says so; the same on all of them."""
+    said = torch.tensor(float(flag), device=accelerator.device)
     return float(accelerator.reduce(said, reduction="sum")) > 0
 
 
@@ -224,8 +225,12 @@ class _Run:
             def stop_requested() -> bool:
                 return told_to_stop() or (accelerator.is_main_process and self.owner.lost())
 
+            def leave_if_told() -> None:
+                if _on_any_process(accelerator, stop_requested()):
+                    self._leave()
+
             if first and self._validates_now() and not self._validated_before():
-                last_scores = self._validate()
+                last_scores = self._validate(leave_if_told)
                 log("val", first, last_scores)
             keys = range(first * config.accumulation, config.steps * config.accumulation)
             batches = iterate(
@@ -254,23 +259,31 @@ class _Run:
                 if self._validates_now() or last or result.stop or (every and self.step % every == 0):
                     self._save()  # before a validation, which may outlast the notice that a cluster gives
                 if result.stop and not last:
-                    self._say_stopped()
-                    raise SystemExit(RESUBMIT_EXIT_CODE)
+                    self._leave()
                 if self._validates_now():
-                    last_scores = self._validate()
+                    last_scores = self._validate(leave_if_told)
                     log("val", self.step, last_scores)
-        if config.eval_every and not last_scores:  # resumed after the last step
-            last_scores = self._validate()
+            if config.eval_every and not last_scores:  # resumed after the last step
+                last_scores = self._validate(leave_if_told)
         return self._finish(last_scores)
 
-    def _say_stopped(self) -> None:
-        """One line for a log, which else ends in what the launcher makes of the exit status."""
-        if not self.quiet:
+    def _leave(self) -> NoReturn:
+        """End in order, on all processes; the checkpoint of this step has been written.
+
+        Raises:
+            DataError: The folder was taken over: nobody wants this run started again.
+            SystemExit: Otherwise.
+        """
+        if self.accelerator.is_main_process:
+            with self.owner.writing():
+                pass
+        if not self.quiet:  # a log would else end in what the launcher makes of the exit status
             print(
                 f"stopped at step {self.step} of {self.config.steps}, checkpoint written; `train --resume` goes on",
                 file=sys.stderr,
                 flush=True,
             )
+        raise SystemExit(RESUBMIT_EXIT_CODE)
 
     def _source(self) -> BatchSource:
         """This process's batches."""
@@ -298,10 +311,10 @@ class _Run:
     def _validated_before(self) -> bool:
         """Whether the log of an earlier start has the validation of this step; the same on all processes."""
         is_main = self.accelerator.is_main_process
-        return _as_first_process(self.accelerator, is_main and has_record(self.out, self.step, "val"))
+        return _on_any_process(self.accelerator, is_main and has_record(self.out, self.step, "val"))
 
-    def _validate(self) -> dict[str, float]:
-        """Scores on the validation sentences, both frames named."""
+    def _validate(self, leave_if_told: Callable[[], None]) -> dict[str, float]:
+        """Scores on the validation sentences, both frames named; a long one is left when the run is told to stop."""
         samples = spaced(scorable(self.inputs.dataset, self.config.val_split), self.config.val_limit)
         model = self.ema.module if self.ema is not None and self.config.ema.export else self.model
         scores = summarise(
@@ -314,6 +327,7 @@ class _Run:
                 self.config.size_hw,
                 batch=self.config.runtime.eval_batch,
                 workers=self.config.runtime.workers,
+                before_batch=leave_if_told,
             )
         )
         return {

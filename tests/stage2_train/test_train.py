@@ -32,6 +32,7 @@ from stage2_train.config import (
 from stage2_train.inputs import describe
 from stage2_train.methods import METHODS
 from stage2_train.monitor import CollapseAlarm, CollapseError
+from stage2_train.owner import RunOwner
 from stage2_train.run_files import load_model, read_run_config, restore_method
 from stage2_train.train import RESUBMIT_EXIT_CODE, _require_same_step, train
 from tests.stage2_train.miniature import mini_config, plain_config, write_priors
@@ -231,6 +232,53 @@ def test_a_run_killed_in_its_validation_has_saved_before(
     assert list_checkpoints(out / "checkpoints")[-1].name == "step_00000003"
     train(config, out, quiet=True)
     assert_same_run(whole_run, out)
+
+
+@pytest.mark.parametrize("at", [3, 6])
+def test_a_stop_in_a_validation_is_not_kept_waiting(
+    whole_run: Path, mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """It goes before the next batch, also out of one that a resumed run makes up for; the end has the same bits."""
+    from stage2_train import evaluate
+
+    runtime = dataclasses.replace(RUNTIME, eval_batch=2)
+    config, out = config_of(mini_root, ema=EmaConfig(decay=0.9), runtime=runtime), tmp_path / "run"
+    real, scored, before = evaluate._score_batch, 0, 3 * (at == 6)  # batches of the validation at step 3
+
+    def told_to_stop(*arguments: Any) -> Any:
+        nonlocal scored
+        scored += 1
+        if scored > before:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "_score_batch", told_to_stop)
+        for start in (1, 2):
+            with pytest.raises(SystemExit) as stopped:
+                train(config, out, quiet=True)
+            assert stopped.value.code == RESUBMIT_EXIT_CODE and scored == before + start
+            assert list_checkpoints(out / "checkpoints")[-1].name == f"step_{at:08d}"
+    train(config, out, quiet=True)
+    assert_same_run(whole_run, out)
+
+
+def test_a_run_that_was_taken_over_in_its_validation_asks_for_no_other_start(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stage2_train import evaluate
+
+    real = evaluate._score_batch
+
+    def taken_over(*arguments: Any) -> Any:
+        RunOwner(tmp_path / "run").claim()
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluate, "_score_batch", taken_over)
+    config = config_of(mini_root, runtime=dataclasses.replace(RUNTIME, eval_batch=2))
+    with pytest.raises(DataError, match="taken over by process"):
+        train(config, tmp_path / "run", quiet=True)
+    assert not [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "val"]
 
 
 def _interrupted(*arguments: Any, **options: Any) -> None:
