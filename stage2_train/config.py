@@ -147,7 +147,7 @@ class AlarmConfig:
     patience: int = 50
     """Consecutive steps outside the bounds (a loss that is not finite stops at once); 0 never stops."""
     grace_steps: int = 100
-    """First steps, in which the bounds do not count."""
+    """First steps after the burn-in, in which the bounds do not count."""
     min_coverage: float = 0.02
     """Least share of unlabelled pixels that carry a pseudo-label."""
     min_foreground: float = 0.0005

@@ -202,7 +202,7 @@ class _Run:
         self.networks = Networks(student, teacher, config.weak_eval)
         self.method = METHODS[config.method](config)
         self.optimizer = build_optimizer(self.model, config.optim)
-        self.alarm = CollapseAlarm(config.alarm)
+        self.alarm = CollapseAlarm(config.alarm, config.burn_in_steps)
         self.hidden: HiddenMasks | None = None
         hidden = (sample for ref in inputs.split.unlabelled for sample in ref)
         if (
