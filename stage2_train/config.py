@@ -176,7 +176,7 @@ class RuntimeConfig:
     prefetch: int = 2
     """Batches read ahead (per worker)."""
     cache_mib: int = 2048
-    """Resized images are kept in memory if all of them fit in this many MiB; each reading process keeps its own."""
+    """Most MiB per reading process for resized images and labelled masks, kept in memory if all fit; 0 keeps none."""
     checkpoint_every: int = 500
     """Steps between checkpoints; 0 writes one only at the end or on a signal."""
     keep_checkpoints: int = 1

@@ -27,7 +27,7 @@ class HiddenMasks:
 
     def __init__(self, dataset: ReferringDataset, height: int, width: int) -> None:
         """Masks of `dataset` at the model's size."""
-        self._reader = ResizedReader(dataset, height, width, num_images=0, cache_mib=0)
+        self._reader = ResizedReader(dataset, height, width)
 
     def quality(self, pseudo: Pseudo) -> dict[str, Tensor]:
         """Compare what samples were taught with their masks.
