@@ -70,9 +70,10 @@ class SampleLossConfig:
 
     def __post_init__(self) -> None:
         """Check signs."""
-        weights = (*self.class_weights, self.lambda_labelled, self.lambda_unlabelled)
-        if min(*weights, self.rampup_steps) < 0:
-            raise DataError("loss: class_weights, lambda_* and rampup_steps must not be negative")
+        if min(self.class_weights) <= 0:  # a sample all of that class would have no mean
+            raise DataError(f"loss.class_weights is {self.class_weights}; both must be above 0")
+        if min(self.lambda_labelled, self.lambda_unlabelled, self.rampup_steps) < 0:
+            raise DataError("loss: lambda_* and rampup_steps must not be negative")
         if not 0.0 <= self.burn_in_share < 1.0:
             raise DataError(f"loss.burn_in_share is {self.burn_in_share}, not in [0,1)")
 
