@@ -1,7 +1,8 @@
 """Trains one run: a thin shell around `step.train_step`.
 
 One process, or several started by `torchrun`; batch sizes in the config are global, so the number of processes changes
-speed, and what is drawn for dropout and stochastic depth, which each process draws for itself. A run folder belongs to
+speed, and two things more: each process draws dropout and stochastic depth for itself, and batch norms normalise over
+its own share of a micro-batch on CPUs (on GPUs over all shares). A run folder belongs to
 one configuration; an interrupted run goes on from its newest checkpoint and, on a CPU, ends with the same bits as one
 that was never interrupted. SIGTERM and SIGUSR1 write a checkpoint at the current step and end the process with
 `RESUBMIT_EXIT_CODE`. A later start on the same folder ends an earlier one (`owner.py`).
