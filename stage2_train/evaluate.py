@@ -379,7 +379,7 @@ def _prior_field(item: _EvalBatch, weak_B1HW: Tensor, rule: FieldRule) -> tuple[
 
 
 def _margin(logit_B2HW: Tensor) -> Tensor:
-    """Foreground minus background logit, f32 [B,1,H,W] on the CPU; foreground where positive."""
+    """Foreground minus background logit, f32 [B,1,H,W] on the CPU; foreground from 0 on."""
     return (logit_B2HW[:, 1:] - logit_B2HW[:, :1]).cpu()
 
 
@@ -399,9 +399,7 @@ def _score_batch(
         true = {"model": resize_mask_nearest(mask_hw, size_hw), "original": mask_hw}
         for prefix, margin_B1HW in passes.items():
             for frame in FRAMES:
-                # The prior (prefix "prior_") counts as foreground from 0.5 on, a prediction above it.
-                resized = upsample(margin_B1HW[i], true[frame].shape)
-                pred = (resized >= 0 if prefix == "prior_" else resized > 0).numpy()
+                pred = (upsample(margin_B1HW[i], true[frame].shape) >= 0).numpy()  # one half is foreground
                 inter, union = iou_counts(pred, true[frame])
                 row |= {
                     f"{prefix}iou_{frame}": iou(inter, union, sample.no_target),

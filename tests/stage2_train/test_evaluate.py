@@ -98,6 +98,14 @@ def test_the_original_frame_upsamples_the_margin() -> None:
     assert torch.equal(upsample(margin, (1, 2)), margin[0])
 
 
+def test_one_half_is_foreground(score: Callable[..., list], dataset: ReferDataset) -> None:
+    """Of a prediction as of the prior, of pseudo-labels and of exported masks."""
+    samples = dataset.samples("val")[:1]
+    model = Oracle(dataset, samples)
+    model.answers[0] = torch.full(SIZE_HW, 0.5)
+    assert score(model, samples)[0]["union_model"] == 32 * 32
+
+
 def test_a_sentence_twice_is_refused(score: Callable[..., list], dataset: ReferDataset) -> None:
     samples = dataset.samples("val")[:2] * 2
     with pytest.raises(AssertionError):
