@@ -58,11 +58,6 @@ class StorePriors:
         trust_B = np.where(np.isfinite(own_B), rank_B / max(len(ordered), 1), np.nan)
         return torch.from_numpy(trust_B.astype(np.float32))
 
-    def holds(self, samples: Sequence[Sample]) -> bool:
-        """Whether every sample has a row."""
-        known = set(self.store.sample_ids)
-        return all(sample.sample_id in known for sample in samples)
-
 
 class MisplacedPriors(StorePriors):
     """`StorePriors` in which a share of the rows carries the answer given for another object of the same image.
