@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared.cluster.script import STOPPED
 from shared.errors import DataError
 from shared.gpu_build import require_usable_gpus
 from shared.runlog import ProgressBar
-from shared.stopping import stop_flag
+from shared.stopping import STOPPED, stop_flag
 from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows, processed_image, read_answers, request_about

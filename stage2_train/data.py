@@ -13,8 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from shared.config import DataConfig
-from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.masks import resize_mask_nearest
 from shared.refer import ReferringDataset
@@ -58,11 +56,6 @@ class CandidateReader(Protocol):
     def read(self, samples: Sequence[Sample]) -> torch.Tensor:
         """Soft masks u8 [B,M,G,G] of the samples' images; an absent one is all zero."""
         ...
-
-
-def load_data(config: DataConfig) -> ReferringDataset:
-    """Open the data set a config names."""
-    return load_dataset(config)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.masks import encode_rle, resize_mask_nearest
@@ -36,7 +37,7 @@ from shared.store.reader import PriorStore
 from shared.types import Sample
 from stage2_train.backbones.images import normalise_image
 from stage2_train.config import TrainConfig
-from stage2_train.data import PriorReader, Tokenise, load_data, scorable
+from stage2_train.data import PriorReader, Tokenise, scorable
 from stage2_train.loader import iterate
 from stage2_train.model_card import write_card
 from stage2_train.prior_source import StorePriors, choose_store, made_alike, open_priors
@@ -173,7 +174,7 @@ def evaluate_run(
         which = "self-guided pass" if self_guided else "pass with a prior"
         why = "was built without sesm" if model.sesm is None else "never saw a field in training"
         raise DataError(f"{run}: its network {why}: it has no {which}")
-    dataset = load_data(config.data)
+    dataset = load_dataset(config.data)
     _require_own_data(run, config, dataset, data_name)
     samples = spaced(scorable(dataset, split), limit)
     prior, note = _prior_for(run, config, dataset, samples, store)

@@ -5,7 +5,7 @@ speed, and two things more: each process draws dropout and stochastic depth for 
 its own share of a micro-batch on CPUs (on GPUs over all shares). A run folder belongs to
 one configuration; an interrupted run goes on from its newest checkpoint and, on a CPU, ends with the same bits as one
 that was never interrupted. SIGTERM and SIGUSR1 write a checkpoint at the current step and end the process with
-`RESUBMIT_EXIT_CODE`. A later start on the same folder ends an earlier one (`owner.py`).
+`STOPPED`. A later start on the same folder ends an earlier one (`owner.py`).
 
 Accelerate gives processes, device, clipping and collectives. Gradients are averaged by
 `optim.average_gradients`, which says why not by DistributedDataParallel.
@@ -23,11 +23,12 @@ import torch
 from accelerate import Accelerator
 
 from shared.config import config_to_dict
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.runlog import RunLog, has_record, progress
 from shared.seeding import seed_of
-from shared.stopping import stop_flag
+from shared.stopping import STOPPED, stop_flag
 from shared.store.publish import disk_errors
 from stage2_train.checkpoint import (
     list_checkpoints,
@@ -38,7 +39,7 @@ from stage2_train.checkpoint import (
     shrink_checkpoint,
 )
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchSource, load_data, scorable
+from stage2_train.data import BatchSource, scorable
 from stage2_train.ema import Ema
 from stage2_train.evaluate import score_samples, spaced, summarise
 from stage2_train.inputs import Inputs, batch_plan, open_inputs, open_split, say_lost_text
@@ -65,9 +66,6 @@ from stage2_train.step import StepResult, mean_over_processes, train_step
 from stage2_train.text import Tokenizer
 from stage2_train.trackers import open_trackers, require_installed
 
-RESUBMIT_EXIT_CODE = 75
-"""Exit status of an interrupted run that wants to be started again (Slurm: `RequeueExit=75`)."""
-
 
 def train(
     config: TrainConfig,
@@ -93,7 +91,7 @@ def train(
 
     Raises:
         DataError: Unusable inputs, a folder of another run, a collapsed run, or a later start took the folder over.
-        SystemExit: Status `RESUBMIT_EXIT_CODE` after a signal; a checkpoint has been written.
+        SystemExit: Status `STOPPED` after a signal; a checkpoint has been written.
     """
     out = Path(out)
     found = (out / "config.json").is_file()
@@ -148,7 +146,7 @@ def _on_any_process(accelerator: Accelerator, flag: bool) -> bool:
 def _require_same_labels(out: Path, config: TrainConfig) -> None:
     """Refuse a finished run whose data have got other labels since; data that are gone say nothing."""
     try:
-        dataset = load_data(config.data)
+        dataset = load_dataset(config.data)
     except DataError:
         return
     require_same_split(out, split_record(config, open_split(config, dataset), dataset))
@@ -284,7 +282,7 @@ class _Run:
                 file=sys.stderr,
                 flush=True,
             )
-        raise SystemExit(RESUBMIT_EXIT_CODE)
+        raise SystemExit(STOPPED)
 
     def _source(self) -> BatchSource:
         """This process's batches."""

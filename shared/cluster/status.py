@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from shared.cluster.queue import ACTIVE, WAITING, Queue, ask_queue
-from shared.cluster.script import BEAT_S, START_MARK, STOPPED
+from shared.cluster.script import BEAT_S, START_MARK
 from shared.cluster.submit import jobs_folder, read_submitted
 from shared.errors import DataError
 from shared.runlog import METRICS_FILE, read_records
+from shared.stopping import STOPPED
 from shared.store.verify import store_status
 
 SILENT_S = 6 * BEAT_S

@@ -14,16 +14,16 @@ from typing import Any
 
 import pytest
 
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.refer import load_refer
+from shared.stopping import STOPPED
 from stage2_train.ablate import Opened, describe_grid, open_grid, parse_share, run_grid, state_of
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
 from stage2_train.ablate_table import METRICS
-from stage2_train.data import load_data
 from stage2_train.owner import locked
 from stage2_train.run_identity import run_record
-from stage2_train.train import RESUBMIT_EXIT_CODE
 from tests.stage2_train.miniature import write_priors
 from tests.stage2_train.test_ablate_grid import grid_file
 
@@ -72,7 +72,7 @@ def light(seconds: float = 0.0, **status: int) -> Command:
     """Cells that write what a finished run leaves; `status` gives cells of a method another end."""
 
     def command(cell: Cell, out: Path, opened: Opened) -> list[str]:
-        annotations = load_data(cell.config.data).fingerprint()
+        annotations = load_dataset(cell.config.data).fingerprint()
         record = json.dumps(run_record(cell.config, cell.recipe, cell.changes, None, annotations, 1))
         end = str(status.get(cell.method, 0))
         return [sys.executable, "-S", "-c", LIGHT, str(out / cell.name), str(seconds), end, record]
@@ -132,7 +132,7 @@ def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_p
     ("status", "state", "reason"),
     [
         (-signal.SIGKILL, "failed", "killed by SIGKILL"),
-        (RESUBMIT_EXIT_CODE, "interrupted", "run again to go on"),
+        (STOPPED, "interrupted", "run again to go on"),
         (BUSY, "busy", "another process has it"),
     ],
 )
@@ -207,7 +207,7 @@ def test_sigterm_ends_the_cells_and_asks_to_be_started_again(grid: Grid, tmp_pat
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    assert stopped.value.code == RESUBMIT_EXIT_CODE and time.monotonic() - started < 40
+    assert stopped.value.code == STOPPED and time.monotonic() - started < 40
     assert signal.getsignal(signal.SIGTERM) is before and len(starts(out)) <= 2
     table = json.loads((out / "table.json").read_text())
     assert "done" not in table["counts"] and "failed" not in table["counts"]

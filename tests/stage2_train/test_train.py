@@ -20,6 +20,7 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.json_files import read_json
 from shared.runlog import read_records
+from shared.stopping import STOPPED
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
 from stage2_train.config import (
     TEACHER_METHODS,
@@ -34,7 +35,7 @@ from stage2_train.methods import METHODS
 from stage2_train.monitor import CollapseError
 from stage2_train.owner import RunOwner
 from stage2_train.run_files import load_model, read_run_config, restore_method
-from stage2_train.train import RESUBMIT_EXIT_CODE, _require_same_step, train
+from stage2_train.train import _require_same_step, train
 from tests.stage2_train.miniature import mini_config, plain_config, write_priors
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ def stopped_after(config: TrainConfig, out: Path, steps: int, monkeypatch: pytes
         patch.setattr(module, "train_step", counted)
         with pytest.raises(SystemExit) as stopped:
             train(config, out, quiet=True)
-    assert stopped.value.code == RESUBMIT_EXIT_CODE == 75
+    assert stopped.value.code == STOPPED == 75
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +258,7 @@ def test_a_stop_in_a_validation_is_not_kept_waiting(
         for start in (1, 2):
             with pytest.raises(SystemExit) as stopped:
                 train(config, out, quiet=True)
-            assert stopped.value.code == RESUBMIT_EXIT_CODE and scored == before + start
+            assert stopped.value.code == STOPPED and scored == before + start
             assert list_checkpoints(out / "checkpoints")[-1].name == f"step_{at:08d}"
     train(config, out, quiet=True)
     assert_same_run(whole_run, out)
@@ -312,7 +313,7 @@ def test_a_stop_told_to_every_process_leaves_a_checkpoint(
     try:
         _wait_for(lambda: _logged(out) >= 3, process)
         os.killpg(process.pid, number)
-        assert process.wait(timeout=120) == RESUBMIT_EXIT_CODE
+        assert process.wait(timeout=120) == STOPPED
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
