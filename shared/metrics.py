@@ -52,7 +52,7 @@ def iou(inter: int, union: int, no_target: bool = False) -> float:
 class SegmentationMeter:
     """Collects one (I, U) per sentence, keyed by `sample_id`, so that none is dropped or counted twice.
 
-    The result does not depend on the order of updates or on how the sentences were spread over processes.
+    The result does not depend on the order of updates.
     """
 
     def __init__(self) -> None:
@@ -74,11 +74,6 @@ class SegmentationMeter:
         self.counts[sample_id] = (int(inter), int(union))
         if no_target:
             self.no_target.add(sample_id)
-
-    def merge(self, other: "SegmentationMeter") -> None:
-        """Add the sentences of another meter; the two must share none."""
-        for sample_id, (inter, union) in other.counts.items():
-            self.update(sample_id, inter, union, sample_id in other.no_target)
 
     def result(self) -> dict[str, float]:
         """`{"oiou", "miou", "pr@0.5", ..., "pr@0.9", "num"}`; at least one sentence must have been added.

@@ -92,11 +92,6 @@ class Muon(torch.optim.Optimizer):
         self.config = config
         super().__init__([group for group in groups if group["params"]], {})
 
-    def set_lr_scale(self, scale: float) -> None:
-        """Set every learning rate to `scale` times its initial value."""
-        for group in self.param_groups:
-            group["lr"] = group["initial_lr"] * scale
-
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
@@ -135,6 +130,12 @@ class Muon(torch.optim.Optimizer):
         if parameter.ndim >= 2:
             parameter.mul_(1 - lr * config.weight_decay)
         parameter.addcdiv_(state["mean"], scale, value=-lr / (1 - beta1**num))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its initial one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
 
 
 def split_parameters(

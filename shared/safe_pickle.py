@@ -10,7 +10,6 @@ Python 3 wrote below protocol 3). The published files hold none of them. Not gua
 
 import io
 import pickle
-from pathlib import Path
 from typing import Any, NoReturn
 
 from shared.errors import DataError
@@ -28,19 +27,6 @@ class _PlainUnpickler(pickle.Unpickler):
     def persistent_load(self, key: Any) -> NoReturn:
         """Refuse: a reference to an object outside the file."""
         raise _RefusedName("refers to an object outside the file")
-
-
-def load_plain(path: Path) -> Any:
-    """Read a pickle file of plain containers (see `loads_plain`).
-
-    Raises:
-        DataError: The file is missing, damaged, or holds anything but plain containers.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return loads_plain(data, str(path))
 
 
 def loads_plain(data: bytes, where: str) -> Any:

@@ -7,6 +7,9 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
+STOPPED = 75
+"""Exit status of a command, and of a job, that was stopped in order and wants to be started again."""
+
 
 @contextmanager
 def stop_flag() -> Iterator[Callable[[], bool]]:

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared.cluster.script import STOPPED
 from shared.errors import DataError
 from shared.runlog import ProgressBar, say
-from shared.stopping import stop_flag
+from shared.stopping import STOPPED, stop_flag
 from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows
 from shared.types import AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows, processed_image, read_answers, request_about

@@ -17,10 +17,9 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.cluster.script import STOPPED
 from shared.errors import DataError
 from shared.runlog import ProgressBar
-from shared.stopping import STOP_SIGNALS, stop_flag
+from shared.stopping import STOP_SIGNALS, STOPPED, stop_flag
 from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig

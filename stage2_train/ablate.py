@@ -27,11 +27,13 @@ from typing import Any
 import torch
 
 from shared.cluster.status import is_written_here, why_ended
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.grid_folders import FAILED_FILE, failure_of, is_finished
 from shared.json_files import write_json
 from shared.refer import ReferringDataset
 from shared.runlog import ProgressBar
+from shared.stopping import STOPPED
 from shared.store.publish import publish_file
 from stage2_train.ablate_cell import BUSY
 from stage2_train.ablate_chart import draw
@@ -47,7 +49,7 @@ from stage2_train.ablate_table import (
     rows_as_json,
 )
 from stage2_train.config import TrainConfig
-from stage2_train.data import load_data, scorable
+from stage2_train.data import scorable
 from stage2_train.evaluate import is_scored
 from stage2_train.inputs import open_split
 from stage2_train.owner import locked
@@ -61,7 +63,6 @@ from stage2_train.run_identity import (
     split_record,
     with_recorded_pins,
 )
-from stage2_train.train import RESUBMIT_EXIT_CODE
 
 LOG_FILE = "cell.log"
 
@@ -126,7 +127,7 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
         DataError: No such data, a split that cannot be scored, a cell without labelled or unlabelled images, no
             complete store for the data, or several and none named.
     """
-    dataset = load_data(grid.cells[0].config.data)
+    dataset = load_dataset(grid.cells[0].config.data)
     try:
         masks = {split: dataset.masks_hash(scorable(dataset, split)) for split in grid.splits}
     except DataError as error:
@@ -254,7 +255,7 @@ def run_grid(
 
     Raises:
         DataError: No store, or bad arguments.
-        SystemExit: Status `RESUBMIT_EXIT_CODE` after SIGTERM or SIGUSR1; cells have written checkpoints.
+        SystemExit: Status `STOPPED` after SIGTERM or SIGUSR1; cells have written checkpoints.
     """
     if jobs < 1:
         raise DataError(f"jobs is {jobs}, below 1")
@@ -279,7 +280,7 @@ def run_grid(
         answer = _summary(grid, out, opened, busy, {cell.name for cell in own})
         _write_table(out, answer)
     if pool.stopped:
-        raise SystemExit(RESUBMIT_EXIT_CODE)
+        raise SystemExit(STOPPED)
     return answer
 
 
@@ -376,7 +377,7 @@ def _outcome(run: Path, status: int, start: int) -> State | None:
         return None
     if status == BUSY:
         return State(state=BUSY_STATE, reason="another process has it")
-    if status in (RESUBMIT_EXIT_CODE, -signal.SIGTERM):
+    if status in (STOPPED, -signal.SIGTERM):
         (run / FAILED_FILE).unlink(missing_ok=True)
         return State(state=PART)
     if status < 0:

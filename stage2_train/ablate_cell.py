@@ -8,7 +8,7 @@ process of the same cell takes the run over instead (`owner.py`). It reads data 
 model is loaded.
 
 Exit status: 0 done, 2 unusable input (`error: ...` on standard error), `BUSY` another process has the cell,
-`train.RESUBMIT_EXIT_CODE` interrupted; anything else is a crash.
+`shared.stopping.STOPPED` interrupted; anything else is a crash.
 """
 
 import json

@@ -6,12 +6,13 @@ from pathlib import Path
 from shared.cluster.script import ClusterJob
 from shared.cluster.submit import Work, jobs_folder
 from shared.config import apply_overrides, as_options
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.hub import HubModel, cache_folder
 from stage2_train.ablate import DONE, describe_grid
 from stage2_train.ablate_grid import Grid
 from stage2_train.config import TrainConfig
-from stage2_train.data import load_data, scorable
+from stage2_train.data import scorable
 from stage2_train.evaluate import is_scored
 from stage2_train.hub_models import hub_models, pins
 from stage2_train.inputs import open_inputs
@@ -80,7 +81,7 @@ def _unscored(config: TrainConfig, out: Path, splits: Sequence[str]) -> list[str
     """
     if not splits:
         return []
-    dataset = load_data(config.data)
+    dataset = load_dataset(config.data)
     try:
         samples = {split: scorable(dataset, split) for split in splits}
     except DataError as error:

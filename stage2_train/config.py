@@ -70,9 +70,10 @@ class SampleLossConfig:
 
     def __post_init__(self) -> None:
         """Check signs."""
-        weights = (*self.class_weights, self.lambda_labelled, self.lambda_unlabelled)
-        if min(*weights, self.rampup_steps) < 0:
-            raise DataError("loss: class_weights, lambda_* and rampup_steps must not be negative")
+        if min(self.class_weights) <= 0:  # a sample all of that class would have no mean
+            raise DataError(f"loss.class_weights is {self.class_weights}; both must be above 0")
+        if min(self.lambda_labelled, self.lambda_unlabelled, self.rampup_steps) < 0:
+            raise DataError("loss: lambda_* and rampup_steps must not be negative")
         if not 0.0 <= self.burn_in_share < 1.0:
             raise DataError(f"loss.burn_in_share is {self.burn_in_share}, not in [0,1)")
 
@@ -147,7 +148,7 @@ class AlarmConfig:
     patience: int = 50
     """Consecutive steps outside the bounds (a loss that is not finite stops at once); 0 never stops."""
     grace_steps: int = 100
-    """First steps, in which the bounds do not count."""
+    """First steps after the burn-in, in which the bounds do not count."""
     min_coverage: float = 0.02
     """Least share of unlabelled pixels that carry a pseudo-label."""
     min_foreground: float = 0.0005
@@ -176,7 +177,7 @@ class RuntimeConfig:
     prefetch: int = 2
     """Batches read ahead (per worker)."""
     cache_mib: int = 2048
-    """Resized images are kept in memory if all of them fit in this many MiB; each reading process keeps its own."""
+    """Most MiB per reading process for resized images and labelled masks, kept in memory if all fit; 0 keeps none."""
     checkpoint_every: int = 500
     """Steps between checkpoints; 0 writes one only at the end or on a signal."""
     keep_checkpoints: int = 1

@@ -13,8 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from shared.config import DataConfig
-from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.masks import resize_mask_nearest
 from shared.refer import ReferringDataset
@@ -58,11 +56,6 @@ class CandidateReader(Protocol):
     def read(self, samples: Sequence[Sample]) -> torch.Tensor:
         """Soft masks u8 [B,M,G,G] of the samples' images; an absent one is all zero."""
         ...
-
-
-def load_data(config: DataConfig) -> ReferringDataset:
-    """Open the data set a config names."""
-    return load_dataset(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +123,21 @@ def scorable(dataset: ReferringDataset, split: str) -> list[Sample]:
 
 
 class ResizedReader:
-    """Images and masks of a data set at the model's size, images kept in memory where all of them fit."""
+    """Images and masks of a data set at the model's size, kept in memory where all of them fit."""
 
     def __init__(
-        self, dataset: ReferringDataset, height: int, width: int, num_images: int, cache_mib: int
+        self,
+        dataset: ReferringDataset,
+        height: int,
+        width: int,
+        *,
+        num_images: int = 0,
+        num_masks: int = 0,
+        cache_mib: int = 0,
     ) -> None:
-        """Keep decoded images and masks if `num_images` images take at most `cache_mib` MiB; with 0 keep none."""
+        """Keep what is decoded if so many images (3 bytes a pixel) and masks (1) take at most `cache_mib` MiB."""
         self.dataset, self.height, self.width = dataset, height, width
-        self.keeps = 0 < num_images * height * width * 3 <= cache_mib * 2**20
+        self.keeps = 0 < (3 * num_images + num_masks) * height * width <= cache_mib * 2**20
         self._images: dict[str, np.ndarray] = {}
         self._masks: dict[int, np.ndarray] = {}
 
@@ -221,8 +221,9 @@ class BatchSource:
             dataset.without_masks(split.image_ids),
             plan.height,
             plan.width,
-            len({ref[0].file_name for ref in used}),
-            plan.cache_mib,
+            num_images=len({ref[0].file_name for ref in used}),
+            num_masks=len({ref[0].ann_id for ref in split.labelled}),
+            cache_mib=plan.cache_mib,
         )
 
     def __call__(self, key: int) -> Batch:

@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.masks import encode_rle, resize_mask_nearest
@@ -36,7 +37,7 @@ from shared.store.reader import PriorStore
 from shared.types import Sample
 from stage2_train.backbones.images import normalise_image
 from stage2_train.config import TrainConfig
-from stage2_train.data import PriorReader, Tokenise, load_data, scorable
+from stage2_train.data import PriorReader, Tokenise, scorable
 from stage2_train.loader import iterate
 from stage2_train.model_card import write_card
 from stage2_train.prior_source import StorePriors, choose_store, made_alike, open_priors
@@ -165,7 +166,7 @@ def evaluate_run(
         which = "self-guided pass" if self_guided else "pass with a prior"
         why = "was built without sesm" if model.sesm is None else "never saw a field in training"
         raise DataError(f"{run}: its network {why}: it has no {which}")
-    dataset = load_data(config.data)
+    dataset = load_dataset(config.data)
     _require_own_data(run, config, dataset, data_name)
     samples = spaced(scorable(dataset, split), limit)
     prior, note = _prior_for(run, config, dataset, samples, store)
@@ -302,6 +303,7 @@ def score_samples(
     with_prior: FieldRule | None = None,
     keep_masks: bool = False,
     quiet: bool = True,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Score every sample once; the work is shared out over processes and every process gets all rows.
 
@@ -319,6 +321,7 @@ def score_samples(
         with_prior: Also run one that sees the field this makes of `prior` and the first one's prediction.
         keep_masks: Add `pred_rle` (original frame) to each row.
         quiet: No progress line.
+        before_batch: Called before each batch that all processes have, so it may wait for the others; may raise.
 
     Returns:
         One dictionary per sample, in the order of `samples`.
@@ -329,8 +332,11 @@ def score_samples(
     model.eval()
     rows: list[dict[str, Any]] = []
     num_batches = -(-len(own) // batch)
+    in_common = -(-(len(samples) // accelerator.num_processes) // batch)
     batches = iterate(reader, range(num_batches), workers=workers, prefetch=2)
-    for item in progress(batches, num_batches, "score", quiet, unit="batch"):
+    for index, item in enumerate(progress(batches, num_batches, "score", quiet, unit="batch")):
+        if index < in_common:
+            before_batch()
         inputs = [t.to(accelerator.device) for t in (item.image_BHW3, item.ids_BT, item.token_mask_BT)]
         inputs[0] = normalise_image(inputs[0])
         logit_B2HW = model(*inputs).float()
@@ -359,7 +365,7 @@ def _prior_field(item: _EvalBatch, weak_B1HW: Tensor, rule: FieldRule) -> tuple[
 
 
 def _margin(logit_B2HW: Tensor) -> Tensor:
-    """Foreground minus background logit, f32 [B,1,H,W] on the CPU; foreground where positive."""
+    """Foreground minus background logit, f32 [B,1,H,W] on the CPU; foreground from 0 on."""
     return (logit_B2HW[:, 1:] - logit_B2HW[:, :1]).cpu()
 
 
@@ -379,9 +385,7 @@ def _score_batch(
         true = {"model": resize_mask_nearest(mask_hw, size_hw), "original": mask_hw}
         for prefix, margin_B1HW in passes.items():
             for frame in FRAMES:
-                # The prior (prefix "prior_") counts as foreground from 0.5 on, a prediction above it.
-                resized = upsample(margin_B1HW[i], true[frame].shape)
-                pred = (resized >= 0 if prefix == "prior_" else resized > 0).numpy()
+                pred = (upsample(margin_B1HW[i], true[frame].shape) >= 0).numpy()  # one half is foreground
                 inter, union = iou_counts(pred, true[frame])
                 row |= {
                     f"{prefix}iou_{frame}": iou(inter, union, sample.no_target),

@@ -46,6 +46,9 @@ def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
         for field in (
             "batch_unlabelled",
             "strong",
+            "text",
+            "weak_eval",
+            "runtime.log_with_hidden_masks",
             "loss.lambda_unlabelled",
             "loss.unlabelled",
             "loss.rampup_steps",
@@ -88,6 +91,8 @@ def _of_l2l(config: TrainConfig) -> Iterator[tuple[str, str]]:
         return
     if not own.use_spm:
         yield "spm", "l2l.use_spm is false"
+    elif not config.spm.confidence_gain:
+        yield "spm.confidence_centre", "spm.confidence_gain is 0"
     if own.use_rple:
         for field in ("tau_fg", "tau_bg"):
             yield (

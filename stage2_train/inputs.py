@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.config import config_to_dict
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.refer import ReferringDataset
 from stage2_train.backbones.pretrained import where_pretrained
 from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchPlan, BatchSource, Split, Tokenise, load_data, make_split, scorable
+from stage2_train.data import BatchPlan, BatchSource, Split, Tokenise, make_split, scorable
 from stage2_train.params import count_parameters
 from stage2_train.prior_source import (
     MisplacedPriors,
@@ -84,7 +85,7 @@ def open_inputs(config: TrainConfig, *, store_comes: bool = False) -> Inputs:
     Raises:
         DataError: Missing or foreign data, split or store.
     """
-    dataset = load_data(config.data)
+    dataset = load_dataset(config.data)
     split = open_split(config, dataset)
     priors, candidates, weak_labels = None, None, None
     if config.uses_store:

@@ -17,10 +17,9 @@ from typing import Any, TypeVar
 import torch
 
 from shared.errors import DataError
+from shared.stopping import STOP_SIGNALS
 
 T = TypeVar("T")
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
@@ -100,10 +99,10 @@ def _stop_signals_held() -> Iterator[None]:
     A launcher, or Slurm, tells every process of a training to stop; readers that died of it would end the trainer in
     the middle of its step. They end with the loader, or once their parent is gone.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         resource_tracker.ensure_running()  # a process too; where it starts one, Python lets SIGTERM through again
-        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -27,7 +27,7 @@ class HiddenMasks:
 
     def __init__(self, dataset: ReferringDataset, height: int, width: int) -> None:
         """Masks of `dataset` at the model's size."""
-        self._reader = ResizedReader(dataset, height, width, num_images=0, cache_mib=0)
+        self._reader = ResizedReader(dataset, height, width)
 
     def quality(self, pseudo: Pseudo) -> dict[str, Tensor]:
         """Compare what samples were taught with their masks.
@@ -83,9 +83,9 @@ def _ratio(part_B: Tensor, whole_B: Tensor) -> Tensor:
 class CollapseAlarm:
     """Counts consecutive steps out of bounds; the counts travel with checkpoints."""
 
-    def __init__(self, config: AlarmConfig) -> None:
-        """Start with no strikes."""
-        self.config = config
+    def __init__(self, config: AlarmConfig, burn_in_steps: int = 0) -> None:
+        """Start with no strikes; the grace begins where the burn-in ends."""
+        self.config, self._first_step = config, burn_in_steps + config.grace_steps
         self.strikes: dict[str, int] = {}
 
     def check(self, step: int, loss: float, shares: Mapping[str, float], grad_norm: float = 0.0) -> None:
@@ -106,7 +106,7 @@ class CollapseAlarm:
                     f"step {step}: the {name} is {value}; lower optim.lr or set optim.grad_clip"
                 )
         config = self.config
-        if not config.patience or step < config.grace_steps:
+        if not config.patience or step < self._first_step:
             return
         bounds = {
             "coverage": (config.min_coverage, 1.0),

@@ -73,12 +73,6 @@ def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
     return warm * max(0.0, 1.0 - step / total_steps) ** config.power
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group's rate to `factor` times its initial one."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * factor
-
-
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The configured optimiser over the trainable parameters; every group carries `initial_lr`."""
     if config.name == "muon":

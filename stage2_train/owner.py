@@ -18,7 +18,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,11 @@ class RunOwner:
             publish_file(self._run / OWNER_FILE, (json.dumps(self._mark) + "\n").encode())
 
     def lost(self) -> bool:
-        """Whether another process has taken the folder over."""
-        return self._read() != self._mark
+        """Whether another process has taken the folder over; False also where its file cannot be read just now."""
+        for _ in range(2):
+            with suppress(OSError):  # such as the stale handle of a file that is exchanged on a shared disk
+                return self._read() != self._mark
+        return False
 
     @contextmanager
     def writing(self) -> Iterator[None]:

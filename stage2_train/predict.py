@@ -83,7 +83,7 @@ class Predictor:
         found = []
         for image, margin_1HW in zip(images, margin_B1HW, strict=True):
             margin_hw = upsample(margin_1HW, (image.height, image.width))
-            mask_hw = margin_hw > 0
+            mask_hw = margin_hw >= 0
             confidence = float(margin_hw[mask_hw].sigmoid().mean()) if mask_hw.any() else None
             found.append(Prediction(mask_hw=mask_hw.numpy(), confidence=confidence))
         return found

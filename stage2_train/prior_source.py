@@ -62,11 +62,6 @@ class StorePriors:
         """The sample whose row is read for this one."""
         return sample_id
 
-    def holds(self, samples: Sequence[Sample]) -> bool:
-        """Whether every sample has a row."""
-        known = set(self.store.sample_ids)
-        return all(sample.sample_id in known for sample in samples)
-
 
 class MisplacedPriors(StorePriors):
     """`StorePriors` in which a share of the rows carries the answer given for another object of the same image.

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import read_json
 from shared.refer import ReferringDataset
 from shared.types import Sample
-from stage2_train.data import load_data
 from stage2_train.run_files import read_run_config
 
 
@@ -53,7 +53,7 @@ def _own_data(run: Path, dataset: ReferringDataset, root: str) -> tuple[Referrin
     own = read_run_config(run).data
     for place in (root, own.root):
         try:
-            opened = load_data(replace(own, root=place))
+            opened = load_dataset(replace(own, root=place))
         except DataError:
             continue
         if opened.fingerprint() == known:

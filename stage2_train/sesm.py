@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stage2_train.segmentor_config import SesmConfig
+from stage2_train.transforms import resize_field
 
 
 class Attention(nn.Module):
@@ -82,13 +83,3 @@ class Sesm(nn.Module):
         sem_BNC = self.sem(visual_BNC, text_BTL, token_mask_BT)
         geo_BNC = self.geo(lifted_BNC) if self.operator == "P" else self.geo(visual_BNC, lifted_BNC)
         return torch.sigmoid(self.gate(visual_BNC)) * (self.alpha * sem_BNC + self.beta * geo_BNC)
-
-
-def resize_field(field_B1HW: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """The field at another resolution: area average when shrinking, bilinear when growing."""
-    height, width = field_B1HW.shape[-2:]
-    if (height, width) == tuple(size_hw):
-        return field_B1HW
-    if height >= size_hw[0] and width >= size_hw[1]:
-        return F.interpolate(field_B1HW, size=size_hw, mode="area")
-    return F.interpolate(field_B1HW, size=size_hw, mode="bilinear", align_corners=False)

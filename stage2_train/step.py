@@ -11,12 +11,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from shared.muon import set_learning_rate
 from shared.seeding import seed_of
 from stage2_train.batch import Batch
 from stage2_train.config import TrainConfig
 from stage2_train.ema import Ema
 from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput
-from stage2_train.optim import average_gradients, broadcast_buffers, lr_factor, set_learning_rate
+from stage2_train.optim import average_gradients, broadcast_buffers, lr_factor
 
 _SHARES = ("coverage", "foreground")
 

@@ -73,9 +73,25 @@ SHAPE_GROUPS: tuple[tuple[str, ...], ...] = (
 TABLES: dict[str, tuple[tuple[str, ...], ...]] = {"photo": PHOTO_GROUPS, "shapes": SHAPE_GROUPS}
 """Table name (a config value) -> groups."""
 
-PROTECTED_WORDS: frozenset[str] = frozenset(
+MIRRORED_WORDS: tuple[tuple[str, str], ...] = (
+    ("left", "right"),
+    ("leftmost", "rightmost"),
+    ("leftest", "rightest"),
+    ("leftish", "rightish"),
+    ("leftward", "rightward"),
+    ("leftwards", "rightwards"),
+    ("lefthand", "righthand"),
+    ("leftside", "rightside"),
+    ("lefty", "righty"),
+    ("lft", "rght"),
+    ("lt", "rt"),
+    ("lh", "rh"),
+    ("lhs", "rhs"),
+)
+"""Words of which each names the place of the other in the mirrored image."""
+
+PROTECTED_WORDS: frozenset[str] = frozenset(word for pair in MIRRORED_WORDS for word in pair) | frozenset(
     """
-    left right leftmost rightmost lefthand righthand leftside rightside lefty righty lft rght
     top bottom upper lower uppermost lowermost topmost up down above below over under beneath underneath
     front back behind rear foreground background middle center centre central corner edge side far
     inside outside between first second third fourth fifth last next one two three four five six

@@ -1,10 +1,11 @@
 """Trains one run: a thin shell around `step.train_step`.
 
 One process, or several started by `torchrun`; batch sizes in the config are global, so the number of processes changes
-speed, and what is drawn for dropout and stochastic depth, which each process draws for itself. A run folder belongs to
+speed, and two things more: each process draws dropout and stochastic depth for itself, and batch norms normalise over
+its own share of a micro-batch on CPUs (on GPUs over all shares). A run folder belongs to
 one configuration; an interrupted run goes on from its newest checkpoint and, on a CPU, ends with the same bits as one
 that was never interrupted. SIGTERM and SIGUSR1 write a checkpoint at the current step and end the process with
-`RESUBMIT_EXIT_CODE`. A later start on the same folder ends an earlier one (`owner.py`).
+`STOPPED`. A later start on the same folder ends an earlier one (`owner.py`).
 
 Accelerate gives processes, device, clipping and collectives. Gradients are averaged by
 `optim.average_gradients`, which says why not by DistributedDataParallel.
@@ -16,17 +17,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 
 from shared.config import config_to_dict
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.runlog import RunLog, has_record, progress
 from shared.seeding import seed_of
-from shared.stopping import stop_flag
+from shared.stopping import STOPPED, stop_flag
 from shared.store.publish import disk_errors
 from stage2_train.checkpoint import (
     list_checkpoints,
@@ -37,7 +39,7 @@ from stage2_train.checkpoint import (
     shrink_checkpoint,
 )
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchSource, load_data, scorable
+from stage2_train.data import BatchSource, scorable
 from stage2_train.ema import Ema
 from stage2_train.evaluate import score_samples, spaced, summarise
 from stage2_train.inputs import Inputs, batch_plan, open_inputs, open_split, say_lost_text
@@ -64,9 +66,6 @@ from stage2_train.step import StepResult, mean_over_processes, train_step
 from stage2_train.text import Tokenizer
 from stage2_train.trackers import open_trackers, require_installed
 
-RESUBMIT_EXIT_CODE = 75
-"""Exit status of an interrupted run that wants to be started again (Slurm: `RequeueExit=75`)."""
-
 
 def train(
     config: TrainConfig,
@@ -92,7 +91,7 @@ def train(
 
     Raises:
         DataError: Unusable inputs, a folder of another run, a collapsed run, or a later start took the folder over.
-        SystemExit: Status `RESUBMIT_EXIT_CODE` after a signal; a checkpoint has been written.
+        SystemExit: Status `STOPPED` after a signal; a checkpoint has been written.
     """
     out = Path(out)
     found = (out / "config.json").is_file()
@@ -105,7 +104,8 @@ def train(
         return {**read_json(out / "done.json"), "already_finished": True}
     require_installed(config.runtime.trackers)
     accelerator = start_accelerator()
-    found = _as_first_process(accelerator, found)  # which may have written the folder meanwhile
+    # The first may have written the folder meanwhile.
+    found = _on_any_process(accelerator, found and accelerator.is_main_process)
     if found and not resume:
         raise DataError(f"{out}: holds an unfinished run; resume it, or choose another folder")
     config.require_shares(accelerator.num_processes)
@@ -137,16 +137,16 @@ def train(
     return run.to_the_end()
 
 
-def _as_first_process(accelerator: Accelerator, flag: bool) -> bool:
-    """What the first process says, on all of them."""
-    said = torch.tensor(float(flag and accelerator.is_main_process), device=accelerator.device)
+def _on_any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether one of the processes says so; the same on all of them."""
+    said = torch.tensor(float(flag), device=accelerator.device)
     return float(accelerator.reduce(said, reduction="sum")) > 0
 
 
 def _require_same_labels(out: Path, config: TrainConfig) -> None:
     """Refuse a finished run whose data have got other labels since; data that are gone say nothing."""
     try:
-        dataset = load_data(config.data)
+        dataset = load_dataset(config.data)
     except DataError:
         return
     require_same_split(out, split_record(config, open_split(config, dataset), dataset))
@@ -201,7 +201,7 @@ class _Run:
         self.networks = Networks(student, teacher, config.weak_eval)
         self.method = METHODS[config.method](config)
         self.optimizer = build_optimizer(self.model, config.optim)
-        self.alarm = CollapseAlarm(config.alarm)
+        self.alarm = CollapseAlarm(config.alarm, config.burn_in_steps)
         self.hidden: HiddenMasks | None = None
         hidden = (sample for ref in inputs.split.unlabelled for sample in ref)
         if (
@@ -224,8 +224,12 @@ class _Run:
             def stop_requested() -> bool:
                 return told_to_stop() or (accelerator.is_main_process and self.owner.lost())
 
+            def leave_if_told() -> None:
+                if _on_any_process(accelerator, stop_requested()):
+                    self._leave()
+
             if first and self._validates_now() and not self._validated_before():
-                last_scores = self._validate()
+                last_scores = self._validate(leave_if_told)
                 log("val", first, last_scores)
             keys = range(first * config.accumulation, config.steps * config.accumulation)
             batches = iterate(
@@ -254,23 +258,31 @@ class _Run:
                 if self._validates_now() or last or result.stop or (every and self.step % every == 0):
                     self._save()  # before a validation, which may outlast the notice that a cluster gives
                 if result.stop and not last:
-                    self._say_stopped()
-                    raise SystemExit(RESUBMIT_EXIT_CODE)
+                    self._leave()
                 if self._validates_now():
-                    last_scores = self._validate()
+                    last_scores = self._validate(leave_if_told)
                     log("val", self.step, last_scores)
-        if config.eval_every and not last_scores:  # resumed after the last step
-            last_scores = self._validate()
+            if config.eval_every and not last_scores:  # resumed after the last step
+                last_scores = self._validate(leave_if_told)
         return self._finish(last_scores)
 
-    def _say_stopped(self) -> None:
-        """One line for a log, which else ends in what the launcher makes of the exit status."""
-        if not self.quiet:
+    def _leave(self) -> NoReturn:
+        """End in order, on all processes; the checkpoint of this step has been written.
+
+        Raises:
+            DataError: The folder was taken over: nobody wants this run started again.
+            SystemExit: Otherwise.
+        """
+        if self.accelerator.is_main_process:
+            with self.owner.writing():
+                pass
+        if not self.quiet:  # a log would else end in what the launcher makes of the exit status
             print(
                 f"stopped at step {self.step} of {self.config.steps}, checkpoint written; `train --resume` goes on",
                 file=sys.stderr,
                 flush=True,
             )
+        raise SystemExit(STOPPED)
 
     def _source(self) -> BatchSource:
         """This process's batches."""
@@ -298,10 +310,10 @@ class _Run:
     def _validated_before(self) -> bool:
         """Whether the log of an earlier start has the validation of this step; the same on all processes."""
         is_main = self.accelerator.is_main_process
-        return _as_first_process(self.accelerator, is_main and has_record(self.out, self.step, "val"))
+        return _on_any_process(self.accelerator, is_main and has_record(self.out, self.step, "val"))
 
-    def _validate(self) -> dict[str, float]:
-        """Scores on the validation sentences, both frames named."""
+    def _validate(self, leave_if_told: Callable[[], None]) -> dict[str, float]:
+        """Scores on the validation sentences, both frames named; a long one is left when the run is told to stop."""
         samples = spaced(scorable(self.inputs.dataset, self.config.val_split), self.config.val_limit)
         model = self.ema.module if self.ema is not None and self.config.ema.export else self.model
         scores = summarise(
@@ -314,6 +326,7 @@ class _Run:
                 self.config.size_hw,
                 batch=self.config.runtime.eval_batch,
                 workers=self.config.runtime.workers,
+                before_batch=leave_if_told,
             )
         )
         return {

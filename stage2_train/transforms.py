@@ -16,20 +16,17 @@ import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from shared.errors import DataError
+from stage2_train.synonyms import MIRRORED_WORDS
 
-_MIRRORED = (
-    ("left", "right"),
-    ("leftmost", "rightmost"),
-    ("lefthand", "righthand"),
-    ("leftside", "rightside"),
-    ("lefty", "righty"),
-    ("lft", "rght"),
-)
-MIRROR_WORDS: dict[str, str] = {a: b for pair in _MIRRORED for a, b in (pair, pair[::-1])}
+MIRROR_WORDS: dict[str, str] = {a: b for pair in MIRRORED_WORDS for a, b in (pair, pair[::-1])}
 """Word -> the word that names the same place in the mirrored image."""
 
+_COLOURS = "blue|green|gr[ae]y|brown|pink|purple|yellow|orange|red|tan|beige|colou?r(?:ed)?"
+
 _MIRROR_PATTERN = re.compile(
-    r"\b(" + "|".join(sorted(MIRROR_WORDS, key=len, reverse=True)) + r")\b", re.IGNORECASE
+    rf"\b(?!lt\b\.?[ -]*(?:{_COLOURS})\b)"  # "lt blue" is light
+    r"(" + "|".join(sorted(MIRROR_WORDS, key=len, reverse=True)) + r")\b",
+    re.IGNORECASE,
 )
 
 
@@ -86,7 +83,7 @@ class StrongConfig:
 
 
 def mirror_words(text: str) -> str:
-    """Swap left and right words (whole words, case kept); applying it twice gives the text back."""
+    """Swap left and right words (whole words, case kept); `lt` before a colour is "light" and stays."""
 
     def swap(match: re.Match[str]) -> str:
         word = match.group(0)
@@ -129,12 +126,19 @@ def resize_prior(proposal_BGG: torch.Tensor, height: int, width: int) -> torch.T
         width: W of the model input.
 
     Returns:
-        f32 [B,1,H,W] in [0,1], bilinear.
+        f32 [B,1,H,W] in [0,1], as `resize_field`.
     """
-    prob_B1GG = proposal_BGG[:, None].float() / 255.0
-    if prob_B1GG.shape[-2:] == (height, width):
-        return prob_B1GG
-    return F.interpolate(prob_B1GG, size=(height, width), mode="bilinear", align_corners=False)
+    return resize_field(proposal_BGG[:, None].float() / 255.0, (height, width))
+
+
+def resize_field(field_B1HW: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+    """A soft mask at another resolution: area average when shrinking, bilinear when growing."""
+    height, width = field_B1HW.shape[-2:]
+    if (height, width) == tuple(size_hw):
+        return field_B1HW
+    if height >= size_hw[0] and width >= size_hw[1]:
+        return F.interpolate(field_B1HW, size=size_hw, mode="area")
+    return F.interpolate(field_B1HW, size=size_hw, mode="bilinear", align_corners=False)
 
 
 def strong_image(image_HW3: np.ndarray, rng: np.random.Generator, config: StrongConfig) -> np.ndarray:

@@ -41,6 +41,8 @@ def semires(base: TrainConfig) -> TrainConfig:
     The teacher's decay is 0.9996 from the burn-in on, as published. Embedded it is warmed up (`ema.warmup`): the 360
     steps after the burn-in could not fill such an average.
 
+    Its class weights 0.9 / 1.1 act on pseudo-labels alone (OURS): all systems share the loss on labelled samples.
+
     Give it a store with candidates (`priors run ... --set proposer.candidates.num=16`); without them the proposals of
     all training rows of an image stand in.
     """

@@ -18,9 +18,7 @@ from pathlib import Path
 
 from shared.cluster.site import SiteConfig
 from shared.errors import DataError
-
-STOPPED = 75
-"""Exit status of a command, and of a job, that was stopped in order and wants to go on."""
+from shared.stopping import STOPPED
 
 BEAT_S = 15
 """Seconds between two touches of a task's file."""

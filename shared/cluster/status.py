@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from shared.cluster.queue import ACTIVE, WAITING, Queue, ask_queue
-from shared.cluster.script import BEAT_S, START_MARK, STOPPED
+from shared.cluster.script import BEAT_S, START_MARK
 from shared.cluster.submit import jobs_folder, read_submitted
 from shared.errors import DataError
 from shared.grid_folders import cells_of, failure_of, is_finished
 from shared.json_files import read_json
 from shared.runlog import METRICS_FILE, read_records
+from shared.stopping import STOPPED
 from shared.store.verify import store_status
 
 SILENT_S = 6 * BEAT_S

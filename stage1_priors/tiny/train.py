@@ -24,7 +24,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from shared.errors import DataError
-from shared.muon import Muon, MuonConfig, split_parameters
+from shared.muon import Muon, MuonConfig, set_learning_rate, split_parameters
 from shared.retraining import parse_arguments, training_folder
 from shared.seeding import seed_of
 from stage1_priors.tiny import WEIGHTS_DIR
@@ -146,7 +146,7 @@ class Trainer:
         loss.backward()
         self._average_gradients()
         nn.utils.clip_grad_norm_(self.parameters, config.clip_norm)
-        self.optimizer.set_lr_scale(lr_scale(self.progress, config))
+        set_learning_rate(self.optimizer, lr_scale(self.progress, config))
         self.optimizer.step()
         self.step += 1
         self.seconds += time.monotonic() - started

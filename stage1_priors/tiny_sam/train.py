@@ -26,7 +26,7 @@ from torch import nn
 from transformers import Sam2Model
 
 from shared.errors import DataError
-from shared.muon import Muon, MuonConfig, split_parameters
+from shared.muon import Muon, MuonConfig, set_learning_rate, split_parameters
 from shared.retraining import parse_arguments, training_folder
 from shared.seeding import seed_of
 from stage1_priors.tiny_sam import WEIGHTS_DIR
@@ -126,7 +126,7 @@ class Trainer:
         loss, parts = self._losses()
         loss.backward()
         nn.utils.clip_grad_norm_([p for p in self.parameters if p.grad is not None], config.clip_norm)
-        self.optimizer.set_lr_scale(lr_scale(self.step, self.progress, config))
+        set_learning_rate(self.optimizer, lr_scale(self.step, self.progress, config))
         self.optimizer.step()
         self.step += 1
         self.seconds += time.process_time() - started

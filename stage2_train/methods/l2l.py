@@ -3,8 +3,8 @@
 1. Pw from a pass without gradient and without a field (this breaks the circle Pw <-> P̃†): of every unlabelled sample,
    and of those labelled ones that are about to see a field.
 2. P̃† = fuse(P†, Pw); a row without a proposal has P̃† = Pw and never a field.
-3. One pass with gradient over labelled weak and unlabelled strong views; each sample sees its own detached P̃† as field
-   with probability `field_probability`.
+3. One pass with gradient over labelled weak and unlabelled strong views; each sample sees its own P̃† as field, which
+   carries no gradient, with probability `field_probability`.
 4. Thresholds per sample from the policy; pseudo-labels from P̃†.
 5. After the optimiser step: one policy update on the transitions of the whole global mini-batch.
 
@@ -28,7 +28,6 @@ from stage2_train.methods.base import (
     StepOutput,
     join_texts,
     joint_logits,
-    known_prior,
     weak_text,
 )
 from stage2_train.rple.ddpg import Agent
@@ -102,7 +101,7 @@ class L2l(Method):
             return super().labelled_only(networks, part)
         inputs = part.image_BHW3, part.ids_BT, part.token_mask_BT
         weak_F1HW = networks.weak_prob(*inputs)[field_on_B] if self.config.l2l.use_spm else None
-        field_B1HW = self._labelled_field(part, weak_F1HW, field_on_B).detach()
+        field_B1HW = self._labelled_field(part, weak_F1HW, field_on_B)
         logit_B2HW = networks.logit(*inputs, field_B1HW, field_on_B)
         return self.labelled_output(*self.labelled_loss(logit_B2HW, part))
 
@@ -132,8 +131,8 @@ class L2l(Method):
         """P̃† and the mean weight of the prior in it; Pw and 0 without SPM or without a proposal."""
         if not self.config.l2l.use_spm:
             return weak_B1HW, weak_B1HW.new_zeros(())
-        assert part.has_prior_B is not None
-        fused_B1HW, lam_B1HW = fuse(known_prior(part, weak_B1HW), weak_B1HW, self.config.spm, part.trust_B)
+        assert part.prior_B1HW is not None and part.has_prior_B is not None
+        fused_B1HW, lam_B1HW = fuse(part.prior_B1HW, weak_B1HW, self.config.spm, part.trust_B)
         has_B111 = part.has_prior_B[:, None, None, None]
         return torch.where(has_B111, fused_B1HW, weak_B1HW), (lam_B1HW * has_B111).mean()
 
@@ -151,7 +150,7 @@ class L2l(Method):
         assert part.prior_B1HW is not None
         own_B1HW = self._labelled_field(labelled, labelled_weak_F1HW, field_on_B[: len(labelled.samples)])
         other_B1HW = part.prior_B1HW if labelled_weak_F1HW is None else target_B1HW
-        return torch.cat((own_B1HW, other_B1HW)).detach()
+        return torch.cat((own_B1HW, other_B1HW))
 
     def _labelled_field(self, part: LabelledPart, weak_F1HW: Tensor | None, on_B: Tensor) -> Tensor:
         """That of the labelled samples; `weak_F1HW` is Pw of those that `on_B` names, None without SPM."""

@@ -16,7 +16,6 @@ from stage2_train.methods.base import (
     Pseudo,
     StepOutput,
     confident_label,
-    joint_logits,
     known_prior,
     weak_text,
 )
@@ -37,8 +36,7 @@ class MllmBlend(Method):
         if config.target == "agree":  # a row without a prior is confirmed by nothing
             assert part.has_prior_B is not None
             label_BHW = torch.where(part.has_prior_B[:, None, None], label_BHW, IGNORE)
-        ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
-        labelled_logit, strong_logit = joint_logits(networks, batch.labelled, part, (ids_BT, token_mask_BT))
+        labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
         if config.target == "soft":
             unlabelled = soft_cross_entropy(strong_logit, blend_B1HW)
         else:

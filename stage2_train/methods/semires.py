@@ -8,7 +8,7 @@ mask (Pw >= 0.5) and c the class-agnostic candidates of the image (`stage2_train
     PWA   where nothing matched: s itself, each pixel with weight a - exp(-(p - 0.5)^2 / b) / sqrt(pi b)
 
 A matched mask has weight 1 everywhere; every pixel is taught. The loss is the one all methods share; SemiRES's class
-weights 0.9 / 1.1 are set by its recipes.
+weights 0.9 / 1.1 are set by its recipes, OURS: on pseudo-labels alone.
 """
 
 import math

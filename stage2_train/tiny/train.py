@@ -23,7 +23,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.muon import Muon, MuonConfig, split_parameters
+from shared.muon import Muon, MuonConfig, set_learning_rate, split_parameters
 from shared.seeding import rng
 from stage2_train.backbones.images import normalise_image
 from stage2_train.segmentor import WEIGHTS_NAME, ReferringSegmentor, build_segmentor, save_segmentor
@@ -115,7 +115,7 @@ class SharedMuon:
     def step(self, scale: float) -> None:
         """Average gradients, update at `scale` times the rates, share the matrices."""
         average_gradients(self.parameters, self.ranks)
-        self.optimizer.set_lr_scale(scale)
+        set_learning_rate(self.optimizer, scale)
         self.optimizer.step()
         if self.ranks > 1:
             pairs = zip(self.matrices, self.mine, strict=True)

@@ -43,7 +43,7 @@ def read(config: TrainConfig, run: Path, num: int) -> Iterator[tuple[Tensor, Ten
     """(P†, Pw, P̃†, mask) of batches of unlabelled samples, [B,1,H,W] each and bool [B,H,W]."""
     inputs = open_inputs(config)
     source = inputs.source(replace(batch_plan(config), batch_unlabelled=BATCH), Tokenizer(config.segmentor))
-    masks = ResizedReader(inputs.dataset, *config.size_hw, num_images=0, cache_mib=0)
+    masks = ResizedReader(inputs.dataset, *config.size_hw)
     networks = Networks(load_model(run))
     for key in range(-(-num // BATCH)):
         part = source(key).unlabelled

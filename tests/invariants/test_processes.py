@@ -17,6 +17,9 @@ from stage2_train.evaluate import evaluate_run
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, segmentor_config
 
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
 TOLERANCE = 2e-3
 """Float32 sums in another order, carried through four steps of AdamW at a rate of 2e-3."""
 
@@ -44,6 +47,24 @@ def config_of(root: Path, accumulation: int, burn_in_steps: int) -> TrainConfig:
     )
 
 
+def launched(*script: object) -> str:
+    """What two processes of a script print; they must end well."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
+        "--rdzv-endpoint=127.0.0.1:0",
+    ]  # fmt: skip
+    finished = subprocess.run(
+        [*command, *map(str, script)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("alone", "each", "burn_in"), [(1, 1, 0), (4, 2, 1)])
 def test_two_processes_train_and_evaluate_as_one(
@@ -52,26 +73,7 @@ def test_two_processes_train_and_evaluate_as_one(
     """L2L with its policy; of micro-batches, two of each of two processes are four of one."""
     one, two = tmp_path / "one", tmp_path / "two"
     train(config_of(mini_root, alone, burn_in), one, quiet=True)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0",
-    ]  # fmt: skip
-    here = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here), "PYTHONWARNINGS": "ignore"}
-
-    def launched(*script: object) -> str:
-        finished = subprocess.run(
-            [*command, *map(str, script)],
-            cwd=here,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        return finished.stdout
-
-    launched(Path(__file__).with_name("two_processes.py"), mini_root, two, each, burn_in)
+    launched(HERE / "two_processes.py", mini_root, two, each, burn_in)
 
     logs = [read_records(run / "metrics.jsonl") for run in (one, two)]
     for a, b in zip(*logs, strict=True):
@@ -96,5 +98,19 @@ def test_two_processes_train_and_evaluate_as_one(
     assert ranks[0] == ranks[1] and ranks[0]["world"] == 2 and ranks[0]["num"] == len(samples)
     by_one = evaluate_run(two, "val", batch=3, write=False)
     assert by_one["original"] == pytest.approx(ranks[0]["original"], abs=1e-6)
-    (said,) = launched(here / "cli.py", "eval", two, "--batch", 3, "--json").splitlines()
+    (said,) = launched(ROOT / "cli.py", "eval", two, "--batch", 3, "--json").splitlines()
     assert json.loads(said)["val"]["original"] == pytest.approx(ranks[0]["original"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_share_statistics_and_leave_together(mini_root: Path, tmp_path: Path) -> None:
+    """Each normalises over samples of its own; one of them is told to stop in a validation."""
+    out = tmp_path / "run"
+    launched(HERE / "shared_state.py", mini_root, out)
+    one, two = (torch.load(f"{out}.rank{rank}.pt") for rank in (0, 1))
+    assert one.keys() == two.keys() and any(
+        bool(value.any()) for name, value in one.items() if "mean" in name
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert [json.loads(Path(f"{out}.rank{rank}.json").read_text()) for rank in (0, 1)] == [75, 75]
+    assert list_checkpoints(out / "checkpoints")[-1].name == "step_00000002"

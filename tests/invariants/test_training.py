@@ -176,8 +176,8 @@ def test_masks_of_unlabelled_samples_change_nothing_but_the_log_of_them(
     config = make(mini_root, **changes)
     train(config, tmp_path / "honest", quiet=True)
     honest = set(inputs.open_inputs(config).split.image_ids)
-    real: Callable[..., ReferDataset] = inputs.load_data
-    monkeypatch.setattr(inputs, "load_data", lambda data: LyingMasks(real(data), honest))
+    real: Callable[..., ReferDataset] = inputs.load_dataset
+    monkeypatch.setattr(inputs, "load_dataset", lambda data: LyingMasks(real(data), honest))
     train(config, tmp_path / "lying", quiet=True)
     assert_same_end(tmp_path / "honest", tmp_path / "lying")
     logs = [read_records(tmp_path / name / "metrics.jsonl") for name in ("honest", "lying")]
@@ -197,9 +197,9 @@ def test_weak_labels_are_all_that_a_mask_gives_omni_res(
     config = plain_config(mini_root, "omni_res", steps=2, runtime=RuntimeConfig(tensorboard=False))
     train(config, tmp_path / "honest", quiet=True)
     honest = set(inputs.open_inputs(config).split.image_ids)
-    real: Callable[..., ReferDataset] = inputs.load_data
+    real: Callable[..., ReferDataset] = inputs.load_dataset
     with monkeypatch.context() as patch:
-        patch.setattr(inputs, "load_data", lambda data: LyingMasks(real(data), honest))
+        patch.setattr(inputs, "load_dataset", lambda data: LyingMasks(real(data), honest))
         train(config, tmp_path / "lying", quiet=True)
     corner = np.array([0.0, 0.0, 9.0, 9.0], dtype=np.float32)
     monkeypatch.setattr(ReferDataset, "box_xyxy_px", lambda self, sample: corner)

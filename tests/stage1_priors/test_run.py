@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.cluster.script import STOPPED
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.refer import ReferDataset, load_refer
 from shared.runlog import ProgressBar
+from shared.stopping import STOPPED
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
 from stage1_priors import engine as engine_module

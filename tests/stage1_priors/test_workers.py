@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from shared.cluster.port import FIRST, NUM
-from shared.cluster.script import STOPPED
 from shared.config import apply_overrides
 from shared.errors import DataError
+from shared.stopping import STOPPED
 from shared.store.reader import PriorStore
 from stage1_priors import devices, workers
 from stage1_priors.devices import visible_gpus

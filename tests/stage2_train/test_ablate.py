@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.refer import load_refer
+from shared.stopping import STOPPED
 from stage2_train.ablate import PART, Opened, describe_grid, open_grid, parse_share, run_grid, state_of
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
 from stage2_train.ablate_table import METRICS
-from stage2_train.data import load_data
 from stage2_train.inputs import open_split
 from stage2_train.owner import locked
 from stage2_train.run_identity import run_record, split_record
-from stage2_train.train import RESUBMIT_EXIT_CODE
 from tests.stage2_train.miniature import write_priors
 from tests.stage2_train.test_ablate_grid import grid_file
 
@@ -75,7 +75,7 @@ def light(seconds: float = 0.0, **status: int) -> Command:
     """Cells that write what a finished run leaves; `status` gives cells of a method another end."""
 
     def command(cell: Cell, out: Path, opened: Opened) -> list[str]:
-        annotations = load_data(cell.config.data).fingerprint()
+        annotations = load_dataset(cell.config.data).fingerprint()
         record = json.dumps(run_record(cell.config, cell.recipe, cell.changes, None, annotations, 1))
         end = str(status.get(cell.method, 0))
         return [sys.executable, "-S", "-c", LIGHT, str(out / cell.name), str(seconds), end, record]
@@ -125,7 +125,7 @@ recipe = "omni-res-box-embedded"
         run.mkdir(parents=True)
         record = run_record(cell.config, cell.recipe, cell.changes, None, opened.data_fingerprint, 1)
         (run / "config.json").write_text(json.dumps(record))
-        dataset = load_data(cell.config.data)
+        dataset = load_dataset(cell.config.data)
         split = split_record(cell.config, open_split(cell.config, dataset), dataset)
         (run / "split.json").write_text(json.dumps(split))
     states = {cell.method: state_of(cell, grid, tmp_path / "out", opened) for cell in grid.cells}
@@ -176,7 +176,7 @@ def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_p
     ("status", "state", "reason"),
     [
         (-signal.SIGKILL, "failed", "killed by SIGKILL"),
-        (RESUBMIT_EXIT_CODE, "interrupted", "run again to go on"),
+        (STOPPED, "interrupted", "run again to go on"),
         (BUSY, "busy", "another process has it"),
     ],
 )
@@ -188,7 +188,7 @@ def test_how_a_cell_ended(grid: Grid, tmp_path: Path, status: int, state: str, r
 
 def test_a_cell_that_another_call_trains_is_not_called_interrupted(grid: Grid, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    run_grid(grid, out, quiet=True, command=light(a=RESUBMIT_EXIT_CODE))
+    run_grid(grid, out, quiet=True, command=light(a=STOPPED))
     name = "a/fraction-0.25/seed-1"
     trainer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "train"])
     try:
@@ -266,7 +266,7 @@ def test_sigterm_ends_the_cells_and_asks_to_be_started_again(grid: Grid, tmp_pat
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    assert stopped.value.code == RESUBMIT_EXIT_CODE and time.monotonic() - started < 40
+    assert stopped.value.code == STOPPED and time.monotonic() - started < 40
     assert signal.getsignal(signal.SIGTERM) is before and len(starts(out)) <= 2
     table = json.loads((out / "table.json").read_text())
     assert "done" not in table["counts"] and "failed" not in table["counts"]

@@ -4,7 +4,6 @@ import shutil
 
 import pytest
 
-from shared.cluster.script import STOPPED
 from shared.config import apply_overrides
 from shared.errors import DataError
 from stage2_train.ablate import DONE, PART, State
@@ -12,7 +11,6 @@ from stage2_train.ablate_grid import read_grid
 from stage2_train.cluster_jobs import hub_models_of, plan_grid, plan_training
 from stage2_train.evaluate import evaluate_run
 from stage2_train.recipes import RECIPES
-from stage2_train.train import RESUBMIT_EXIT_CODE
 from tests.stage2_train.miniature import mini_config, write_data
 from tests.stage2_train.test_ablate_grid import grid_file
 
@@ -31,10 +29,6 @@ set = ["steps=40"]
 @pytest.fixture
 def grid(mini_root, tmp_path):
     return read_grid(grid_file(tmp_path, GRID.format(root=mini_root)))
-
-
-def test_a_stopped_run_has_the_status_that_scripts_queue_again():
-    assert STOPPED == RESUBMIT_EXIT_CODE
 
 
 def test_a_training_goes_on_with_what_is_there(mini_root, tmp_path):

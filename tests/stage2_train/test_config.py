@@ -73,6 +73,7 @@ def test_paper_numbers() -> None:
         ("l2l.nosuch=1", "no field"),
         ("method=semires", "method semires needs a teacher"),
         ("method=ccvc", "needs segmentor.second_branch"),
+        ("loss.class_weights=0,1.5", r"loss.class_weights is \(0.0, 1.5\)"),
         ("loss.burn_in_share=1", "burn_in_share is 1.0"),
         ("loss.burn_in_share=-0.1", "burn_in_share is -0.1"),
         ("resmatch.min_weight=2", "min_weight 2.0"),

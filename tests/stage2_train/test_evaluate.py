@@ -2,9 +2,12 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,6 +15,7 @@ from accelerate import Accelerator
 from shared.errors import DataError
 from shared.masks import resize_mask_nearest
 from shared.refer import ReferDataset, load_refer
+from stage2_train import evaluate
 from stage2_train.config import L2lConfig, RuntimeConfig
 from stage2_train.evaluate import (
     _prior_for,
@@ -93,6 +97,14 @@ def test_the_original_frame_upsamples_the_margin() -> None:
     assert torch.equal(upsample(margin, (1, 2)), margin[0])
 
 
+def test_one_half_is_foreground(score: Callable[..., list], dataset: ReferDataset) -> None:
+    """Of a prediction as of the prior, of pseudo-labels and of exported masks."""
+    samples = dataset.samples("val")[:1]
+    model = Oracle(dataset, samples)
+    model.answers[0] = torch.full(SIZE_HW, 0.5)
+    assert score(model, samples)[0]["union_model"] == 32 * 32
+
+
 def test_a_sentence_twice_is_refused(score: Callable[..., list], dataset: ReferDataset) -> None:
     samples = dataset.samples("val")[:2] * 2
     with pytest.raises(AssertionError):
@@ -122,6 +134,39 @@ def test_the_priors_own_score_stands_beside(
     ]
     assert missing and all(row["prior_inter_original"] == 0 for row in missing)
     assert summarise(score(Oracle(dataset, samples), samples))["prior"] is None
+
+
+@pytest.mark.parametrize(("num", "expected"), [(5, 1), (1, 0)])
+def test_processes_with_unequal_shares_are_asked_equally_often(
+    mini_root: Path, dataset: ReferDataset, monkeypatch: pytest.MonkeyPatch, num: int, expected: int
+) -> None:
+    """`before_batch` may wait for the other processes, of which the first has a batch more."""
+
+    class Shared(Exception):
+        pass
+
+    def gather(rows: list) -> list:
+        raise Shared
+
+    monkeypatch.setattr(evaluate, "gather_object", gather)
+    samples, tokenise = dataset.samples("val")[:num], Tokenizer(segmentor_config(mini_root / "tokenizer"))
+    for rank in (0, 1):
+        asked: list[int] = []
+        own = list(np.array_split(np.arange(num), 2)[rank])
+        two = SimpleNamespace(num_processes=2, process_index=rank, device=torch.device("cpu"))
+        model = Oracle(dataset, [samples[i] for i in own]) if own else torch.nn.Identity()
+        with pytest.raises(Shared):
+            score_samples(
+                two,  # type: ignore[arg-type]
+                model,
+                tokenise,
+                dataset,
+                samples,
+                SIZE_HW,
+                batch=2,
+                before_batch=partial(asked.append, rank),
+            )
+        assert len(asked) == expected
 
 
 def test_lengths_are_counted_once(score: Callable[..., list], dataset: ReferDataset) -> None:

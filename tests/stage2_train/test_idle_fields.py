@@ -31,10 +31,14 @@ CHANGES = {
     "l2l.tau_bg": ["l2l.tau_bg=0.1"],
     "l2l.field_probability": ["l2l.field_probability=0.1"],
     "spm": ["spm.base=0.9", "spm.confidence_gain=0.5"],
+    "spm.confidence_centre": ["spm.confidence_centre=0.9"],
     "rple": ["rple.policy.start_fg=0.8", "rple.ddpg.noise_std=0.3", "rple.reward.balanced=true"],
     "misplaced_priors": ["misplaced_priors=0.5"],
     "batch_unlabelled": ["batch_unlabelled=8"],
     "strong": ["strong.operations=4"],
+    "text": ["text.candidates=5", "text.similarity=0.9"],
+    "weak_eval": ["weak_eval=false"],
+    "runtime.log_with_hidden_masks": ["runtime.log_with_hidden_masks=false"],
     "loss.lambda_unlabelled": ["loss.lambda_unlabelled=9"],
     "loss.unlabelled": ["loss.unlabelled.dice_weight=9"],
     "loss.rampup_steps": ["loss.rampup_steps=3"],
@@ -97,6 +101,8 @@ def test_what_acts_is_not_called_idle(mini_root: Path) -> None:
             "l2l.use_sesm=true",
             "misplaced_priors=0.3",
             "seed=3",
+            "text.similarity=0.9",
+            "weak_eval=false",
         ],
         "l2l-static": ["l2l.tau_fg=0.9", "spm.eps=0.1"],
         "supervised": ["batch_labelled=8", "optim.lr=1", "loss.class_weights=1,1", "fraction=0.5"],
@@ -106,6 +112,11 @@ def test_what_acts_is_not_called_idle(mini_root: Path) -> None:
     }
     for name, changes in acting.items():
         assert idle_overrides(CONFIGS[name](mini_root), changes) == []
+
+
+def test_the_centre_of_trust_acts_with_its_gain(mini_root: Path) -> None:
+    config = apply_overrides(CONFIGS["l2l"](mini_root), ["spm.confidence_gain=0.5"])
+    assert idle_overrides(config, ["spm.confidence_centre=0.9"]) == []
 
 
 def test_the_line_names_the_change_and_the_reason(mini_root: Path) -> None:

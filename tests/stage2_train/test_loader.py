@@ -12,7 +12,7 @@ from stage2_train.loader import iterate
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
-import sys
+import sys, time
 from shared.errors import DataError
 from stage2_train.loader import iterate
 
@@ -22,6 +22,8 @@ def read(key):
         raise DataError("photos.jsonl, line 3: images/0003.jpg is damaged")
     if key == 3 and sys.argv[1] == "a reader breaks":
         raise RuntimeError("no more memory in a reader")
+    if key == 4 and sys.argv[1] == "told to stop in a long read":
+        time.sleep(1000)
     return key
 
 
@@ -29,7 +31,7 @@ def main():
     for key in iterate(read, range(40), workers=2, prefetch=2):
         if key == 2 and sys.argv[1] == "the step breaks":
             raise RuntimeError("CUDA out of memory")
-        if key == 2 and sys.argv[1] == "told to stop":
+        if key == 2 and sys.argv[1].startswith("told to stop"):
             sys.exit(75)
 
 
@@ -42,6 +44,7 @@ ENDS = {
     "a reader breaks": (1, "RuntimeError: no more memory in a reader"),
     "the step breaks": (1, "RuntimeError: CUDA out of memory"),
     "told to stop": (75, ""),
+    "told to stop in a long read": (75, ""),
 }
 
 

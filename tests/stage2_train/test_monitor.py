@@ -1,13 +1,14 @@
-"""Pseudo-labels against held-back masks, on maps of four pixels whose figures are counted by hand."""
+"""Pseudo-labels against held-back masks, on maps of four pixels whose figures are counted by hand; and the alarm."""
 
 import numpy as np
 import pytest
 import torch
 
 from shared.types import Sample
+from stage2_train.config import AlarmConfig
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Pseudo
-from stage2_train.monitor import HiddenMasks, pseudo_quality
+from stage2_train.monitor import CollapseAlarm, CollapseError, HiddenMasks, pseudo_quality
 
 SAMPLE = Sample(
     sample_id="d.s.1",
@@ -81,3 +82,38 @@ def test_held_back_masks_are_read_anew_each_time() -> None:
     for _ in range(3):
         hidden.quality(four_pixels())
     assert reads == [7, 7, 7]
+
+
+def test_alarm_counts_steps_in_a_row() -> None:
+    alarm = CollapseAlarm(AlarmConfig(patience=3, grace_steps=2, min_coverage=0.1))
+    fine, empty = {"coverage": 0.9, "foreground": 0.1}, {"coverage": 0.05, "foreground": 0.1}
+    for step, shares in enumerate([empty, empty, empty, empty, fine, empty, empty]):
+        alarm.check(step, 1.0, shares)
+    with pytest.raises(
+        CollapseError, match=r"step 7: pseudo-label coverage was outside 0\.1\.\.1\.0 for 3 steps"
+    ):
+        alarm.check(7, 1.0, empty)
+
+
+@pytest.mark.parametrize("foreground", [0.0, 0.99])
+def test_alarm_watches_the_foreground(foreground: float) -> None:
+    alarm = CollapseAlarm(AlarmConfig(patience=1, grace_steps=0))
+    with pytest.raises(CollapseError, match="foreground"):
+        alarm.check(0, 1.0, {"coverage": 0.9, "foreground": foreground})
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
+    with pytest.raises(CollapseError, match="step 0: the loss is"):
+        CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, loss, {})
+    with pytest.raises(CollapseError, match="step 0: the norm of the gradient is"):
+        CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, 1.0, {}, loss)
+
+
+def test_the_grace_begins_where_the_burn_in_ends() -> None:
+    """The first unlabelled steps are the wildest, whenever they come."""
+    alarm = CollapseAlarm(AlarmConfig(patience=1, grace_steps=2), burn_in_steps=5)
+    for step in (5, 6):
+        alarm.check(step, 1.0, {"foreground": 0.0})
+    with pytest.raises(CollapseError, match="step 7: pseudo-label foreground"):
+        alarm.check(7, 1.0, {"foreground": 0.0})

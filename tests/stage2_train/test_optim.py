@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from shared.muon import Muon, MuonConfig
-from stage2_train.optim import OptimConfig, average_gradients, build_optimizer, lr_factor, set_learning_rate
+from shared.muon import Muon, MuonConfig, set_learning_rate
+from stage2_train.optim import OptimConfig, average_gradients, build_optimizer, lr_factor
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,25 @@ def test_a_folder_has_one_owner(tmp_path, monkeypatch):
         second.lost()
 
 
+@pytest.mark.parametrize("failures", [1, 2])
+def test_an_owner_that_cannot_be_read_is_not_another_one(tmp_path, monkeypatch, failures):
+    """A shared disk may lose hold of a file that is exchanged just now; read again, it says whose the folder is."""
+    first, second = RunOwner(tmp_path), RunOwner(tmp_path)
+    first.claim()
+    second.claim()
+    real, refused = Path.read_text, []
+
+    def stale(path, **named):
+        if len(refused) < failures:
+            refused.append(path)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return real(path, **named)
+
+    monkeypatch.setattr(Path, "read_text", stale)
+    assert first.lost() is (failures == 1) and len(refused) == failures
+    assert first.lost() and not second.lost()
+
+
 def test_a_lock_is_not_waited_for_forever(tmp_path):
     path = tmp_path / "lock"
     with (

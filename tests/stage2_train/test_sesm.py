@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from shared.errors import DataError
 from stage2_train.segmentor_config import SesmConfig
-from stage2_train.sesm import Sesm, resize_field
+from stage2_train.sesm import Sesm
 
 B, N, C, T, L = 2, 4, 8, 3, 5
 GRID_HW = (2, 2)
@@ -59,13 +59,6 @@ def test_pixel_aligned_operator_is_local_and_attention_is_not() -> None:
         delta = sesm(visual, text, mask, changed, GRID_HW) - sesm(visual, text, mask, field, GRID_HW)
         assert delta[:, 0].abs().max() > 1e-4
         assert bool(delta[:, 1:].abs().max() > 1e-6) is moves_elsewhere
-
-
-def test_field_is_resized_in_place() -> None:
-    field = torch.zeros(1, 1, 4, 4)
-    field[..., :2, 2:] = 1.0
-    assert resize_field(field, (2, 2)).tolist() == [[[[0.0, 1.0], [0.0, 0.0]]]]
-    assert resize_field(field, (8, 8))[0, 0, 0, 7] == 1.0
 
 
 @pytest.mark.parametrize("operators", ["PPA", "PPAX", "ppaa"])

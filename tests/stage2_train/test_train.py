@@ -20,6 +20,7 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.json_files import read_json
 from shared.runlog import read_records
+from shared.stopping import STOPPED
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
 from stage2_train.config import (
     TEACHER_METHODS,
@@ -31,9 +32,10 @@ from stage2_train.config import (
 )
 from stage2_train.inputs import describe
 from stage2_train.methods import METHODS
-from stage2_train.monitor import CollapseAlarm, CollapseError
+from stage2_train.monitor import CollapseError
+from stage2_train.owner import RunOwner
 from stage2_train.run_files import load_model, read_run_config, restore_method
-from stage2_train.train import RESUBMIT_EXIT_CODE, _require_same_step, train
+from stage2_train.train import _require_same_step, train
 from tests.stage2_train.miniature import mini_config, plain_config, write_priors
 
 ROOT = Path(__file__).parents[2]
@@ -101,7 +103,7 @@ def stopped_after(config: TrainConfig, out: Path, steps: int, monkeypatch: pytes
         patch.setattr(module, "train_step", counted)
         with pytest.raises(SystemExit) as stopped:
             train(config, out, quiet=True)
-    assert stopped.value.code == RESUBMIT_EXIT_CODE == 75
+    assert stopped.value.code == STOPPED == 75
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +235,53 @@ def test_a_run_killed_in_its_validation_has_saved_before(
     assert_same_run(whole_run, out)
 
 
+@pytest.mark.parametrize("at", [3, 6])
+def test_a_stop_in_a_validation_is_not_kept_waiting(
+    whole_run: Path, mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """It goes before the next batch, also out of one that a resumed run makes up for; the end has the same bits."""
+    from stage2_train import evaluate
+
+    runtime = dataclasses.replace(RUNTIME, eval_batch=2)
+    config, out = config_of(mini_root, ema=EmaConfig(decay=0.9), runtime=runtime), tmp_path / "run"
+    real, scored, before = evaluate._score_batch, 0, 3 * (at == 6)  # batches of the validation at step 3
+
+    def told_to_stop(*arguments: Any) -> Any:
+        nonlocal scored
+        scored += 1
+        if scored > before:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "_score_batch", told_to_stop)
+        for start in (1, 2):
+            with pytest.raises(SystemExit) as stopped:
+                train(config, out, quiet=True)
+            assert stopped.value.code == STOPPED and scored == before + start
+            assert list_checkpoints(out / "checkpoints")[-1].name == f"step_{at:08d}"
+    train(config, out, quiet=True)
+    assert_same_run(whole_run, out)
+
+
+def test_a_run_that_was_taken_over_in_its_validation_asks_for_no_other_start(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stage2_train import evaluate
+
+    real = evaluate._score_batch
+
+    def taken_over(*arguments: Any) -> Any:
+        RunOwner(tmp_path / "run").claim()
+        return real(*arguments)
+
+    monkeypatch.setattr(evaluate, "_score_batch", taken_over)
+    config = config_of(mini_root, runtime=dataclasses.replace(RUNTIME, eval_batch=2))
+    with pytest.raises(DataError, match="taken over by process"):
+        train(config, tmp_path / "run", quiet=True)
+    assert not [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "val"]
+
+
 def _interrupted(*arguments: Any, **options: Any) -> None:
     raise KeyboardInterrupt
 
@@ -264,7 +313,7 @@ def test_a_stop_told_to_every_process_leaves_a_checkpoint(
     try:
         _wait_for(lambda: _logged(out) >= 3, process)
         os.killpg(process.pid, number)
-        assert process.wait(timeout=120) == RESUBMIT_EXIT_CODE
+        assert process.wait(timeout=120) == STOPPED
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -392,32 +441,6 @@ def test_dry_run_describes_and_writes_nothing(mini_root: Path, tmp_path: Path) -
 # --- collapse ----------------------------------------------------------------------------------------------------
 
 
-def test_alarm_counts_steps_in_a_row() -> None:
-    alarm = CollapseAlarm(AlarmConfig(patience=3, grace_steps=2, min_coverage=0.1))
-    fine, empty = {"coverage": 0.9, "foreground": 0.1}, {"coverage": 0.05, "foreground": 0.1}
-    for step, shares in enumerate([empty, empty, empty, empty, fine, empty, empty]):
-        alarm.check(step, 1.0, shares)
-    with pytest.raises(
-        CollapseError, match=r"step 7: pseudo-label coverage was outside 0\.1\.\.1\.0 for 3 steps"
-    ):
-        alarm.check(7, 1.0, empty)
-
-
-@pytest.mark.parametrize("foreground", [0.0, 0.99])
-def test_alarm_watches_the_foreground(foreground: float) -> None:
-    alarm = CollapseAlarm(AlarmConfig(patience=1, grace_steps=0))
-    with pytest.raises(CollapseError, match="foreground"):
-        alarm.check(0, 1.0, {"coverage": 0.9, "foreground": foreground})
-
-
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
-    with pytest.raises(CollapseError, match="step 0: the loss is"):
-        CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, loss, {})
-    with pytest.raises(CollapseError, match="step 0: the norm of the gradient is"):
-        CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, 1.0, {}, loss)
-
-
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_no_checkpoint_holds_what_a_broken_gradient_made(
     mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: float
@@ -451,9 +474,10 @@ def test_a_collapsed_run_stops_with_its_reason(
     assert not (tmp_path / "run" / "done.json").exists()
 
 
-def test_the_burn_in_cannot_collapse(mini_root: Path, tmp_path: Path) -> None:
-    """Pseudo-labels of its steps teach nobody; the one step after it is not two in a row."""
-    alarm = AlarmConfig(patience=2, grace_steps=0, min_foreground=0.98, max_foreground=1.0)
+@pytest.mark.parametrize(("patience", "grace"), [(2, 0), (1, 1)])
+def test_the_burn_in_cannot_collapse(mini_root: Path, tmp_path: Path, patience: int, grace: int) -> None:
+    """Pseudo-labels of its steps teach nobody; the one step after it is not two in a row, or has its grace."""
+    alarm = AlarmConfig(patience=patience, grace_steps=grace, min_foreground=0.98, max_foreground=1.0)
     config = plain_config(mini_root, "fixmatch", alarm=alarm, runtime=RUNTIME, steps=4)
     config = apply_overrides(config, ["loss.burn_in_share=0.75"])
     assert train(config, tmp_path / "run", quiet=True)["step"] == 4

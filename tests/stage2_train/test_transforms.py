@@ -14,6 +14,7 @@ from stage2_train.transforms import (
     draw_flip,
     flip_columns,
     mirror_words,
+    resize_field,
     resize_image,
     resize_prior,
     strong_image,
@@ -29,6 +30,11 @@ from tests.stage2_train.miniature import random_image
         ("bright leftover copyright", "bright leftover copyright"),
         ("left-hand side, right.", "right-hand side, left."),
         ("top of the left", "top of the right"),
+        ("far rt, LT side", "far lt, RT side"),
+        ("leftish man, rightest", "rightish man, leftest"),
+        ("RH side of the lhs", "LH side of the rhs"),
+        ("lt blue shirt on lt", "lt blue shirt on rt"),
+        ("rt blue shirt, Lt. grey", "lt blue shirt, Lt. grey"),
         ("", ""),
     ],
 )
@@ -110,3 +116,18 @@ def test_prior_resize_commutes_with_mirroring() -> None:
     assert torch.allclose(
         resize_prior(proposal.flip(-1), 7, 9), resize_prior(proposal, 7, 9).flip(-1), atol=1e-6
     )
+
+
+def test_a_thin_thing_survives_a_smaller_size() -> None:
+    """Bilinear samples would step over columns of the grid; the share of what is covered stays."""
+    proposal = torch.zeros(16, 16, 16, dtype=torch.uint8)
+    proposal[torch.arange(16), :, torch.arange(16)] = 255
+    mean = resize_prior(proposal, 4, 4).mean(dim=(1, 2, 3))
+    assert torch.allclose(mean, torch.full((16,), 1 / 16))
+
+
+def test_field_is_resized_in_place() -> None:
+    field = torch.zeros(1, 1, 4, 4)
+    field[..., :2, 2:] = 1.0
+    assert resize_field(field, (2, 2)).tolist() == [[[[0.0, 1.0], [0.0, 0.0]]]]
+    assert resize_field(field, (8, 8))[0, 0, 0, 7] == 1.0
