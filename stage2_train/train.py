@@ -41,7 +41,6 @@ from stage2_train.checkpoint import (
 from stage2_train.config import TrainConfig
 from stage2_train.data import BatchSource, scorable
 from stage2_train.ema import Ema
-from stage2_train.evaluate import score_samples, spaced, summarise
 from stage2_train.inputs import Inputs, batch_plan, open_inputs, open_split, say_lost_text
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
@@ -61,6 +60,7 @@ from stage2_train.run_identity import (
     split_record,
     with_recorded_pins,
 )
+from stage2_train.scoring import score_samples, spaced, summarise
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.step import StepResult, mean_over_processes, train_step
 from stage2_train.text import Tokenizer

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from stage2_train import evaluate
+from stage2_train import scoring
 from stage2_train import train as training
 from stage2_train.config import RuntimeConfig
 from tests.stage2_train.miniature import plain_config, segmentor_config
 
 root, out, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["RANK"])
-step, score = training.train_step, evaluate._score_batch
+step, score = training.train_step, scoring._score_batch
 
 
 def watched(accelerator: Any, networks: Any, *rest: Any, **named: Any) -> Any:
@@ -36,7 +36,7 @@ def told_to_stop(*arguments: Any) -> Any:
     return score(*arguments)
 
 
-training.train_step, evaluate._score_batch = watched, told_to_stop
+training.train_step, scoring._score_batch = watched, told_to_stop
 config = plain_config(
     root,
     "supervised",

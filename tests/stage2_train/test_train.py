@@ -240,11 +240,11 @@ def test_a_stop_in_a_validation_is_not_kept_waiting(
     whole_run: Path, mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """It goes before the next batch, also out of one that a resumed run makes up for; the end has the same bits."""
-    from stage2_train import evaluate
+    from stage2_train import scoring
 
     runtime = dataclasses.replace(RUNTIME, eval_batch=2)
     config, out = config_of(mini_root, ema=EmaConfig(decay=0.9), runtime=runtime), tmp_path / "run"
-    real, scored, before = evaluate._score_batch, 0, 3 * (at == 6)  # batches of the validation at step 3
+    real, scored, before = scoring._score_batch, 0, 3 * (at == 6)  # batches of the validation at step 3
 
     def told_to_stop(*arguments: Any) -> Any:
         nonlocal scored
@@ -254,7 +254,7 @@ def test_a_stop_in_a_validation_is_not_kept_waiting(
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "_score_batch", told_to_stop)
+        patch.setattr(scoring, "_score_batch", told_to_stop)
         for start in (1, 2):
             with pytest.raises(SystemExit) as stopped:
                 train(config, out, quiet=True)
@@ -267,15 +267,15 @@ def test_a_stop_in_a_validation_is_not_kept_waiting(
 def test_a_run_that_was_taken_over_in_its_validation_asks_for_no_other_start(
     mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stage2_train import evaluate
+    from stage2_train import scoring
 
-    real = evaluate._score_batch
+    real = scoring._score_batch
 
     def taken_over(*arguments: Any) -> Any:
         RunOwner(tmp_path / "run").claim()
         return real(*arguments)
 
-    monkeypatch.setattr(evaluate, "_score_batch", taken_over)
+    monkeypatch.setattr(scoring, "_score_batch", taken_over)
     config = config_of(mini_root, runtime=dataclasses.replace(RUNTIME, eval_batch=2))
     with pytest.raises(DataError, match="taken over by process"):
         train(config, tmp_path / "run", quiet=True)
