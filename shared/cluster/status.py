@@ -22,7 +22,7 @@ from shared.cluster.submit import jobs_folder, read_submitted
 from shared.errors import DataError
 from shared.grid_folders import cells_of, failure_of, is_finished
 from shared.json_files import read_json
-from shared.runlog import METRICS_FILE, read_records
+from shared.runlog import METRICS_FILE, duration, read_records
 from shared.stopping import STOPPED
 from shared.store.verify import store_status
 
@@ -41,6 +41,8 @@ _TAIL_BYTES = 65_536
 _RAISED = re.compile(r"(\[rank\d+\]: )?([A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception)(: |$)")
 _LAUNCHER = re.compile(r"[\w.]*ChildFailedError")
 _QUEUED_AGAIN = re.compile(r"DUE TO (JOB REQUEUE|PREEMPTION)")
+_PACE_RECORDS = 20
+"""Records of a log that the pace of a training is taken from."""
 _CHECKPOINT = re.compile(r"step_(\d{8})")
 
 
@@ -142,12 +144,25 @@ def _run(path: Path) -> tuple[bool, dict[str, Any]]:
         for file in (path / "checkpoints").glob("step_*")
         if (match := _CHECKPOINT.fullmatch(file.name))
     )
-    return (path / "done.json").is_file(), {
-        "steps": f"{max((record['step'] for record in records), default=0)} of {steps}",
+    done, step = (path / "done.json").is_file(), max((record["step"] for record in records), default=0)
+    return done, {
+        "steps": f"{step} of {steps}",
+        **({} if done else _time_left(records, steps)),
         "checkpoint": f"step {int(saved[-1])}" if saved else "none",
         "resumed": sum(record.get("kind") == "resume" for record in records),
         **_validation(records),
     }
+
+
+def _time_left(records: Sequence[Mapping[str, Any]], steps: int) -> dict[str, str]:
+    """What the rest takes at the pace of the latest records, validations included; nothing before there are two."""
+    timed = [(one["step"], one["seconds"]) for one in records if one.get("seconds") is not None][
+        -_PACE_RECORDS:
+    ]
+    if len(timed) < 2 or timed[-1][0] <= timed[0][0]:
+        return {}
+    pace = (timed[-1][1] - timed[0][1]) / (timed[-1][0] - timed[0][0])
+    return {"left": f"about {duration(pace * (steps - timed[-1][0]))}"}
 
 
 def _validation(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -170,7 +185,8 @@ def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[st
         elif (cell / "done.json").is_file():
             cells[name] = "done" if is_finished(cell) else "trained"
         else:
-            cells[name] = _run(cell)[1]["steps"]
+            progress = _run(cell)[1]
+            cells[name] = progress["steps"] + (f", {progress['left']} left" if "left" in progress else "")
     table = path / "table.json"
     if tasks:
         done = all(task["state"] == "done" for task in tasks)

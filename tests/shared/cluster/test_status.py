@@ -240,6 +240,27 @@ def test_jobs_that_wait_need_no_product_yet(tmp_path):
     assert status_of(tmp_path / "run", NOW)["kind"] == "run"
 
 
+def test_what_is_left_of_a_run_follows_its_latest_pace(tmp_path):
+    """Seconds count on over restarts; the first, slow records of a long log are forgotten."""
+    run = tmp_path / "runs" / "a" / "fraction-0.1" / "seed-1"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"config": {"steps": 130}}))
+    with RunLog(run, tensorboard=False) as log:
+        log.log(10, "train", loss=0.5, seconds=1000.0)
+        assert "left" not in status_of(run)["progress"]
+        for step in range(20, 31):
+            log.log(step, "train", loss=0.5, seconds=1000.0 + 4.0 * step)
+        log.log(30, "val", oiou_original=0.5)
+        for step in range(31, 41):
+            log.log(step, "train", loss=0.5, seconds=1120.0 + 2.0 * (step - 30))
+    assert status_of(run)["progress"]["left"] == "about 4 min 25 s"  # 9 steps of 4 s and 10 of 2 s, 90 to go
+    assert status_of(tmp_path / "runs")["progress"]["cells"] == {
+        "a/fraction-0.1/seed-1": "40 of 130, about 4 min 25 s left"
+    }
+    (run / "done.json").write_text("{}")
+    assert "left" not in status_of(run)["progress"]
+
+
 def test_a_run_on_its_way_and_at_its_end(tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints" / "step_00000004").mkdir(parents=True)
