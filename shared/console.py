@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -84,15 +84,17 @@ def text_of_mapping(values: Mapping[str, Any], indent: str = "") -> str:
     return "\n".join(lines)
 
 
-def recipe_of(recipes: Mapping[str, Callable[[], T]], name: str) -> T:
-    """The config of the recipe `name`.
+def recipe_of(recipes: Mapping[str, Callable[[], T]], name: str, overrides: Sequence[str] | None = None) -> T:
+    """The config of the recipe `name`, with the changes that `--set` asks for.
 
     Raises:
-        DataError: No such recipe; the message names those there are.
+        DataError: No such recipe; the message names those there are. Or a change that is none.
     """
+    from shared.config import apply_overrides
+
     if name not in recipes:
         raise DataError(f"no recipe {name!r}; there are {', '.join(recipes)}")
-    return recipes[name]()
+    return apply_overrides(recipes[name](), overrides or [])
 
 
 def as_arguments(recipe: str, overrides: list[str] | None) -> list[str]:

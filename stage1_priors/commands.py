@@ -41,10 +41,9 @@ def priors_run(
     as_json: Json = False,
 ) -> None:
     """Ask the frozen model for what is missing of a store; does nothing if nothing is."""
-    from shared.config import apply_overrides
     from stage1_priors.recipes import RECIPES
 
-    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    config = recipe_of(RECIPES, recipe, overrides)
     from stage1_priors.run import describe_plan, run_priors
     from stage1_priors.workers import num_workers_of, run_workers
 
@@ -140,10 +139,9 @@ def fetch_priors(
     as_json: Json = False,
 ) -> None:
     """Fetch the multimodal model and the mask proposer's, with their processors."""
-    from shared.config import apply_overrides
     from stage1_priors.recipes import RECIPES
 
-    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    config = recipe_of(RECIPES, recipe, overrides)
     from stage1_priors.hub_models import hub_models
 
     show({"models": fetched(hub_models(config))}, as_json, text_of_models)
@@ -158,10 +156,9 @@ def submit_priors(
     as_json: Json = False,
 ) -> None:
     """Fill a prior store by an array of workers, then verify it. Submit it again to go on, with any --tasks."""
-    from shared.config import apply_overrides
     from stage1_priors.recipes import RECIPES
 
-    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    config = recipe_of(RECIPES, recipe, overrides)
     from shared.cluster.script import own_interpreter
     from shared.cluster.site import read_site
     from shared.cluster.submit import has_slurm

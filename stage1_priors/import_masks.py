@@ -4,7 +4,6 @@ The rows, the shards and the way they are written are those of any other store; 
 status says where a row's mask came from, or that there is none.
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import DataError
-from shared.runlog import ProgressBar
+from shared.runlog import ProgressBar, say
 from shared.store.schema import STATIC_PRIOR_FIELDS, prior_fields
 from shared.store.writer import write_shard
 from shared.types import STATUS_CODES, AnswerStatus, Sample
@@ -51,8 +50,7 @@ def import_masks(config: ImportConfig, *, worker: int = 0, num_workers: int = 1,
         create(job, {})
         if num_empty := _write_shards(job, config, source, mine, quiet):
             lines.append(f"{config.source}: {num_empty} masks more hold the fill value alone, which is none")
-    if not quiet:
-        print("\n".join(lines), file=sys.stderr, flush=True)
+    say("\n".join(lines), quiet)
     return job.path
 
 

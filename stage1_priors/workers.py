@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.errors import DataError
-from shared.runlog import ProgressBar
+from shared.runlog import ProgressBar, say
 from shared.stopping import STOP_SIGNALS, STOPPED, stop_flag
 from shared.store.layout import read_header
 from shared.store.marks import read_mark
@@ -180,8 +180,7 @@ def run_workers(
             "the same command goes on"
         )
     if told_to_stop() and (left := pending_of(job)):
-        if not quiet:
-            print(f"stopped at a signal: {len(left)} shards to do; the same command goes on", file=sys.stderr)
+        say(f"stopped at a signal: {len(left)} shards to do; the same command goes on", quiet)
         raise SystemExit(STOPPED)
     return job.path
 

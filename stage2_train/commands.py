@@ -51,10 +51,10 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Stage 2: train a run to its end, or go on with it."""
-    from shared.config import apply_overrides, config_to_dict
+    from shared.config import config_to_dict
     from stage2_train.recipes import RECIPES
 
-    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    config = recipe_of(RECIPES, recipe, overrides)
     folder = out or Path("runs") / recipe
     _say_what_is_idle(config, overrides or [])
     if dry_run:
@@ -241,10 +241,9 @@ def params(
     as_json: Json = False,
 ) -> None:
     """Count the trainable parameters of a recipe, part by part; no weights are read."""
-    from shared.config import apply_overrides
     from stage2_train.recipes import RECIPES
 
-    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    config = recipe_of(RECIPES, recipe, overrides)
     from stage2_train.params import count_parameters
 
     show(count_parameters(config.segmentor), as_json, _text_of_counts)
@@ -293,10 +292,9 @@ def fetch_train(
     as_json: Json = False,
 ) -> None:
     """Fetch the network's towers and tokenizer."""
-    from shared.config import apply_overrides
     from stage2_train.recipes import RECIPES
 
-    config = apply_overrides(recipe_of(RECIPES, recipe), overrides or [])
+    config = recipe_of(RECIPES, recipe, overrides)
     from stage2_train.hub_models import hub_models
 
     show({"models": fetched(hub_models(config.segmentor))}, as_json, text_of_models)
@@ -336,11 +334,10 @@ def submit_train(
 ) -> None:
     """Train a run, or go on with it. Before its time is up it writes a checkpoint and is queued again."""
     from shared.cluster.site import read_site
-    from shared.config import apply_overrides
     from stage2_train.recipes import RECIPES
 
     changes = _with_store_of(after, overrides)
-    config = apply_overrides(recipe_of(RECIPES, recipe), changes)
+    config = recipe_of(RECIPES, recipe, changes)
     from stage2_train.cluster_jobs import plan_training
     from stage2_train.hub_models import hub_models
 

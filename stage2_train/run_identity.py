@@ -129,8 +129,7 @@ def _note(folder: Path, record: dict[str, Any], places: Mapping[str, str]) -> No
     """Write the record with other places, if they are others."""
     moved = {field: place for field, place in places.items() if _get(record["config"], field) != place}
     for field, place in moved.items():
-        *groups, name = field.split(".")
-        _get(record["config"], ".".join(groups))[name] = place
+        _set(record["config"], field, place)
     if moved:
         write_json(folder / "config.json", record)
 
@@ -142,6 +141,14 @@ def _get(config: Any, field: str) -> Any:
     return config
 
 
+def _set(config: Any, field: str, value: str) -> None:
+    """Let `a.b` be another value, where there is an `a`."""
+    group, _, name = field.rpartition(".")
+    within = _get(config, group)
+    if isinstance(within, dict):
+        within[name] = value
+
+
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's record says of its method: settings, store, weights and annotations, and no place."""
     config = copy.deepcopy(_filled(record["config"]))
@@ -150,10 +157,7 @@ def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     if "data" in config:
         config["data"].pop("root", None)
     for field, found in (record.get("pretrained") or {}).items():
-        *groups, name = field.split(".")
-        group = _get(config, ".".join(groups))
-        if isinstance(group, dict):
-            group[name] = f"files {found}"
+        _set(config, field, f"files {found}")
     store = record.get("store") or {}
     return {
         "config": config,

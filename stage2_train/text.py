@@ -4,7 +4,6 @@ Axes: B sentences, T tokens (special ones included, at most `TextConfig.max_toke
 """
 
 import string
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from shared.errors import DataError
 from shared.hub import VOCABULARIES
+from shared.runlog import say
 from stage2_train.backbones.pretrained import pretrained_folder
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, SegmentorConfig, TextConfig
 
@@ -157,7 +157,7 @@ def say_unread(tokenise: Tokenizer, sentences: Sequence[str]) -> None:
     """One note on standard error if a share of the words, or the end of a sentence, does not reach the network."""
     note = tokenise.unread(sentences).note()
     if note:
-        print(f"note: {note}", file=sys.stderr, flush=True)
+        say(f"note: {note}")
 
 
 def _bare(word: str) -> str:

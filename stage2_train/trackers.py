@@ -7,7 +7,6 @@ one that fails later is left out, with one line on standard error, and the train
 
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from accelerate.tracking import GeneralTracker, MLflowTracker, WandBTracker
 
 from shared.errors import DataError
+from shared.runlog import say
 from stage2_train.config import TRACKER_NAMES
 
 PROJECT = "l2l"
@@ -80,7 +80,7 @@ class Trackers:
             except Exception as error:  # whatever a service and its network come up with
                 self._trackers.remove(tracker)
                 said = " ".join(str(error).split())
-                print(f"{tracker.name} is left out from here on: {said}", file=sys.stderr, flush=True)
+                say(f"{tracker.name} is left out from here on: {said}")
 
 
 def open_trackers(

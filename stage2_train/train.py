@@ -11,7 +11,6 @@ Accelerate gives processes, device, clipping and collectives. Gradients are aver
 `optim.average_gradients`, which says why not by DistributedDataParallel.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -26,7 +25,7 @@ from shared.config import config_to_dict
 from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
-from shared.runlog import RunLog, has_record, progress
+from shared.runlog import RunLog, has_record, progress, say
 from shared.seeding import seed_of
 from shared.stopping import STOPPED, stop_flag
 from shared.store.publish import disk_errors
@@ -276,12 +275,11 @@ class _Run:
         if self.accelerator.is_main_process:
             with self.owner.writing():
                 pass
-        if not self.quiet:  # a log would else end in what the launcher makes of the exit status
-            print(
-                f"stopped at step {self.step} of {self.config.steps}, checkpoint written; `train --resume` goes on",
-                file=sys.stderr,
-                flush=True,
-            )
+        # A log would else end in what the launcher makes of the exit status.
+        say(
+            f"stopped at step {self.step} of {self.config.steps}, checkpoint written; `train --resume` goes on",
+            self.quiet,
+        )
         raise SystemExit(STOPPED)
 
     def _source(self) -> BatchSource:
