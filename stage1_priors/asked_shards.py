@@ -27,7 +27,7 @@ from stage1_priors.chunks import Bounds, Chunk, bytes_of_images, chunks_of
 from stage1_priors.engine import Engine, Request, Submitted, collect_isolated, submit_isolated
 from stage1_priors.job import Job, pending_of
 from stage1_priors.known_shards import propose_chunk, write_columns
-from stage1_priors.memory import release_freed_memory
+from stage1_priors.memory import MemoryFull, release_freed_memory, resident_gb
 from stage1_priors.proposers import Proposer
 from stage1_priors.reuse import Reusable, merge_rows, statuses_of
 from stage1_priors.sampled_boxes import read_samples
@@ -157,6 +157,7 @@ def write_asked_shards(
 
     Raises:
         SystemExit: Status `STOPPED`, after a signal, with shards left to do; those that could be completed are written.
+        MemoryFull: The same where the process had grown beyond `engine.memory_gb`.
     """
     tally: Counter[AnswerStatus] = Counter()
     fresh: Counter[AnswerStatus] = Counter()  # of rows that nobody has asked for, or that did not fail then
@@ -176,17 +177,20 @@ def write_asked_shards(
         ahead: deque[tuple[Chunk, Future[LoadedChunk]]] = deque()
         unfinished: Future[None] = finishing.submit(lambda: None)
 
+        def is_ending() -> bool:
+            return told_to_stop() or finisher.full_gb > 0
+
         def read_ahead() -> None:
             while (
-                not told_to_stop()
+                not is_ending()
                 and bounds.has_room([chunk for chunk, _ in ahead])
                 and (chunk := next(chunks, None))
             ):
                 ahead.append((chunk, reading.submit(load_chunk, job, engine, proposer, chunk)))
 
         def is_in_vain(chunk: Chunk) -> bool:
-            """Whether a run that was told to stop has nothing in hand that completes a shard; the rest is dropped."""
-            if not told_to_stop():
+            """Whether a run that is to end has nothing in hand that completes a shard; the rest is dropped."""
+            if not is_ending():
                 return False
             while ahead and not ahead[-1][0].is_last:
                 ahead.pop()[1].cancel()
@@ -224,11 +228,15 @@ def write_asked_shards(
         with timing.spent_on("masks"):
             unfinished.result()
     say(timing.line(engine.cache_hits()), quiet)
-    if told_to_stop() and (left := {*shards} & {*pending_of(job)}):
-        say(
-            f"stopped at a signal: {len(left)} of {len(shards)} shards to do; the same command goes on", quiet
+    if is_ending() and (left := {*shards} & {*pending_of(job)}):
+        to_do = f"{len(left)} of {len(shards)} shards to do"
+        if told_to_stop():
+            say(f"stopped at a signal: {to_do}; the same command goes on", quiet)
+            raise SystemExit(STOPPED)
+        raise MemoryFull(
+            f"{finisher.full_gb:.2f} GiB are taken, engine.memory_gb is {job.config.engine.memory_gb}: going on in a "
+            f"new process, {to_do}"
         )
-        raise SystemExit(STOPPED)
     return tally
 
 
@@ -239,6 +247,8 @@ class _Finisher:
         self._job, self._proposer, self._known, self._canary = job, proposer, known, canary
         self._parts: list[dict[str, np.ndarray]] = []
         self._started = time.monotonic()
+        self.full_gb = 0.0
+        """What the process took once that was more than it may, GiB; 0 until then."""
 
     def finish(
         self,
@@ -263,6 +273,9 @@ class _Finisher:
         write_columns(self._job, chunk.shard, columns, info)
         self._parts, self._started = [], time.monotonic()
         release_freed_memory()
+        limit = self._job.config.engine.memory_gb
+        if limit is not None and (taken_gb := resident_gb()) > limit:
+            self.full_gb = taken_gb
 
 
 def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows, dict[str, np.ndarray]]:

@@ -1,5 +1,6 @@
 """The commands of stage 1: `l2l priors`, `l2l fetch priors`, `l2l submit priors`."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,7 @@ from shared.console import (
     text_of_models,
 )
 from shared.errors import DataError
+from shared.runlog import say
 
 
 def priors_run(
@@ -44,21 +46,28 @@ def priors_run(
     from stage1_priors.recipes import RECIPES
 
     config = recipe_of(RECIPES, recipe, overrides)
+    from stage1_priors.memory import MemoryFull, start_anew
     from stage1_priors.run import describe_plan, run_priors
     from stage1_priors.workers import num_workers_of, run_workers
 
     if num_workers > 1 and workers != "1":
         raise DataError("--workers starts its own workers; it does not go with --worker and --num-workers")
-    with only_answers_on_stdout():
-        if dry_run:
-            answer = describe_plan(config)
-        elif (started_here := num_workers_of(workers)) > 1:
-            arguments = as_arguments(recipe, overrides)
-            answer = {"store": str(run_workers(config, started_here, arguments, quiet=quiet or as_json))}
-        else:
-            still = quiet or as_json
-            store = run_priors(config, worker=worker, num_workers=num_workers, expected=expect, quiet=still)
-            answer = {"store": str(store)}
+    still, environment = quiet or as_json, dict(os.environ)
+    try:
+        with only_answers_on_stdout():
+            if dry_run:
+                answer = describe_plan(config)
+            elif (started_here := num_workers_of(workers)) > 1:
+                arguments = as_arguments(recipe, overrides)
+                answer = {"store": str(run_workers(config, started_here, arguments, quiet=still))}
+            else:
+                store = run_priors(
+                    config, worker=worker, num_workers=num_workers, expected=expect, quiet=still
+                )
+                answer = {"store": str(store)}
+    except MemoryFull as full:
+        say(str(full), still)
+        start_anew(environment)
     show(answer, as_json, text_of_mapping if dry_run else lambda made: made["store"])
 
 

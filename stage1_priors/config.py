@@ -103,6 +103,10 @@ class EngineConfig:
     """Key-value cache of vLLM on a CPU, GiB; on a GPU `gpu_memory` rules."""
     gpu_memory: float = 0.9
     """Share of the GPU's memory that vLLM may take."""
+    memory_gb: float | None = None
+    """Resident memory of a process and of those it started, GiB, above which it makes way: it completes the shards that
+    it has in hand, and goes on in a new process of the same id. Against whatever grows in weeks of asking; what a
+    fresh process takes (models, `image_gb`, caches) must fit with room to spare. None: no limit."""
     quiet: bool = True
     """Keep the engine's own log lines below the level of errors."""
 
@@ -117,6 +121,7 @@ class EngineConfig:
             image_cache_gb=self.image_cache_gb,
             kv_cache_gb=self.kv_cache_gb,
             block_size=self.block_size,
+            memory_gb=self.memory_gb,
         )
         if not 0 < self.gpu_memory <= 1:
             raise DataError(f"engine.gpu_memory is {self.gpu_memory}, expected a share in (0, 1]")

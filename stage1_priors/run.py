@@ -71,6 +71,7 @@ def run_priors(
         DataError: Unusable data, an engine that is not installed, another store than expected, GPUs that torch cannot
             use, a failed canary, or more failures than the ceilings allow.
         SystemExit: Status `STOPPED`, after a signal.
+        MemoryFull: The process has grown beyond `engine.memory_gb`; another one goes on.
     """
     if isinstance(config, ImportConfig):
         return import_masks(config, worker=worker, num_workers=num_workers, quiet=quiet)

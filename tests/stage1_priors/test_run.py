@@ -24,12 +24,14 @@ from shared.runlog import ProgressBar
 from shared.stopping import STOPPED
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
+from stage1_priors import asked_shards
 from stage1_priors import engine as engine_module
 from stage1_priors.asked_shards import Timing
 from stage1_priors.chunks import PIXEL_BYTES, PREPARED_NUMBERS
 from stage1_priors.cluster_jobs import plan_work
 from stage1_priors.engine import Answer
 from stage1_priors.job import describe_plan
+from stage1_priors.memory import MemoryFull
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.proposers import PROPOSERS, BoxProposer
 from stage1_priors.run import run_priors
@@ -215,6 +217,34 @@ def test_a_stopped_run_is_not_judged_by_what_it_leaves(config):
     with pytest.raises(SystemExit) as ended:
         run(apply_overrides(config, ["engine.ahead_rows=100"]), engine)
     assert ended.value.code == STOPPED
+
+
+def test_a_process_that_holds_too_much_makes_way(config, tmp_path, monkeypatch):
+    """After the shard it has in hand, which is none it had only begun; the next process does the rest."""
+    calm = run(config, FakeEngine())
+    measured = threading.Event()
+
+    class Waiting(FakeEngine):
+        def collect(self, requests):
+            if self.num_requests >= 512:  # the first shard is with the thread that writes it
+                assert measured.wait(60)
+                time.sleep(0.2)
+            return super().collect(requests)
+
+    monkeypatch.setattr(asked_shards, "resident_gb", lambda: measured.set() or 9.0)
+    few = ["engine.chunk_rows=20", "engine.ahead_rows=20"]
+    settings = [f"cache_root={tmp_path / 'other'}", *few, "engine.memory_gb=8.5"]
+    small, engine = apply_overrides(config, settings), Waiting()
+    with pytest.raises(MemoryFull, match=r"9.00 GiB are taken, engine.memory_gb is 8.5: .*, 1 of 2 shards"):
+        run(small, engine)
+    store = PriorStore(Path(small.cache_root) / calm.name)
+    assert store.done_shards == [0] and engine.closed
+    rest = FakeEngine()
+    path = run(small, rest)  # at its end nothing is left to make way for
+    assert rest.num_requests == store.num_rows - 512
+    assert_same_rows(calm, path)
+    roomy = apply_overrides(small, [f"cache_root={tmp_path / 'third'}", "engine.memory_gb=9"])
+    assert PriorStore(run(roomy, FakeEngine())).is_complete
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.stopping import STOPPED
 from shared.store.reader import PriorStore
+from shared.store.verify import verify_store
 from stage1_priors import devices, workers
 from stage1_priors.devices import visible_gpus
 from stage1_priors.job import describe_plan
@@ -315,6 +316,45 @@ def test_a_stop_is_passed_on_and_what_is_in_hand_is_finished(config, monkeypatch
     assert ended.value.code == STOPPED and store.done_shards == [1]
     logs = [file.read_text() for file in sorted((Path(own.cache_root) / "logs").iterdir())]
     assert "stopped at a signal: 1 of 1 shards to do" in logs[0] and "stopped" not in logs[1]
+
+
+def test_a_command_that_makes_way_fills_its_store(config, tmp_path):
+    """Two processes, one after the other, under one number: whoever waits sees one command that ends well."""
+    code = (
+        "import threading, time\n"
+        "from cli import main\n"
+        "from stage1_priors import asked_shards\n"
+        "from stage1_priors.engines import ENGINES\n"
+        "from tests.stage1_priors.fake_engine import FakeEngine\n"
+        "measured = threading.Event()\n"
+        "class Waiting(FakeEngine):\n"
+        "    def collect(self, requests):\n"
+        "        if self.num_requests == 512:\n"  # the first shard is with the thread that writes it
+        "            assert measured.wait(60)\n"
+        "            time.sleep(0.2)\n"
+        "        return super().collect(requests)\n"
+        "asked_shards.resident_gb = lambda: measured.set() or 9.0\n"
+        "ENGINES['transformers'] = Waiting().factory\n"
+        "main()\n"
+    )
+    settings = [
+        f"data.root={config.data.root}",
+        f"model.path={config.model.path}",
+        f"cache_root={config.cache_root}",
+        "canary.mode=skip",
+        "engine.kind=transformers",
+        "engine.chunk_rows=32",
+        "engine.ahead_rows=32",
+        "engine.memory_gb=8",
+    ]
+    arguments = ["priors", "run", "embedded-soft-box", *(part for one in settings for part in ("--set", one))]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300, check=True
+    )
+    said = "9.00 GiB are taken, engine.memory_gb is 8.0: going on in a new process, 1 of 2 shards to do"
+    assert done.stderr.count(said) == 1
+    store = done.stdout.strip()
+    assert verify_store(store)["ok"] and PriorStore(store).is_complete
 
 
 def _lives(pid):
