@@ -68,7 +68,8 @@ class PriorStore:
         self._marks: dict[int, dict[str, Any]] = {}
         self._columns: dict[str, _Column] = {}
         self._shards: dict[str, dict[int, _RowShard]] = {}
-        self._max_open = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._checked: dict[tuple[str, int], bytearray] = {}
+        self._num_open, self._max_open = 0, 0
         self._row_by_id: dict[str, int] | None = None
         self._sample_ids: list[str] | None = None
         self._cold, self._faults = 0, 0
@@ -224,11 +225,26 @@ class PriorStore:
         return out
 
     def _open(self, spec: FieldSpec, number: int) -> "_RowShard":
+        """Map a shard's file; where that would be too many, the one of the same field that was mapped first is let go.
+
+        A field whose first file would be one too many takes the place of one of another field.
+        """
         opened = self._shards[spec.name]
-        while len(opened) >= self._max_open:
-            opened.pop(next(iter(opened)))
-        opened[number] = _RowShard(self, spec, number)
-        return opened[number]
+        self._max_open = self._max_open or _files_allowed(self._num_files())
+        if self._num_open >= self._max_open:
+            crowded = opened or max(self._shards.values(), key=len)
+            crowded.pop(next(iter(crowded)))
+            self._num_open -= 1
+        checked = self._checked.get((spec.name, number))
+        opened[number] = shard = _RowShard(self, spec, number, checked)
+        self._checked[spec.name, number] = shard.checked
+        self._num_open += 1
+        return shard
+
+    def _num_files(self) -> int:
+        """Files that would be mapped if every row of every field were read."""
+        by_row = (spec.name for spec in self.fields.values() if spec.chunk == "row")
+        return sum(-(-self.num_rows // self._header.shard_rows(name)) for name in by_row)
 
     def _mark(self, shard: int) -> dict[str, Any]:
         """The mark of a finished shard."""
@@ -250,6 +266,23 @@ class PriorStore:
         if name not in self._header.static_fields:
             return file, self._mark(number)["files"][name]
         return file, self._static[str(file.relative_to(self.path))]
+
+
+def _files_allowed(wanted: int) -> int:
+    """How many files a reader may hold open, at least 16: half of this process's limit, raised where it may be.
+
+    The usual limit of 1,024 is made for programs that wait for sockets; a map holds its file's number for as long as
+    it lives.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * wanted if hard == resource.RLIM_INFINITY else min(2 * wanted, hard)
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+            soft = needed
+        except (OSError, ValueError):
+            pass
+    return max(16, wanted if soft == resource.RLIM_INFINITY else soft // 2)
 
 
 def _checked_manifest(path: Path) -> dict[str, Any]:
@@ -316,7 +349,10 @@ class _RowShard:
         checked: One byte per row: whether `rows` may be used, that is, its checksum was verified by this process.
     """
 
-    def __init__(self, store: PriorStore, spec: FieldSpec, number: int) -> None:
+    def __init__(
+        self, store: PriorStore, spec: FieldSpec, number: int, checked: bytearray | None = None
+    ) -> None:
+        """Map the file; `checked` is that of an earlier map of the same file."""
         self._file, entry = store._file_entry(spec.name, number)
         self._spec, self._number = spec, number
         rows_of_shard = store._header.shard_rows(spec.name)
@@ -340,7 +376,7 @@ class _RowShard:
         if (index[:, 0] == MISSING).any():
             raise DataError(f"{self._file}: rows are missing, though their shard is marked; {REPAIR_HINT}")
         self._begin, self._length = index[:, 0].tolist(), index[:, 1].tolist()
-        self.checked = bytearray(num_rows)
+        self.checked = bytearray(num_rows) if checked is None else checked
         self.rows = np.empty((0, spec.row_bytes), np.uint8)
         stride = spec.row_bytes + CRC_BYTES
         if not spec.compress and (index[:, 1] == stride).all() and (np.diff(index[:, 0]) == stride).all():
