@@ -85,6 +85,8 @@ def export_labels(
     networks = Networks(load_model(run).to(device), weak_eval=config.weak_eval)
     method, inputs = restore_method(run, config), open_own_inputs(run, config)
     samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]
+    with disk_errors(folder, "the labels", "nothing was lost"):
+        folder.mkdir(parents=True, exist_ok=True)
     annotations: list[dict[str, Any]] = []
     fuses = config.method != "l2l" or config.l2l.use_spm  # else the prior is shown to the network alone
     with torch.no_grad():
@@ -130,9 +132,7 @@ def _pseudo(
         part = made.unlabelled
         assert part is not None
         part = replace(part, noise_B2=torch.zeros_like(part.noise_B2))
-        pseudo = method.loss(networks, replace(made, unlabelled=part)).pseudo
-        assert pseudo is not None and pseudo.samples == part.samples, config.method
-        yield pseudo, part
+        yield method.pseudo(networks, part), part
 
 
 def _annotation(pseudo: Pseudo, part: UnlabelledPart, index: int, fuses: bool) -> dict[str, Any]:
@@ -209,7 +209,6 @@ def _write(
     )
     files = {f"refs({config.data.split_by}).p": refs, "instances.json": json.dumps(document).encode()}
     with disk_errors(folder, "the labels", "nothing was lost"):
-        folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             publish_file(folder / name, data)
 

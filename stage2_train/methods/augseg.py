@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 from shared.seeding import rng
-from stage2_train.batch import Batch
+from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import AugsegConfig
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import (
     Method,
     Networks,
+    Pseudo,
     StepOutput,
     confident_label,
-    plain_pseudo,
+    pseudo_of,
     weak_text,
 )
 
@@ -40,11 +41,10 @@ class AugSeg(Method):
         """See `Method.loss`."""
         part, labelled, config = batch.unlabelled, batch.labelled, self.config.augseg
         assert part is not None
-        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        label_BHW = confident_label(weak_B1HW, config.threshold)
-        draw_B4 = self._draws(batch).to(weak_B1HW.device)
-        pasted_BHW = regions(draw_B4, sureness(weak_B1HW), label_BHW.shape[1:], config)
-        taught_BHW = paste_label(label_BHW, pasted_BHW, labelled.target_BHW, config)
+        pseudo = self.pseudo(networks, part)
+        draw_B4 = self._draws(batch).to(pseudo.weak_B1HW.device)
+        pasted_BHW = regions(draw_B4, sureness(pseudo.weak_B1HW), pseudo.label_BHW.shape[1:], config)
+        taught_BHW = paste_label(pseudo.label_BHW, pasted_BHW, labelled.target_BHW, config)
         strong_BHW3 = torch.where(pasted_BHW[..., None], labelled.image_BHW3, part.strong_BHW3)
         mixed = dataclasses.replace(batch, unlabelled=dataclasses.replace(part, strong_BHW3=strong_BHW3))
         labelled_logit, strong_logit, survivors = self.student_pass(networks, mixed)
@@ -52,10 +52,15 @@ class AugSeg(Method):
             batch,
             self.labelled_loss(labelled_logit, labelled),
             self.pseudo_loss(strong_logit, taught_BHW),
-            plain_pseudo(part, weak_B1HW, label_BHW),
+            pseudo,
             text_survivors=survivors,
             pasted=pasted_BHW.float().mean(),
         )
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """See `Method.pseudo`; without what is pasted, which is not the sample's own."""
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        return pseudo_of(part, weak_B1HW, confident_label(weak_B1HW, self.config.augseg.threshold))
 
     def _draws(self, batch: Batch) -> Tensor:
         """f32 [B,4] in [0,1): whether to paste, area, horizontal and vertical place; keyed by step and sample."""

@@ -132,8 +132,8 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
 class Method:
     """A rule that turns a micro-batch into a loss.
 
-    Subclasses override `loss`, and `labelled_only` where their labelled pass is not the plain one; those that learn
-    something of their own also override the other three.
+    Subclasses override `loss`, and `pseudo` if they teach unlabelled samples, `labelled_only` where their labelled pass
+    is not the plain one; those that learn something of their own also override the other three.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -142,6 +142,10 @@ class Method:
 
     def loss(self, networks: Networks, batch: Batch) -> StepOutput:
         """The loss of one micro-batch."""
+        raise NotImplementedError
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """What `loss` would teach these samples, the networks being as they are; nothing is noted or learnt."""
         raise NotImplementedError
 
     def labelled_only(self, networks: Networks, part: LabelledPart) -> StepOutput:
@@ -297,15 +301,19 @@ def joint_logits(
     return logit_B2HW[:num], logit_B2HW[num:]
 
 
-def plain_pseudo(
-    part: UnlabelledPart, weak_B1HW: Tensor, label_BHW: Tensor, target_B1HW: Tensor | None = None
+def pseudo_of(
+    part: UnlabelledPart,
+    weak_B1HW: Tensor,
+    label_BHW: Tensor,
+    target_B1HW: Tensor | None = None,
+    prior_B1HW: Tensor | None = None,
 ) -> Pseudo:
-    """The record of a method that reads no prior; labels were cut from Pw unless a target is given."""
+    """The record of some samples: labels were cut from Pw unless a target is given; a prior is one that was read."""
     return Pseudo(
         samples=part.samples,
         flip_B=part.flip_B,
         weak_B1HW=weak_B1HW,
-        prior_B1HW=None,
+        prior_B1HW=prior_B1HW,
         target_B1HW=weak_B1HW if target_B1HW is None else target_B1HW,
         label_BHW=label_BHW,
     )

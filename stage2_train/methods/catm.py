@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stage2_train.batch import Batch
+from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import CatmConfig, TrainConfig
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import Method, Networks, StepOutput, plain_pseudo, weak_text
+from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput, pseudo_of, weak_text
 
 
 class Catm(Method):
@@ -38,17 +38,21 @@ class Catm(Method):
         """See `Method.loss`."""
         part = batch.unlabelled
         assert part is not None
-        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        label_BHW = class_label(weak_B1HW, self.threshold_2)
-        self._sums.append(confidence_sums(weak_B1HW))
+        pseudo = self.pseudo(networks, part)
+        self._sums.append(confidence_sums(pseudo.weak_B1HW))
         labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, batch.labelled),
-            self.pseudo_loss(strong_logit, label_BHW),
-            plain_pseudo(part, weak_B1HW, label_BHW),
+            self.pseudo_loss(strong_logit, pseudo.label_BHW),
+            pseudo,
             text_survivors=survivors,
         )
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """See `Method.pseudo`."""
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        return pseudo_of(part, weak_B1HW, class_label(weak_B1HW, self.threshold_2))
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Move the thresholds by the global batch's confidence; a step that taught nothing leaves them."""

@@ -22,14 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage2_train.batch import Batch, LabelledPart
+from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
 from stage2_train.config import CcvcConfig
 from stage2_train.methods.base import (
     Method,
     Networks,
+    Pseudo,
     StepOutput,
     join_texts,
-    plain_pseudo,
+    pseudo_of,
     weak_text,
 )
 
@@ -41,7 +42,8 @@ class Ccvc(Method):
         """See `Method.loss`."""
         part, labelled, config = batch.unlabelled, batch.labelled, self.config.ccvc
         assert part is not None
-        weak = networks.weak_branches(part.weak_BHW3, *weak_text(part))
+        pseudo = self.pseudo(networks, part)
+        weak = pseudo.weak_B1HW, pseudo.target_B1HW
         ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
         text = join_texts((labelled.ids_BT, labelled.token_mask_BT), (ids_BT, token_mask_BT))
         maps = networks.branches(torch.cat((labelled.image_BHW3, part.strong_BHW3)), *text)
@@ -62,11 +64,17 @@ class Ccvc(Method):
             batch,
             supervised,
             (unlabelled, consistent[0][1]),
-            plain_pseudo(part, weak[0], labels[0], weak[1]),
+            pseudo,
             text_survivors=survivors,
             discrepancy=apart.detach(),
             conflict=((weak[0] >= 0.5) != (weak[1] >= 0.5)).float().mean(),
         )
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """See `Method.pseudo`: what the second branch teaches the first."""
+        first_B1HW, second_B1HW = networks.weak_branches(part.weak_BHW3, *weak_text(part))
+        label_BHW, _ = taught(second_B1HW, first_B1HW, self.config.ccvc)
+        return pseudo_of(part, first_B1HW, label_BHW, second_B1HW)
 
     def labelled_only(self, networks: Networks, part: LabelledPart) -> StepOutput:
         """See `Method.labelled_only`: both branches, and nothing that keeps them apart."""

@@ -3,13 +3,14 @@
 Left out of the original: temperature sharpening (hard labels have none).
 """
 
-from stage2_train.batch import Batch
+from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.methods.base import (
     Method,
     Networks,
+    Pseudo,
     StepOutput,
     confident_label,
-    plain_pseudo,
+    pseudo_of,
     weak_text,
 )
 
@@ -21,13 +22,17 @@ class FixMatch(Method):
         """See `Method.loss`."""
         part = batch.unlabelled
         assert part is not None
-        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        label_BHW = confident_label(weak_B1HW, self.config.fixmatch.threshold)
+        pseudo = self.pseudo(networks, part)
         labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, batch.labelled),
-            self.pseudo_loss(strong_logit, label_BHW),
-            plain_pseudo(part, weak_B1HW, label_BHW),
+            self.pseudo_loss(strong_logit, pseudo.label_BHW),
+            pseudo,
             text_survivors=survivors,
         )
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """See `Method.pseudo`."""
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        return pseudo_of(part, weak_B1HW, confident_label(weak_B1HW, self.config.fixmatch.threshold))

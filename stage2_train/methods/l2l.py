@@ -28,6 +28,7 @@ from stage2_train.methods.base import (
     StepOutput,
     join_texts,
     joint_logits,
+    pseudo_of,
     weak_text,
 )
 from stage2_train.rple.ddpg import Agent
@@ -70,26 +71,27 @@ class L2l(Method):
         # After the pass, which needs no labels: the policy acts on the CPU, so it waits for the device.
         # A reward is a small difference of two means: bfloat16 would round it away.
         with torch.autocast(target_B1HW.device.type, enabled=False):
-            label_BHW, extra = self._label(target_B1HW, weak_B1HW, part.noise_B2)
-        pseudo = Pseudo(
-            samples=part.samples,
-            flip_B=part.flip_B,
-            weak_B1HW=weak_B1HW,
-            prior_B1HW=part.prior_B1HW,
-            target_B1HW=target_B1HW,
-            label_BHW=label_BHW,
-        )
+            label_BHW, extra, transition_B = self._label(target_B1HW, weak_B1HW, part.noise_B2)
+        if transition_B is not None:
+            self._transitions.append(transition_B)
         if part.has_prior_B is not None:
             extra["prior_rows"] = part.has_prior_B.float().mean()
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, labelled),
             self.pseudo_loss(strong_logit, label_BHW),
-            pseudo,
+            pseudo_of(part, weak_B1HW, label_BHW, target_B1HW, part.prior_B1HW),
             text_survivors=survivors,
             lam=lam,
             **extra,
         )
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """See `Method.pseudo`."""
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        target_B1HW, _ = self._target(part, weak_B1HW)
+        label_BHW, _, _ = self._label(target_B1HW, weak_B1HW, part.noise_B2)
+        return pseudo_of(part, weak_B1HW, label_BHW, target_B1HW, part.prior_B1HW)
 
     def labelled_only(self, networks: Networks, part: LabelledPart) -> StepOutput:
         """See `Method.labelled_only`: with the fields they would see beside unlabelled samples.
@@ -163,12 +165,12 @@ class L2l(Method):
 
     def _label(
         self, target_B1HW: Tensor, weak_B1HW: Tensor, noise_B2: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pseudo-labels; with a policy also a transition for it, kept until the step ends."""
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
+        """Pseudo-labels and metrics; with a policy also its transitions, [B, s a R s']."""
         if self.agent is None:
             own = self.config.l2l
             fixed_BA = target_B1HW.new_tensor([[own.tau_fg, own.tau_bg]]).expand(len(target_B1HW), -1)
-            return pseudo_label(target_B1HW, fixed_BA[:, 0], fixed_BA[:, 1], self.band_px), {}
+            return pseudo_label(target_B1HW, fixed_BA[:, 0], fixed_BA[:, 1], self.band_px), {}, None
         before_BA = self.agent.thresholds_A.to(target_B1HW.device).expand(len(target_B1HW), -1)
         old_BHW = pseudo_label(target_B1HW, before_BA[:, 0], before_BA[:, 1], self.band_px)
         state_BS = state(target_B1HW, weak_B1HW, old_BHW)
@@ -181,7 +183,7 @@ class L2l(Method):
         old_B3, new_B3 = quality(weak_B1HW, target_B1HW, both_2BHW, weights.beta, weights.balanced)
         reward_B = reward(old_B3, new_B3, before_BA, action_BA, weights)
         next_BS = relabelled(state_BS, label_BHW)
-        self._transitions.append(torch.cat((state_BS, action_BA, reward_B[:, None], next_BS), dim=1).detach())
+        transition_B = torch.cat((state_BS, action_BA, reward_B[:, None], next_BS), dim=1).detach()
         names = ("reward_margin", "reward_consistency", "reward_coverage")
         extra = {
             "tau_fg": action_BA[:, 0].mean(),
@@ -189,7 +191,7 @@ class L2l(Method):
             "reward": reward_B.mean(),
             **dict(zip(names, new_B3.mean(0), strict=True)),
         }
-        return label_BHW, extra
+        return label_BHW, extra, transition_B
 
     def finish_step(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """One policy update on the global mini-batch's transitions; none where nothing was labelled."""

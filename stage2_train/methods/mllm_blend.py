@@ -7,7 +7,7 @@
 import torch
 from torch import Tensor
 
-from stage2_train.batch import Batch
+from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import BlendConfig
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import (
@@ -17,6 +17,7 @@ from stage2_train.methods.base import (
     StepOutput,
     confident_label,
     known_prior,
+    pseudo_of,
     weak_text,
 )
 from stage2_train.spm import agreement
@@ -27,28 +28,14 @@ class MllmBlend(Method):
 
     def loss(self, networks: Networks, batch: Batch) -> StepOutput:
         """See `Method.loss`."""
-        part, config = batch.unlabelled, self.config.blend
+        part = batch.unlabelled
         assert part is not None
-        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        prior_B1HW = known_prior(part, weak_B1HW)
-        blend_B1HW = config.prior_share * prior_B1HW + (1.0 - config.prior_share) * weak_B1HW
-        label_BHW = blend_label(prior_B1HW, weak_B1HW, blend_B1HW, config)
-        if config.target == "agree":  # a row without a prior is confirmed by nothing
-            assert part.has_prior_B is not None
-            label_BHW = torch.where(part.has_prior_B[:, None, None], label_BHW, IGNORE)
+        pseudo = self.pseudo(networks, part)
         labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
-        if config.target == "soft":
-            unlabelled = soft_cross_entropy(strong_logit, blend_B1HW)
+        if self.config.blend.target == "soft":
+            unlabelled = soft_cross_entropy(strong_logit, pseudo.target_B1HW)
         else:
-            unlabelled = self.pseudo_loss(strong_logit, label_BHW)
-        pseudo = Pseudo(
-            samples=part.samples,
-            flip_B=part.flip_B,
-            weak_B1HW=weak_B1HW,
-            prior_B1HW=part.prior_B1HW,
-            target_B1HW=blend_B1HW,
-            label_BHW=label_BHW,
-        )
+            unlabelled = self.pseudo_loss(strong_logit, pseudo.label_BHW)
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, batch.labelled),
@@ -57,6 +44,18 @@ class MllmBlend(Method):
             text_survivors=survivors,
             prior_rows=_share(part.has_prior_B),
         )
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """See `Method.pseudo`."""
+        config = self.config.blend
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        prior_B1HW = known_prior(part, weak_B1HW)
+        blend_B1HW = config.prior_share * prior_B1HW + (1.0 - config.prior_share) * weak_B1HW
+        label_BHW = blend_label(prior_B1HW, weak_B1HW, blend_B1HW, config)
+        if config.target == "agree":  # a row without a prior is confirmed by nothing
+            assert part.has_prior_B is not None
+            label_BHW = torch.where(part.has_prior_B[:, None, None], label_BHW, IGNORE)
+        return pseudo_of(part, weak_B1HW, label_BHW, blend_B1HW, part.prior_B1HW)
 
 
 def _share(flag_B: Tensor | None) -> Tensor:

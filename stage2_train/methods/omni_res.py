@@ -22,7 +22,7 @@ from torch import Tensor
 from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import OmniResConfig
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import Method, Networks, StepOutput, plain_pseudo, weak_text
+from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput, pseudo_of, weak_text
 
 _GROWTHS_PER_LOOK = 16
 """Dilations between two looks at whether anything still grows: a look waits for the device."""
@@ -35,17 +35,26 @@ class OmniRes(Method):
         """See `Method.loss`."""
         part = batch.unlabelled
         assert part is not None
-        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        label_BHW, region_BHW = corrected(weak_B1HW[:, 0], part, self.config.omni_res)
+        pseudo, region_BHW = self._corrected(networks, part)
         labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, batch.labelled),
-            self.pseudo_loss(strong_logit, label_BHW),
-            plain_pseudo(part, weak_B1HW, label_BHW, weak_B1HW * region_BHW[:, None]),
+            self.pseudo_loss(strong_logit, pseudo.label_BHW),
+            pseudo,
             text_survivors=survivors,
             kept=region_BHW.flatten(1).any(1).float().mean(),
         )
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """See `Method.pseudo`."""
+        return self._corrected(networks, part)[0]
+
+    def _corrected(self, networks: Networks, part: UnlabelledPart) -> tuple[Pseudo, Tensor]:
+        """Labels, and where foreground may be, bool [B,H,W]."""
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        label_BHW, region_BHW = corrected(weak_B1HW[:, 0], part, self.config.omni_res)
+        return pseudo_of(part, weak_B1HW, label_BHW, weak_B1HW * region_BHW[:, None]), region_BHW
 
 
 def corrected(prob_BHW: Tensor, part: UnlabelledPart, config: OmniResConfig) -> tuple[Tensor, Tensor]:

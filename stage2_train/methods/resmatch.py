@@ -12,16 +12,17 @@ public. OURS, with s the weak mask (Pw >= 0.5), r the strong one, both without g
 
 from torch import Tensor
 
-from stage2_train.batch import Batch
+from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import ResmatchConfig
 from stage2_train.methods.base import (
     Method,
     Networks,
+    Pseudo,
     StepOutput,
     confident_label,
     foreground_prob,
     mask_iou,
-    plain_pseudo,
+    pseudo_of,
     weak_text,
 )
 
@@ -33,18 +34,22 @@ class ResMatch(Method):
         """See `Method.loss`."""
         part = batch.unlabelled
         assert part is not None
-        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        label_BHW = confident_label(weak_B1HW, self.config.resmatch.threshold)
+        pseudo = self.pseudo(networks, part)
         labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
-        weight_B = guidance(weak_B1HW, foreground_prob(strong_logit), self.config.resmatch)
+        weight_B = guidance(pseudo.weak_B1HW, foreground_prob(strong_logit), self.config.resmatch)
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, batch.labelled),
-            self.pseudo_loss(strong_logit, label_BHW, weight_B=weight_B),
-            plain_pseudo(part, weak_B1HW, label_BHW),
+            self.pseudo_loss(strong_logit, pseudo.label_BHW, weight_B=weight_B),
+            pseudo,
             text_survivors=survivors,
             sample_weight=weight_B.mean(),
         )
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """See `Method.pseudo`."""
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        return pseudo_of(part, weak_B1HW, confident_label(weak_B1HW, self.config.resmatch.threshold))
 
 
 def guidance(weak_B1HW: Tensor, strong_BHW: Tensor, config: ResmatchConfig) -> Tensor:

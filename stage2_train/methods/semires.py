@@ -16,9 +16,9 @@ import math
 import torch
 from torch import Tensor
 
-from stage2_train.batch import Batch
+from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import SemiresConfig
-from stage2_train.methods.base import Method, Networks, StepOutput, plain_pseudo, weak_text
+from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput, pseudo_of, weak_text
 
 
 class SemiRes(Method):
@@ -27,21 +27,31 @@ class SemiRes(Method):
     def loss(self, networks: Networks, batch: Batch) -> StepOutput:
         """See `Method.loss`."""
         part = batch.unlabelled
-        assert part is not None and part.candidates_BMHW is not None
-        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        label_BHW, weight_BHW, matched_B = refine(weak_B1HW, part.candidates_BMHW, self.config.semires)
+        assert part is not None
+        pseudo, weight_BHW, matched_B = self._refined(networks, part)
         labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
-        target_B1HW = torch.where(
-            matched_B[:, None, None, None], label_BHW[:, None].to(weak_B1HW.dtype), weak_B1HW
-        )
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, batch.labelled),
-            self.pseudo_loss(strong_logit, label_BHW, weight_BHW),
-            plain_pseudo(part, weak_B1HW, label_BHW, target_B1HW),
+            self.pseudo_loss(strong_logit, pseudo.label_BHW, weight_BHW),
+            pseudo,
             text_survivors=survivors,
             matched=matched_B.float().mean(),
         )
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """See `Method.pseudo`."""
+        return self._refined(networks, part)[0]
+
+    def _refined(self, networks: Networks, part: UnlabelledPart) -> tuple[Pseudo, Tensor, Tensor]:
+        """Labels, f32 pixel weights [B,H,W], and bool [B]: whether a candidate matched, which then is the target."""
+        assert part.candidates_BMHW is not None
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        label_BHW, weight_BHW, matched_B = refine(weak_B1HW, part.candidates_BMHW, self.config.semires)
+        target_B1HW = torch.where(
+            matched_B[:, None, None, None], label_BHW[:, None].to(weak_B1HW.dtype), weak_B1HW
+        )
+        return pseudo_of(part, weak_B1HW, label_BHW, target_B1HW), weight_BHW, matched_B
 
 
 def refine(

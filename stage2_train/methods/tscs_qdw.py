@@ -14,19 +14,23 @@ the part it joins stays a mean over the unlabelled samples under lambda_u. 3DRes
 taken over, its network is not.
 """
 
-import torch
+from dataclasses import dataclass
 
-from stage2_train.batch import Batch
+import torch
+from torch import Tensor
+
+from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.losses import supervised_loss
 from stage2_train.methods.base import (
     Method,
     Networks,
+    Pseudo,
     StepOutput,
     confident_label,
     foreground_prob,
     mask_iou,
     per_sample,
-    plain_pseudo,
+    pseudo_of,
     weak_text,
 )
 
@@ -36,28 +40,64 @@ class TscsQdw(Method):
 
     def loss(self, networks: Networks, batch: Batch) -> StepOutput:
         """See `Method.loss`."""
-        part, config = batch.unlabelled, self.config.tscs_qdw
+        part = batch.unlabelled
         assert part is not None
         weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        whole_BHW = (weak_B1HW[:, 0] >= 0.5).long()
         labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
-        iou_B = mask_iou(whole_BHW == 1, foreground_prob(strong_logit) >= 0.5)
-        joins_B = iou_B > config.join_iou
-        sure_BHW = confident_label(weak_B1HW, config.threshold)
+        labels = self._labels(weak_B1HW, strong_logit)
         as_labelled, _ = per_sample(
             lambda logit, label: supervised_loss(logit, label, self.config.loss.class_weights),
             strong_logit,
-            whole_BHW,
-            weight_B=joins_B.float(),
+            labels.whole_BHW,
+            weight_B=labels.joins_B.float(),
         )
-        weighted, metrics = self.pseudo_loss(strong_logit, sure_BHW, weight_B=iou_B * ~joins_B)
-        label_BHW = torch.where(joins_B[:, None, None], whole_BHW, sure_BHW)
+        weighted, metrics = self.pseudo_loss(
+            strong_logit, labels.sure_BHW, weight_B=labels.iou_B * ~labels.joins_B
+        )
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, batch.labelled),
             (as_labelled + weighted, metrics),
-            plain_pseudo(part, weak_B1HW, label_BHW),
+            pseudo_of(part, weak_B1HW, labels.taught_BHW),
             text_survivors=survivors,
-            joined=joins_B.float().mean(),
-            consistency=iou_B.mean(),
+            joined=labels.joins_B.float().mean(),
+            consistency=labels.iou_B.mean(),
         )
+
+    def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
+        """See `Method.pseudo`; the student looks at the strong view, for what it agrees with is taught whole."""
+        weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        ids_BT, token_mask_BT, _ = networks.strong_text(part, self.config.text.similarity)
+        strong_logit = networks.logit(part.strong_BHW3, ids_BT, token_mask_BT)
+        return pseudo_of(part, weak_B1HW, self._labels(weak_B1HW, strong_logit).taught_BHW)
+
+    def _labels(self, weak_B1HW: Tensor, strong_B2HW: Tensor) -> "_Labels":
+        """Of the teacher's weak view and the student's strong one."""
+        config = self.config.tscs_qdw
+        whole_BHW = (weak_B1HW[:, 0] >= 0.5).long()
+        iou_B = mask_iou(whole_BHW == 1, foreground_prob(strong_B2HW) >= 0.5)
+        return _Labels(
+            whole_BHW=whole_BHW,
+            sure_BHW=confident_label(weak_B1HW, config.threshold),
+            iou_B=iou_B,
+            joins_B=iou_B > config.join_iou,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Labels:
+    """What the teacher says, and what becomes of it."""
+
+    whole_BHW: Tensor
+    """int64 in {0, 1}: every pixel."""
+    sure_BHW: Tensor
+    """int64 in {0, 1, IGNORE}: the confident pixels."""
+    iou_B: Tensor
+    """Of the teacher's mask and the student's."""
+    joins_B: Tensor
+    """Bool: joins the labelled set."""
+
+    @property
+    def taught_BHW(self) -> Tensor:
+        """int64 in {0, 1, IGNORE}."""
+        return torch.where(self.joins_B[:, None, None], self.whole_BHW, self.sure_BHW)

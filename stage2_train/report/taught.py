@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from shared.types import Sample
-from stage2_train.batch import Batch
+from stage2_train.batch import UnlabelledPart
 from stage2_train.config import TrainConfig
 from stage2_train.inputs import Inputs, batch_plan
 from stage2_train.losses import IGNORE
@@ -58,8 +58,7 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
     networks = Networks(load_model(folder), weak_eval=config.weak_eval)
     method = restore_method(folder, config)
     with torch.no_grad():
-        pseudo = method.loss(networks, _last_batch(config, inputs)).pseudo
-    assert pseudo is not None, config.method
+        pseudo = method.pseudo(networks, _last_part(config, inputs))
     priors = inputs.priors
     return [
         _taught(pseudo, index, "" if priors is None else priors.row_read(pseudo.samples[index].sample_id))
@@ -67,10 +66,12 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
     ]
 
 
-def _last_batch(config: TrainConfig, inputs: Inputs) -> Batch:
+def _last_part(config: TrainConfig, inputs: Inputs) -> UnlabelledPart:
     plan = replace(batch_plan(config), cache_mib=0)
     source = inputs.source(plan, Tokenizer(config.segmentor))
-    return source(config.steps * config.accumulation - 1)
+    part = source(config.steps * config.accumulation - 1).unlabelled
+    assert part is not None, config.method
+    return part
 
 
 def _taught(pseudo: Pseudo, index: int, prior_of: str) -> Taught:

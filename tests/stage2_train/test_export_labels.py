@@ -15,6 +15,7 @@ from shared.masks import decode_segmentation
 from shared.refer import load_refer
 from shared.refer_check import check_refer
 from shared.refer_layout import IMAGE_FOLDERS
+from stage2_train import export_labels as module
 from stage2_train.config import RuntimeConfig
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
@@ -127,7 +128,8 @@ def test_labels_of_a_packed_set_have_its_images(mini_run, mini_root, tmp_path):
         shutil.rmtree(tmp_path / "out" / "refshapes-pseudo")
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(mini_run, tmp_path):
+def test_a_file_in_the_place_of_the_folder_is_named_before_any_label_is_made(mini_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_pseudo", None)
     (tmp_path / "out").write_text("")
     with pytest.raises(
         DataError, match="out/refshapes-pseudo: cannot write the labels: .*choose another folder"

@@ -46,6 +46,10 @@ class Recorder(torch.nn.Module):
             self.model(image, ids, mask) if field is None else self.model(image, ids, mask, field, field_on)
         )
 
+    def both_branches(self, image: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor) -> Any:
+        self.calls.append({"image": image, "grad": torch.is_grad_enabled(), "training": self.training})
+        return self.model.both_branches(image, ids, mask)
+
     def text_embedding(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.model.text_embedding(ids, mask)
 
@@ -72,6 +76,36 @@ def test_every_method_teaches(
     assert (output.pseudo is None) == (name == "supervised")
     again = METHODS[name](config)
     assert again.loss(Networks(model), read_batch(config, 1)).metrics.keys() == output.metrics.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "supervised"])
+def test_what_would_be_taught_is_what_is_taught_and_leaves_no_trace(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel, name: str
+) -> None:
+    """No loss, no labelled samples and, but for the one that compares views, no strong view."""
+    config, recorder = configs(mini_root)[name], Recorder(make_model(configs(mini_root)[name])).eval()
+    batch, method = read_batch(config), METHODS[name](config)
+    assert batch.unlabelled is not None
+    before = copy.deepcopy(method.state_dict())
+    with torch.no_grad():
+        alone = method.pseudo(Networks(recorder), batch.unlabelled)
+        assert sum(len(call["image"]) for call in recorder.calls) == (8 if name == "tscs_qdw" else 4)
+        assert method.finish_step(lambda block: block).keys() <= {
+            "threshold_background",
+            "threshold_foreground",
+        }
+        taught = method.loss(Networks(recorder), batch).pseudo
+    assert taught is not None and alone.samples == taught.samples and alone.flip_B is taught.flip_B
+    for one, other in (
+        (alone.weak_B1HW, taught.weak_B1HW),
+        (alone.target_B1HW, taught.target_B1HW),
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert (
+        alone.label_BHW != taught.label_BHW
+    ).float().mean() < 0.001  # sums of another batch, at a threshold
+    assert (alone.prior_B1HW is None) == (taught.prior_B1HW is None)
+    torch.testing.assert_close(method.state_dict(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("supervised", "ccvc")])
