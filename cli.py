@@ -153,7 +153,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "data": (
-        "Make, check and split data in the REFER layout.",
+        "Make, import, check, pack and split data: the REFER layout, or photos and phrases of your own.",
         {
             "synth": data_synth,
             "init": data_init,
@@ -165,7 +165,7 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         },
     ),
     "priors": (
-        "Stage 1: write, check and score stores of priors.",
+        "Stage 1: ask the frozen model, and check, score and look at stores of priors.",
         {
             "run": priors_run,
             "status": priors_status,

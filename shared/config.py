@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shared.errors import DataError
+from shared.errors import DataError, meant
 
 T = TypeVar("T")
 
@@ -84,7 +84,8 @@ def _value(config: Any, names: Sequence[str], text: str, override: str) -> Any:
         known = [field.name for field in dataclasses.fields(config)]
         if name not in known:
             raise DataError(
-                f"override {override!r}: {type(config).__name__} has no field {name!r} (it has {', '.join(known)})"
+                f"override {override!r}: {type(config).__name__} has no field {name!r}{meant(name, known)} "
+                f"(it has {', '.join(known)})"
             )
         current = getattr(config, name)
         is_group = dataclasses.is_dataclass(current)

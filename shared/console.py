@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from shared.errors import DataError
+from shared.errors import DataError, meant
 
 if TYPE_CHECKING:
     from shared.cluster.submit import Work
@@ -70,7 +70,7 @@ def speaks() -> bool:
 
 
 def text_of_mapping(values: Mapping[str, Any], indent: str = "") -> str:
-    """`name: value` a line; nested mappings are indented, long lists are counted."""
+    """`name: value` a line; nested mappings are indented, long lists are counted, and what there is none of is `-`."""
     lines = []
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -80,8 +80,16 @@ def text_of_mapping(values: Mapping[str, Any], indent: str = "") -> str:
         elif isinstance(value, list | tuple):
             lines.append(f"{indent}{name}: {', '.join(map(str, value)) or '-'}")
         else:
-            lines.append(f"{indent}{name}: {f'{value:.4f}' if isinstance(value, float) else value}")
+            lines.append(f"{indent}{name}: {_text_of(value)}")
     return "\n".join(lines)
+
+
+def _text_of(value: Any) -> str:
+    if value is None or isinstance(value, Mapping):
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def recipe_of(recipes: Mapping[str, Callable[[], T]], name: str, overrides: Sequence[str] | None = None) -> T:
@@ -93,7 +101,7 @@ def recipe_of(recipes: Mapping[str, Callable[[], T]], name: str, overrides: Sequ
     from shared.config import apply_overrides
 
     if name not in recipes:
-        raise DataError(f"no recipe {name!r}; there are {', '.join(recipes)}")
+        raise DataError(f"no recipe {name!r}{meant(name, recipes)} (there are {', '.join(recipes)})")
     return apply_overrides(recipes[name](), overrides or [])
 
 

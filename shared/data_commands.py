@@ -158,6 +158,8 @@ def _data_config(root: Path, dataset: str, split_by: str) -> "DataConfig":
     """
     from shared.config import DataConfig
 
+    if not root.exists():
+        raise DataError(f"{root}: no such file or folder")
     if root.suffix != ".jsonl" and not (dataset and split_by):
         own = [path for path in root.glob("*.jsonl") if path.is_file()] if root.is_dir() else []
         hint = f"; or is {own[0]} meant?" if own else ""

@@ -4,6 +4,8 @@ Anything else that goes wrong is a bug and keeps its traceback. Bad *model answe
 statuses (`shared.types.AnswerStatus`).
 """
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -18,3 +20,9 @@ def short(value: Any, most: int = 80) -> str:
     """The start of a value's repr, at most `most` characters, for a message of one line."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """`; is 'x' meant?` for a message about a word that is not among those known, "" if none resembles it."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; is {near[0]!r} meant?" if near else ""

@@ -130,7 +130,8 @@ def require_cached(model: HubModel) -> Path:
     """
     found = cached(model)
     if found is None:
-        raise DataError(f"{_missing(model)}; `l2l fetch priors` or `l2l fetch train` puts it there")
+        stage = "priors" if model.field in ("model.path", "proposer.path") else "train"
+        raise DataError(f"{_missing(model)}; `l2l fetch {stage} RECIPE` puts it there")
     return found
 
 

@@ -113,7 +113,8 @@ def _hint(folder: Path, split_by: str) -> str:
     found = sorted(path.name.partition("(")[2].rpartition(")")[0] for path in names)
     if found:
         return f"; split_by {split_by!r} is not among {', '.join(found)}"
-    return "" if folder.is_dir() else f"; there is no folder {folder}"
+    drawn = "; `l2l data synth` draws it" if folder.name.startswith("refshapes") else ""
+    return drawn if folder.is_dir() else f"; there is no folder {folder}{drawn}"
 
 
 def _fault(record: Any, fields: Mapping[str, type]) -> str | None:

@@ -38,7 +38,8 @@ def labelled_image_ids(image_ids_in_order: Sequence[int], fraction: float, seed:
     num = math.floor(Fraction(repr(float(fraction))) * len(image_ids_in_order))
     if num < 1:
         raise DataError(
-            f"labelled fraction {fraction} of {len(image_ids_in_order)} images is no image at all"
+            f"labelled fraction {fraction} of {len(image_ids_in_order)} images with a mask is no image at all; "
+            "fraction=1 takes all of them"
         )
     return random.Random(seed).sample(list(image_ids_in_order), num)
 

@@ -1,8 +1,9 @@
 """The commands of stage 1: `l2l priors`, `l2l fetch priors`, `l2l submit priors`."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -75,7 +76,23 @@ def priors_status(store: Store, as_json: Json = False) -> None:
     """Say how much of a store is done."""
     from shared.store.verify import store_status
 
-    show(store_status(store), as_json, text_of_mapping)
+    show(store_status(store), as_json, _text_of_status)
+
+
+def _text_of_status(found: Mapping[str, Any]) -> str:
+    """How much is done and what the answers were, before what the rows depend on."""
+    left = found["pending_shards"]
+    first = {
+        "path": found["path"],
+        "complete": found["complete"],
+        "rows": f"{found['rows_done']} of {found['num_rows']}",
+        "shards": f"{len(found['done_shards'])} of {found['num_shards']}",
+        **({"pending_shards": left} if left else {}),
+        **{name: found[name] for name in ("status_counts", "reused", "answers", "canary", "data")},
+        "fingerprint": found["fingerprint"],
+        "fingerprint_fields": found["fingerprint_fields"],
+    }
+    return text_of_mapping(first)
 
 
 def priors_verify(

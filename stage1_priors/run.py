@@ -89,7 +89,8 @@ def run_priors(
     pending = pending_of(job)
     mine = shards_of_worker(pending, worker, num_workers)
     if not mine:
-        say(f"{job.path}: nothing to do ({len(pending)} shards pending elsewhere)", quiet)
+        elsewhere = f" ({len(pending)} shards are other workers')" if pending else ""
+        say(f"{job.path}: nothing to do{elsewhere}", quiet)
         return job.path
     if not job.path.exists():
         for line in changes(job):

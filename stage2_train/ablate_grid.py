@@ -101,7 +101,9 @@ def read_grid(path: Path, changes: Sequence[str] = ()) -> Grid:
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path}: cannot be read as TOML: {error}") from error
     _known(path, "", document, _KEYS)
     methods = _tables(path, document, "methods", {"recipe", "set"})

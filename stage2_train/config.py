@@ -307,7 +307,8 @@ class TrainConfig:
             raise DataError(f"misplaced_priors is {self.misplaced_priors}, not in [0,1]")
         if self.steps < 1 or self.batch_labelled < 1 or self.batch_unlabelled < 0 or self.accumulation < 1:
             raise DataError(
-                "steps, batch_labelled and accumulation must be at least 1, batch_unlabelled at least 0"
+                f"steps {self.steps}, batch_labelled {self.batch_labelled} and accumulation {self.accumulation} must "
+                f"be at least 1, batch_unlabelled {self.batch_unlabelled} at least 0"
             )
         if self.eval_every < 0 or self.val_limit < 0:
             raise DataError("eval_every and val_limit must not be negative")

@@ -18,6 +18,8 @@ from shared.store.schema import IMAGE_HASH
 from shared.types import STATUS_CODES, Sample
 from stage2_train.config import TrainConfig
 
+_RUN_AGAIN = "run `l2l priors run RECIPE` for it again, which asks for what is new alone"
+
 HAS_PRIOR = np.array([code for status, code in STATUS_CODES.items() if status.has_prior], dtype=np.uint8)
 """Codes of `status` under which a row carries a proposal."""
 
@@ -128,6 +130,13 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
     unfinished = (
         f" (unfinished: {', '.join(map(str, found))}; run the same `l2l priors run` again)" if found else ""
     )
+    if not found and (
+        earlier := find_stores(config.cache_root, dataset=data.dataset, split_by=data.split_by)
+    ):
+        raise DataError(
+            f"{config.cache_root}: no prior store for {data.dataset}({data.split_by}) as it is now ({earlier[-1].name} "
+            f"was made for other annotations); {_RUN_AGAIN}"
+        )
     raise DataError(
         f"{config.cache_root}: no complete prior store for {data.dataset}({data.split_by}){unfinished}; "
         "run `l2l priors run RECIPE` for this data first, or set store=PATH"
@@ -211,10 +220,13 @@ def _require_made_for(
         "fingerprint": dataset.fingerprint(),
     }
     for name, value in wanted.items():
-        if made_for.get(name) != value:
+        if made_for.get(name) == value:
+            continue
+        if name == "fingerprint":
             raise DataError(
-                f"{path}: made for data with {name} {made_for.get(name)!r}, this run has {value!r}"
+                f"{path}: made for other annotations than {config.data.root} holds now; {_RUN_AGAIN}"
             )
+        raise DataError(f"{path}: made for data with {name} {made_for.get(name)!r}, this run has {value!r}")
     rows = store.rows_of([sample.sample_id for sample in samples])
     stored_hw = store.batch("image_hw", rows)
     own_hw = np.array([(sample.height, sample.width) for sample in samples])

@@ -106,7 +106,7 @@ def train(
     # The first may have written the folder meanwhile.
     found = _on_any_process(accelerator, found and accelerator.is_main_process)
     if found and not resume:
-        raise DataError(f"{out}: holds an unfinished run; resume it, or choose another folder")
+        raise DataError(f"{out}: holds an unfinished run; --resume goes on with it, or choose another folder")
     config.require_shares(accelerator.num_processes)
     inputs = open_inputs(with_own_store(out, config))
     model = _new_network(config)  # refuses weights before the folder is this run's

@@ -620,7 +620,7 @@ def test_recipes_are_listed_with_their_fields(l2l):
     assert only == "train"
     assert "  l2l.tau_fg=0.7\n      " in l2l("recipes", "paper").out
     wrong = l2l("recipes", "papre")
-    assert wrong.status == 2 and "no recipe 'papre'; there are embedded" in wrong.err
+    assert wrong.status == 2 and "no recipe 'papre'; is 'paper' meant? (there are embedded" in wrong.err
 
 
 def test_a_folder_of_own_data_is_pointed_to_its_file(l2l, tmp_path):

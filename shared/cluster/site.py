@@ -136,7 +136,9 @@ def read_site(path: Path | None) -> SiteConfig:
             return SiteConfig()
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path}: cannot be read as TOML: {error}") from error
     known = [field.name for field in fields(SiteConfig)]
     for key in values:

@@ -166,7 +166,7 @@ def test_a_snapshot_counts_when_its_weights_are_whole(snapshot):
     with pytest.raises(
         DataError,
         match=r"model\.path: owner/name \(revision main\) is neither .*, which lacks two\.safetensors; "
-        "`l2l fetch priors` or `l2l fetch train` puts",
+        "`l2l fetch priors RECIPE` puts",
     ):
         require_cached(model)
     (snapshot / "two.safetensors").write_bytes(b"")

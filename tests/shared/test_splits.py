@@ -65,7 +65,9 @@ def test_fractions_out_of_range(fraction):
 
 
 def test_a_fraction_of_no_image():
-    with pytest.raises(DataError, match="0.01 of 60 images is no image"):
+    with pytest.raises(
+        DataError, match="0.01 of 60 images with a mask is no image at all; fraction=1 takes all"
+    ):
         labelled_image_ids(range(60), 0.01, seed=0)
 
 

@@ -215,9 +215,7 @@ def test_missing_and_renamed_images_count(tmp_path):
 
 def test_a_repository_that_is_not_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    said = (
-        r"model\.path: nobody/nothing \(revision main\) .*; `l2l fetch priors` or `l2l fetch train` puts it"
-    )
+    said = r"model\.path: nobody/nothing \(revision main\) .*; `l2l fetch priors RECIPE` puts it"
     with pytest.raises(DataError, match=said):
         locate_model(MllmConfig(path="nobody/nothing"))
     with pytest.raises(DataError, match=r"proposer\.path: no folder 'not/a/model'"):

@@ -110,7 +110,7 @@ def test_a_store_may_be_on_its_way(mini_root, tmp_path):
     assert plan_training(config, ["r"], tmp_path / "run", 1, 1, after=("7",)).jobs
     write_data(tmp_path / "other", 17)
     other = apply_overrides(config, [f"data.root={tmp_path / 'other'}"])
-    with pytest.raises(DataError, match="made for data with fingerprint"):
+    with pytest.raises(DataError, match="made for other annotations than"):
         plan_training(other, ["r"], tmp_path / "run", 1, 1, after=("7",))
 
 

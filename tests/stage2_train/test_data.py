@@ -13,6 +13,7 @@ import torch
 
 from shared.errors import DataError
 from shared.refer import MaskAccessError, load_refer
+from shared.store.find import find_stores
 from shared.store.reader import PriorStore
 from stage2_train.batch import Batch
 from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
@@ -331,6 +332,20 @@ def test_no_store_says_what_to_run(mini_root: Path, tmp_path: Path) -> None:
         choose_store(mini_config(mini_root, cache_root=str(tmp_path)), dataset)
 
 
+def test_a_store_made_for_the_file_of_before_is_named(mini_root: Path, monkeypatch) -> None:
+    """A phrase was changed: the old store is there, and most of it is taken over by the next."""
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    monkeypatch.setattr(dataset, "fingerprint", lambda: "another")
+    config = mini_config(mini_root)
+    with pytest.raises(
+        DataError, match=r"as it is now \(.*\.zarr was made for other annotations\); run `l2l priors"
+    ):
+        choose_store(config, dataset)
+    (store,) = find_stores(config.cache_root, dataset="refshapes", split_by="unc")
+    with pytest.raises(DataError, match="made for other annotations than .* holds now; run `l2l priors run"):
+        open_priors(store, config, dataset, [])
+
+
 def test_several_stores_are_listed(mini_root: Path, tmp_path: Path) -> None:
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
     for name in ("one", "two"):
@@ -358,7 +373,7 @@ def test_of_stores_made_alike_the_widest_counts(mini_root: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [({"fingerprint": "0" * 32}, "fingerprint '000"), ({"dataset": "refcoco"}, "dataset 'refcoco'")],
+    [({"fingerprint": "0" * 32}, "other annotations"), ({"dataset": "refcoco"}, "dataset 'refcoco'")],
 )
 def test_a_store_of_other_data_is_refused(mini_root: Path, tmp_path: Path, data: dict, message: str) -> None:
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
