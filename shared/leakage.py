@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
-from shared.refer import ordered_splits, require_sound
+from shared.refer import require_sound
 from shared.refer_layout import read_layout
+from shared.split_names import TRAIN, ordered_splits
 from shared.splits import read_id_file
-
-TRAIN = "train"
 
 NOT_COCO = ("refclef",)
 """Data sets of other images, whose ids mean something else."""

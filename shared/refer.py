@@ -30,10 +30,8 @@ from shared.images import scales_down
 from shared.layout import Layout
 from shared.masks import decode_segmentation, rle_box_xyxy_px, segmentation_hash, segmentation_rle
 from shared.refer_layout import collector_paused, read_layout
+from shared.split_names import ordered_splits
 from shared.types import Sample
-
-SPLIT_ORDER = ("train", "val", "testA", "testB", "test")
-"""Order in which splits are listed; any others follow by name."""
 
 
 class MaskAccessError(RuntimeError):
@@ -320,12 +318,6 @@ def require_sound(layout: Layout) -> Layout:
         more = f" (and {len(blocking) - 1} more problems)" if len(blocking) > 1 else ""
         raise DataError(blocking[0].line + more)
     return layout
-
-
-def ordered_splits(names: Collection[str]) -> tuple[str, ...]:
-    """Split names in the order of `SPLIT_ORDER`, then others by name."""
-    known = [name for name in SPLIT_ORDER if name in names]
-    return (*known, *sorted(set(names) - set(SPLIT_ORDER)))
 
 
 def _samples(layout: Layout) -> tuple[Sample, ...]:
