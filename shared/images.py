@@ -25,6 +25,9 @@ LONG_NAME = 200
 REDUCED_SIZE_FACTOR = 2
 """An image decoded at a reduced scale is at least this many times as large as it is asked for, each way."""
 
+DIM_BITS = 12
+"""Grey of 16 bits whose values take no more than these was not meant to: of them the upper 4 would be left."""
+
 MAX_LABELS = 16
 """A mask image of at most so many values is looked at as a possible map of labels; a soft mask has more."""
 
@@ -143,6 +146,16 @@ def image_orientation(path: Path | str, data: bytes | None = None) -> int:
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as file:
             return _orientation(file)
+    except Exception as error:
+        raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
+
+
+def wide_grey_peak(path: Path | str, data: bytes | None = None) -> int | None:
+    """The brightest value of a grey image of 16 bits, None of any other image; arguments as of `read_image`."""
+    try:
+        with Image.open(path if data is None else io.BytesIO(data)) as file:
+            _check_size(file)
+            return int(np.asarray(file).max()) if file.mode in _WIDE_GREY else None
     except Exception as error:
         raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
 

@@ -48,7 +48,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_mask(tmp_path, form):
-    path = write(tmp_path, ["# a note", "", pair("turned.jpg", mask=FORMS[form], split="val")])
+    path = write(tmp_path, ["# a note", "", pair("turned.jpg", mask=FORMS[form], split="val"), pair()])
     dataset = load_jsonl(path)
     (sample,) = dataset.samples("val")
     assert (sample.sample_id, sample.height, sample.width) == ("photos.jsonl.3", *SIZE_HW)
@@ -227,13 +227,40 @@ def test_scores_on_images_of_train_are_said_not_to_be_trusted(tmp_path):
         pair("c.jpg", split="val"),
         pair("c.jpg", expression="the fork", split="test"),
     ]
-    Image.new("RGB", (10, 8)).save(tmp_path / "c.jpg")
+    Image.new("RGB", (10, 8), "red").save(tmp_path / "c.jpg")
     report = check_layout(dataset_layout(DataConfig(root=str(write(tmp_path, rows)), dataset="")))
     assert report.ok and report.to_dict()["seen_sentences"] == {"val": 2}
     first, second = [line for line in report.format_table().splitlines() if "share" in line]
     spoilt = "scores on the 2 of 3 sentences of val that are about them are not to be trusted"
     assert first == f"note: train/val share 1 images: {spoilt}"
     assert second == "note: val/test share 1 images"
+
+
+def test_a_copy_of_an_image_of_train_spoils_scores_as_the_image_does(tmp_path):
+    path = write(tmp_path, [pair("turned.jpg"), pair("copy.jpg", "the plate", split="val", mask="mask.png")])
+    (tmp_path / "copy.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes())
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    assert report.ok and report.seen_sentences == {"val": 1} and report.shared_images == {"train/val": 1}
+    assert report.copies == {"copy.jpg (line 2)": "turned.jpg (line 1)"}
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        ({"box": [0.1, 0.2, 0.3, 1]}, 1),
+        ({"point": [0.5, 0.5]}, 1),
+        ({"box": [0, 0, 1, 1]}, 0),
+        ({"box": [0.5, 0.5, 2, 2], "point": [1, 1]}, 0),
+    ],
+)
+def test_shares_of_an_image_are_told_from_pixels(tmp_path, label, found):
+    path = write(tmp_path, [pair(), pair("b.jpg", **label)])
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    assert [problem.kind for problem in report.problems] == ["normalised coordinates"] * found
+    if found:
+        assert (
+            "line 2: " in report.problems[0].first[0] and "pixels are expected" in report.problems[0].first[0]
+        )
 
 
 def test_one_image_by_two_names_is_one_image(tmp_path):
