@@ -9,12 +9,12 @@ Legend: H height, W width.
 import io
 import struct
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from shared.errors import DataError
+from shared.errors import DataError, short
 
 MAX_PIXELS = 80_000_000
 """Largest image decoded, height x width: a few kilobytes can claim gigabytes. Below the bound at which Pillow warns."""
@@ -47,12 +47,20 @@ _WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Modes in which Pillow opens grayscale of 16 bits."""
 
 
-def unsafe_file_name(file_name: str) -> bool:
-    """Whether a file name could lead out of the image folder (absolute, `..`, backslash, NUL) or is empty."""
-    path = PurePosixPath(file_name)
-    return (
-        path.is_absolute() or not path.parts or ".." in path.parts or "\\" in file_name or "\0" in file_name
-    )
+def unsafe_file_name(file_name: str) -> str:
+    """Why a file name cannot be one below the image folder, for a message; "" if it can.
+
+    It leads out (absolute, `..`, NUL), is empty, or has a backslash, as paths of Windows have.
+    """
+    plain = file_name.replace("\\", "/")
+    path = PurePosixPath(plain)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in file_name:
+        return "leads out of the image folder"
+    if plain == file_name:
+        return ""
+    if PureWindowsPath(file_name).drive:
+        return "leads out of the image folder"
+    return f"holds a backslash; write {short(plain)}"
 
 
 def find_image(root: Path, file_name: str, folders: Sequence[str]) -> Path:
@@ -66,8 +74,8 @@ def find_image(root: Path, file_name: str, folders: Sequence[str]) -> Path:
     Raises:
         DataError: It is in none of them, its name leads out of them, or a disk does not say whether it is there.
     """
-    if unsafe_file_name(file_name):
-        raise DataError(f"{root}: image file name {file_name!r} leads out of the image folder")
+    if fault := unsafe_file_name(file_name):
+        raise DataError(f"{root}: file name {short(file_name, LONG_NAME)} {fault}")
     for folder in folders:
         path = root / folder / file_name
         if file_exists(path):

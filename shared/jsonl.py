@@ -26,7 +26,7 @@ from typing import Any
 from shared.errors import DataError, short
 from shared.image_pack import ImageStore
 from shared.images import find_image
-from shared.json_files import is_finite_number, is_whole_text
+from shared.json_files import is_finite_number, is_whole_text, plain_utf8
 from shared.layout import OWN_ROW, AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
 from shared.masks import MaskFile, Targets
 from shared.refer import ReferDataset, open_layout
@@ -150,7 +150,7 @@ def read_pairs(path: str | Path) -> list[Line | BadLine]:
     Raises:
         DataError: The file cannot be read, or holds no line.
     """
-    lines = list(_lines(Path(path), (*FIELDS, ID)))
+    lines = _lines(Path(path), (*FIELDS, ID))
     if not lines:
         raise DataError(f"{path}: holds no line")
     return lines
@@ -226,11 +226,34 @@ class _Reader:
         return self.images[line.image]
 
 
-def _lines(path: Path, fields: Sequence[str]) -> Iterator[Line | BadLine]:
-    """Every line but blank ones and comments; `fields` are those that it may hold."""
-    for number, data in enumerate(read_bytes(path).splitlines(), start=1):
-        if data.strip() and not data.lstrip().startswith(b"#"):
-            yield _line(number, data, fields)
+def _lines(path: Path, fields: Sequence[str]) -> list[Line | BadLine]:
+    """Every line but blank ones and comments; `fields` are those that it may hold.
+
+    Raises:
+        DataError: The file cannot be read, or is of another format.
+    """
+    numbered = enumerate(plain_utf8(read_bytes(path), path).splitlines(), start=1)
+    written = [
+        (number, data) for number, data in numbered if data.strip() and not data.lstrip().startswith(b"#")
+    ]
+    lines = [_line(number, data, fields) for number, data in written]
+    if lines and isinstance(lines[0], BadLine):
+        number, data = written[0]
+        if other := _other_format(data.strip(), any(isinstance(line, Line) for line in lines)):
+            raise DataError(
+                f"{path}: line {number}: this looks like {other}; one JSON object a line is expected"
+            )
+    return lines
+
+
+def _other_format(first: bytes, has_sound_line: bool) -> str:
+    """What a file is instead of JSONL, by its first line, which is none of JSONL; "" if that does not say so."""
+    if first == b"[" or first.startswith(b"[{"):
+        return "a JSON list"
+    if first == b"{":
+        return "JSON over several lines"
+    is_table = not has_sound_line and not first.startswith((b"[", b"{")) and re.search(rb"[,;\t]", first)
+    return "CSV" if is_table else ""
 
 
 def _line(number: int, data: bytes, fields: Sequence[str]) -> Line | BadLine:
@@ -272,6 +295,8 @@ def _fault(row: Any, fields: Sequence[str]) -> str | None:
             return f"{name!r} is {short(row[name])}, which holds half a character"
     if not isinstance(row.get("split", ""), str) or row.get("split") == "":
         return f"'split' is {short(row['split'])}, not the name of a split"
+    if row.get("mask") == "":
+        return "'mask' is ''; leave it out, or write null, where nobody has drawn one"
     if not isinstance(row.get("mask"), dict | list | str | None):
         return f"'mask' is {short(row['mask'])}; it must be polygons, an RLE, a file name or null"
     for name, length in (("box", 4), ("point", 2)):

@@ -146,8 +146,8 @@ def _read_images(rows: list[Any], file: str, problems: list[Problem]) -> dict[in
         if not (1 <= record.height <= MAX_SIDE_PX and 1 <= record.width <= MAX_SIDE_PX):
             size = f"height {record.height} and width {record.width} are not within 1..{MAX_SIDE_PX}"
             problems.append(Problem(kind="impossible image size", file=file, row=where, detail=size))
-        elif unsafe_file_name(record.file_name):
-            detail = f"file_name {short(record.file_name)} leads out of the image folder"
+        elif fault := unsafe_file_name(record.file_name):
+            detail = f"file_name {short(record.file_name)} {fault}"
             problems.append(Problem(kind="unsafe file name", file=file, row=where, detail=detail))
         elif images.setdefault(record.image_id, record) != record:
             detail = f"image id {record.image_id} stands for another image already"

@@ -136,6 +136,10 @@ BROKEN = {
     "absent mask": (pair(mask="absent.png"), "mask 'absent.png': "),
     "mask that is no name": (pair(mask="PPYo0" * 400), r"mask 'PPYo0.*\.\.\.: .* File name too long"),
     "image that is no name": (pair("b" * 400), r"image 'bbb.*\.\.\.: .* File name too long"),
+    "backslash": (pair("images\\0.jpg"), r"holds a backslash; write 'images/0.jpg'"),
+    "backslash in a mask": (pair(mask="masks\\0.png"), r"holds a backslash; write 'masks/0.png'"),
+    "Windows": (pair("C:\\0.jpg"), "leads out of the image folder"),
+    "empty mask": (pair(mask=""), "'mask' is ''; leave it out, or write null"),
     "escaping mask": (pair(mask="../mask.png"), "leads out of the image folder"),
 }
 
@@ -175,6 +179,40 @@ def test_an_empty_or_missing_file(tmp_path):
         load_jsonl(write(tmp_path, ["# nothing"]))
     with pytest.raises(DataError, match="none.jsonl: not found"):
         load_jsonl(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,expression\na.jpg,the mug\n", "line 1: this looks like CSV; one JSON object a line"),
+        ('# mine\n"a.jpg";"the mug"\n', "line 2: this looks like CSV"),
+        ('[\n{"image": "a.jpg"}\n]\n', "line 1: this looks like a JSON list"),
+        ('[{"image": "a.jpg", "expression": "x"}]', "line 1: this looks like a JSON list"),
+        ('{\n  "image": "a.jpg"\n}\n', "line 1: this looks like JSON over several lines"),
+    ],
+)
+def test_another_format_is_named_once(tmp_path, text, message):
+    path = tmp_path / "own.jsonl"
+    path.write_text(text)
+    for read in (load_jsonl, read_pairs, read_lines):
+        with pytest.raises(DataError, match=message):
+            read(path)
+
+
+def test_a_broken_first_line_costs_itself_alone_where_others_are_sound(tmp_path):
+    path = tmp_path / "wanted.jsonl"
+    path.write_text("oh, no\n" + json.dumps(pair()) + "\n")
+    assert [type(line).__name__ for line in read_pairs(path)] == ["BadLine", "Line"]
+
+
+def test_marks_of_editors(tmp_path):
+    path = write(tmp_path, [pair()])
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert len(load_jsonl(path).samples()) == 1
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(DataError, match="photos.jsonl: is UTF-16; save it as UTF-8"):
+        load_jsonl(path)
 
 
 def test_pairs_to_predict_are_read_without_their_images(tmp_path):
