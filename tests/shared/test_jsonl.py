@@ -10,7 +10,8 @@ from PIL import Image
 from shared.config import DataConfig
 from shared.datasets import dataset_layout, load_dataset
 from shared.errors import DataError
-from shared.jsonl import BadLine, load_jsonl, read_lines, read_pairs
+from shared.jsonl import load_jsonl, read_lines, read_pairs
+from shared.jsonl_lines import BadLine
 from shared.masks import encode_rle
 from shared.refer import MaskAccessError, ReferringDataset
 from shared.refer_check import check_layout
@@ -29,6 +30,10 @@ def write(folder, rows, name="photos.jsonl"):
     exif[0x0112] = 6
     Image.new("RGB", SIZE_HW).save(folder / "turned.jpg", exif=exif)
     Image.fromarray(np.where(MASK, 255, 0).astype(np.uint8)).save(folder / "mask.png")
+    for part, columns in (("left", slice(0, 5)), ("right", slice(4, 10))):
+        half = np.zeros(SIZE_HW, dtype=np.uint8)
+        half[:, columns] = MASK[:, columns]
+        Image.fromarray(half).save(folder / f"{part}.png")
     path = folder / name
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
@@ -43,6 +48,7 @@ FORMS = {
     "compressed": encode_rle(MASK),
     "runs": {"size": [8, 10], "counts": [10, 3, 5, 3, 5, 3, 5, 3, 5, 3, 5, 3, 27]},
     "file": "mask.png",
+    "files": ["left.png", "right.png"],
 }
 
 
@@ -139,6 +145,8 @@ BROKEN = {
     "backslash": (pair("images\\0.jpg"), r"holds a backslash; write 'images/0.jpg'"),
     "backslash in a mask": (pair(mask="masks\\0.png"), r"holds a backslash; write 'masks/0.png'"),
     "Windows": (pair("C:\\0.jpg"), "leads out of the image folder"),
+    "absent second mask": (pair(mask=["mask.png", "absent.png"]), "absent.png: not found"),
+    "mixed masks": (pair(mask=["mask.png", [1, 2, 7, 2, 7, 5]]), "'mask' is .* polygons, an RLE, file names"),
     "empty mask": (pair(mask=""), "'mask' is ''; leave it out, or write null"),
     "escaping mask": (pair(mask="../mask.png"), "leads out of the image folder"),
 }
