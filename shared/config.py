@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Sequence
@@ -52,7 +53,7 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
     Args:
         config: A frozen dataclass, possibly nested.
         overrides: Texts of the form `path.to.field=value`. Booleans are `true`/`false`, tuples are comma-separated,
-            `none` sets an optional field to None.
+            `none` sets an optional field to None. A text that begins with `~/` is a path in the user's folder.
 
     Returns:
         A new config of the same type; of two overrides of one field the later wins, and no other order matters.
@@ -144,9 +145,9 @@ def _parse(text: str, hint: Any, override: str) -> Any:
         if hint is float and not math.isfinite(value):
             raise DataError(f"override {override!r}: {text!r} is not a finite number")
         return value
-    if hint is Path:
-        return Path(text)
-    return text
+    if text == "~" or text.startswith("~/"):
+        text = os.path.expanduser(text)  # a shell leaves it alone behind a "="
+    return Path(text) if hint is Path else text
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:

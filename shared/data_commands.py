@@ -18,6 +18,8 @@ Root = Annotated[
 Dataset = Annotated[str, typer.Option("--dataset", help="Sub-folder of a folder ROOT, for example refcoco.")]
 SplitBy = Annotated[str, typer.Option("--split-by", help="unc, umd or google; for a folder ROOT.")]
 
+_SAFE = "nothing was lost"
+
 
 def data_synth(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Root folder to write below.")],
@@ -27,9 +29,10 @@ def data_synth(
     as_json: Json = False,
 ) -> None:
     """Draw the embedded data set."""
+    from shared.store.publish import disk_errors
     from shared.synth.refshapes import write_refshapes
 
-    with only_answers_on_stdout():
+    with only_answers_on_stdout(), disk_errors(out, "the drawn data set", _SAFE):
         summary = write_refshapes(out, flavour, images, seed, progress=not as_json)
     show(summary, as_json, _text_of_synth)
 
@@ -40,9 +43,12 @@ def data_init(
     as_json: Json = False,
 ) -> None:
     """Write an example of your own data: a commented JSONL file and drawn images."""
+    from shared.store.publish import disk_errors
     from shared.synth.example import write_example
 
-    show(write_example(out, images), as_json, text_of_mapping)
+    with disk_errors(out, "the example", _SAFE):
+        answer = write_example(out, images)
+    show(answer, as_json, text_of_mapping)
 
 
 def data_import(
@@ -59,6 +65,7 @@ def data_import(
 ) -> None:
     """Turn a Parquet export of Hugging Face `datasets` into your own data: a JSONL file and images."""
     from shared.parquet import import_parquet
+    from shared.store.publish import disk_errors
 
     columns = {}
     for one in column or []:
@@ -66,7 +73,7 @@ def data_import(
         if not separator or not value:
             raise DataError(f"--column is {one!r}, expected NAME=COLUMN")
         columns[name] = value
-    with only_answers_on_stdout():
+    with only_answers_on_stdout(), disk_errors(out.parent, "images and pairs", _SAFE):
         answer = import_parquet(source, out, columns=columns, corners=corners, quiet=as_json)
     show(answer, as_json, text_of_mapping)
 

@@ -7,13 +7,14 @@ Legend: H height, W width.
 """
 
 import io
+import struct
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
-from shared.errors import DataError
+from shared.errors import DataError, short
 
 MAX_PIXELS = 80_000_000
 """Largest image decoded, height x width: a few kilobytes can claim gigabytes. Below the bound at which Pillow warns."""
@@ -24,8 +25,20 @@ LONG_NAME = 200
 REDUCED_SIZE_FACTOR = 2
 """An image decoded at a reduced scale is at least this many times as large as it is asked for, each way."""
 
+DIM_BITS = 12
+"""Grey of 16 bits whose values take no more than these was not meant to: of them the upper 4 would be left."""
+
+MAX_LABELS = 16
+"""A mask image of at most so many values is looked at as a possible map of labels; a soft mask has more."""
+
+JPEG_NOISE = 16
+"""What JPEG makes of a black picture is not brighter than this."""
+
 _ORIENTATION = 0x0112
 """EXIF's tag."""
+
+_EXIF_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+"""Keywords of those texts in a PNG that may hold an orientation."""
 
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations that swap height and width."""
@@ -34,12 +47,20 @@ _WIDE_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 """Modes in which Pillow opens grayscale of 16 bits."""
 
 
-def unsafe_file_name(file_name: str) -> bool:
-    """Whether a file name could lead out of the image folder (absolute, `..`, backslash, NUL) or is empty."""
-    path = PurePosixPath(file_name)
-    return (
-        path.is_absolute() or not path.parts or ".." in path.parts or "\\" in file_name or "\0" in file_name
-    )
+def unsafe_file_name(file_name: str) -> str:
+    """Why a file name cannot be one below the image folder, for a message; "" if it can.
+
+    It leads out (absolute, `..`, NUL), is empty, or has a backslash, as paths of Windows have.
+    """
+    plain = file_name.replace("\\", "/")
+    path = PurePosixPath(plain)
+    if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in file_name:
+        return "leads out of the image folder"
+    if plain == file_name:
+        return ""
+    if PureWindowsPath(file_name).drive:
+        return "leads out of the image folder"
+    return f"holds a backslash; write {short(plain)}"
 
 
 def find_image(root: Path, file_name: str, folders: Sequence[str]) -> Path:
@@ -53,8 +74,8 @@ def find_image(root: Path, file_name: str, folders: Sequence[str]) -> Path:
     Raises:
         DataError: It is in none of them, its name leads out of them, or a disk does not say whether it is there.
     """
-    if unsafe_file_name(file_name):
-        raise DataError(f"{root}: image file name {file_name!r} leads out of the image folder")
+    if fault := unsafe_file_name(file_name):
+        raise DataError(f"{root}: file name {short(file_name, LONG_NAME)} {fault}")
     for folder in folders:
         path = root / folder / file_name
         if file_exists(path):
@@ -104,7 +125,9 @@ def read_image(
             _check_size(file)
             if at_least_hw is not None:
                 _decode_smaller(file, at_least_hw)
-            return _as_rgb(ImageOps.exif_transpose(file))
+            turned = _orientation(file) != 1
+            file.load()
+            return _as_rgb(ImageOps.exif_transpose(file) if turned else file)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
 
@@ -121,7 +144,7 @@ def image_size_hw(path: Path | str, data: bytes | None = None) -> tuple[int, int
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as file:
             _check_size(file)
-            return (file.width, file.height) if _is_turned(file) else (file.height, file.width)
+            return (file.width, file.height) if _orientation(file) in _TURNED else (file.height, file.width)
     except Exception as error:
         raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
 
@@ -130,8 +153,17 @@ def image_orientation(path: Path | str, data: bytes | None = None) -> int:
     """How `read_image` turns an image upright, as EXIF counts: 1 is not at all; arguments as of `read_image`."""
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as file:
-            found = file.getexif().get(_ORIENTATION, 1)
-            return found if found in range(2, 9) else 1
+            return _orientation(file)
+    except Exception as error:
+        raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
+
+
+def wide_grey_peak(path: Path | str, data: bytes | None = None) -> int | None:
+    """The brightest value of a grey image of 16 bits, None of any other image; arguments as of `read_image`."""
+    try:
+        with Image.open(path if data is None else io.BytesIO(data)) as file:
+            _check_size(file)
+            return int(np.asarray(file).max()) if file.mode in _WIDE_GREY else None
     except Exception as error:
         raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
 
@@ -139,14 +171,20 @@ def image_orientation(path: Path | str, data: bytes | None = None) -> int:
 def read_mask(path: Path) -> np.ndarray:
     """A mask drawn as an image of one channel: what is at least half as bright as its brightest pixel.
 
-    So 0/1, 0/255 and 16-bit masks read alike, and a smoothed outline is cut at its middle. An image of one colour is
-    empty if that is 0 and full otherwise.
+    So 0/1, 0/255 and 16-bit masks read alike, and a smoothed outline is cut at its middle. Of a palette, of two colours
+    at most, their brightness counts, not their numbers. An image of one colour is empty if that is black and full
+    otherwise; a JPEG in which nothing is brighter than `JPEG_NOISE` is empty.
+
+    A map of labels is refused, since nothing says which label is the object: an image, other than a JPEG, of at most
+    `MAX_LABELS` values in which one between 0 and the brightest fills an area of 3 x 3 pixels. That of a smoothed
+    outline does not, and a soft mask has more values.
 
     Returns:
         `bool [H, W]`.
 
     Raises:
-        DataError: The file cannot be read, or has several channels or more than two palette colours.
+        DataError: The file cannot be read, has several channels, or does not say which of its values or colours is the
+            object.
     """
     try:
         with Image.open(path) as file:
@@ -154,22 +192,83 @@ def read_mask(path: Path) -> np.ndarray:
             file.load()
             if file.mode not in ("1", "L", "P", *_WIDE_GREY):
                 raise ValueError(f"mode {file.mode}; a mask has one channel (0 outside, 255 inside)")
-            value_HW = np.asarray(file).astype(np.int64)
-            if file.mode == "P" and len(np.unique(value_HW)) > 2:
-                raise ValueError("a palette of more than two colours; which one is the object?")
+            value_HW = np.asarray(_brightness(file) if file.mode == "P" else file).astype(np.int64)
+            if file.format not in ("JPEG", "MPO"):
+                _refuse_labels(value_HW)
+            elif value_HW.max() <= JPEG_NOISE:
+                value_HW[:] = 0
     except Exception as error:
         raise DataError(f"{path}: mask cannot be read: {' '.join(str(error).split())}") from error
     return (value_HW > 0) & (2 * value_HW >= value_HW.max())
 
 
-def _is_turned(file: Image.Image) -> bool:
-    return file.getexif().get(_ORIENTATION) in _TURNED
+def _brightness(file: Image.Image) -> Image.Image:
+    """A palette image of one or two colours in grey; raises ValueError for others, and where both are bright."""
+    rgb = file.convert("RGB")
+    colours = [colour for _, colour in rgb.getcolors(2) or ()]
+    if not colours:
+        raise ValueError("a palette of more than two colours; which one is the object?")
+    grey = rgb.convert("L")
+    value_HW = np.asarray(grey)
+    if len(colours) == 2 and 2 * int(value_HW.min()) >= value_HW.max():
+        raise ValueError(
+            f"palette colours {colours[0]} and {colours[1]} are alike bright; which one is the object?"
+        )
+    return grey
 
 
-def _decode_smaller(file: Image.Image, at_least_hw: tuple[int, int]) -> None:
+def _refuse_labels(value_HW: np.ndarray) -> None:
+    """Raise ValueError for a map of labels, as `read_mask` says."""
+    brightest = value_HW.max()
+    between_HW = (value_HW > 0) & (value_HW < brightest)
+    labels = np.unique(value_HW[between_HW])
+    if not 1 <= len(labels) <= MAX_LABELS - 2:
+        return
+    inner_HW = value_HW[1:-1, 1:-1]
+    filled_HW = between_HW[1:-1, 1:-1].copy()
+    height, width = inner_HW.shape
+    for y in range(3):
+        for x in range(3):
+            filled_HW &= value_HW[y : y + height, x : x + width] == inner_HW
+    if filled_HW.any():
+        values = ", ".join(map(str, [*labels.tolist(), int(brightest)]))
+        raise ValueError(f"values {values} fill areas; which one is the object? (0 outside, 255 inside)")
+
+
+def _orientation(file: ImageFile.ImageFile) -> int:
+    """How an image is to be turned upright, 1 to 8 as EXIF counts, without decoding a pixel of it if that can be."""
+    late = file.format != "PNG" or _has_late_exif(file)
+    # a PNG's own getexif() decodes the pixels, to see what stands behind them
+    found = (file.getexif() if late else Image.Image.getexif(file)).get(_ORIENTATION, 1)
+    return found if found in range(2, 9) else 1
+
+
+def _has_late_exif(file: ImageFile.ImageFile) -> bool:
+    """Whether a PNG has an orientation, perhaps, behind its pixels: by the heads of its chunks."""
+    stream = file.fp
+    assert stream is not None
+    back = stream.tell()
+    try:
+        stream.seek(8)
+        behind = False
+        while len(head := stream.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            behind |= kind == b"IDAT"
+            start = stream.tell()
+            if behind and kind == b"eXIf":
+                return True
+            if behind and kind in (b"tEXt", b"zTXt", b"iTXt") and stream.read(22).startswith(_EXIF_TEXTS):
+                return True
+            stream.seek(start + length + 4)
+        return False
+    finally:
+        stream.seek(back)
+
+
+def _decode_smaller(file: ImageFile.ImageFile, at_least_hw: tuple[int, int]) -> None:
     """Have a codec that can do so decode at the least scale that leaves twice the size asked for."""
     height, width = (REDUCED_SIZE_FACTOR * side for side in at_least_hw)
-    file.draft(None, (height, width) if _is_turned(file) else (width, height))
+    file.draft(None, (height, width) if _orientation(file) in _TURNED else (width, height))
 
 
 def _check_size(file: Image.Image) -> None:

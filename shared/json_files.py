@@ -1,5 +1,6 @@
-"""JSON objects in files: read with a clear message, written whole or not at all; and what JSON lets pass."""
+"""JSON objects in files: read with a clear message, written whole or not at all; and what JSON and editors let pass."""
 
+import codecs
 import json
 import math
 from pathlib import Path
@@ -24,6 +25,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds a {type(value).__name__}, not a JSON object")
     return value
+
+
+def plain_utf8(data: bytes, path: Path | str) -> bytes:
+    """The bytes of a text file without the mark that some editors put before UTF-8.
+
+    Raises:
+        DataError: The mark is that of UTF-16.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: is UTF-16; save it as UTF-8")
+    return data.removeprefix(codecs.BOM_UTF8)
 
 
 def write_json(path: Path, value: Any) -> None:

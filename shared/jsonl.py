@@ -3,8 +3,8 @@
     {"image": "a.jpg", "expression": "the red mug", "mask": ..., "box": [x, y, w, h], "point": [x, y], "split": "val"}
 
 - `image`: file name relative to the JSONL file's folder. Required, as `expression` is.
-- `mask`: polygons, an RLE (see `shared.masks`), the name of a mask image, or `[]`: nothing in the image is meant.
-  Without it, or with null, the pair is unlabelled.
+- `mask`: polygons, an RLE (see `shared.masks`), the name of a mask image or a list of names, which are united, or `[]`:
+  nothing in the image is meant. Without it, or with null, the pair is unlabelled.
 - `box`, `point`: weak labels in pixels of the upright image, origin at its top left corner. Optional.
 - `split`: `train` where it is left out.
 
@@ -18,24 +18,17 @@ drawing more masks does not call for asking the frozen model again.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError, short
 from shared.image_pack import ImageStore
 from shared.images import find_image
-from shared.json_files import is_finite_number, is_whole_text
-from shared.layout import OWN_ROW, AnnotationRecord, ImageRecord, Layout, Problem, RefRecord, read_bytes
+from shared.jsonl_lines import FIELDS, ID, BadLine, Line, parse_lines
+from shared.layout import OWN_ROW, AnnotationRecord, ImageRecord, Layout, Problem, RefRecord
 from shared.masks import MaskFile, Targets
 from shared.refer import ReferDataset, open_layout
-
-FIELDS = ("image", "expression", "mask", "box", "point", "split")
-"""What a line may hold."""
-
-ID = "id"
-"""What a line of pairs to predict may hold besides: its owner's name for it, a text or a number."""
 
 SPLIT_BY = "jsonl"
 """`split_by` of such data."""
@@ -44,40 +37,6 @@ BORDER_PX = 1.0
 """Boxes and points may leave the image by this much."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line, as far as it can be judged without its image."""
-
-    number: int
-    """Number of the line, from 1."""
-    image: str
-    """File name relative to the file's folder, in its plain form: one image, one name."""
-    expression: str
-    """The expression, outer blanks stripped."""
-    mask: Any
-    """As written; None where there is none."""
-    box_xywh_px: tuple[float, ...] | None
-    """Weak label: left, top, width, height."""
-    point_xy_px: tuple[float, ...] | None
-    """Weak label."""
-    split: str
-    """Its split."""
-    own_id: str | float | None = None
-    """Its owner's name for it (`ID`); None where there is none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BadLine:
-    """A line that does not hold together."""
-
-    number: int
-    """Number of the line, from 1."""
-    fault: str
-    """What is wrong with it."""
-    own_id: str | float | None = None
-    """Its owner's name for it (`ID`), as far as that can be read."""
 
 
 def load_jsonl(path: str | Path) -> ReferDataset:
@@ -150,7 +109,7 @@ def read_pairs(path: str | Path) -> list[Line | BadLine]:
     Raises:
         DataError: The file cannot be read, or holds no line.
     """
-    lines = list(_lines(Path(path), (*FIELDS, ID)))
+    lines = parse_lines(Path(path), (*FIELDS, ID))
     if not lines:
         raise DataError(f"{path}: holds no line")
     return lines
@@ -171,7 +130,7 @@ class _Reader:
 
     def lines(self) -> Iterator[Line]:
         """The lines that hold together."""
-        for line in _lines(self.path, FIELDS):
+        for line in parse_lines(self.path, FIELDS):
             if isinstance(line, Line):
                 yield line
             else:
@@ -186,15 +145,11 @@ class _Reader:
         if outside:
             self._report("label outside its image", line.number, outside)
             return None
-        segmentation: Any = line.mask
-        if line.mask == []:
-            segmentation = Targets(parts=())
-        elif isinstance(line.mask, str):
-            try:
-                segmentation = MaskFile(path=find_image(self.path.parent, line.mask, ("",)))
-            except DataError as error:
-                self._report("missing mask file", line.number, f"mask {short(line.mask)}: {error}")
-                return None
+        try:
+            segmentation = self._segmentation(line.mask)
+        except DataError as error:
+            self._report("missing mask file", line.number, f"mask {short(line.mask)}: {error}")
+            return None
         self.annotations[line.number] = AnnotationRecord(
             ann_id=line.number,
             image_id=image.image_id,
@@ -211,6 +166,14 @@ class _Reader:
             no_target=line.mask == [],
         )
 
+    def _segmentation(self, mask: Any) -> Any:
+        """A mask as `shared.masks` knows it; raises DataError for a file that is not there."""
+        if isinstance(mask, str):
+            return MaskFile(path=find_image(self.path.parent, mask, ("",)))
+        if isinstance(mask, list) and all(isinstance(part, str) for part in mask):
+            return Targets(parts=tuple(map(self._segmentation, mask)))
+        return mask
+
     def _image(self, line: Line) -> ImageRecord | None:
         """The image of a line; its head is read once, and a fault reported once."""
         if line.image not in self.images:
@@ -224,65 +187,6 @@ class _Reader:
                     image_id=line.number, file_name=line.image, height=height, width=width
                 )
         return self.images[line.image]
-
-
-def _lines(path: Path, fields: Sequence[str]) -> Iterator[Line | BadLine]:
-    """Every line but blank ones and comments; `fields` are those that it may hold."""
-    for number, data in enumerate(read_bytes(path).splitlines(), start=1):
-        if data.strip() and not data.lstrip().startswith(b"#"):
-            yield _line(number, data, fields)
-
-
-def _line(number: int, data: bytes, fields: Sequence[str]) -> Line | BadLine:
-    try:
-        row = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        return BadLine(number=number, fault=f"not JSON: {error}")
-    fault = _fault(row, fields)
-    if fault:
-        own_id = row.get(ID) if isinstance(row, dict) else None
-        return BadLine(number=number, fault=fault, own_id=own_id if _is_id(own_id) else None)
-    return Line(
-        number=number,
-        image=str(PurePosixPath(row["image"])),  # ./a.jpg is a.jpg
-        expression=row["expression"].strip(),
-        mask=row.get("mask"),
-        box_xywh_px=_numbers(row.get("box")),
-        point_xy_px=_numbers(row.get("point")),
-        split=row.get("split") or "train",
-        own_id=row.get(ID),
-    )
-
-
-def _is_id(value: Any) -> bool:
-    return is_whole_text(value) if isinstance(value, str) else is_finite_number(value)
-
-
-def _fault(row: Any, fields: Sequence[str]) -> str | None:
-    """What is wrong with a line's fields, or None."""
-    if not isinstance(row, dict):
-        return f"expected an object, found {type(row).__name__}"
-    for name in row:
-        if name not in fields:
-            return f"unknown field {name!r} (known: {', '.join(fields)})"
-    for name in ("image", "expression"):
-        if not isinstance(row.get(name), str) or not row[name].strip():
-            return f"{name!r} is {short(row.get(name))}, not a text"
-        if not is_whole_text(row[name]):
-            return f"{name!r} is {short(row[name])}, which holds half a character"
-    if not isinstance(row.get("split", ""), str) or row.get("split") == "":
-        return f"'split' is {short(row['split'])}, not the name of a split"
-    if not isinstance(row.get("mask"), dict | list | str | None):
-        return f"'mask' is {short(row['mask'])}; it must be polygons, an RLE, a file name or null"
-    for name, length in (("box", 4), ("point", 2)):
-        value = row.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, list) or len(value) != length or not all(map(is_finite_number, value)):
-            return f"{name!r} is {short(value)}, not a list of {length} numbers"
-    if row.get(ID) is not None and not _is_id(row[ID]):
-        return f"{ID!r} is {short(row[ID])}, not a text or a number"
-    return None
 
 
 def _outside(line: Line, image: ImageRecord) -> str | None:
@@ -299,10 +203,6 @@ def _outside(line: Line, image: ImageRecord) -> str | None:
         if not (0 <= x <= image.width and 0 <= y <= image.height):
             return f"point {list(line.point_xy_px)} (x, y) lies outside {size}"
     return None
-
-
-def _numbers(value: list[float] | None) -> tuple[float, ...] | None:
-    return None if value is None else tuple(map(float, value))
 
 
 def _fingerprint(refs: list[RefRecord], images: dict[str, ImageRecord | None]) -> str:

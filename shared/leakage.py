@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
-from shared.refer import ordered_splits
+from shared.refer import require_sound
 from shared.refer_layout import read_layout
+from shared.split_names import TRAIN, ordered_splits
 from shared.splits import read_id_file
-
-TRAIN = "train"
 
 NOT_COCO = ("refclef",)
 """Data sets of other images, whose ids mean something else."""
@@ -78,7 +77,7 @@ def _image_ids(root: str | Path, name: str) -> Mapping[str, frozenset[int]]:
     if dataset in NOT_COCO:
         raise DataError(f"{name}: its images are not COCO's; ids cannot be compared")
     ids: dict[str, set[int]] = {}
-    for ref in read_layout(root, dataset, split_by).refs:
+    for ref in require_sound(read_layout(root, dataset, split_by)).refs:
         ids.setdefault(ref.split, set()).add(ref.image_id)
     return {f"{dataset}({split_by}) {split}": frozenset(ids[split]) for split in ordered_splits(ids.keys())}
 

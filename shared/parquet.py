@@ -28,12 +28,14 @@ from PIL import Image
 
 from shared.errors import DataError, short
 from shared.images import image_size_hw
+from shared.json_files import is_finite_number
 from shared.runlog import progress
+from shared.split_names import usual_split
 
 REQUIRED = ("image", "expression")
 OPTIONAL = ("mask", "box", "split")
 
-_SPLIT = r"(train|validation|val|dev|test[A-Z]?)"
+_SPLIT = r"((?i:training|train|validation|val|dev)|(?i:test)[A-Z]?)"
 _AT_START = re.compile(_SPLIT + r"(?![A-Za-z])")
 _AT_END = re.compile(r"(?<![A-Za-z])" + _SPLIT + r"([-_.]?\d+([-_]of[-_]\d+)?)?$")
 _BATCH_ROWS = 64
@@ -156,12 +158,12 @@ def chosen_columns(found: Iterable[str], columns: Mapping[str, str], where: str)
 def split_of(file: Path) -> str | None:
     """The split that a file's name begins or ends with, or the nearest of its folders; None if none says one.
 
-    `validation` and `dev` are val. The path is relative to the folder that was asked for.
+    It is given its usual name (`shared.split_names`). The path is relative to the folder that was asked for.
     """
     for name in (file.stem, *reversed(file.parts[:-1])):
         found = _AT_START.match(name) or _AT_END.search(name)
         if found is not None:
-            return {"validation": "val", "dev": "val"}.get(found[1], found[1])
+            return usual_split(found[1])
     return None
 
 
@@ -205,9 +207,9 @@ def lines_of(row: ParquetRow, root: Path, corners: bool) -> list[dict[str, Any]]
     if box is not None:
         line["box"] = _box(box, corners, row.where)
     split = row.split if values.get("split") is None else values["split"]
-    if not isinstance(split, str):
+    if not isinstance(split, str) or not split.strip():
         raise DataError(f"{row.where}: split is {short(split)}, not a text")
-    line["split"] = {"validation": "val"}.get(split, split)
+    line["split"] = usual_split(split)
     expressions = values["expression"]
     if isinstance(expressions, str):
         expressions = [expressions]
@@ -240,20 +242,30 @@ def _mask(value: Any, root: Path, where: str) -> Any:
     if isinstance(value, bytes) or (isinstance(value, dict) and "bytes" in value):
         return _written_image(value, root, "masks", where)
     if isinstance(value, dict) and {"size", "counts"} <= value.keys():
-        counts = value["counts"]
-        return {
-            "size": value["size"],
-            "counts": counts.decode("ascii") if isinstance(counts, bytes) else counts,
-        }
-    if isinstance(value, list):
-        return [value] if value and all(isinstance(number, int | float) for number in value) else value
-    raise DataError(f"{where}: mask is {short(value)}, neither an image nor polygons nor an RLE")
+        made: Any = {"size": value["size"], "counts": value["counts"]}
+        if isinstance(made["counts"], bytes):
+            made["counts"] = made["counts"].decode("latin-1")
+    elif isinstance(value, list):
+        made = [value] if value and all(isinstance(number, int | float) for number in value) else value
+    else:
+        raise DataError(f"{where}: mask is {short(value)}, neither an image nor polygons nor an RLE")
+    if not _is_plain(made):
+        raise DataError(
+            f"{where}: mask is {short(value)}, which holds what is neither a number nor ASCII text"
+        )
+    return made
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value consists of lists, objects, finite numbers and ASCII texts."""
+    if isinstance(value, dict | list):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return value.isascii() if isinstance(value, str) else is_finite_number(value)
 
 
 def _box(value: Any, corners: bool, where: str) -> list[float]:
     """A box as `[x, y, width, height]`."""
-    numbers = isinstance(value, list) and all(isinstance(number, int | float) for number in value)
-    if not numbers or len(value) != 4:
+    if not isinstance(value, list) or len(value) != 4 or not all(map(is_finite_number, value)):
         raise DataError(f"{where}: box is {short(value)}, not a list of 4 numbers")
     x, y, right, bottom = map(float, value)
     return [x, y, right - x, bottom - y] if corners else [x, y, right, bottom]

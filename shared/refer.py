@@ -30,10 +30,8 @@ from shared.images import scales_down
 from shared.layout import Layout
 from shared.masks import decode_segmentation, rle_box_xyxy_px, segmentation_hash, segmentation_rle
 from shared.refer_layout import collector_paused, read_layout
+from shared.split_names import ordered_splits
 from shared.types import Sample
-
-SPLIT_ORDER = ("train", "val", "testA", "testB", "test")
-"""Order in which splits are listed; any others follow by name."""
 
 
 class MaskAccessError(RuntimeError):
@@ -59,6 +57,9 @@ class ReferringDataset(Protocol):
 
     def mask(self, sample: Sample) -> np.ndarray:
         """`bool [H, W]` at the original size."""
+
+    def require_masks(self, samples: Sequence[Sample]) -> None:
+        """Refuse the first of some samples whose mask cannot be read."""
 
     def masks_hash(self, samples: Sequence[Sample]) -> str:
         """Of what was drawn for some samples: masks may be corrected, and the data set is the same one still."""
@@ -110,6 +111,7 @@ class ReferDataset:
         self._weak_boxes = {ann: layout.annotations[ann].box_xywh_px for ann in needed}
         self._weak_points = {ann: layout.annotations[ann].point_xy_px for ann in needed}
         self._masked_image_ids: frozenset[int] | None = None  # None: masks of all images
+        self._sound_anns: set[int] = set()
 
     def __repr__(self) -> str:
         """Name and size."""
@@ -223,6 +225,13 @@ class ReferDataset:
         except DataError as error:
             raise self._segmentation_error(sample, error) from error
 
+    def require_masks(self, samples: Sequence[Sample]) -> None:
+        """Read the masks of some samples, each once in the life of this reader; raises as `mask` does."""
+        for sample in samples:
+            if sample.ann_id not in self._sound_anns:
+                self.box_xyxy_px(sample)
+                self._sound_anns.add(sample.ann_id)
+
     def weak_box_xyxy_px(self, sample: Sample) -> np.ndarray | None:
         """A box given beside or instead of a mask, never made from one: `float32 [4]` x0, y0, x1, y1, pixels."""
         box = self._weak_boxes[sample.ann_id]
@@ -248,6 +257,7 @@ class ReferDataset:
         reader = copy.copy(self)
         reader._segmentations = {ann: shape for ann, shape in self._segmentations.items() if ann in kept_anns}
         reader._masked_image_ids = keep
+        reader._sound_anns = set()
         return reader
 
     def masks_hash(self, samples: Sequence[Sample]) -> str:
@@ -294,20 +304,20 @@ def load_refer(root: str | Path, dataset: str, split_by: str) -> ReferDataset:
 
 def open_layout(layout: Layout) -> ReferDataset:
     """A reader of annotations that hold together; raises DataError for the first that does not."""
-    blocking = [problem for problem in layout.problems if problem.blocks]
-    if blocking:
-        more = f" (and {len(blocking) - 1} more problems)" if len(blocking) > 1 else ""
-        raise DataError(blocking[0].line + more)
+    require_sound(layout)
     if not any(ref.sentences for ref in layout.refs):
         raise DataError(f"{layout.refs_path}: holds no expression")
     with collector_paused():
         return ReferDataset(layout)
 
 
-def ordered_splits(names: Collection[str]) -> tuple[str, ...]:
-    """Split names in the order of `SPLIT_ORDER`, then others by name."""
-    known = [name for name in SPLIT_ORDER if name in names]
-    return (*known, *sorted(set(names) - set(SPLIT_ORDER)))
+def require_sound(layout: Layout) -> Layout:
+    """The layout itself; raises DataError for the first row that does not hold together."""
+    blocking = [problem for problem in layout.problems if problem.blocks]
+    if blocking:
+        more = f" (and {len(blocking) - 1} more problems)" if len(blocking) > 1 else ""
+        raise DataError(blocking[0].line + more)
+    return layout
 
 
 def _samples(layout: Layout) -> tuple[Sample, ...]:

@@ -3,7 +3,7 @@
     ROOT/<dataset>/refs(<split_by>).p        pickle: list of {ref_id, ann_id, image_id, split, sentences}, where
                                              sentences are a list of {sent_id, sent, raw}
     ROOT/<dataset>/grefs(<split_by>).json    the same as JSON (gRefCOCO): ann_id is a list; [-1] names no target
-    ROOT/<dataset>/instances.json            COCO: images, annotations (polygons or RLE), categories
+    ROOT/<dataset>/instances.json            COCO: images, annotations (polygons or RLE; [] is no mask), categories
 
 A ref of several annotations gets one of its own, their union, with the id -1 - ref_id; one without a target gets an
 empty one.
@@ -147,8 +147,8 @@ def _read_images(rows: list[Any], file: str, problems: list[Problem]) -> dict[in
         if not (1 <= record.height <= MAX_SIDE_PX and 1 <= record.width <= MAX_SIDE_PX):
             size = f"height {record.height} and width {record.width} are not within 1..{MAX_SIDE_PX}"
             problems.append(Problem(kind="impossible image size", file=file, row=where, detail=size))
-        elif unsafe_file_name(record.file_name):
-            detail = f"file_name {short(record.file_name)} leads out of the image folder"
+        elif fault := unsafe_file_name(record.file_name):
+            detail = f"file_name {short(record.file_name)} {fault}"
             problems.append(Problem(kind="unsafe file name", file=file, row=where, detail=detail))
         elif images.setdefault(record.image_id, record) != record:
             detail = f"image id {record.image_id} stands for another image already"
@@ -167,8 +167,11 @@ def _read_annotations(
             problems.append(Problem(kind="malformed record", file=file, row=where, detail=fault))
             continue
         where += f" (id {row['id']})"
+        drawn = row["segmentation"]
         record = AnnotationRecord(
-            ann_id=row["id"], image_id=row["image_id"], segmentation=row["segmentation"]
+            ann_id=row["id"],
+            image_id=row["image_id"],
+            segmentation=None if drawn == [] else drawn,  # what COCO tools write of a box without a mask
         )
         if annotations.setdefault(record.ann_id, record) != record:
             detail = f"annotation id {record.ann_id} stands for another annotation already"
@@ -266,11 +269,13 @@ class _Refs:
         return False
 
     def _union(self, ref_id: int, image_id: int, ann_ids: list[int]) -> int:
-        """Id of a new annotation, the union of several or of none."""
+        """Id of a new annotation, the union of several or of none; of no mask if one of them has none."""
         parts = tuple(self.annotations[ann_id].segmentation for ann_id in ann_ids)
         ann_id = -1 - ref_id
         self.annotations[ann_id] = AnnotationRecord(
-            ann_id=ann_id, image_id=image_id, segmentation=Targets(parts=parts)
+            ann_id=ann_id,
+            image_id=image_id,
+            segmentation=None if None in parts else Targets(parts=parts),
         )
         return ann_id
 

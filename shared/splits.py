@@ -9,12 +9,17 @@ import hashlib
 import json
 import math
 import random
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
+from shared.json_files import plain_utf8
+
+_COMMENT = re.compile(r"(?:^|\s)#")
+"""A file's name may hold a number sign, but not begin with one."""
 
 
 def labelled_image_ids(image_ids_in_order: Sequence[int], fraction: float, seed: int) -> list[int]:
@@ -81,7 +86,7 @@ def labelled_from_file(path: Path, images: Mapping[int, str]) -> list[int]:
 def read_id_file(path: Path) -> list[int]:
     """Read image ids: a JSON list, a JSON object with `image_ids` (a run's `split.json`), or one id a line.
 
-    In the last form blank lines and what follows `#` are skipped.
+    In the last form blank lines are skipped, and what follows a `#` at the start of a line or behind a blank.
 
     Raises:
         DataError: The file is missing, empty, or holds something that is no id or one id twice.
@@ -105,14 +110,14 @@ def split_hash(image_ids: Iterable[int]) -> str:
 def _rows(path: Path, names: Sequence[str]) -> list[tuple[str, Any]]:
     """What a file lists, each with where it stands; of an object the list under the first of `names` that it has."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = plain_utf8(Path(path).read_bytes(), path).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     if text.lstrip().startswith(("[", "{")):
         rows = _json_rows(path, text, names)
     else:
         lines = (
-            (f"line {number}", line.partition("#")[0].strip())
+            (f"line {number}", _COMMENT.split(line, maxsplit=1)[0].strip())
             for number, line in enumerate(text.splitlines(), 1)
         )
         rows = [(row, int(line) if line.isdecimal() else line) for row, line in lines if line]

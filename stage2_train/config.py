@@ -346,11 +346,21 @@ class TrainConfig:
             DataError: A batch that is no multiple of processes times micro-batches.
         """
         for name in self._batches:
-            if getattr(self, name) % (self.accumulation * num_processes):
+            if self._rest(name, num_processes):
+                fit = next(
+                    n
+                    for n in range(num_processes, 0, -1)
+                    if not any(self._rest(one, n) for one in self._batches)
+                )
                 raise DataError(
                     f"{name} {getattr(self, name)} cannot be shared out over {num_processes} process(es) "
-                    f"and {self.accumulation} micro-batch(es)"
+                    f"and {self.accumulation} micro-batch(es): start {fit} in all "
+                    f"(torchrun --nproc_per_node {fit}, make PROCS={fit}), or change the batch"
                 )
+
+    def _rest(self, name: str, num_processes: int) -> int:
+        """Samples of a batch that are left over when it is shared out."""
+        return int(getattr(self, name) % (self.accumulation * num_processes))
 
     @property
     def _batches(self) -> tuple[str, ...]:

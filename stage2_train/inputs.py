@@ -107,8 +107,12 @@ def open_inputs(config: TrainConfig, *, store_comes: bool = False) -> Inputs:
 def open_split(config: TrainConfig, dataset: ReferringDataset) -> Split:
     """The labelled and the unlabelled part of a run's train split; its validation split is looked at too.
 
+    Every mask that the run learns from or is validated with is read once: a run keeps to the masks that it began with,
+    so one that shows to be unreadable later could not be mended.
+
     Raises:
-        DataError: No labelled image, no unlabelled one for a method that learns from them, or nothing to validate on.
+        DataError: No labelled image, no unlabelled one for a method that learns from them, nothing to validate on, or a
+            mask that cannot be read.
     """
     split = make_split(dataset, config.fraction, config.split_seed, config.image_ids_file)
     if config.uses_unlabelled and not split.unlabelled:
@@ -119,8 +123,9 @@ def open_split(config: TrainConfig, dataset: ReferringDataset) -> Split:
         raise DataError(
             f"val_split {config.val_split!r} is not one of {', '.join(dataset.splits)}; or set eval_every=0"
         )
+    dataset.require_masks([ref[0] for ref in split.labelled])
     if config.eval_every:
-        scorable(dataset, config.val_split)
+        dataset.require_masks(scorable(dataset, config.val_split))
     return split
 
 

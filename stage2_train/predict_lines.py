@@ -24,7 +24,8 @@ from PIL import Image
 from shared.errors import DataError
 from shared.image_pack import ImageStore, digest_of
 from shared.images import read_image
-from shared.jsonl import ID, BadLine, Line, read_pairs
+from shared.jsonl import read_pairs
+from shared.jsonl_lines import ID, BadLine, Line
 from shared.store.publish import clean_partials, disk_errors, partial_path, publish_file
 from stage2_train.predict import Prediction, Predictor, file_stem, files_of, write_prediction
 from stage2_train.run_files import model_folder

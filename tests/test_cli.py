@@ -544,6 +544,15 @@ def test_leakage_is_status_1(l2l, refshapes, tmp_path):
     assert ran.status == 1 and ran.json["ok"] is False
 
 
+@pytest.mark.parametrize("place", ["taken", "taken/below"])
+def test_data_are_not_made_where_a_file_is(l2l, tmp_path, place):
+    (tmp_path / "taken").write_text("mine")
+    for command in ("init", "synth"):
+        ran = l2l("data", command, tmp_path / place)
+        assert ran.status == 2 and "cannot write" in ran.err and "a file is in the way" in ran.err
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 def test_parquet_that_cannot_be_imported_is_status_2(l2l, tmp_path):
     out = tmp_path / "own.jsonl"
     ran = l2l("data", "import", tmp_path, out)

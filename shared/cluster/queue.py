@@ -49,7 +49,10 @@ def ask_queue(scripts: Mapping[str, str]) -> Queue:
         return Queue(problem=f"squeue: {said[-1] if said else f'exit status {done.returncode}'}")
     found = {}
     for line in done.stdout.splitlines():
-        job, index, state, reason, script = line.split("|", maxsplit=4)
+        fields = line.split("|", maxsplit=4)
+        if len(fields) < 5:
+            continue  # what a site's own squeue says besides
+        job, index, state, reason, script = fields
         own = scripts.get(job)
         if own is not None and (script == own or script.startswith(f"{own} ")):
             found[job, int(index) if index.isdecimal() else 0] = state, reason

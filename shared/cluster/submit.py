@@ -31,6 +31,9 @@ SUBMITTED_FILE = "submitted.jsonl"
 DEFAULT_ARRAY_SIZE = 1001
 """`MaxArraySize` of a Slurm that was not told otherwise."""
 
+_JOB_ID = re.compile(r"^[ \t]*(\d+)(?:;\S+)?[ \t\r]*$", re.MULTILINE)
+"""A line of sbatch with a job's id, or its id and its cluster."""
+
 _KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS")
 """Of Slurm's variables those that say which cluster; the others describe the job that submits, if it is one."""
 
@@ -200,15 +203,15 @@ def _parts(job: ClusterJob, site: SiteConfig) -> list[tuple[int, list[int]]]:
 
 def _sbatch(command: list[str], before: Sequence[dict[str, Any]]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
-    number = done.stdout.strip().partition(";")[0]  # "id" or "id;cluster"
-    if done.returncode or not number.isdecimal():
+    answers = _JOB_ID.findall(done.stdout)  # a site's own sbatch may say more around it
+    if done.returncode or not answers:
         said = [line.removeprefix("sbatch: error: ") for line in (done.stderr or done.stdout).splitlines()]
         reason = "; ".join(line.strip() for line in said if line.strip()) or f"exit status {done.returncode}"
         named = ", ".join(one["job"] for one in before)
         raise DataError(
             f"{shlex.join(command)}: {reason}" + (f" (jobs submitted before it: {named})" if named else "")
         )
-    return number
+    return answers[-1]
 
 
 def _environment() -> dict[str, str]:

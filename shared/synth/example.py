@@ -28,6 +28,7 @@ COMMENT = """\
 # expression  what is meant in it
 # mask        leave it out (or null) where nobody has drawn one: the pair is then unlabelled. Otherwise one of
 #             "masks/a.png"                      an image of one channel, black outside the object
+#             ["masks/a.png", "masks/b.png"]     the object in several such images
 #             [[x0, y0, x1, y1, x2, y2, ...]]    polygons, pixels of the upright image, origin at its top left corner
 #             {"size": [h, w], "counts": ...}    COCO run lengths, compressed or not
 #             []                                 nothing in the image is meant

@@ -49,6 +49,7 @@ class Outer:
         ("flag=True", lambda c: c.flag, True),
         ("mode=b", lambda c: c.mode, "b"),
         ("path=a/b", lambda c: c.path, Path("a/b")),
+        ("path=~/b", lambda c: c.path, Path.home() / "b"),
         ("text=k=v", lambda c: c.text, "k=v"),
     ],
 )

@@ -43,6 +43,16 @@ def test_several_targets_and_none(tmp_path):
     assert pickle.loads(pickle.dumps(dataset)).mask(samples[7]).any()
 
 
+def test_a_union_with_a_box_that_has_no_mask_has_none(tmp_path):
+    written = write_general(tmp_path)
+    file = tmp_path / "grefcoco" / "instances.json"
+    instances = json.loads(file.read_text())
+    next(row for row in instances["annotations"] if row["id"] == 1002)["segmentation"] = []
+    file.write_text(json.dumps(instances))
+    dataset = load_refer(*written.args)
+    assert [s.ref_id for s in dataset.samples() if not dataset.has_mask(s)] == [2, 2, 7, 7]
+
+
 def test_unions_are_dropped_with_their_image(tmp_path):
     dataset = load_refer(*write_general(tmp_path).args)
     reader = dataset.without_masks([103])

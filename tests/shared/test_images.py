@@ -120,6 +120,89 @@ def test_masks_of_several_channels_or_objects_are_refused(tmp_path):
         read_mask(saved(tmp_path, three, "m.png"))
 
 
+def paletted(index_HW, *colours):
+    image = Image.fromarray(np.array(index_HW, dtype=np.uint8))
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+def test_a_palette_counts_by_the_brightness_of_its_colours(tmp_path):
+    black, white, red = (0, 0, 0), (255, 255, 255), (128, 0, 0)
+    index_HW = [[0, 1, 1], [0, 0, 1]]
+    inside = np.array(index_HW, dtype=bool)
+    for dark, bright in ((black, white), (black, red)):
+        path = saved(tmp_path, paletted(index_HW, dark, bright))
+        np.testing.assert_array_equal(read_mask(path), inside)
+        path = saved(tmp_path, paletted(index_HW, bright, dark))
+        np.testing.assert_array_equal(read_mask(path), ~inside)
+    assert not read_mask(saved(tmp_path, paletted([[1, 1]], white, black))).any()
+    with pytest.raises(DataError, match=r"palette colours .* are alike bright"):
+        read_mask(saved(tmp_path, paletted(index_HW, (200, 200, 200), white)))
+
+
+@pytest.mark.parametrize("values", [(1, 5), (1, 255), (128, 255), (3, 5, 7)])
+def test_a_map_of_labels_is_refused_whichever_of_them_is_meant(tmp_path, values):
+    """Ids of objects, a border that is left open, a trimap."""
+    value_HW = np.zeros((20, 30), dtype=np.uint8)
+    for row, value in enumerate(values):
+        value_HW[2:8, 2 + 6 * row : 7 + 6 * row] = value
+    path = saved(tmp_path, Image.fromarray(value_HW), "m.png")
+    with pytest.raises(DataError, match=f"m.png: .*values {', '.join(map(str, values))} fill areas"):
+        read_mask(path)
+
+
+def test_smoothed_outlines_and_soft_masks_are_no_maps_of_labels(tmp_path):
+    """The outline of a thin object is most of it; a soft mask has areas of one value, and many values."""
+    thin = np.zeros((12, 12), dtype=np.uint8)
+    thin[:, 4], thin[:, 5], thin[:, 6] = 128, 255, 100
+    assert read_mask(saved(tmp_path, Image.fromarray(thin))).sum(axis=1).tolist() == [2] * 12
+    soft = np.repeat(np.repeat(np.arange(0, 256, 10, dtype=np.uint8)[None], 4, axis=1), 4, axis=0)
+    assert read_mask(saved(tmp_path, Image.fromarray(soft))).sum() == (soft >= 125).sum()
+
+
+def test_a_black_jpeg_is_empty_whatever_its_noise(tmp_path):
+    noise = np.full((16, 16), 2, dtype=np.uint8)
+    assert not read_mask(saved(tmp_path, Image.fromarray(noise), "a.jpg")).any()
+    assert read_mask(saved(tmp_path, Image.fromarray(noise), "a.png")).all()
+    square = np.zeros((32, 32), dtype=np.uint8)
+    square[8:24, 8:24] = 255
+    found = read_mask(saved(tmp_path, Image.fromarray(square), "b.jpg", quality=60))
+    np.testing.assert_array_equal(found, square > 0)
+
+
+def with_exif_last(path, kind=b"eXIf"):
+    """A PNG whose orientation (6) stands behind its pixels, as some tools write it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+    data = {b"eXIf": exif.tobytes()[6:], b"iTXt": xmp, b"tEXt": b"date:create\0today"}[kind]
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-12] + chunk + whole[-12:])
+    return path
+
+
+@pytest.mark.parametrize(("kind", "orientation"), [(b"eXIf", 6), (b"iTXt", 6), (b"tEXt", 1)])
+def test_what_stands_behind_the_pixels_turns_size_and_image_alike(tmp_path, kind, orientation):
+    path = with_exif_last(saved(tmp_path, Image.new("RGB", (6, 4))), kind)
+    height, width = image_size_hw(path)
+    assert image_orientation(path) == orientation
+    assert read_image(path).size == (width, height) == ((4, 6) if orientation == 6 else (6, 4))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_size_of_a_png_is_told_without_its_pixels(tmp_path, monkeypatch, late):
+    path = saved(tmp_path, Image.fromarray(photo(200, 210)))
+    if late:
+        with_exif_last(path, b"tEXt")
+
+    def fail(self):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    assert image_size_hw(path) == (200, 210) and image_orientation(path) == 1
+
+
 def photo(height, width):
     """Soft colours at several scales with hard-edged patches on top, as u8 [H, W, 3]."""
     generator = rng("photo", height, width)

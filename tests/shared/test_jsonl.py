@@ -10,7 +10,8 @@ from PIL import Image
 from shared.config import DataConfig
 from shared.datasets import dataset_layout, load_dataset
 from shared.errors import DataError
-from shared.jsonl import BadLine, load_jsonl, read_lines, read_pairs
+from shared.jsonl import load_jsonl, read_lines, read_pairs
+from shared.jsonl_lines import BadLine
 from shared.masks import encode_rle
 from shared.refer import MaskAccessError, ReferringDataset
 from shared.refer_check import check_layout
@@ -29,6 +30,10 @@ def write(folder, rows, name="photos.jsonl"):
     exif[0x0112] = 6
     Image.new("RGB", SIZE_HW).save(folder / "turned.jpg", exif=exif)
     Image.fromarray(np.where(MASK, 255, 0).astype(np.uint8)).save(folder / "mask.png")
+    for part, columns in (("left", slice(0, 5)), ("right", slice(4, 10))):
+        half = np.zeros(SIZE_HW, dtype=np.uint8)
+        half[:, columns] = MASK[:, columns]
+        Image.fromarray(half).save(folder / f"{part}.png")
     path = folder / name
     path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
     return path
@@ -43,12 +48,13 @@ FORMS = {
     "compressed": encode_rle(MASK),
     "runs": {"size": [8, 10], "counts": [10, 3, 5, 3, 5, 3, 5, 3, 5, 3, 5, 3, 27]},
     "file": "mask.png",
+    "files": ["left.png", "right.png"],
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_mask(tmp_path, form):
-    path = write(tmp_path, ["# a note", "", pair("turned.jpg", mask=FORMS[form], split="val")])
+    path = write(tmp_path, ["# a note", "", pair("turned.jpg", mask=FORMS[form], split="val"), pair()])
     dataset = load_jsonl(path)
     (sample,) = dataset.samples("val")
     assert (sample.sample_id, sample.height, sample.width) == ("photos.jsonl.3", *SIZE_HW)
@@ -136,6 +142,12 @@ BROKEN = {
     "absent mask": (pair(mask="absent.png"), "mask 'absent.png': "),
     "mask that is no name": (pair(mask="PPYo0" * 400), r"mask 'PPYo0.*\.\.\.: .* File name too long"),
     "image that is no name": (pair("b" * 400), r"image 'bbb.*\.\.\.: .* File name too long"),
+    "backslash": (pair("images\\0.jpg"), r"holds a backslash; write 'images/0.jpg'"),
+    "backslash in a mask": (pair(mask="masks\\0.png"), r"holds a backslash; write 'masks/0.png'"),
+    "Windows": (pair("C:\\0.jpg"), "leads out of the image folder"),
+    "absent second mask": (pair(mask=["mask.png", "absent.png"]), "absent.png: not found"),
+    "mixed masks": (pair(mask=["mask.png", [1, 2, 7, 2, 7, 5]]), "'mask' is .* polygons, an RLE, file names"),
+    "empty mask": (pair(mask=""), "'mask' is ''; leave it out, or write null"),
     "escaping mask": (pair(mask="../mask.png"), "leads out of the image folder"),
 }
 
@@ -175,6 +187,40 @@ def test_an_empty_or_missing_file(tmp_path):
         load_jsonl(write(tmp_path, ["# nothing"]))
     with pytest.raises(DataError, match="none.jsonl: not found"):
         load_jsonl(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,expression\na.jpg,the mug\n", "line 1: this looks like CSV; one JSON object a line"),
+        ('# mine\n"a.jpg";"the mug"\n', "line 2: this looks like CSV"),
+        ('[\n{"image": "a.jpg"}\n]\n', "line 1: this looks like a JSON list"),
+        ('[{"image": "a.jpg", "expression": "x"}]', "line 1: this looks like a JSON list"),
+        ('{\n  "image": "a.jpg"\n}\n', "line 1: this looks like JSON over several lines"),
+    ],
+)
+def test_another_format_is_named_once(tmp_path, text, message):
+    path = tmp_path / "own.jsonl"
+    path.write_text(text)
+    for read in (load_jsonl, read_pairs, read_lines):
+        with pytest.raises(DataError, match=message):
+            read(path)
+
+
+def test_a_broken_first_line_costs_itself_alone_where_others_are_sound(tmp_path):
+    path = tmp_path / "wanted.jsonl"
+    path.write_text("oh, no\n" + json.dumps(pair()) + "\n")
+    assert [type(line).__name__ for line in read_pairs(path)] == ["BadLine", "Line"]
+
+
+def test_marks_of_editors(tmp_path):
+    path = write(tmp_path, [pair()])
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert len(load_jsonl(path).samples()) == 1
+    path.write_text(text, encoding="utf-16")
+    with pytest.raises(DataError, match="photos.jsonl: is UTF-16; save it as UTF-8"):
+        load_jsonl(path)
 
 
 def test_pairs_to_predict_are_read_without_their_images(tmp_path):
@@ -227,13 +273,40 @@ def test_scores_on_images_of_train_are_said_not_to_be_trusted(tmp_path):
         pair("c.jpg", split="val"),
         pair("c.jpg", expression="the fork", split="test"),
     ]
-    Image.new("RGB", (10, 8)).save(tmp_path / "c.jpg")
+    Image.new("RGB", (10, 8), "red").save(tmp_path / "c.jpg")
     report = check_layout(dataset_layout(DataConfig(root=str(write(tmp_path, rows)), dataset="")))
     assert report.ok and report.to_dict()["seen_sentences"] == {"val": 2}
     first, second = [line for line in report.format_table().splitlines() if "share" in line]
     spoilt = "scores on the 2 of 3 sentences of val that are about them are not to be trusted"
     assert first == f"note: train/val share 1 images: {spoilt}"
     assert second == "note: val/test share 1 images"
+
+
+def test_a_copy_of_an_image_of_train_spoils_scores_as_the_image_does(tmp_path):
+    path = write(tmp_path, [pair("turned.jpg"), pair("copy.jpg", "the plate", split="val", mask="mask.png")])
+    (tmp_path / "copy.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes())
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    assert report.ok and report.seen_sentences == {"val": 1} and report.shared_images == {"train/val": 1}
+    assert report.copies == {"copy.jpg (line 2)": "turned.jpg (line 1)"}
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        ({"box": [0.1, 0.2, 0.3, 1]}, 1),
+        ({"point": [0.5, 0.5]}, 1),
+        ({"box": [0, 0, 1, 1]}, 0),
+        ({"box": [0.5, 0.5, 2, 2], "point": [1, 1]}, 0),
+    ],
+)
+def test_shares_of_an_image_are_told_from_pixels(tmp_path, label, found):
+    path = write(tmp_path, [pair(), pair("b.jpg", **label)])
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    assert [problem.kind for problem in report.problems] == ["normalised coordinates"] * found
+    if found:
+        assert (
+            "line 2: " in report.problems[0].first[0] and "pixels are expected" in report.problems[0].first[0]
+        )
 
 
 def test_one_image_by_two_names_is_one_image(tmp_path):

@@ -72,3 +72,10 @@ def test_against_an_id_list(root, tmp_path):
 def test_refusals(root, names, message):
     with pytest.raises(DataError, match=message):
         leakage(root, names)
+
+
+def test_rows_that_do_not_hold_together_are_no_leakage_left_out(root):
+    """A ref that could not be read would be missing from both sides."""
+    write_refer_fixture(root, dataset="refcoco", edit=set_field(0, 6, "ann_id", 4242))
+    with pytest.raises(DataError, match=r"refs\[6\] .*ann_id 4242 is not among the annotations"):
+        leakage(root, ["refcoco:unc"])

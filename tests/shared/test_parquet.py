@@ -81,13 +81,34 @@ def test_pairs_splits_and_boxes(tmp_path):
         ({"expression": 7}, "row 3: expression is 7, neither"),
         ({"mask": 7}, "row 3: mask is 7, neither"),
         ({"box": [1, 2, 3]}, r"row 3: box is \[1, 2, 3\], not a list of 4 numbers"),
+        ({"box": [1, 2, float("nan"), 3]}, r"row 3: box is \[1, 2, nan, 3\], not a list of 4 numbers"),
+        ({"mask": [{"bytes": PHOTO}]}, "row 3: mask is .* neither a number nor ASCII"),
+        ({"mask": [1, 2, float("inf"), 3, 4, 5]}, "row 3: mask is .* neither a number nor ASCII"),
+        (
+            {"mask": {"size": [8, 10], "counts": "\u00e9".encode()}},
+            "row 3: mask is .* neither a number nor ASCII",
+        ),
         ({"split": 1}, "row 3: split is 1, not a text"),
+        ({"split": " "}, "row 3: split is ' ', not a text"),
     ],
 )
 def test_what_cannot_be_used_is_named_and_no_file_is_made(tmp_path, values, message):
     with pytest.raises(DataError, match=message):
         write_rows([row(2), row(3, **values)], tmp_path / "own.jsonl", corners=False)
     assert not (tmp_path / "own.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("named", "split"), [("dev", "val"), (" Validation", "val"), ("TRAIN ", "train"), ("training", "train"),
+                         ("testb", "testB"), (" held-out ", "held-out")]
+)  # fmt: skip
+def test_the_split_of_a_row_by_its_usual_name(tmp_path, named, split):
+    answer = write_rows(
+        [ParquetRow(where="a", split="train", values={"image": PHOTO, "expression": "x", "split": named})],
+        tmp_path / "own.jsonl",
+        corners=False,
+    )
+    assert answer["splits"] == {split: 1}
 
 
 def test_columns_are_mapped_and_missing_ones_are_named():
@@ -106,9 +127,17 @@ def test_columns_are_mapped_and_missing_ones_are_named():
 
 def test_the_split_of_a_file(tmp_path):
     says = {
-        "train": ["train-00000-of-00004", "train", "default/train/0000", "mug_train"],
-        "val": ["validation-0", "val", "dev-0", "refcoco-val", "default/validation/0000", "val/photos"],
-        "testA": ["testA-00000", "refcoco_testA", "refcoco_testA-00001-of-00002", "a/testA/b/0"],
+        "train": ["train-00000-of-00004", "train", "default/train/0000", "mug_train", "Training-0", "TRAIN"],
+        "val": [
+            "validation-0",
+            "Val",
+            "val",
+            "dev-0",
+            "refcoco-val",
+            "default/validation/0000",
+            "val/photos",
+        ],
+        "testA": ["testA-00000", "TESTA", "refcoco_testA", "refcoco_testA-00001-of-00002", "a/testA/b/0"],
         "test": ["test-0", "x-test"],
         None: ["tests", "photos", "contrast", "trainer-0", "interval", "latest"],
     }

@@ -9,9 +9,10 @@ from PIL import Image
 from shared.errors import DataError
 from shared.images import read_image
 from shared.refer import MaskAccessError, ReferringDataset, load_refer
+from shared.refer_check import check_refer
 from shared.refer_layout import IMAGE_FOLDERS
 from shared.types import Sample
-from tests.shared.refer_fixture import BROKEN, REF_ORDER, TRAIN_IMAGE_IDS, write_refer_fixture
+from tests.shared.refer_fixture import BROKEN, REF_ORDER, TRAIN_IMAGE_IDS, set_field, write_refer_fixture
 
 
 @pytest.fixture
@@ -273,6 +274,24 @@ def test_malformed_segmentation_names_file_and_annotation(tmp_path):
     for read in (dataset.mask, dataset.box_xyxy_px):
         with pytest.raises(DataError, match="instances.json: annotation 1007: polygon of 3 numbers"):
             read(sample)
+
+
+def test_an_empty_segmentation_is_a_box_without_a_mask(tmp_path):
+    written = write_refer_fixture(tmp_path, edit=set_field(1, "annotations", 0, "segmentation", []))
+    dataset = load_refer(*written.args)
+    bare = [sample for sample in dataset.samples() if not dataset.has_mask(sample)]
+    assert {sample.ann_id for sample in bare} == {1007}
+    report = check_refer(*written.args)
+    assert report.ok and report.unlabelled == {"train": 1}
+
+
+def test_masks_that_cannot_be_read_are_found_in_advance(tmp_path):
+    broken = {"size": [12, 17], "counts": [203]}
+    written = write_refer_fixture(tmp_path, edit=set_field(1, "annotations", 0, "segmentation", broken))
+    dataset = load_refer(*written.args)
+    dataset.require_masks([sample for sample in dataset.samples() if sample.ann_id != 1007])
+    with pytest.raises(DataError, match="instances.json: annotation 1007: RLE runs cover 203"):
+        dataset.require_masks(dataset.samples())
 
 
 @pytest.mark.parametrize("name", BROKEN)

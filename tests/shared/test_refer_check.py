@@ -2,14 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from shared import refer_check
+from shared.check_report import CheckReport, SplitCounts
 from shared.errors import DataError
 from shared.image_pack import build_pack
 from shared.refer import load_refer
-from shared.refer_check import CheckReport, SplitCounts, check_refer
+from shared.refer_check import check_refer
 from tests.shared.refer_fixture import BROKEN, set_field, write_refer_fixture
 
 
@@ -46,6 +48,7 @@ CONTENT = {
     "annotation of unknown image": set_field(1, "annotations", 9, "image_id", 999),
     "image of another size": set_field(1, "images", 5, "height", 11),
     "ref without sentences": set_field(0, 2, "sentences", []),
+    "normalised coordinates": annotation([[0.1, 0.2, 0.7, 0.2, 0.7, 0.9]]),
     "missing image file": set_field(1, "images", 0, "file_name", "absent.jpg"),
 }
 
@@ -58,6 +61,8 @@ def test_faults_of_contents_are_found_but_do_not_block(tmp_path, kind):
     expected = {kind: 1}
     if kind == "image of another size":  # the RLE of its only ref is then of another size too
         expected["mask not of its image's size"] = 1
+    if kind == "normalised coordinates":
+        expected["mask of no area"] = 1
     assert kinds(report) == expected
     assert not any(problem.blocks for problem in report.problems)
     assert str(tmp_path) in report.problems[0].first[0] and f"1 x {kind}" in report.format_table()
@@ -177,3 +182,63 @@ def test_images_that_exif_turns_are_a_note(tmp_path, packed):
     told = "note: 1 images are turned upright by their EXIF orientation, masks are not: tiny_000101.jpg (3)"
     assert told in report.format_table() and report.to_dict()["turned"] == {"tiny_000101.jpg": 3}
     assert check_refer(*written.args, read_images=False).turned == {}
+
+
+def test_copies_of_an_image_are_that_image_whatever_their_names(tmp_path):
+    """Image 104 of val is 101 of train under its own name; 105 of testA is 103 of train, by the same name."""
+
+    def edit(refs, instances):
+        images = {image["id"]: image for image in instances["images"]}
+        images[104].update(height=12, width=17)
+        images[105].update({**images[103], "id": 105})
+        for row in instances["annotations"]:
+            if row["image_id"] in (104, 105):
+                row["segmentation"] = [[1, 2, 5, 2, 5, 7]]
+
+    written = write_refer_fixture(tmp_path, edit=edit)
+    folder = tmp_path / "images"
+    (folder / "tiny_000104.jpg").write_bytes((folder / "tiny_000101.jpg").read_bytes())
+    report = check_refer(*written.args)
+    assert report.ok and report.shared_images == {"train/val": 1, "train/testA": 1}
+    assert sorted(report.copies.items()) == [
+        ("tiny_000103.jpg (id 105)", "tiny_000103.jpg (id 103)"),
+        ("tiny_000104.jpg (id 104)", "tiny_000101.jpg (id 101)"),
+    ]
+    assert "note: 2 images are copies of others, byte for byte: " in report.format_table()
+    assert check_refer(*written.args, read_images=False).shared_images == {}
+
+
+def test_a_loose_file_that_is_another_than_in_the_pack_is_told(tmp_path):
+    written = write_refer_fixture(tmp_path)
+    path = tmp_path / "images" / "tiny_000101.jpg"
+    build_pack(tmp_path, [file.name for file in (tmp_path / "images").iterdir()], ("images",), quiet=True)
+    (tmp_path / "images" / "tiny_000103.jpg").unlink()
+    assert check_refer(*written.args).ok
+    Image.new("RGB", (17, 12)).save(path)
+    report = check_refer(*written.args)
+    assert kinds(report) == {"image file other than in the pack": 1}
+    assert report.problems[0].first[0].startswith(f"{path}: image 101: differs from its copy in the pack")
+    assert "run `l2l data pack`" in report.problems[0].first[0]
+
+
+def test_names_of_splits_that_are_nearly_usual_ones_are_told(tmp_path):
+    def edit(refs, instances):
+        for ref in refs:
+            ref["split"] = {"train": "TRAIN ", "val": "dev", "testA": "held-out"}.get(ref["split"], "testB")
+
+    report = check_refer(*write_refer_fixture(tmp_path, edit=edit).args)
+    assert kinds(report) == {"no train split": 1} and not report.problems[0].blocks
+    assert report.unusual_splits == {"TRAIN ": "train", "dev": "val"}
+    assert "note: split 'TRAIN ' is not read as 'train'" in report.format_table()
+    assert "has no split 'train' to learn from" in report.problems[0].first[0]
+
+
+def test_grey_of_twelve_bits_in_sixteen_is_told(tmp_path):
+    written = write_refer_fixture(tmp_path)
+    values = np.full((9, 9), 4095, dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "images" / "tiny_000102.png")
+    report = check_refer(*written.args)
+    assert report.ok and report.dim == {"tiny_000102.png": 4095}
+    assert "note: 1 images of 16-bit grey use 12 bits or fewer" in report.format_table()
+    Image.fromarray(values + 1).save(tmp_path / "images" / "tiny_000102.png")
+    assert check_refer(*written.args).dim == {}

@@ -137,6 +137,17 @@ def test_images_may_be_listed_by_name(tmp_path, text):
     assert labelled_from_file(path, IMAGES) == [20, 10]
 
 
+def test_a_number_sign_in_a_name_and_marks_of_editors(tmp_path):
+    path = tmp_path / "labelled"
+    path.write_text("mug#2.jpg # the second\n#mug#3.jpg\n", encoding="utf-8-sig")
+    assert labelled_from_file(path, {7: "mug#2.jpg", 8: "mug"}) == [7]
+    path.write_text("[1, 2]", encoding="utf-8-sig")
+    assert read_id_file(path) == [1, 2]
+    path.write_text("1\n", encoding="utf-16")
+    with pytest.raises(DataError, match="labelled: is UTF-16; save it as UTF-8"):
+        read_id_file(path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

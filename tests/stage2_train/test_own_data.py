@@ -19,7 +19,7 @@ from stage2_train.config import RuntimeConfig
 from stage2_train.data import make_split, scorable
 from stage2_train.evaluate import evaluate_run, is_scored
 from stage2_train.export_labels import export_labels
-from stage2_train.inputs import open_inputs
+from stage2_train.inputs import describe, open_inputs
 from stage2_train.report import write_report
 from stage2_train.train import train
 from tests.stage2_train.miniature import batch_of, mini_config, plain_config, write_priors
@@ -143,6 +143,25 @@ def test_a_split_without_masks_cannot_be_scored(config, tmp_path):
     bare.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(DataError, match="no train image carries a mask"):
         open_inputs(dataclasses.replace(config, data=DataConfig(root=str(bare), dataset="")))
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_mask_that_cannot_be_read_is_told_before_a_run_begins(config, tmp_path, part):
+    """It may be drawn first after days, and the run would then keep to it."""
+    own = Path(shutil.copytree(Path(config.data.root).parent, tmp_path / "mine")) / "photos.jsonl"
+    lines = own.read_text().splitlines()
+    drawn = [n for n, line in enumerate(lines) if line.startswith("{") and "mask" in json.loads(line)]
+    number = drawn[0 if part == "train" else -1]
+    lines[number] = json.dumps(json.loads(lines[number]) | {"mask": [[1, 2, 3, 4]]})
+    own.write_text("\n".join(lines) + "\n")
+    broken = dataclasses.replace(config, data=DataConfig(root=str(own), dataset=""))
+    with pytest.raises(DataError, match=f"photos.jsonl: line {number + 1}: polygon of 4 numbers"):
+        train(broken, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match=f"line {number + 1}: polygon of 4 numbers"):
+        describe(broken)
+    if part == "val":
+        open_inputs(dataclasses.replace(broken, eval_every=0))
 
 
 def test_a_corrected_mask_is_another_label(config, run, tmp_path):

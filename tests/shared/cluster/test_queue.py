@@ -40,6 +40,11 @@ def test_tasks_are_told_apart_and_another_clusters_jobs_left_out(squeue, tmp_pat
     assert "--jobs=7,8,9" in (tmp_path / "said").read_text()
 
 
+def test_what_a_site_says_besides_is_left_out(squeue):
+    squeue("welcome | to the cluster\\n\\n7|0|PENDING|Priority|/s.sh\\n*** maintenance on Monday ***\\n")
+    assert ask_queue({"7": "/s.sh"}).found == {("7", 0): ("PENDING", "Priority")}
+
+
 def test_a_job_it_does_not_know_is_no_problem(squeue):
     squeue(error="slurm_load_jobs error: Invalid job id specified\\n", status=1)
     answer = ask_queue({"7": "/s.sh"})

@@ -164,6 +164,14 @@ def test_the_answer_must_be_a_number(tmp_path, monkeypatch):
         module.submit(work(tmp_path, AFTER), SiteConfig())
 
 
+@pytest.mark.parametrize("said", ["7;here", "project x: 3 of 9 hours left\\n12\\n 7 \\n\\nthank you"])
+def test_what_a_site_says_besides_is_no_part_of_the_id(tmp_path, monkeypatch, said):
+    write_program(tmp_path / "sbatch", f"printf '{said}'")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (one,) = submit(work(tmp_path, AFTER), SiteConfig())
+    assert one["job"] == "7"
+
+
 def test_without_slurm_the_processes_run_here_in_order(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not has_slurm()

@@ -7,7 +7,8 @@ import pytest
 from shared.config import DataConfig
 from shared.datasets import dataset_layout
 from shared.errors import DataError
-from shared.jsonl import FIELDS, load_jsonl
+from shared.jsonl import load_jsonl
+from shared.jsonl_lines import FIELDS
 from shared.refer_check import check_layout
 from shared.synth.example import COMMENT, write_example
 
