@@ -9,6 +9,7 @@ from typing import Any
 
 from shared.images import DIM_BITS
 from shared.layout import Problem
+from shared.split_names import TRAIN
 
 NUM_FIRST_ROWS = 5
 """Rows of each kind of problem that the table shows."""
@@ -119,6 +120,8 @@ class CheckReport:
             )
         for name, usual in self.unusual_splits.items():
             lines.append(f"note: split {name!r} is not read as {usual!r}; rename it if that is meant")
+        if self.splits and TRAIN not in self.splits:
+            lines.append(f"note: no split {TRAIN!r}: there is nothing to learn from, only to score")
         if not self.images_read:
             lines.append("note: image files were not opened")
         lines.append("")

@@ -65,7 +65,6 @@ def check_layout(layout: Layout, *, read_images: bool = True, progress: bool = T
     counts = _count(layout.refs)
     problems = list(layout.problems)
     problems.extend(_size_problems(layout, counts, published))
-    problems.extend(_split_problems(layout, counts))
     if layout.row_name == OWN_ROW:
         problems.extend(_repetitions(layout))
     problems.extend(_mask_problems(layout, progress))
@@ -141,12 +140,6 @@ def _size_problems(
             if found[what] != size:
                 detail = f"{found[what]} {what} where {size} were published"
                 yield problem_of("not the published size", layout.refs_path, f"split {split}", detail)
-
-
-def _split_problems(layout: Layout, counts: dict[str, SplitCounts]) -> Iterator[Problem]:
-    if counts and TRAIN not in counts:
-        detail = f"has no split {TRAIN!r} to learn from (it has {', '.join(map(repr, counts))})"
-        yield problem_of("no train split", layout.refs_path, "", detail)
 
 
 def _repetitions(layout: Layout) -> Iterator[Problem]:
