@@ -14,14 +14,18 @@ import pytest
 from PIL import Image
 
 from shared.config import apply_overrides
+from shared.errors import DataError
 from shared.store.reader import PriorStore
+from stage1_priors import engine as engine_module
 from stage1_priors.engine import (
+    NOT_INSTALLED,
     EngineFailed,
     Request,
     Submitted,
     collect_isolated,
     engine_versions,
     generate_isolated,
+    require_packages,
     submit_isolated,
 )
 from stage1_priors.families import QWEN2_5_VL
@@ -92,7 +96,22 @@ def test_versions_come_without_imports():
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert "transformers" in done.stdout
-    assert set(engine_versions("transformers")) == {"transformers", "torch", "tokenizers", "pillow"}
+    packages = {"transformers", "torch", "torchvision", "tokenizers", "pillow"}
+    assert set(engine_versions("transformers")) == packages
+    assert set(engine_versions("vllm")) == packages | {"vllm"}
+
+
+def test_torchvision_is_asked_for_by_name(monkeypatch):
+    """Transformers says nothing of it before it opens a processor."""
+    version_of = engine_module._version
+    monkeypatch.setattr(
+        engine_module,
+        "_version",
+        lambda names: NOT_INSTALLED if "torchvision" in names else version_of(names),
+    )
+    said = r"engine\.kind=transformers needs torchvision, not installed in .*: pip install -e \."
+    with pytest.raises(DataError, match=said):
+        require_packages("transformers")
 
 
 OTHER_WORDS = QWEN2_5_VL.asking("Where is {expression}?", "Be brief.")
