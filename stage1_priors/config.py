@@ -187,8 +187,8 @@ class ProposerConfig:
     """
 
     kind: Literal["soft-box", "box", "sam2", "sam"] = "soft-box"
-    """`soft-box`: product of the four edge distributions. `box`: 1 inside, 0 outside. `sam2`, `sam`: the box prompts a
-    Segment Anything model (`Sam2Model`, `SamModel`), which sees the original image."""
+    """`soft-box`: product of the four edge distributions. `box`: the covered share of each cell. `sam2`, `sam`: the box
+    prompts a Segment Anything model (`Sam2Model`, `SamModel`), which sees the original image."""
     grid: int = 64
     """Side G of the stored G x G map over the whole image."""
     smoothing: float = 0.008
