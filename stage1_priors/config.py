@@ -29,6 +29,10 @@ class MllmConfig:
     """Revision of a repository id (branch, tag or commit); ignored for a folder."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of weights and activations."""
+    question: str = ""
+    """Another question than the family's own, `{expression}` where the expression goes; "": its own."""
+    system: str = ""
+    """Another system line than the family's own; "": its own."""
     max_model_len: int = 4096
     """Longest prompt plus answer, tokens."""
     max_tokens: int = 96
@@ -46,9 +50,14 @@ class MllmConfig:
     """Temperature of the sampled boxes."""
 
     def __post_init__(self) -> None:
-        """Refuse sizes below 1."""
+        """Refuse sizes below 1, and a question without an expression."""
         if not self.path:
             raise DataError("model.path is empty")
+        around = self.question.replace("{expression}", "", 1)
+        if self.question and (around == self.question or "{" in around or "}" in around):
+            raise DataError(
+                f"model.question is {self.question!r}, expected {{expression}} in it once, and no other braces"
+            )
         _positive(
             "model",
             max_model_len=self.max_model_len,
@@ -178,8 +187,8 @@ class ProposerConfig:
     """
 
     kind: Literal["soft-box", "box", "sam2", "sam"] = "soft-box"
-    """`soft-box`: product of the four edge distributions. `box`: 1 inside, 0 outside. `sam2`, `sam`: the box prompts a
-    Segment Anything model (`Sam2Model`, `SamModel`), which sees the original image."""
+    """`soft-box`: product of the four edge distributions. `box`: the covered share of each cell. `sam2`, `sam`: the box
+    prompts a Segment Anything model (`Sam2Model`, `SamModel`), which sees the original image."""
     grid: int = 64
     """Side G of the stored G x G map over the whole image."""
     smoothing: float = 0.008

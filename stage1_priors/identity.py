@@ -19,10 +19,12 @@ from shared.hub import is_repository, require_cached
 from shared.image_pack import digest_of
 from shared.model_files import hash_model_files
 from shared.store.publish import clean_partials, disk_errors, publish_file
+from stage1_priors.answers import RESAMPLING
 from stage1_priors.candidates import CANDIDATES_VERSION
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.engine import engine_versions
-from stage1_priors.families import Family
+from stage1_priors.families import Family, SizeRules
+from stage1_priors.families.how_asked import how_asked
 from stage1_priors.hub_models import hub_model
 from stage1_priors.mask_source import SOURCE_VERSION
 from stage1_priors.parse import PARSER_VERSION
@@ -191,6 +193,7 @@ def locate_proposer(proposer: ProposerConfig) -> ModelFiles:
 def identity_of(
     config: PriorsConfig,
     family: Family,
+    rules: SizeRules,
     model: ModelFiles,
     data_fingerprint: str,
     images: str,
@@ -200,7 +203,8 @@ def identity_of(
 
     Args:
         config: The run's configuration.
-        family: The model's family.
+        family: The model's family, with the words it is asked in.
+        rules: Sizes of images the model sees.
         model: The model's files.
         data_fingerprint: Hash of the annotation files.
         images: Hash over the images.
@@ -209,6 +213,8 @@ def identity_of(
     asked, proposing = asdict(config.model), asdict(config.proposer)
     for name in ("path", "revision"):
         del asked[name], proposing[name]
+    for name in ("question", "system"):  # part of the prompt
+        del asked[name]
     for name in ("batch_images", "batch_boxes", "own_process", "threads"):
         del proposing[name]
     if config.proposer.candidates.num:
@@ -227,7 +233,7 @@ def identity_of(
         },
         "splits": list(config.splits),
         "model": model.identity,
-        "asked": {**asked, "family": family.name, "prompt": family.prompt_version, "temperature": 0.0},
+        "asked": {**asked, **how_asked(family, rules), "resampling": RESAMPLING.name, "temperature": 0.0},
         "engine": {"kind": config.engine.kind, **engine_versions(config.engine.kind)},
         "parser": {"version": PARSER_VERSION, "clip_tolerance": config.clip_tolerance},
         "proposer": {"version": PROPOSER_VERSION, **proposing},

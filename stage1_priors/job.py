@@ -94,7 +94,7 @@ def make_job(config: PriorsConfig) -> Job:
     dataset = load_dataset(config.data).without_masks(())  # which are not for a prior, and take memory
     plan = _plan(config, dataset)
     model = locate_model(config.model)
-    family = family_of(model.folder)
+    family = family_of(model.folder).asking(config.model.question, config.model.system)
     rules = size_rules_of(
         family, model.folder, min_pixels=config.model.min_pixels, max_pixels=config.model.max_pixels
     )
@@ -104,7 +104,9 @@ def make_job(config: PriorsConfig) -> Job:
     images = identify_images(
         ((name, dataset.image_identity(name)) for name in names), config.image_hash, memory
     )
-    identity = identity_of(config, family, model, dataset.fingerprint(), images_fingerprint(images), proposer)
+    identity = identity_of(
+        config, family, rules, model, dataset.fingerprint(), images_fingerprint(images), proposer
+    )
     fingerprint = fingerprint_of(identity)
     return Job(
         config=config,

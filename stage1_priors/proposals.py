@@ -6,6 +6,9 @@ its normalised frame; pixel (i, j) has its centre at ((j + 0.5) / G, (i + 0.5) /
 A row without a usable box gets the constant map `NO_PRIOR`: no information, and below one half, so that no pixel
 counts as foreground. Zeros would claim certain background. Readers should treat such rows as having no prior, by
 their status.
+
+A thing smaller than a cell can lie so that no cell reaches one half: its map would say that there is certainly nothing,
+and its pixels would be taught as background. Such a map is scaled until its largest cell is 1 (`fill_small`).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +20,12 @@ from stage1_priors.config import ProposerConfig
 NO_PRIOR = 127
 """u8 value (0.498) of every pixel of a row without a usable box."""
 
-PROPOSER_VERSION = "2"
+PROPOSER_VERSION = "3"
 """Changes whenever the same answer could get another map; part of the store's fingerprint."""
+SMALL_CELLS = 2
+"""A box narrower or lower than so many cells may hold no whole cell."""
+MIN_PEAK = 1e-6
+"""Below this the largest cell of a soft box is what is left of rounding."""
 _BLOCK_ROWS = 64
 """Rows worked on together: bounds the memory of the [B, G, V] intermediate."""
 
@@ -42,18 +49,39 @@ def propose(box_norm_B4: np.ndarray, edges_B: Sequence[Edges | None], config: Pr
     rows = np.flatnonzero(np.isfinite(box_norm_B4).all(axis=1))
     for start in range(0, len(rows), _BLOCK_ROWS):
         block = rows[start : start + _BLOCK_ROWS]
-        prob_BGG = BOX_MAPS[config.kind](box_norm_B4[block], [edges_B[row] for row in block], config)
+        boxes = box_norm_B4[block]
+        prob_BGG = BOX_MAPS[config.kind](boxes, [edges_B[row] for row in block], config)
+        shorter_side_B = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
+        prob_BGG = fill_small(prob_BGG, shorter_side_B * config.grid < SMALL_CELLS)
         map_BGG[block] = np.rint(prob_BGG * 255).astype(np.uint8)
     return map_BGG
 
 
+def fill_small(prob_NGG: np.ndarray, small_N: np.ndarray) -> np.ndarray:
+    """Maps of small things with a cell that counts as inside: the thing fills the cell that holds most of it.
+
+    Args:
+        prob_NGG: float [N, G, G] in [0, 1].
+        small_N: bool [N], the maps that may be scaled.
+
+    Returns:
+        The same, and where all cells of such a map are below one half, divided by the largest of them; a map of zeros
+        stays.
+    """
+    peak_N = prob_NGG.max(axis=(1, 2))
+    scaled_N = small_N & (peak_N > 0) & (peak_N < 0.5)
+    return prob_NGG / np.where(scaled_N, peak_N, peak_N.dtype.type(1))[:, None, None]
+
+
 def hard_box(box_norm_B4: np.ndarray, edges_B: Sequence[Edges | None], config: ProposerConfig) -> np.ndarray:
-    """1 at pixel centres inside the box, 0 outside; float64 [B, G, G]. `edges_B` is not used."""
-    centre_G = pixel_centres(config.grid)
+    """Share of each cell that the box covers: float64 [B, G, G], of a box of whole cells 1 and 0. No use of edges."""
+    border = np.arange(config.grid + 1) / config.grid
     x1, y1, x2, y2 = (box_norm_B4[:, k, None] for k in range(4))
-    inside_x_BG = (x1 <= centre_G) & (centre_G <= x2)
-    inside_y_BG = (y1 <= centre_G) & (centre_G <= y2)
-    return (inside_y_BG[:, :, None] & inside_x_BG[:, None, :]).astype(np.float64)
+    across_BG, down_BG = (
+        np.clip((np.minimum(high, border[1:]) - np.maximum(low, border[:-1])) * config.grid, 0, 1)
+        for low, high in ((x1, x2), (y1, y2))
+    )
+    return down_BG[:, :, None] * across_BG[:, None, :]
 
 
 def soft_box(box_norm_B4: np.ndarray, edges_B: Sequence[Edges | None], config: ProposerConfig) -> np.ndarray:
@@ -61,7 +89,8 @@ def soft_box(box_norm_B4: np.ndarray, edges_B: Sequence[Edges | None], config: P
 
     p(u) = P(x1 <= u_x) P(x2 >= u_x) P(y1 <= u_y) P(y2 >= u_y), edges taken as independent. Each edge is its
     distribution smoothed by a logistic kernel, P(x1 <= t) = sum_v P(v) sigmoid((t - v) / width); without a
-    distribution it is a logistic edge at the answered coordinate.
+    distribution it is a logistic edge at the answered coordinate. A box so small that this vanishes at all centres is a
+    hard one.
 
     Args:
         box_norm_B4: float64 [B, 4], finite.
@@ -92,7 +121,10 @@ def soft_box(box_norm_B4: np.ndarray, edges_B: Sequence[Edges | None], config: P
             cdf_B4G[rows, k] = _smooth_cdf(value_BV, prob_BV, width_B2[rows, axis], config.grid)
     inside_x_BG = cdf_B4G[:, 0] * (1 - cdf_B4G[:, 2])
     inside_y_BG = cdf_B4G[:, 1] * (1 - cdf_B4G[:, 3])
-    return inside_y_BG[:, :, None] * inside_x_BG[:, None, :]
+    prob_BGG = inside_y_BG[:, :, None] * inside_x_BG[:, None, :]
+    gone_B = prob_BGG.max(axis=(1, 2)) < MIN_PEAK
+    prob_BGG[gone_B] = hard_box(box_norm_B4[gone_B], (), config)
+    return prob_BGG
 
 
 def _smooth_cdf(value_BV: np.ndarray, prob_BV: np.ndarray, width_B: np.ndarray, grid: int) -> np.ndarray:

@@ -31,7 +31,7 @@ from transformers import Sam2Model, Sam2Processor, SamModel, SamProcessor
 from shared.errors import DataError
 from stage1_priors.candidates import choose, prompt_boxes, prompt_points
 from stage1_priors.config import ProposerConfig
-from stage1_priors.proposals import NO_PRIOR
+from stage1_priors.proposals import NO_PRIOR, fill_small
 from stage1_priors.proposers import Prompts, Proposals
 
 CLASSES: dict[str, tuple[Any, Any]] = {"sam2": (Sam2Model, Sam2Processor), "sam": (SamModel, SamProcessor)}
@@ -165,12 +165,24 @@ class SamProposer:
     def _decode(
         self, images: Sequence[EncodedImage], box_norm_N4: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Soft masks float32 [N, G, G] and expected IoU float32 [N] of boxes, each with its image."""
+        """Soft masks float32 [N, G, G] and expected IoU float32 [N] of boxes, each with its image.
+
+        Where the mask has samples of one half or more but no cell has, those samples fill the cell that holds most of
+        them; what is in doubt elsewhere stays so, and an empty mask stays empty.
+        """
         logit_NJMM, iou_NJ = self._ask(images, box_norm_N4, self._config.multimask)
         best_N = iou_NJ.argmax(dim=1)
         row_N = torch.arange(len(best_N), device=self._device)
-        prob_NGG = self._on_grid(images, logit_NJMM[row_N, best_N], self._config.grid)
-        return prob_NGG.cpu().numpy(), iou_NJ[row_N, best_N].clamp(0, 1).cpu().numpy()
+        logit_NMM = logit_NJMM[row_N, best_N]
+        prob_NGG = self._on_grid(images, logit_NMM, self._config.grid).cpu().numpy()
+        lost = np.flatnonzero(prob_NGG.max(axis=(1, 2)) < 0.5)
+        if len(lost):
+            inside_NMM = logit_NMM[lost].where(logit_NMM[lost] >= 0, -torch.inf)
+            inside_NGG = (
+                self._on_grid([images[row] for row in lost], inside_NMM, self._config.grid).cpu().numpy()
+            )
+            prob_NGG[lost] = np.maximum(prob_NGG[lost], fill_small(inside_NGG, np.ones(len(lost), bool)))
+        return prob_NGG, iou_NJ[row_N, best_N].clamp(0, 1).cpu().numpy()
 
     def _candidates(self, image: EncodedImage) -> np.ndarray:
         """Candidates of an image: uint8 [num, side, side], best first, absent ones all zero."""

@@ -8,7 +8,7 @@ Frames:
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,18 +42,18 @@ class SizeRules:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One model family; every member is a pure function."""
+    """One model family; all its rules are pure functions."""
 
     name: str
     """Short name kept in the store."""
-    prompt_version: str
-    """Changes whenever the messages or the rule for sizes change; part of the store's fingerprint."""
+    question: str
+    """What is asked about an image, `{expression}` where the expression goes."""
+    system: str = ""
+    """The system line; "" for none."""
     size_rules: Callable[[dict, dict, str], SizeRules]
     """(config.json, preprocessor config, its path for messages) -> rules."""
     processed_size: Callable[[int, int, SizeRules], tuple[int, int]]
     """(height, width, rules) -> (height, width) of the image that the model sees."""
-    messages: Callable[[str, Any], list[dict[str, Any]]]
-    """(expression, image) -> chat messages, the image before the text."""
     answer_frame_hw: Callable[[tuple[int, int]], tuple[int, int]]
     """processed (height, width) -> extent (height, width) of the numbers in an answer."""
     frame: str
@@ -62,6 +62,24 @@ class Family:
     """Step in which the numbers are counted: shorter sides are no box, and edge distributions live on its multiples."""
     num_image_tokens: Callable[[tuple[int, int], SizeRules], int]
     """processed (height, width) -> tokens the image takes in the prompt; checked against what the engine did."""
+
+    def messages(self, expression: str, image: Any) -> list[dict[str, Any]]:
+        """Chat messages: the system line if there is one, then the image, then the question.
+
+        The image stands before the question, so that the questions about one image share their prefix.
+        """
+        parts = [
+            {"type": "image", "image": image},
+            {"type": "text", "text": self.question.format(expression=expression)},
+        ]
+        turn: dict[str, Any] = {"role": "user", "content": parts}
+        if not self.system:
+            return [turn]
+        return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, turn]
+
+    def asking(self, question: str, system: str) -> "Family":
+        """The family with other words; "" keeps its own."""
+        return replace(self, question=question or self.question, system=system or self.system)
 
 
 def positive_integers(numbers: dict[str, Any], where: str) -> dict[str, int]:
@@ -91,11 +109,3 @@ def box_to_norm(box_xyxy: np.ndarray, frame_hw: np.ndarray) -> np.ndarray:
     """
     extent_N4 = np.asarray(frame_hw, np.float64)[:, [1, 0, 1, 0]]
     return (np.asarray(box_xyxy, np.float64) / extent_N4).astype(np.float32)
-
-
-def user_turn(question: str, image: Any) -> dict[str, Any]:
-    """The user's chat message: the image, then the question, so that questions about one image share their prefix."""
-    return {
-        "role": "user",
-        "content": [{"type": "image", "image": image}, {"type": "text", "text": question}],
-    }

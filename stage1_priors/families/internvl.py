@@ -11,10 +11,9 @@ the answer with and without them.
 
 import math
 from pathlib import Path
-from typing import Any
 
 from shared.errors import DataError
-from stage1_priors.families.family import THOUSANDTHS, Family, SizeRules, positive_integers, user_turn
+from stage1_priors.families.family import THOUSANDTHS, Family, SizeRules, positive_integers
 
 QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: <ref>{expression}</ref>"
 
@@ -80,11 +79,6 @@ def processed_size(height: int, width: int, rules: SizeRules) -> tuple[int, int]
     return best[0] * rules.factor, best[1] * rules.factor
 
 
-def messages(expression: str, image: Any) -> list[dict[str, Any]]:
-    """Chat messages: the image, then the question."""
-    return [user_turn(QUESTION.format(expression=expression), image)]
-
-
 def answer_frame_hw(processed_hw: tuple[int, int]) -> tuple[int, int]:
     """Numbers of an answer are thousandths of the whole image's sides, whatever the tiles."""
     return 1000, 1000
@@ -98,10 +92,9 @@ def num_image_tokens(processed_hw: tuple[int, int], rules: SizeRules) -> int:
 
 INTERNVL = Family(
     name="internvl",
-    prompt_version="ref-v1",
+    question=QUESTION,
     size_rules=size_rules,
     processed_size=processed_size,
-    messages=messages,
     answer_frame_hw=answer_frame_hw,
     frame=THOUSANDTHS,
     num_image_tokens=num_image_tokens,

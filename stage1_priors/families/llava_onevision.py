@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
-from stage1_priors.families.family import SHARES, Family, SizeRules, positive_integers, user_turn
+from stage1_priors.families.family import SHARES, Family, SizeRules, positive_integers
 
 QUESTION = "Please provide the bounding box coordinate of the region this sentence describes: {expression}"
 POOLED = "anyres_max_"
@@ -89,11 +89,6 @@ def processed_size(height: int, width: int, rules: SizeRules) -> tuple[int, int]
     return tiles * rules.factor, tiles * rules.factor
 
 
-def messages(expression: str, image: Any) -> list[dict[str, Any]]:
-    """Chat messages: the image, then the question."""
-    return [user_turn(QUESTION.format(expression=expression), image)]
-
-
 def answer_frame_hw(processed_hw: tuple[int, int]) -> tuple[int, int]:
     """Numbers of an answer are shares of the sides, whatever the size."""
     return 1, 1
@@ -110,10 +105,9 @@ def num_image_tokens(processed_hw: tuple[int, int], rules: SizeRules) -> int:
 
 LLAVA_ONEVISION = Family(
     name="llava_onevision",
-    prompt_version="region-v1",
+    question=QUESTION,
     size_rules=size_rules,
     processed_size=processed_size,
-    messages=messages,
     answer_frame_hw=answer_frame_hw,
     frame=SHARES,
     unit=0.001,

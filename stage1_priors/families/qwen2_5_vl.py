@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from shared.errors import DataError
-from stage1_priors.families.family import PIXELS, Family, SizeRules, positive_integers, user_turn
+from stage1_priors.families.family import PIXELS, Family, SizeRules, positive_integers
 
 SYSTEM = "You are a helpful assistant."
 QUESTION = "Output the bounding box of the {expression} in the image."
@@ -109,12 +109,6 @@ def _nearest_aspect(height: int, width: int, rules: SizeRules) -> tuple[int, int
     return best[2][0] * rules.factor, best[2][1] * rules.factor
 
 
-def messages(expression: str, image: Any) -> list[dict[str, Any]]:
-    """Chat messages: the system line, then the image, then the question (images first share their prefix)."""
-    question = user_turn(QUESTION.format(expression=expression), image)
-    return [{"role": "system", "content": SYSTEM}, question]
-
-
 def answer_frame_hw(processed_hw: tuple[int, int]) -> tuple[int, int]:
     """Numbers of an answer are pixels of the processed image."""
     return processed_hw
@@ -127,10 +121,10 @@ def num_image_tokens(processed_hw: tuple[int, int], rules: SizeRules) -> int:
 
 QWEN2_5_VL = Family(
     name="qwen2_5_vl",
-    prompt_version="box-v1",
+    question=QUESTION,
+    system=SYSTEM,
     size_rules=size_rules,
     processed_size=processed_size,
-    messages=messages,
     answer_frame_hw=answer_frame_hw,
     frame=PIXELS,
     num_image_tokens=num_image_tokens,

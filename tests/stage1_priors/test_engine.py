@@ -1,6 +1,7 @@
 """Isolation of failures with fakes; then vLLM itself, and vLLM against Transformers, in a process of their own."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import deque
@@ -12,20 +13,28 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shared.config import apply_overrides
+from shared.errors import DataError
 from shared.store.reader import PriorStore
+from stage1_priors import engine as engine_module
 from stage1_priors.engine import (
+    NOT_INSTALLED,
     EngineFailed,
     Request,
     Submitted,
     collect_isolated,
     engine_versions,
     generate_isolated,
+    require_packages,
     submit_isolated,
 )
+from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.quality import score_store
 from stage1_priors.recipes import TINY_WEIGHTS
+from stage1_priors.run import run_priors
+from stage1_priors.transformers_engine import TransformersEngine
 from stage1_priors.vllm_engine import Ticket, VllmEngine
-from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
+from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer, seen_box_answer
 from tests.stage1_priors.vllm_session import FAULTS, IMAGE_CACHE_GB, NUM_REQUESTS, NUM_SAMPLES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -87,7 +96,58 @@ def test_versions_come_without_imports():
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     assert "transformers" in done.stdout
-    assert set(engine_versions("transformers")) == {"transformers", "torch", "tokenizers", "pillow"}
+    packages = {"transformers", "torch", "torchvision", "tokenizers", "pillow"}
+    assert set(engine_versions("transformers")) == packages
+    assert set(engine_versions("vllm")) == packages | {"vllm"}
+
+
+def test_torchvision_is_asked_for_by_name(monkeypatch):
+    """Transformers says nothing of it before it opens a processor."""
+    version_of = engine_module._version
+    monkeypatch.setattr(
+        engine_module,
+        "_version",
+        lambda names: NOT_INSTALLED if "torchvision" in names else version_of(names),
+    )
+    said = r"engine\.kind=transformers needs torchvision, not installed in .*: pip install -e \."
+    with pytest.raises(DataError, match=said):
+        require_packages("transformers")
+
+
+OTHER_WORDS = QWEN2_5_VL.asking("Where is {expression}?", "Be brief.")
+
+
+def said(messages):
+    """All that is text in chat messages."""
+    return [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+
+
+def test_both_engines_ask_in_the_words_of_the_family():
+    (request,) = requests(1)
+    served = object.__new__(VllmEngine)
+    served._family = OTHER_WORDS
+    assert said(served._conversation(request)) == ["Be brief.", "Where is thing 0?"]
+
+    class Processor:
+        def apply_chat_template(self, messages, **options):
+            raise ValueError(said(messages))
+
+    reference = object.__new__(TransformersEngine)
+    reference._family, reference._processor, reference._batch_size = OTHER_WORDS, Processor(), 1
+    with pytest.raises(ValueError, match=re.escape(str(["Be brief.", "Where is thing 0?"]))):
+        reference.collect([request])
+
+
+def test_a_run_and_its_canary_ask_in_the_words_of_the_configuration(config):
+    words, engine = [], FakeEngine(seen_box_answer)
+
+    def factory(folder, family, model, engine_config):
+        words.append(said(family.messages("mug", None)))
+        return engine
+
+    asked = ["model.question=Where is the {expression} = what?", "canary.mode=warn", "splits=val"]
+    run_priors(apply_overrides(config, asked), engine_factory=factory, quiet=True)
+    assert words == [["You are a helpful assistant.", "Where is the mug = what?"]]
 
 
 def test_an_output_that_vllms_core_gave_up_on_is_a_failure_and_no_empty_answer():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import DataError
-from stage1_priors.families import SizeRules, family_of, size_rules_of
+from stage1_priors.families import FAMILIES, SizeRules, family_of, size_rules_of
 from stage1_priors.families.family import box_to_norm
 from stage1_priors.families.qwen2_5_vl import QWEN2_5_VL, processed_size, smart_resize
 from tests.stage1_priors.fake_engine import write_model_folder
@@ -73,10 +73,23 @@ def test_narrowed_limits_stay_fixed_points_of_the_processor():
 
 def test_messages_put_the_image_first_and_keep_the_expression():
     system, user = QWEN2_5_VL.messages("{odd} one", "IMAGE")
-    assert system == {"role": "system", "content": "You are a helpful assistant."}
+    line = {"type": "text", "text": "You are a helpful assistant."}
+    assert system == {"role": "system", "content": [line]}
     assert user["content"] == [
         {"type": "image", "image": "IMAGE"},
         {"type": "text", "text": "Output the bounding box of the {odd} one in the image."},
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_can_be_asked_in_other_words(name):
+    family = FAMILIES[name]
+    assert family.asking("", "") == family
+    system, user = family.asking("Where is {expression}?", "Be {brief}.").messages("{odd} one", "IMAGE")
+    assert system == {"role": "system", "content": [{"type": "text", "text": "Be {brief}."}]}
+    assert user["content"] == [
+        {"type": "image", "image": "IMAGE"},
+        {"type": "text", "text": "Where is {odd} one?"},
     ]
 
 

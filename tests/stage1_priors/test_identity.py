@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from shared.config import apply_overrides
 from shared.errors import DataError
@@ -30,6 +31,8 @@ ROWS_CHANGE = [
     "splits=train,val",
     "splits=val,train,testA,testB",
     "model.dtype=bfloat16",
+    "model.question=Where is the {expression}?",
+    "model.system=Be brief.",
     "model.max_tokens=32",
     "model.max_model_len=512",
     "model.top_logprobs=0",
@@ -54,6 +57,7 @@ ROWS_STAY = [
     "engine.eager=true",
     "engine.image_cache_gb=0.5",
     "engine.kv_cache_gb=9",
+    "engine.memory_gb=9",
     "proposer.batch_images=3",
     "proposer.batch_boxes=3",
     "proposer.own_process=true",
@@ -98,10 +102,28 @@ def test_another_engine_version_changes_the_store(config, monkeypatch):
     assert after.fingerprint != before.fingerprint
 
 
+FAMILY_OF = "stage1_priors.job.family_of"
+
+
+def family_with(**changes):
+    """What stands for `family_of`: any folder's model is a Qwen2.5-VL that differs in this."""
+    return lambda folder: replace(QWEN2_5_VL, **changes)
+
+
 @pytest.mark.parametrize(
     ("named", "attribute", "value"),
     [
-        ("asked.prompt", "stage1_priors.job.family_of", lambda _: replace(QWEN2_5_VL, prompt_version="99")),
+        (
+            "asked.prompt",
+            FAMILY_OF,
+            family_with(question="Output the bounding box of {expression} in the image."),
+        ),
+        ("asked.prompt", FAMILY_OF, family_with(system="")),
+        ("asked.sizes", FAMILY_OF, family_with(processed_size=lambda height, width, rules: (56, 224))),
+        ("asked.sizes", FAMILY_OF, family_with(answer_frame_hw=lambda processed_hw: (1000, 1000))),
+        ("asked.sizes", FAMILY_OF, family_with(num_image_tokens=lambda processed_hw, rules: 1)),
+        ("asked.unit", FAMILY_OF, family_with(unit=0.5)),
+        ("asked.resampling", "stage1_priors.identity.RESAMPLING", Image.Resampling.LANCZOS),
         ("engine.transformers", "stage1_priors.engine._version", lambda names: f"{names[0]} 99"),
         ("parser.version", "stage1_priors.identity.PARSER_VERSION", "99"),
         ("proposer.version", "stage1_priors.identity.PROPOSER_VERSION", "99"),
@@ -113,7 +135,30 @@ def test_another_prompt_package_or_rule_makes_another_store_and_is_named(
     run_priors(config, engine_factory=FakeEngine().factory, quiet=True)
     monkeypatch.setattr(attribute, value)
     plan = describe_plan(config)
-    assert not plan["exists"] and any(line.startswith(f"{named}: ") for line in plan["changed"])
+    assert not plan["exists"] and plan["reused"] == {}
+    assert any(line.startswith(f"{named}: ") for line in plan["changed"])
+
+
+def test_the_familys_own_words_are_no_others(config):
+    own = [f"model.question={QWEN2_5_VL.question}", f"model.system={QWEN2_5_VL.system}"]
+    assert make_job(apply_overrides(config, own)).fingerprint == make_job(config).fingerprint
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Where is it?",
+        "{expression} or {expression}?",
+        "Where is {it}?",
+        "Is {{expression}} there?",
+        "{} {expression}",
+    ],
+)
+def test_a_question_that_does_not_hold_the_expression_once_is_refused(config, question):
+    with pytest.raises(
+        DataError, match=r"model\.question is '.*', expected {expression} in it once, and no other"
+    ):
+        apply_overrides(config, [f"model.question={question}"])
 
 
 def test_a_byte_of_one_image_makes_another_store_and_is_named(config, tmp_path, refshapes_root):

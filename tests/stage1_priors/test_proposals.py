@@ -1,9 +1,12 @@
 """Soft masks: what they must be in cases one can work out."""
 
 import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from stage1_priors.config import ProposerConfig
-from stage1_priors.proposals import NO_PRIOR, propose
+from stage1_priors.proposals import BOX_MAPS, NO_PRIOR, hard_box, propose
 
 CONFIG = ProposerConfig(grid=32)
 
@@ -14,12 +17,72 @@ def point(*values, extent=100):
     return tuple(edges)
 
 
-def test_hard_box_is_the_pixel_centres_inside():
+def test_a_hard_box_of_whole_cells_is_those_cells():
     box = np.array([[0.25, 0.5, 0.75, 1.0]], np.float32)
     prob = propose(box, [None], ProposerConfig(kind="box", grid=8))[0]
     want = np.zeros((8, 8), np.uint8)
     want[4:8, 2:6] = 255
     np.testing.assert_array_equal(prob, want)
+
+
+def test_a_hard_box_holds_the_share_of_each_cell_that_it_covers():
+    box = np.array([[0.5, 1.0, 3.25, 3.0]]) / 4
+    prob = propose(box, [None], ProposerConfig(kind="box", grid=4))[0]
+    row = [128, 255, 255, 64]
+    np.testing.assert_array_equal(prob, [[0] * 4, row, row, [0] * 4])
+
+
+def test_a_thing_smaller_than_a_cell_fills_the_one_that_holds_most_of_it():
+    # Four fifths of its width and nine tenths of its height lie in cell (1, 2).
+    box = np.array([[1.92, 1.64, 2.32, 2.04]]) / 4
+    (prob,) = propose(box, [None], ProposerConfig(kind="box", grid=4))
+    np.testing.assert_array_equal(prob, [[0] * 4, [0, 64, 255, 0], [0, 7, 28, 0], [0] * 4])
+
+
+@pytest.mark.parametrize("kind", ["box", "soft-box"])
+@settings(max_examples=200, deadline=None)
+@given(
+    side=st.floats(0.5, 40),
+    aspect=st.floats(0.2, 5),
+    x=st.floats(0, 600),
+    y=st.floats(0, 600),
+    spread=st.sampled_from([None, 0, 1, 3]),
+)
+def test_wherever_a_box_lies_the_cell_that_holds_most_of_it_is_inside(kind, side, aspect, x, y, spread):
+    """Boxes of a pixel and more in an image of 640, whatever is known of their edges; a cell is 10 pixels wide."""
+    corners = np.array([x, y, min(x + side * aspect, 640), min(y + side, 640)])
+    box = corners[None] / 640
+    edges = None if spread is None else doubted(np.rint(corners).astype(int), spread)
+    (prob,) = propose(box, [edges], ProposerConfig(kind=kind, grid=64))
+    share = hard_box(box, (), ProposerConfig(kind=kind, grid=64))[0]
+    assert prob.max() >= 128
+    if spread is None:
+        assert prob[np.unravel_index(share.argmax(), share.shape)] >= 128
+
+
+def doubted(corners, spread):
+    """Edges of which every pixel as near as `spread` is as likely."""
+    edges = np.zeros((4, 641))
+    for edge, corner in zip(edges, corners, strict=True):
+        edge[max(corner - spread, 0) : corner + spread + 1] = 1
+    return tuple(edges / edges.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("kind", ["box", "soft-box"])
+@given(st.floats(0, 0.6), st.floats(0, 0.6), st.floats(2 / 32, 0.4), st.floats(2 / 32, 0.4))
+def test_a_box_that_holds_a_whole_cell_is_left_as_it_is(kind, x, y, width, height):
+    config = ProposerConfig(kind=kind, grid=32)
+    box = np.array([[x, y, x + width, y + height]])
+    np.testing.assert_array_equal(
+        propose(box, [None], config)[0], np.rint(BOX_MAPS[kind](box, [None], config)[0] * 255)
+    )
+
+
+def test_what_is_in_doubt_but_not_small_stays_in_doubt():
+    edges = list(point(10, 10, 90, 90))
+    edges[0], edges[2] = np.full(101, 1 / 101), np.full(101, 1 / 101)
+    (prob,) = propose(np.array([[0.1, 0.1, 0.9, 0.9]]), [tuple(edges)], CONFIG)
+    assert 50 < prob.max() < 128
 
 
 def test_soft_box_at_one_half_is_the_box():

@@ -134,6 +134,7 @@ def test_other_image_bytes_are_asked_about(photos, tmp_path):
     "change",
     [
         "model.max_tokens=32",
+        "model.question=Where is the {expression}?",
         "proposer.grid=8",
         "clip_tolerance=0.1",
         "canary.mode=warn",

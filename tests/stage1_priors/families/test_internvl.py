@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shared.errors import DataError
 from stage1_priors.families import INTERNVL, SizeRules, family_of, size_rules_of
-from stage1_priors.families.internvl import messages, num_image_tokens, processed_size
+from stage1_priors.families.internvl import num_image_tokens, processed_size
 from tests.stage1_priors.fake_engine import write_model_folder
 
 PREPROCESSOR = {"size": {"height": 448, "width": 448}, "min_patches": 1, "max_patches": 12}
@@ -108,6 +108,6 @@ def test_limits_between_two_grids_are_refused():
 
 def test_frame_and_messages():
     assert INTERNVL.answer_frame_hw((448, 896)) == (1000, 1000)
-    (user,) = messages("{odd} one", "IMAGE")
+    (user,) = INTERNVL.messages("{odd} one", "IMAGE")
     assert user["content"][0] == {"type": "image", "image": "IMAGE"}
     assert user["content"][1]["text"].endswith("this sentence describes: <ref>{odd} one</ref>")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shared.errors import DataError
 from stage1_priors.families import LLAVA_ONEVISION, SizeRules, family_of, image_token_id_of, size_rules_of
-from stage1_priors.families.llava_onevision import messages, num_image_tokens, processed_size
+from stage1_priors.families.llava_onevision import num_image_tokens, processed_size
 from tests.stage1_priors.fake_engine import write_model_folder
 
 PINPOINTS = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
@@ -126,6 +126,6 @@ def test_limits_between_two_squares_are_refused():
 
 def test_frame_and_messages():
     assert LLAVA_ONEVISION.answer_frame_hw((384, 384)) == (1, 1)
-    (user,) = messages("{odd} one", "IMAGE")
+    (user,) = LLAVA_ONEVISION.messages("{odd} one", "IMAGE")
     assert user["content"][0] == {"type": "image", "image": "IMAGE"}
     assert user["content"][1]["text"].endswith("this sentence describes: {odd} one")

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from stage1_priors.families import QWEN3_VL, family_of, size_rules_of
-from stage1_priors.families.qwen3_vl import messages
 from tests.stage1_priors.fake_engine import write_model_folder
 
 
@@ -50,7 +49,7 @@ def test_the_mixture_of_experts_is_the_same_family(folder):
 
 def test_frame_and_messages():
     assert QWEN3_VL.answer_frame_hw((480, 640)) == (1000, 1000)
-    (user,) = messages("{odd} one", "IMAGE")
+    (user,) = QWEN3_VL.messages("{odd} one", "IMAGE")
     assert user["content"] == [
         {"type": "image", "image": "IMAGE"},
         {

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from stage1_priors.families.qwen2_5_vl import messages
+from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.tiny import WEIGHTS_DIR
 from stage1_priors.tiny.data import ask
 from stage1_priors.tiny.score import HELD_OUT, answers
@@ -44,7 +44,7 @@ def test_vllm_greedy_text_equals_hugging_face() -> None:
         skip_mm_profiling=True,
         seed=0,
     )
-    chats = [messages(text, image) for text, image in zip(texts, images, strict=True)]
+    chats = [QWEN2_5_VL.messages(text, image) for text, image in zip(texts, images, strict=True)]
     for chat in chats:
         part = chat[1]["content"][0]
         chat[1]["content"][0] = {"type": "image_pil", "image_pil": part["image"]}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shared.synth.expressions import VOCABULARY
 from shared.synth.shapes import SHAPES
-from stage1_priors.families.qwen2_5_vl import messages
+from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.tiny.tokenizer import (
     ANSWER_LENGTH,
     COORDINATE_OFFSETS,
@@ -57,7 +57,7 @@ def test_answers_are_json_of_twelve_tokens(label: str) -> None:
     "expression", ["left red star", "the ring to the left of the blue cross", "a man's Grey coat"]
 )
 def test_chat_template_gives_the_training_prompt(expression: str) -> None:
-    chat = messages(expression, None)
+    chat = QWEN2_5_VL.messages(expression, None)
     served = TOKENIZER.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     served = served.replace(IMAGE_PAD, IMAGE_PAD * 16)
     assert served == prompt_text(expression, 16)
@@ -65,7 +65,7 @@ def test_chat_template_gives_the_training_prompt(expression: str) -> None:
 
 
 def test_chat_template_adds_the_system_line_when_it_is_missing() -> None:
-    chat = messages("ring", None)
+    chat = QWEN2_5_VL.messages("ring", None)
     with_system, without = (
         TOKENIZER.apply_chat_template(part, tokenize=False, add_generation_prompt=True)
         for part in (chat, chat[1:])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from stage1_priors.families.qwen2_5_vl import messages
+from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.tiny import WEIGHTS_DIR
 from stage1_priors.tiny.model import TinyModelConfig, build_model
 from stage1_priors.tiny.score import held_out_score
@@ -63,7 +63,7 @@ def test_processor_loads_offline_and_gives_the_training_prompt(committed) -> Non
 
     processor = AutoProcessor.from_pretrained(WEIGHTS_DIR, local_files_only=True)
     text = processor.apply_chat_template(
-        messages("left red star", None), tokenize=False, add_generation_prompt=True
+        QWEN2_5_VL.messages("left red star", None), tokenize=False, add_generation_prompt=True
     )
     inputs = processor(text=[text], images=[ask("test", 0, 0, 1).image], return_tensors="pt")
     expected = committed[1].encode(prompt_text("left red star", 16), add_special_tokens=False)
