@@ -113,7 +113,8 @@ def read_header(path: str | Path) -> StoreHeader:
     """Read a store's `zarr.json`.
 
     Raises:
-        DataError: No store there, one that cannot be read, another kind of Zarr group, or another version of the schema.
+        DataError: No store there, one that cannot be read, another kind of Zarr group, or another version of the
+            schema.
     """
     path = Path(path)
     file = path / "zarr.json"

@@ -615,8 +615,8 @@ def test_timing_counts_what_is_inside():
 
 
 def test_a_run_that_cannot_fit_into_memory_is_refused_before_its_store_is_made(config, monkeypatch):
-    monkeypatch.setattr("stage1_priors.workers._available_gb", lambda: 0.1)
+    monkeypatch.setattr("stage1_priors.memory_left.free_gb", lambda: 0.1)
     config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, kind="vllm"))
-    with pytest.raises(DataError, match=r"this run takes .* GiB for caches .*this machine has 0.1 GiB left"):
+    with pytest.raises(DataError, match=r"this run takes .* GiB for images and caches .* 0.1 GiB are left"):
         run_priors(config, quiet=True)
     assert not list(Path(config.cache_root).glob("*.zarr"))
