@@ -2,7 +2,7 @@
 
 A thin shell around pure parts. A run whose store is complete returns before torch or an engine is imported. Several
 independent processes may share a store: each has shards of its own (`plan.shards_of_worker`), and a shard has one
-writer.
+writer. What another run on the same store has written by the time a shard is to be begun is left out.
 
 Told to stop, by SIGTERM or SIGUSR1, a run reads no further, writes the shards that what it has in hand completes, and
 ends with the status of a batch job that wants to go on. Before its first question nothing is in hand, and it ends at

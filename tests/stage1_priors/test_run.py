@@ -113,6 +113,26 @@ def test_an_unchanged_run_asks_nothing(config):
     assert describe_plan(config)["pending_shards"] == 0 and Path(describe_plan(config)["store"]) == path
 
 
+def test_a_shard_that_another_run_has_written_is_not_written_again(config, tmp_path, capsys):
+    """The other one writes both shards while this one asks about its first: what is in hand is all that is in vain."""
+    config = apply_overrides(config, ["reuse=false", "engine.ahead_rows=1"])
+    engine, other = FakeEngine(), FakeEngine()
+
+    def answer_of(request):
+        if not other.num_started:
+            run(config, other)
+        return random_box_answer(request)
+
+    engine.answer_of = answer_of
+    path = run_priors(config, engine_factory=engine.factory)
+    store = PriorStore(path)
+    assert store.is_complete and other.num_requests == store.num_rows
+    assert engine.num_requests <= 512 < store.num_rows
+    assert "another run on the same store wrote 2 shards meanwhile" in capsys.readouterr().err
+    calm = run(apply_overrides(config, [f"cache_root={tmp_path / 'calm'}"]), FakeEngine())
+    assert_same_rows(path, calm)
+
+
 def test_an_unchanged_run_imports_neither_torch_nor_vllm_and_is_quick(config):
     run(config, FakeEngine())
     code = (
