@@ -25,7 +25,7 @@ from stage1_priors.canary import run_canary
 from stage1_priors.ceilings import shares_of
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import require_gpus, visible_gpus
-from stage1_priors.engine import EngineFactory, engine_versions
+from stage1_priors.engine import Engine, EngineFactory, engine_versions
 from stage1_priors.engines import ENGINES
 from stage1_priors.identity import graph_fingerprint
 from stage1_priors.import_masks import import_masks
@@ -44,8 +44,9 @@ from stage1_priors.known_shards import copy_shards, found_with, mask_shards
 from stage1_priors.memory_left import require_memory
 from stage1_priors.places import separate_from_other_workers
 from stage1_priors.plan import Plan, shards_of_worker
-from stage1_priors.proposers import PROPOSERS
+from stage1_priors.proposers import PROPOSERS, Proposer
 from stage1_priors.reuse import Reusable, nothing_reusable
+from stage1_priors.starting import starting
 
 __all__ = ["describe_plan", "run_priors"]
 
@@ -72,8 +73,9 @@ def run_priors(
         quiet: No progress on standard error.
 
     Raises:
-        DataError: Unusable data, an engine that is not installed, another store than expected, GPUs that torch cannot
-            use, a failed canary, or more failures than the ceilings allow.
+        DataError: Unusable data, an engine that is not installed or does not start (its traceback is on standard error,
+            if not quiet), another store than expected, GPUs that torch cannot use, a failed canary, or more failures
+            than the ceilings allow.
         SystemExit: Status `STOPPED`, after a signal.
         MemoryFull: The process has grown beyond `engine.memory_gb`; another one goes on.
     """
@@ -116,8 +118,8 @@ def run_priors(
         copy_shards(job, known, whole, quiet)
         if to_mask:
             require_usable_gpus(", ".join(visible_gpus()))
-            with closing(PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)) as proposer:
-                proposer.load()
+            with closing(_made_proposer(job, quiet)) as proposer:
+                _load(proposer, job, quiet)
                 tally = mask_shards(job, proposer, answered, to_mask, quiet)
             _say_done(job, tally, started, quiet)
         return job.path
@@ -126,12 +128,11 @@ def run_priors(
         require_usable_gpus(", ".join(gpus))
         require_gpus(config.engine, 1, gpus)
         require_memory(config, 1, bool(gpus))
-    factory = engine_factory or ENGINES[config.engine.kind]
     with (
-        closing(PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)) as proposer,
-        closing(factory(job.model_folder, job.family, config.model, config.engine)) as engine,
+        closing(_made_proposer(job, quiet)) as proposer,
+        closing(_made_engine(job, engine_factory or ENGINES[config.engine.kind], quiet)) as engine,
     ):
-        proposer.load()
+        _load(proposer, job, quiet)
         canary = run_canary(engine, job.family, job.rules, config.canary, config.clip_tolerance)
         if canary.passed is not None:
             say(canary.line() + ("" if canary.passed else " - going on, as canary.mode=warn asks"), quiet)
@@ -142,6 +143,21 @@ def run_priors(
         tally += write_asked_shards(job, engine, proposer, known, asking, canary, quiet)
     _say_done(job, tally, started, quiet)
     return job.path
+
+
+def _made_engine(job: Job, factory: EngineFactory, quiet: bool) -> Engine:
+    with starting(f"engine.kind={job.config.engine.kind} did not start", quiet):
+        return factory(job.model_folder, job.family, job.config.model, job.config.engine)
+
+
+def _made_proposer(job: Job, quiet: bool) -> Proposer:
+    with starting(f"proposer.kind={job.config.proposer.kind} did not load", quiet):
+        return PROPOSERS[job.config.proposer.kind](job.config.proposer, job.proposer_folder)
+
+
+def _load(proposer: Proposer, job: Job, quiet: bool) -> None:
+    with starting(f"proposer.kind={job.config.proposer.kind} did not load", quiet):
+        proposer.load()
 
 
 def _all_known(known: Reusable, plan: Plan, shards: Sequence[int]) -> list[int]:

@@ -133,6 +133,21 @@ def test_a_shard_that_another_run_has_written_is_not_written_again(config, tmp_p
     assert_same_rows(path, calm)
 
 
+def test_what_does_not_start_is_told_in_a_line(config, monkeypatch, capsys):
+    def no_engine(*_):
+        raise RuntimeError("8 GiB are needed\nand more")
+
+    with pytest.raises(DataError, match="^engine.kind=vllm did not start: RuntimeError: 8 GiB are needed$"):
+        run_priors(config, engine_factory=no_engine)
+    assert "in no_engine" in capsys.readouterr().err
+    monkeypatch.setattr(BoxProposer, "load", no_engine)
+    with pytest.raises(
+        DataError, match="^proposer.kind=soft-box did not load: RuntimeError: 8 GiB are needed$"
+    ):
+        run(config, FakeEngine())
+    assert not capsys.readouterr().err
+
+
 def test_an_unchanged_run_imports_neither_torch_nor_vllm_and_is_quick(config):
     run(config, FakeEngine())
     code = (
