@@ -24,8 +24,6 @@ from shared.console import (
     text_of_models,
 )
 from shared.errors import DataError
-from shared.ranges import from_ranges
-from shared.runlog import say
 
 
 def priors_run(
@@ -53,6 +51,8 @@ def priors_run(
     from stage1_priors.recipes import RECIPES
 
     config = recipe_of(RECIPES, recipe, overrides)
+    from shared.ranges import from_ranges
+    from shared.runlog import say
     from stage1_priors.config import PriorsConfig
     from stage1_priors.memory import MemoryFull, start_anew
     from stage1_priors.places import num_workers_of
