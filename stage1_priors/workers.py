@@ -58,7 +58,9 @@ class Started:
         status, log = self.process.returncode, self.worker.log
         lines = log.read_bytes()[self.log_start :].decode(errors="replace").splitlines()
         said = why_ended([line.strip() for line in lines if line.strip()])
-        killed = " (killed, as by the kernel who takes too much memory)" if status == -signal.SIGKILL else ""
+        killed = (
+            " (killed; the kernel kills whoever takes too much memory)" if status == -signal.SIGKILL else ""
+        )
         return f"worker {self.worker.index} ended with status {status}{killed}: {said} (its log: {log})"
 
 
@@ -154,7 +156,7 @@ def _watch(
 ) -> None:
     """Show the store's progress until every process has ended; tell them once when this one is told to stop.
 
-    One that fails is said to at once, while the others go on.
+    One that fails is reported at once, while the others go on.
     """
     passed_on, running = False, list(started)
     rows = [job.plan.rows_of(shard) for shard in range(job.plan.num_shards)]

@@ -70,7 +70,7 @@ DEATHS = {
     "an error before it starts": ("sys.exit('no more memory')", r"1: no more memory"),
     "SIGKILL in the middle of its shard": (
         "engine.answer_of = kill_at_100",
-        r"-9 \(killed, as by the kernel .*",
+        r"-9 \(killed; the kernel .*",
     ),
 }
 
@@ -159,7 +159,7 @@ def test_a_death_is_not_explained_by_an_earlier_run(tmp_path):
     process.wait()
     worker = Worker(index=4, environment={}, log=log)
     ending = Started(worker=worker, process=process, log_start=log.stat().st_size).ending()
-    killed = "killed, as by the kernel who takes too much memory"
+    killed = "killed; the kernel kills whoever takes too much memory"
     assert ending == f"worker 4 ended with status -9 ({killed}): nothing (its log: {log})"
 
 
