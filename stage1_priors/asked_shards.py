@@ -28,6 +28,7 @@ from stage1_priors.engine import Engine, Request, Submitted, collect_isolated, s
 from stage1_priors.job import Job, pending_of
 from stage1_priors.known_shards import propose_chunk, write_columns
 from stage1_priors.memory import MemoryFull, release_freed_memory, resident_gb
+from stage1_priors.open_shards import OpenShards, open_shards
 from stage1_priors.proposers import Proposer
 from stage1_priors.reuse import Reusable, merge_rows, statuses_of
 from stage1_priors.sampled_boxes import read_samples
@@ -165,9 +166,10 @@ def write_asked_shards(
     timing = Timing()
     bounds = Bounds.of(job.config)
     bytes_of = bytes_of_images(job.config, job.family, job.rules, proposer.kept_hw)
-    chunks = chunks_of(job.plan, known, shards, bounds, bytes_of)
+    open_ones = open_shards(job, shards)
+    chunks = chunks_of(job.plan, known, open_ones, bounds, bytes_of)
     total = sum(job.plan.rows_of(shard) for shard in shards)
-    finisher = _Finisher(job, proposer, known, canary)
+    finisher = _Finisher(job, proposer, known, canary, open_ones)
     with (
         ThreadPoolExecutor(1) as reading,
         ThreadPoolExecutor(1) as finishing,
@@ -228,6 +230,7 @@ def write_asked_shards(
         with timing.spent_on("masks"):
             unfinished.result()
     say(timing.line(engine.cache_hits()), quiet)
+    say(open_ones.line(), quiet or not open_ones.others)
     if is_ending() and (left := {*shards} & {*pending_of(job)}):
         to_do = f"{len(left)} of {len(shards)} shards to do"
         if told_to_stop():
@@ -243,8 +246,11 @@ def write_asked_shards(
 class _Finisher:
     """Makes the masks of answered chunks, in order, and writes a shard with its last chunk."""
 
-    def __init__(self, job: Job, proposer: Proposer, known: Reusable, canary: CanaryResult) -> None:
+    def __init__(
+        self, job: Job, proposer: Proposer, known: Reusable, canary: CanaryResult, shards: OpenShards
+    ) -> None:
         self._job, self._proposer, self._known, self._canary = job, proposer, known, canary
+        self._shards = shards
         self._parts: list[dict[str, np.ndarray]] = []
         self._started = time.monotonic()
         self.full_gb = 0.0
@@ -270,7 +276,8 @@ class _Finisher:
         info["canary_passed"] = self._known.canary_passed(*bounds, self._canary.passed)
         if reused := self._known.counts(*bounds):
             info["reused"] = reused
-        write_columns(self._job, chunk.shard, columns, info)
+        if not self._shards.is_others(chunk.shard):
+            write_columns(self._job, chunk.shard, columns, info)
         self._parts, self._started = [], time.monotonic()
         release_freed_memory()
         limit = self._job.config.engine.memory_gb

@@ -4,7 +4,7 @@ Pure. What a chunk's images take is known before any is read, from the sizes in 
 model sees of it, that once more as the engine's image processor prepares it, and what the proposer has kept.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,14 +112,14 @@ def _area(size_hw: tuple[int, int]) -> int:
 
 
 def chunks_of(
-    plan: Plan, known: Reusable, shards: Sequence[int], bounds: Bounds, bytes_of: BytesOf
+    plan: Plan, known: Reusable, shards: Iterable[int], bounds: Bounds, bytes_of: BytesOf
 ) -> Iterator[Chunk]:
     """The shards cut into chunks; a chunk never spans two shards.
 
     Args:
         plan: All rows.
         known: Those that are not asked for; each of `shards` has others.
-        shards: What to cut.
+        shards: What to cut; one is asked for when the chunks of the one before are.
         bounds: How much a chunk may hold.
         bytes_of: What images take.
     """

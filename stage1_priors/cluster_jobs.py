@@ -12,6 +12,7 @@ from shared.cluster.submit import Work, jobs_folder
 from shared.config import apply_overrides, as_options
 from shared.errors import DataError
 from shared.hub import cache_folder
+from shared.ranges import as_ranges
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.hub_models import pins
 from stage1_priors.job import Job, StoreJob, changes, find_known_rows, job_of, pending_of, require_engine
@@ -25,15 +26,15 @@ def plan_work(
 ) -> Work:
     """The jobs that fill a store.
 
-    A task is a worker, `priors run --worker i --num-workers n`: whole shards, those with number = i (mod n). Workers
-    whose shards are all there are not submitted, and no job is when the store is complete; what is written does not
-    depend on n, so another submission may be wider or narrower. A model named by a repository is held at the commit
-    that lies in the local cache, where the workers find it.
+    A task is a worker, `priors run --worker i --num-workers n --shards LIST`: every n-th of the shards that are missing
+    now, so that a task that is queued again knows which are its own. No job is submitted when the store is
+    complete; what is written does not depend on n, so another submission may be wider or narrower. A model named by a
+    repository is held at the commit that lies in the local cache, where the workers find it.
 
     Args:
         config: The recipe.
         arguments: Arguments of `priors run` that give it: its name and `--set` options.
-        num_tasks: Workers (n); no more than there are shards.
+        num_tasks: Workers (n); no more than there are missing shards.
         elsewhere: Words that start the jobs' own interpreter, where it is not this one: a store is named by the
             packages that fill it, so that one is asked for the name.
 
@@ -50,8 +51,8 @@ def plan_work(
     run = ("priors", "run", *arguments, *as_options(pinned))
     if elsewhere:
         job = replace(job, path=_path_named_by([*elsewhere, "-m", "cli", *run]))
-    width = min(num_tasks, job.plan.num_shards)
-    tasks = tuple(sorted({shard % width for shard in pending_of(job)}))
+    pending = pending_of(job)
+    width = min(num_tasks, len(pending))
     verify = ("priors", "verify", str(job.path), "--complete")
     if isinstance(config, PriorsConfig):
         run = (*run, "--expect", str(job.path))
@@ -59,9 +60,10 @@ def plan_work(
         ClusterJob(
             name="priors",
             command=run,
-            per_task=f'--worker "$task" --num-workers {width}',
-            tasks=tasks,
+            per_task=f'--worker "$task" --num-workers {width} --shards {as_ranges(pending)}',
+            tasks=tuple(range(width)),
             use_gpu=isinstance(config, PriorsConfig),  # masks from elsewhere are read without a model
+            num_gpus=config.engine.gpus if isinstance(config, PriorsConfig) else 1,
             hub_cache=str(cache_folder()) if pinned else "",
         ),
         ClusterJob(name="verify", command=verify, use_gpu=False, after_others=True),
@@ -69,8 +71,8 @@ def plan_work(
     return Work(
         target=job.path,
         folder=jobs_folder(job.path),
-        jobs=jobs if tasks else (),
-        here=(("-m", "cli", *run, "--workers", "auto"), ("-m", "cli", *verify)) if tasks else (),
+        jobs=jobs if pending else (),
+        here=(("-m", "cli", *run, "--workers", "auto"), ("-m", "cli", *verify)) if pending else (),
         notes=() if job.path.exists() or elsewhere else _news(job),
     )
 

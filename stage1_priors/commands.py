@@ -25,7 +25,6 @@ from shared.console import (
     text_of_models,
 )
 from shared.errors import DataError
-from shared.runlog import say
 
 
 def priors_run(
@@ -35,8 +34,14 @@ def priors_run(
     worker: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
     num_workers: Annotated[int, typer.Option(help="Independent processes that share the store.")] = 1,
     workers: Annotated[
-        str, typer.Option(help="Start this many workers here and wait for them; auto is one per GPU.")
+        str,
+        typer.Option(
+            help="Start this many workers here and wait for them; auto is one per engine.gpus GPUs."
+        ),
     ] = "1",
+    shards: Annotated[
+        str, typer.Option(hidden=True, help="Shards that the workers of one start divide, such as 0-2,5.")
+    ] = "",
     expect: Annotated[
         Path | None, typer.Option(hidden=True, help="Stop unless this is the store (batch jobs).")
     ] = None,
@@ -47,23 +52,34 @@ def priors_run(
     from stage1_priors.recipes import RECIPES
 
     config = recipe_of(RECIPES, recipe, overrides)
+    from shared.ranges import from_ranges
+    from shared.runlog import say
+    from stage1_priors.config import PriorsConfig
     from stage1_priors.memory import MemoryFull, start_anew
+    from stage1_priors.places import num_workers_of
     from stage1_priors.run import describe_plan, run_priors
-    from stage1_priors.workers import num_workers_of, run_workers
+    from stage1_priors.workers import run_workers
 
-    if num_workers > 1 and workers != "1":
+    if (num_workers > 1 or shards) and workers != "1":
         raise DataError("--workers starts its own workers; it does not go with --worker and --num-workers")
+    dealt = from_ranges(shards, "--shards") if shards else None
+    gpus_each = config.engine.gpus if isinstance(config, PriorsConfig) else 1
     still, environment = quiet or as_json, dict(os.environ)
     try:
         with only_answers_on_stdout():
             if dry_run:
                 answer = describe_plan(config)
-            elif (started_here := num_workers_of(workers)) > 1:
+            elif (started_here := num_workers_of(workers, gpus_each)) > 1:
                 arguments = as_arguments(recipe, overrides)
                 answer = {"store": str(run_workers(config, started_here, arguments, quiet=still))}
             else:
                 store = run_priors(
-                    config, worker=worker, num_workers=num_workers, expected=expect, quiet=still
+                    config,
+                    worker=worker,
+                    num_workers=num_workers,
+                    dealt=dealt,
+                    expected=expect,
+                    quiet=still,
                 )
                 answer = {"store": str(store)}
     except MemoryFull as full:
@@ -176,7 +192,7 @@ def fetch_priors(
 def submit_priors(
     recipe: Annotated[str, typer.Argument(help="Name in stage1_priors/recipes.py.")],
     overrides: Set = None,
-    tasks: Annotated[int, typer.Option(min=1, help="Workers, one GPU each.")] = 8,
+    tasks: Annotated[int, typer.Option(min=1, help="Workers, each on engine.gpus GPUs.")] = 8,
     site: Site = None,
     dry_run: DryRun = False,
     as_json: Json = False,

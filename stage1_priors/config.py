@@ -108,6 +108,10 @@ class EngineConfig:
     """No graph capture and no compilation: quick start, right for a CPU or a tiny model."""
     one_process: bool = True
     """Run vLLM's core inside this process."""
+    gpus: int = 1
+    """GPUs of a worker, for a model that one does not hold: each computes a part of every layer (vLLM's tensor
+    parallelism). It changes the order in which numbers are summed, and so last bits, as the composition of batches
+    does; like that it is no part of the fingerprint."""
     kv_cache_gb: int = 4
     """Key-value cache of vLLM on a CPU, GiB; on a GPU `gpu_memory` rules."""
     gpu_memory: float = 0.9
@@ -127,6 +131,7 @@ class EngineConfig:
             ahead_rows=self.ahead_rows,
             image_gb=self.image_gb,
             batch_size=self.batch_size,
+            gpus=self.gpus,
             image_cache_gb=self.image_cache_gb,
             kv_cache_gb=self.kv_cache_gb,
             block_size=self.block_size,
@@ -134,6 +139,8 @@ class EngineConfig:
         )
         if not 0 < self.gpu_memory <= 1:
             raise DataError(f"engine.gpu_memory is {self.gpu_memory}, expected a share in (0, 1]")
+        if self.kind == "transformers" and self.gpus > 1:
+            raise DataError(f"engine.gpus is {self.gpus}, but engine.kind=transformers uses one; use vllm")
 
 
 @dataclass(frozen=True, kw_only=True)

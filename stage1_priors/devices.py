@@ -1,8 +1,12 @@
-"""Which GPUs there are, without loading torch."""
+"""Which GPUs there are and how workers divide them, without loading torch."""
 
 import itertools
 import os
 import subprocess
+from collections.abc import Sequence
+
+from shared.errors import DataError
+from stage1_priors.config import EngineConfig
 
 TIMEOUT_S = 15.0
 """A driver that is at fault lets nvidia-smi wait for ever."""
@@ -25,3 +29,31 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.TimeoutExpired):
         return []
     return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def groups_of(gpus: Sequence[str], size: int) -> list[list[str]]:
+    """The GPUs in groups of `size`, each for one worker at least; what is left over is nobody's."""
+    return [list(gpus[first : first + size]) for first in range(0, len(gpus) - size + 1, size)]
+
+
+def require_gpus(engine: EngineConfig, num_workers: int, gpus: Sequence[str]) -> None:
+    """Refuse workers that the GPUs cannot hold.
+
+    Args:
+        engine: GPUs of a worker, and the share of each that it takes.
+        num_workers: Workers at work at once.
+        gpus: The GPUs there are; none: work on the CPU.
+
+    Raises:
+        DataError: Fewer GPUs than a worker needs, or more workers on a GPU than its memory is shared out to.
+    """
+    groups = groups_of(gpus, engine.gpus)
+    if engine.gpus > 1 and not groups:
+        there = f"{len(gpus)} ({', '.join(gpus)})" if gpus else "none"
+        raise DataError(f"engine.gpus is {engine.gpus}, and of GPUs this process may use {there}")
+    sharing = -(-num_workers // len(groups)) if groups else 1
+    if engine.kind == "vllm" and sharing * engine.gpu_memory > 1 + 1e-9:
+        raise DataError(
+            f"--workers is {num_workers}, so that {sharing} share a GPU, and each takes engine.gpu_memory="
+            f"{engine.gpu_memory:g} of it; {len(groups)} workers, or a lower engine.gpu_memory, fit"
+        )

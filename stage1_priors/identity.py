@@ -271,6 +271,12 @@ def fingerprint_of(identity: dict[str, Any]) -> str:
     return config_fingerprint(identity)
 
 
+def graph_fingerprint(identity: dict[str, Any]) -> str:
+    """16 hex digits of what the engine compiles: the model, its number format and length, and the engine's versions."""
+    asked = {name: identity["asked"][name] for name in ("dtype", "max_model_len")}
+    return config_fingerprint({"model": identity["model"], "asked": asked, "engine": identity["engine"]})
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Leaves in which two identities differ, as `"a.b: old -> new"`, in key order."""
     lines = []

@@ -25,13 +25,21 @@ READ_ROWS = 32
 """Masks held at their own resolution at a time."""
 
 
-def import_masks(config: ImportConfig, *, worker: int = 0, num_workers: int = 1, quiet: bool = False) -> Path:
+def import_masks(
+    config: ImportConfig,
+    *,
+    worker: int = 0,
+    num_workers: int = 1,
+    dealt: Sequence[int] | None = None,
+    quiet: bool = False,
+) -> Path:
     """Write what is missing of a store of imported masks, and return its path.
 
     Args:
         config: The recipe.
         worker: Number of this process among `num_workers` independent ones.
         num_workers: Processes that share the store.
+        dealt: Shards that they divide evenly, the same list for all of them; None: as `shards_of_worker` says.
         quiet: No progress on standard error.
 
     Raises:
@@ -39,7 +47,7 @@ def import_masks(config: ImportConfig, *, worker: int = 0, num_workers: int = 1,
     """
     job = make_import_job(config)
     pending = pending_of(job)
-    mine = shards_of_worker(pending, worker, num_workers)
+    mine = shards_of_worker(pending, worker, num_workers, dealt)
     lines = [] if job.path.exists() else changes(job)
     if not mine:
         lines = [f"{job.path}: nothing to do ({len(pending)} shards pending elsewhere)"]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared.runlog import ProgressBar
+from shared.runlog import ProgressBar, say
 from shared.store.layout import read_header
 from shared.store.schema import first_rows
 from shared.store.writer import write_shard
@@ -21,6 +21,7 @@ from shared.types import AnswerStatus, Sample
 from stage1_priors.chunks import PIXEL_BYTES, Bounds, Chunk, chunks_of
 from stage1_priors.job import Job
 from stage1_priors.memory import release_freed_memory
+from stage1_priors.open_shards import open_shards
 from stage1_priors.proposals import Edges
 from stage1_priors.proposers import Prompts, Proposer
 from stage1_priors.reuse import Reusable, nothing_reusable, statuses_of
@@ -84,9 +85,9 @@ def mask_shards(
 
     tally: Counter[AnswerStatus] = Counter()
     parts: list[dict[str, np.ndarray]] = []
-    nothing = nothing_reusable(len(job.plan.samples))
+    nothing, left = nothing_reusable(len(job.plan.samples)), open_shards(job, shards)
     with ProgressBar(sum(map(job.plan.rows_of, shards)), "masks", "pair", quiet=quiet or not shards) as bar:
-        for chunk in chunks_of(job.plan, nothing, shards, Bounds.of(job.config), bytes_of):
+        for chunk in chunks_of(job.plan, nothing, left, Bounds.of(job.config), bytes_of):
             columns = answered.columns(chunk.start, chunk.stop, names)
             tally.update(statuses_of(columns["status"]))
             images, no_edges = kept_images(job, proposer, chunk), (None,) * len(chunk.asked)
@@ -95,10 +96,12 @@ def mask_shards(
                 whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
                 bounds = job.plan.bounds(chunk.shard)
                 info = {"answers": answered.counts(*bounds), "canary_passed": answered.canary_passed(*bounds)}
-                write_columns(job, chunk.shard, whole, info)
+                if not left.is_others(chunk.shard):
+                    write_columns(job, chunk.shard, whole, info)
                 parts.clear()
                 release_freed_memory()
             bar.update(len(chunk.asked))
+    say(left.line(), quiet or not left.others)
     return tally
 
 

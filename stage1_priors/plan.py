@@ -73,12 +73,25 @@ def make_plan(samples: Iterable[Sample], splits: Sequence[str], shard_rows: int,
     return Plan(samples=tuple(kept), splits=tuple(splits), shard_rows=shard_rows)
 
 
-def shards_of_worker(pending: Sequence[int], worker: int, num_workers: int) -> list[int]:
-    """The pending shards that one of several independent processes writes: those with index = worker (mod workers).
+def shards_of_worker(
+    pending: Sequence[int], worker: int, num_workers: int, dealt: Sequence[int] | None = None
+) -> list[int]:
+    """The pending shards that one of several independent processes writes.
+
+    Args:
+        pending: Shards that are missing now, in order.
+        worker: Its number.
+        num_workers: How many processes there are.
+        dealt: Shards that were missing when all of them were planned, the same list for each: every worker has as many
+            of them as any other, give or take one, whatever is done by the time it starts. None: each has those with
+            index = worker (mod workers), which processes that know nothing of each other agree on.
 
     Raises:
         DataError: A worker number outside 0..num_workers-1.
     """
     if not 0 <= worker < num_workers:
         raise DataError(f"worker {worker} of {num_workers}: expected 0 to {num_workers - 1}")
-    return [shard for shard in pending if shard % num_workers == worker]
+    if dealt is None:
+        return [shard for shard in pending if shard % num_workers == worker]
+    mine = {*dealt[worker::num_workers]}
+    return [shard for shard in pending if shard in mine]

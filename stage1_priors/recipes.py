@@ -30,7 +30,9 @@ def embedded() -> PriorsConfig:
         data=DataConfig(root="cache/data/refshapes", dataset="refshapes"),
         model=MllmConfig(path=str(TINY_WEIGHTS), dtype="float32", max_model_len=256, max_tokens=24),
         splits=("train", "val", "testA", "testB"),
-        engine=EngineConfig(chunk_rows=128, image_cache_gb=1 / 32, block_size=32, eager=True, kv_cache_gb=1),
+        engine=EngineConfig(
+            chunk_rows=128, image_gb=0.5, image_cache_gb=1 / 32, block_size=32, eager=True, kv_cache_gb=1
+        ),
         proposer=ProposerConfig(
             kind="sam2",
             path=str(TINY_SAM_WEIGHTS),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import DataError
-from shared.store.find import find_stores
+from shared.store.find import find_stores, unusable_stores
 from shared.store.layout import StoreHeader, read_header
 from shared.store.marks import read_mark
 from shared.store.reader import PriorStore
@@ -158,7 +158,8 @@ def find_reusable(
         if (digest := image_hashes.get(sample.file_name)) is not None and _is_kept_whole(sample.expression):
             key = (digest, sample.expression, sample.sample_id if with_ids else "")
             wanted.setdefault(key, []).append(row)
-    sources, unusable = list[StoreHeader](), list[str]()
+    sources = list[StoreHeader]()
+    unusable = unusable_stores(config.cache_root) if wanted else []
     found = nothing_reusable(len(samples))
     for path in find_stores(config.cache_root) if wanted else ():
         header = read_header(path)

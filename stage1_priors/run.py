@@ -1,8 +1,8 @@
 """The stage 1 run: plan, ask, parse, propose, write; one shard after the other, resumable after any kill.
 
 A thin shell around pure parts. A run whose store is complete returns before torch or an engine is imported. Several
-independent processes may share a store: each takes the shards with its own index modulo their number, and a shard has
-one writer.
+independent processes may share a store: each has shards of its own (`plan.shards_of_worker`), and a shard has one
+writer. What another run on the same store has written by the time a shard is to be begun is left out.
 
 Told to stop, by SIGTERM or SIGUSR1, a run reads no further, writes the shards that what it has in hand completes, and
 ends with the status of a batch job that wants to go on. Before its first question nothing is in hand, and it ends at
@@ -24,9 +24,10 @@ from stage1_priors.asked_shards import write_asked_shards
 from stage1_priors.canary import run_canary
 from stage1_priors.ceilings import shares_of
 from stage1_priors.config import ImportConfig, PriorsConfig
-from stage1_priors.devices import visible_gpus
-from stage1_priors.engine import EngineFactory, engine_versions
+from stage1_priors.devices import require_gpus, visible_gpus
+from stage1_priors.engine import Engine, EngineFactory, engine_versions
 from stage1_priors.engines import ENGINES
+from stage1_priors.identity import graph_fingerprint
 from stage1_priors.import_masks import import_masks
 from stage1_priors.job import (
     Job,
@@ -40,10 +41,12 @@ from stage1_priors.job import (
     require_engine,
 )
 from stage1_priors.known_shards import copy_shards, found_with, mask_shards
+from stage1_priors.memory_left import require_memory
+from stage1_priors.places import separate_from_other_workers
 from stage1_priors.plan import Plan, shards_of_worker
-from stage1_priors.proposers import PROPOSERS
+from stage1_priors.proposers import PROPOSERS, Proposer
 from stage1_priors.reuse import Reusable, nothing_reusable
-from stage1_priors.workers import require_memory, separate_from_other_workers
+from stage1_priors.starting import starting
 
 __all__ = ["describe_plan", "run_priors"]
 
@@ -53,6 +56,7 @@ def run_priors(
     *,
     worker: int = 0,
     num_workers: int = 1,
+    dealt: Sequence[int] | None = None,
     expected: Path | None = None,
     engine_factory: EngineFactory | None = None,
     quiet: bool = False,
@@ -63,18 +67,20 @@ def run_priors(
         config: The recipe; masks from outside are read by `import_masks`, without any engine.
         worker: Number of this process among `num_workers` independent ones.
         num_workers: Processes that share the store; the rows do not depend on it.
+        dealt: Shards that they divide evenly, the same list for all of them; None: as `shards_of_worker` says.
         expected: The store that was planned; another one is not begun.
         engine_factory: Another engine than `config.engine.kind` names (tests).
         quiet: No progress on standard error.
 
     Raises:
-        DataError: Unusable data, an engine that is not installed, another store than expected, GPUs that torch cannot
-            use, a failed canary, or more failures than the ceilings allow.
+        DataError: Unusable data, an engine that is not installed or does not start (its traceback is on standard error,
+            if not quiet), another store than expected, GPUs that torch cannot use, a failed canary, or more failures
+            than the ceilings allow.
         SystemExit: Status `STOPPED`, after a signal.
         MemoryFull: The process has grown beyond `engine.memory_gb`; another one goes on.
     """
     if isinstance(config, ImportConfig):
-        return import_masks(config, worker=worker, num_workers=num_workers, quiet=quiet)
+        return import_masks(config, worker=worker, num_workers=num_workers, dealt=dealt, quiet=quiet)
     started = time.monotonic()
     if engine_factory is None:
         require_engine(config)
@@ -87,7 +93,7 @@ def run_priors(
             "cluster.toml"
         )
     pending = pending_of(job)
-    mine = shards_of_worker(pending, worker, num_workers)
+    mine = shards_of_worker(pending, worker, num_workers, dealt)
     if not mine:
         elsewhere = f" ({len(pending)} shards are other workers')" if pending else ""
         say(f"{job.path}: nothing to do{elsewhere}", quiet)
@@ -96,7 +102,7 @@ def run_priors(
         for line in changes(job):
             say(line, quiet)
     if num_workers > 1 or "SLURM_JOB_ID" in os.environ:
-        separate_from_other_workers(worker, job.fingerprint, os.environ)
+        separate_from_other_workers(worker, graph_fingerprint(job.identity), os.environ)
     known = find_known_rows(job)
     for line in known.unusable:
         say(f"no rows are taken over from a store that cannot be read: {line}", quiet)
@@ -113,21 +119,21 @@ def run_priors(
         copy_shards(job, known, whole, quiet)
         if to_mask:
             require_usable_gpus(", ".join(visible_gpus()))
-            with closing(PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)) as proposer:
-                proposer.load()
+            with closing(_made_proposer(job, quiet)) as proposer:
+                _load(proposer, job, quiet)
                 tally = mask_shards(job, proposer, answered, to_mask, quiet)
             _say_done(job, tally, started, quiet)
         return job.path
     if engine_factory is None:
         gpus = visible_gpus()
         require_usable_gpus(", ".join(gpus))
+        require_gpus(config.engine, 1, gpus)
         require_memory(config, 1, bool(gpus))
-    factory = engine_factory or ENGINES[config.engine.kind]
     with (
-        closing(PROPOSERS[config.proposer.kind](config.proposer, job.proposer_folder)) as proposer,
-        closing(factory(job.model_folder, job.family, config.model, config.engine)) as engine,
+        closing(_made_proposer(job, quiet)) as proposer,
+        closing(_made_engine(job, engine_factory or ENGINES[config.engine.kind], quiet)) as engine,
     ):
-        proposer.load()
+        _load(proposer, job, quiet)
         canary = run_canary(engine, job.family, job.rules, config.canary, config.clip_tolerance)
         if canary.passed is not None:
             say(canary.line() + ("" if canary.passed else " - going on, as canary.mode=warn asks"), quiet)
@@ -138,6 +144,21 @@ def run_priors(
         tally += write_asked_shards(job, engine, proposer, known, asking, canary, quiet)
     _say_done(job, tally, started, quiet)
     return job.path
+
+
+def _made_engine(job: Job, factory: EngineFactory, quiet: bool) -> Engine:
+    with starting(f"engine.kind={job.config.engine.kind} did not start", quiet):
+        return factory(job.model_folder, job.family, job.config.model, job.config.engine)
+
+
+def _made_proposer(job: Job, quiet: bool) -> Proposer:
+    with starting(f"proposer.kind={job.config.proposer.kind} did not load", quiet):
+        return PROPOSERS[job.config.proposer.kind](job.config.proposer, job.proposer_folder)
+
+
+def _load(proposer: Proposer, job: Job, quiet: bool) -> None:
+    with starting(f"proposer.kind={job.config.proposer.kind} did not load", quiet):
+        proposer.load()
 
 
 def _all_known(known: Reusable, plan: Plan, shards: Sequence[int]) -> list[int]:

@@ -70,7 +70,7 @@ class VllmEngine:
             model=str(folder),
             dtype=model.dtype,
             max_model_len=model.max_model_len,
-            tensor_parallel_size=1,
+            tensor_parallel_size=engine.gpus,
             load_format="safetensors",
             enforce_eager=engine.eager,
             gpu_memory_utilization=engine.gpu_memory,

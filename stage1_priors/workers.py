@@ -1,8 +1,8 @@
 """Several stage 1 workers on one machine: one process per GPU, each a `priors run` of its own.
 
-The parent plans nothing and writes nothing. It starts the workers, reads how far the store is from the store's own
-marks, and waits. A worker is an ordinary `l2l priors run ... --worker i --num-workers n`, so a batch system can start
-the same ones elsewhere. What a worker says goes to a file of its own beside the stores.
+The parent writes nothing. It deals out the shards that are missing, starts the workers, reads how far the store is from
+the store's own marks, and waits. A worker is an ordinary `l2l priors run ... --worker i --num-workers n --shards LIST`,
+so a batch system can start the same ones elsewhere. What a worker says goes to a file of its own beside the stores.
 
 One process per device, never an engine's in-process data parallelism: those run in lock-step and end together.
 """
@@ -13,18 +13,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.cluster.status import why_ended
 from shared.errors import DataError
+from shared.ranges import as_ranges
 from shared.runlog import ProgressBar, say
 from shared.stopping import STOP_SIGNALS, STOPPED, stop_flag
 from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
-from stage1_priors.devices import visible_gpus
+from stage1_priors.devices import require_gpus, visible_gpus
 from stage1_priors.job import StoreJob, job_of, pending_of, require_engine
+from stage1_priors.memory_left import require_memory
+from stage1_priors.places import Worker, plan_workers
 
 STAGGER_S = 2.0
 """Pause between starts: models are read from one disk, and engines choose their ports one after the other."""
@@ -32,92 +36,32 @@ STAGGER_S = 2.0
 POLL_S = 0.5
 """Pause between looks at the workers."""
 
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_STOPPED = (STOPPED, *(-number for number in STOP_SIGNALS))
+"""Statuses of a worker that was told to stop."""
 
-FIRST_PORT, PORTS, NUM_RANGES = 30_000, 16, 170
-"""Ranges of ports, one a worker, in which its engine looks for free ones: above those of rendezvous, below those that
-the kernel hands out to outgoing connections (from 32768 on)."""
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 @dataclass(frozen=True, kw_only=True)
-class Worker:
-    """One process to start."""
+class Started:
+    """A worker and its process."""
 
-    index: int
-    """Its number, from 0."""
-    environment: dict[str, str]
-    """Variables that differ from the parent's."""
-    log: Path
-    """File for what it says."""
+    worker: Worker
+    """What it was started with."""
+    process: "subprocess.Popen[bytes]"
+    """Its process."""
+    log_start: int
+    """Bytes that its log held before."""
 
-
-def num_workers_of(wanted: str) -> int:
-    """`auto` (one per GPU, one without any) or a number.
-
-    Raises:
-        DataError: Anything else.
-    """
-    if wanted == "auto":
-        return max(1, len(visible_gpus()))
-    if not wanted.isdecimal() or int(wanted) < 1:
-        raise DataError(f"--workers is {wanted!r}, expected auto or a number of at least 1")
-    return int(wanted)
-
-
-def plan_workers(
-    num_workers: int,
-    gpus: Sequence[str],
-    cores: int,
-    log_folder: Path,
-    stem: str,
-    inherited: Mapping[str, str],
-) -> list[Worker]:
-    """The processes to start: each with its own device, if there are any, and threads for its share of the cores.
-
-    Args:
-        num_workers: How many.
-        gpus: Ids of the GPUs; with fewer GPUs than workers some share one.
-        cores: Cores that this process may use; the workers divide them.
-        log_folder: Where their logs go.
-        stem: First part of a log's name.
-        inherited: The environment they inherit; a number of threads that is set there stays.
-    """
-    workers = []
-    for index in range(num_workers):
-        environment = {}
-        if gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-        if num_workers > 1:
-            share = (index + 1) * cores // num_workers - index * cores // num_workers
-            environment["OMP_NUM_THREADS"] = str(max(1, share))
-            # Only read with engine.one_process=false: vLLM would bind the threads of all workers to the same CPUs.
-            environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        for name in environment.keys() & inherited.keys() - {"CUDA_VISIBLE_DEVICES"}:
-            del environment[name]
-        log = log_folder / f"{stem}.worker-{index}.log"
-        workers.append(Worker(index=index, environment=environment, log=log))
-    return workers
-
-
-def separate_from_other_workers(worker: int, fingerprint: str, environment: MutableMapping[str, str]) -> None:
-    """Give a worker ports and compile caches of its own, below the folders that the environment names.
-
-    Several arrays of jobs may meet on a node: the ids of an array's tasks follow its own in Slurm, so that its id and
-    the worker's number tell all of them apart. Caches outlive a job: they are told apart by store, and a later job of
-    the same store finds them warm.
-
-    Args:
-        worker: Its number.
-        fingerprint: The store's.
-        environment: Changed in place.
-    """
-    job = environment.get("SLURM_ARRAY_JOB_ID") or environment.get("SLURM_JOB_ID") or "0"
-    environment["VLLM_PORT"] = str(FIRST_PORT + PORTS * ((int(job) + worker) % NUM_RANGES))
-    home = Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    own = Path(environment.get("VLLM_CACHE_ROOT") or home / "vllm") / f"{fingerprint}-{worker}"
-    environment["VLLM_CACHE_ROOT"] = str(own)
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(own / "inductor")
-    environment["TRITON_CACHE_DIR"] = str(own / "triton")
+    def ending(self) -> str:
+        """How it ended, and the line that says most of why."""
+        status, log = self.process.returncode, self.worker.log
+        lines = log.read_bytes()[self.log_start :].decode(errors="replace").splitlines()
+        said = why_ended([line.strip() for line in lines if line.strip()])
+        killed = (
+            " (killed; the kernel kills whoever takes too much memory)" if status == -signal.SIGKILL else ""
+        )
+        return f"worker {self.worker.index} ended with status {status}{killed}: {said} (its log: {log})"
 
 
 def run_workers(
@@ -131,53 +75,52 @@ def run_workers(
 
     Args:
         config: The recipe.
-        num_workers: Processes.
+        num_workers: Processes; no more than there are shards to write.
         arguments: Arguments of `priors run` that give the same recipe: its name and `--set` options.
         quiet: No progress on standard error.
 
     Raises:
-        DataError: An engine that is not installed, too little memory for so many, or a worker failed; names it, its
-            last line and its log.
+        DataError: An engine that is not installed, too few GPUs or too little memory for so many, or a worker failed;
+            names it, its last line and its log.
         SystemExit: Status `STOPPED`, after a signal with shards left to do.
     """
     require_engine(config)
     job = job_of(config)
-    if not pending_of(job):
+    if not (pending := pending_of(job)):
         return job.path
-    gpus = visible_gpus()
+    num_workers = min(num_workers, len(pending))
+    gpus, gpus_each = visible_gpus(), 1
+    if isinstance(config, PriorsConfig):
+        gpus_each = config.engine.gpus
+        require_gpus(config.engine, num_workers, gpus)
     require_memory(config, num_workers, bool(gpus))
     log_folder = Path(config.cache_root) / "logs"
     log_folder.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0))
-    workers = plan_workers(num_workers, gpus, cores, log_folder, job.path.stem, os.environ)
-    processes: list[subprocess.Popen[bytes]] = []
+    workers = plan_workers(num_workers, gpus, gpus_each, cores, log_folder, job.path.stem, os.environ)
+    started: list[Started] = []
     with stop_flag() as told_to_stop:
         try:
             for worker in workers:
-                if processes:
+                if started:
                     time.sleep(STAGGER_S)
                 if told_to_stop():
                     break
-                processes.append(_start(worker, num_workers, arguments))
-            _watch(job, processes, told_to_stop, quiet)
+                log_start = worker.log.stat().st_size if worker.log.exists() else 0
+                process = _start(worker, num_workers, arguments, pending)
+                started.append(Started(worker=worker, process=process, log_start=log_start))
+            _watch(job, started, told_to_stop, quiet)
         finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-            for process in processes:
-                process.wait()
-    in_order = (0, STOPPED, *(-number for number in STOP_SIGNALS)) if told_to_stop() else (0,)
-    failed = [
-        (worker, process)
-        for worker, process in zip(workers, processes, strict=False)
-        if process.returncode not in in_order
-    ]
-    if failed:
-        worker, process = failed[0]
+            for one in started:
+                if one.process.poll() is None:
+                    one.process.kill()
+            for one in started:
+                one.process.wait()
+    in_order = (0, *_STOPPED) if told_to_stop() else (0,)
+    if failed := [one for one in started if one.process.returncode not in in_order]:
         raise DataError(
-            f"{len(failed)} of {num_workers} workers failed; worker {worker.index} ended with status "
-            f"{process.returncode}: {_last_line(worker.log)} (its log: {worker.log}). Finished shards are kept; "
-            "the same command goes on"
+            f"{len(failed)} of {num_workers} workers failed; {failed[0].ending()}. Finished shards are kept; the same "
+            "command goes on"
         )
     if told_to_stop() and (left := pending_of(job)):
         say(f"stopped at a signal: {len(left)} shards to do; the same command goes on", quiet)
@@ -185,36 +128,10 @@ def run_workers(
     return job.path
 
 
-def require_memory(config: PriorsConfig | ImportConfig, num_workers: int, on_gpus: bool) -> None:
-    """Refuse workers whose caches alone take more than the machine has left: the kernel would kill one without a word.
-
-    Raises:
-        DataError: Says what they take and what there is.
-    """
-    if isinstance(config, ImportConfig) or config.engine.kind != "vllm":
-        return
-    engine = config.engine
-    each = (engine.image_cache_gb if engine.caching else 0) + (0 if on_gpus else engine.kv_cache_gb)
-    free = _available_gb()
-    if free is not None and num_workers * each > free:
-        raise DataError(
-            f"{f'{num_workers} workers take' if num_workers > 1 else 'this run takes'} {num_workers * each:.3g} GiB "
-            f"for caches (engine.image_cache_gb{'' if on_gpus else ', engine.kv_cache_gb'}), and this machine has "
-            f"{free:.3g} GiB left"
-        )
-
-
-def _available_gb() -> float | None:
-    """Memory that can be had without swapping, GiB (Linux); None where nobody says."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20
-    except (OSError, ValueError, StopIteration):
-        return None
-
-
-def _start(worker: Worker, num_workers: int, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
-    own = ["--worker", str(worker.index), "--num-workers", str(num_workers)]
+def _start(
+    worker: Worker, num_workers: int, arguments: Sequence[str], dealt: Sequence[int]
+) -> "subprocess.Popen[bytes]":
+    own = ["--worker", str(worker.index), "--num-workers", str(num_workers), "--shards", as_ranges(dealt)]
     with worker.log.open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "cli", "priors", "run", *arguments, *own],
@@ -233,29 +150,35 @@ def _end_with_parent() -> None:
 
 def _watch(
     job: StoreJob,
-    processes: "Sequence[subprocess.Popen[bytes]]",
+    started: Sequence[Started],
     told_to_stop: Callable[[], bool],
     quiet: bool,
 ) -> None:
-    """Show the store's progress until every process has ended; tell them once when this one is told to stop."""
-    passed_on = False
+    """Show the store's progress until every process has ended; tell them once when this one is told to stop.
+
+    One that fails is reported at once, while the others go on.
+    """
+    passed_on, running = False, list(started)
     rows = [job.plan.rows_of(shard) for shard in range(job.plan.num_shards)]
     seen: set[int] = set(_done(job, range(len(rows))))
     before = sum(rows[shard] for shard in seen)
     with ProgressBar(
-        sum(rows), f"priors, {len(processes)} workers", "pair", initial=before, quiet=quiet
+        sum(rows), f"priors, {len(started)} workers", "pair", initial=before, quiet=quiet
     ) as bar:
         while True:
             if told_to_stop() and not passed_on:
                 passed_on = True
-                for process in processes:
-                    process.terminate()
-            ended = all(process.poll() is not None for process in processes)
+                for one in started:
+                    one.process.terminate()
+            for one in [one for one in running if one.process.poll() is not None]:
+                running.remove(one)
+                if one.process.returncode not in (0, *_STOPPED):
+                    say(one.ending(), quiet)
             for shard in _done(job, set(range(len(rows))) - seen):
                 seen.add(shard)
                 bar.update(rows[shard])
             bar.update(0)
-            if ended:
+            if not running:
                 return
             time.sleep(POLL_S)
 
@@ -273,8 +196,3 @@ def _done(job: StoreJob, shards: "range | set[int]") -> list[int]:
             continue
         done.append(shard)
     return done
-
-
-def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"

@@ -12,7 +12,7 @@ import torch
 from shared.errors import DataError
 from shared.refer import ReferringDataset
 from shared.seeding import rng
-from shared.store.find import find_stores
+from shared.store.find import find_stores, unusable_stores
 from shared.store.reader import PriorStore
 from shared.store.schema import IMAGE_HASH
 from shared.types import STATUS_CODES, Sample
@@ -137,8 +137,11 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
             f"{config.cache_root}: no prior store for {data.dataset}({data.split_by}) as it is now ({earlier[-1].name} "
             f"was made for other annotations); {_RUN_AGAIN}"
         )
+    passed_over = (
+        f" (passed over: {'; '.join(lines)})" if (lines := unusable_stores(config.cache_root)) else ""
+    )
     raise DataError(
-        f"{config.cache_root}: no complete prior store for {data.dataset}({data.split_by}){unfinished}; "
+        f"{config.cache_root}: no complete prior store for {data.dataset}({data.split_by}){unfinished}{passed_over}; "
         "run `l2l priors run RECIPE` for this data first, or set store=PATH"
     )
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from shared.cluster.site import SiteConfig
 from shared.errors import DataError
+from shared.ranges import as_ranges
 from shared.stopping import STOPPED
 
 BEAT_S = 15
@@ -46,6 +47,8 @@ class ClusterJob:
     """Processes per node that torchrun starts; 0: a single process without torchrun."""
     use_gpu: bool = True
     """Whether it needs GPUs, if the site has some."""
+    num_gpus: int = 1
+    """GPUs of each process that needs them; above 1 a site without so many is refused."""
     hub_cache: str = ""
     """Absolute folder of the Hugging Face cache in which models named by a repository lie; "" where none is."""
     after_others: bool = False
@@ -65,7 +68,7 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
         python: Interpreter, where the site names none.
 
     Raises:
-        DataError: A folder whose name Slurm would change.
+        DataError: A folder whose name Slurm would change, or more GPUs for a process than a node has.
     """
     python = site.python or python
     lines = [
@@ -97,7 +100,11 @@ def _options(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: Pa
         if not path.is_absolute() or set(str(path)) & set("%\n\r\"'\\"):
             raise DataError(f"{path}: Slurm takes no percent sign, quote or backslash in a folder's name")
     processes = max(1, job.num_processes)
-    gpus = (processes if site.gpus_per_node else 0) if job.use_gpu else 0
+    if job.use_gpu and job.num_gpus > max(1, site.gpus_per_node):
+        raise DataError(
+            f"a task of {job.name} needs {job.num_gpus} GPUs, and gpus_per_node of the site is {site.gpus_per_node}"
+        )
+    gpus = processes * job.num_gpus if job.use_gpu and site.gpus_per_node else 0
     gres = f"{site.gpu_type}:{gpus}" if site.gpu_type else str(gpus)
     log = f"{job.name}.{'%A_%a' if job.tasks else '%j'}.log"
     options = {
@@ -266,15 +273,4 @@ def array_chunks(tasks: Sequence[int], max_array_size: int) -> list[tuple[int, s
     chunks: dict[int, list[int]] = {}
     for task in tasks:
         chunks.setdefault(task // max_array_size * max_array_size, []).append(task % max_array_size)
-    return [(offset, _ranges(indices)) for offset, indices in chunks.items()]
-
-
-def _ranges(indices: Sequence[int]) -> str:
-    """`0-2,5` of 0, 1, 2, 5."""
-    parts: list[list[int]] = []
-    for index in indices:
-        if parts and parts[-1][1] == index - 1:
-            parts[-1][1] = index
-        else:
-            parts.append([index, index])
-    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+    return [(offset, as_ranges(indices)) for offset, indices in chunks.items()]

@@ -43,7 +43,8 @@ class SiteConfig:
     max_restarts: int = 100
     """A job that was queued again this often fails: it makes no headway."""
     gpus_per_node: int = 1
-    """GPUs of a node; 0 for a cluster without. A training takes all of them, a task of an array takes one."""
+    """GPUs of a node; 0 for a cluster without. A training takes all of them, a task of an array takes
+    one, or `engine.gpus` of them."""
     gpu_type: str = ""
     """Type of GPU to ask for (`a100` gives `--gres=gpu:a100:1`); "" takes any."""
     cpus_per_process: int = 4

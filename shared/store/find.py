@@ -1,10 +1,11 @@
 """Find stores under a cache folder by reading their `zarr.json` alone."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from shared.errors import DataError
-from shared.store.layout import read_header
+from shared.store.layout import StoreHeader, read_header
 
 
 def store_path(cache_root: str | Path, dataset: str, fingerprint: str) -> Path:
@@ -32,18 +33,35 @@ def find_stores(
         data_fingerprint: Only stores whose `attrs["data"]["fingerprint"]` is this.
 
     Returns:
-        Paths; folders that are no prior store, and damaged headers, are passed over.
+        Paths; folders that are no prior store, and headers that are damaged or cannot be read, are passed over.
     """
     wanted = {"dataset": dataset, "split_by": split_by, "fingerprint": data_fingerprint}
     wanted = {key: value for key, value in wanted.items() if value is not None}
     found = []
+    for path, header in _headers(cache_root):
+        if isinstance(header, DataError):
+            continue
+        data = header.attrs.get("data", {})
+        if all(data.get(key) == value for key, value in wanted.items()):
+            found.append(path)
+    return found
+
+
+def unusable_stores(cache_root: str | Path) -> list[str]:
+    """Why `find_stores` passes over folders that are named as stores are (`*.zarr`), a line each."""
+    return [
+        str(header)
+        for path, header in _headers(cache_root)
+        if isinstance(header, DataError) and path.suffix == ".zarr"
+    ]
+
+
+def _headers(cache_root: str | Path) -> Iterator[tuple[Path, StoreHeader | DataError]]:
+    """Folders directly under `cache_root` that hold a `zarr.json`, by name, and what it says or why it says nothing."""
     for file in sorted(Path(cache_root).glob("*/zarr.json")):
         if file.parent.name.endswith(".partial"):
             continue
         try:
-            data = read_header(file.parent).attrs.get("data", {})
-        except DataError:
-            continue
-        if all(data.get(key) == value for key, value in wanted.items()):
-            found.append(file.parent)
-    return found
+            yield file.parent, read_header(file.parent)
+        except DataError as error:
+            yield file.parent, error

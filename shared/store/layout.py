@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
+from shared.store.publish import read_file
 from shared.store.schema import SCHEMA_VERSION, SHARD_ROWS, STORE_KIND, FieldSpec
 from shared.store.shardfile import chunk_rows
 
@@ -112,15 +113,18 @@ def read_header(path: str | Path) -> StoreHeader:
     """Read a store's `zarr.json`.
 
     Raises:
-        DataError: No store there, another kind of Zarr group, or another version of the schema.
+        DataError: No store there, one that cannot be read, another kind of Zarr group, or another version of the
+            schema.
     """
     path = Path(path)
     file = path / "zarr.json"
     try:
-        attrs = json.loads(file.read_bytes())["attributes"]
-        kind, version = attrs.get("kind"), attrs.get("schema_version")
-    except (FileNotFoundError, NotADirectoryError):
+        data = read_file(file)
+    except FileNotFoundError:
         raise DataError(f"{path}: no prior store here (no zarr.json)") from None
+    try:
+        attrs = json.loads(data)["attributes"]
+        kind, version = attrs.get("kind"), attrs.get("schema_version")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{file}: damaged, not the metadata of a Zarr group ({error}); {REPAIR_HINT}"

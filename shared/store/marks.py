@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.errors import DataError
 from shared.store.layout import StoreHeader
-from shared.store.publish import unseal
+from shared.store.publish import read_file, unseal
 
 
 def read_mark(header: StoreHeader, shard: int) -> dict[str, Any]:
@@ -16,10 +16,10 @@ def read_mark(header: StoreHeader, shard: int) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The shard is not finished.
-        DataError: The mark is damaged, or belongs to another store or shard.
+        DataError: The mark is damaged, cannot be read, or belongs to another store or shard.
     """
     file = header.done_path(shard)
-    body = unseal(file.read_bytes(), file)
+    body = unseal(read_file(file), file)
     start, stop = header.shard_bounds(shard)
     names = {spec.name for spec in header.run_fields}
     if (body["shard"], body["rows"], body["fingerprint"]) != (shard, stop - start, header.fingerprint):
@@ -36,5 +36,5 @@ def shard_is_done(header: StoreHeader, shard: int) -> bool:
         return all(
             header.shard_path(name, shard).stat().st_size == entry["bytes"] for name, entry in files.items()
         )
-    except (DataError, FileNotFoundError):
+    except (DataError, OSError):
         return False

@@ -155,6 +155,21 @@ def seal(body: dict[str, Any]) -> bytes:
     return canonical_json({"body": body, "crc32": digest(canonical_json(body))})
 
 
+def read_file(file: Path) -> bytes:
+    """The bytes of one of a store's files.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        DataError: It cannot be read: somebody else's, or a disk that fails.
+    """
+    try:
+        return file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file)) from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
 def unseal(data: bytes, where: Path) -> dict[str, Any]:
     """The body of a sealed JSON file.
 

@@ -22,7 +22,7 @@ import numpy as np
 from shared.errors import DataError
 from shared.store.layout import REPAIR_HINT, RUN_HINT, StoreHeader, read_header
 from shared.store.marks import read_mark
-from shared.store.publish import file_entry, unseal
+from shared.store.publish import file_entry, read_file, unseal
 from shared.store.schema import FieldSpec, decode_text_rows
 from shared.store.shardfile import CRC_BYTES, MISSING, decode_chunk, parse_index
 
@@ -289,8 +289,8 @@ def _checked_manifest(path: Path) -> dict[str, Any]:
     """The table of static files, after the header was compared with it."""
     file = path / "manifest.json"
     try:
-        table = unseal(file.read_bytes(), file)["files"]
-        data = (path / "zarr.json").read_bytes()
+        table = unseal(read_file(file), file)["files"]
+        data = read_file(path / "zarr.json")
         json.loads(data)
     except FileNotFoundError:
         raise DataError(f"{file}: missing; {REPAIR_HINT}") from None
@@ -326,7 +326,7 @@ class _Column:
     def _read(self, shard: int) -> None:
         file, entry = self._store._file_entry(self._spec.name, shard)
         try:
-            raw = file.read_bytes()
+            raw = read_file(file)
         except FileNotFoundError:
             raise DataError(f"{file}: missing, though its shard is marked; {REPAIR_HINT}") from None
         if file_entry(raw) != entry:
@@ -364,6 +364,8 @@ class _RowShard:
             raise DataError(
                 f"{self._file}: missing or empty, though its shard is marked; {REPAIR_HINT}"
             ) from None
+        except OSError as error:
+            raise DataError(f"{self._file}: cannot be read ({error.strerror or error})") from error
         self._bytes = np.frombuffer(self._map, np.uint8)
         if len(self._bytes) != entry["bytes"]:
             raise DataError(

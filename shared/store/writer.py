@@ -25,6 +25,7 @@ from shared.store.publish import (
     file_entry,
     partial_path,
     publish_file,
+    read_file,
     remove_synced,
     seal,
     sync_folder,
@@ -141,7 +142,7 @@ def _require_same(
         header.fields,
         header.static_fields,
     )
-    table = unseal((path / "manifest.json").read_bytes(), path / "manifest.json")["files"]
+    table = unseal(read_file(path / "manifest.json"), path / "manifest.json")["files"]
     for name, data in files.items():
         if name.endswith("zarr.json") or name == "manifest.json":
             continue  # attributes that are no part of the fingerprint may differ

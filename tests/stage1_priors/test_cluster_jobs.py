@@ -21,18 +21,17 @@ def test_every_shard_has_one_worker_and_the_check_comes_after(config):
     priors, verify = work.jobs
     assert priors.tasks == (0, 1)
     assert priors.command == ("priors", "run", *RECIPE, "--expect", str(work.target))
-    assert priors.per_task == '--worker "$task" --num-workers 2' and priors.use_gpu
+    assert priors.per_task == '--worker "$task" --num-workers 2 --shards 0-1' and priors.use_gpu
     assert verify.command == ("priors", "verify", str(work.target), "--complete")
     assert verify.after_others and not verify.use_gpu and not verify.tasks
     assert work.folder == work.target.with_suffix(".jobs")
     assert not find_stores(config.cache_root, dataset="refshapes", split_by="unc")
 
 
-def test_only_workers_with_missing_shards_are_submitted(config):
+def test_missing_shards_alone_are_dealt_to_workers(config):
     run_priors(config, engine_factory=FakeEngine().factory, worker=1, num_workers=2, quiet=True)
-    assert plan_work(config, RECIPE, 2).jobs[0].tasks == (0,)
-    narrow = plan_work(config, RECIPE, 1).jobs[0]
-    assert narrow.tasks == (0,) and narrow.per_task.endswith("--num-workers 1")
+    narrow = plan_work(config, RECIPE, 2).jobs[0]
+    assert narrow.tasks == (0,) and narrow.per_task.endswith("--num-workers 1 --shards 0")
     run_priors(config, engine_factory=FakeEngine().factory, quiet=True)
     done = plan_work(config, RECIPE, 2)
     assert done.jobs == () and done.here == ()
@@ -100,6 +99,13 @@ def test_masks_from_elsewhere_need_no_gpu(config, tmp_path):
         data=config.data, source=str(masks), splits=config.splits, cache_root=config.cache_root
     )
     assert not plan_work(imported, RECIPE, 1).jobs[0].use_gpu
+
+
+def test_a_task_asks_for_the_gpus_of_its_worker(config):
+    assert plan_work(config, RECIPE, 1).jobs[0].num_gpus == 1
+    wide = apply_overrides(config, ["engine.gpus=4"])
+    assert plan_work(wide, RECIPE, 1).jobs[0].num_gpus == 4
+    assert plan_work(wide, RECIPE, 1).target == plan_work(config, RECIPE, 1).target
 
 
 def test_a_new_store_is_said_to_be_one(config):

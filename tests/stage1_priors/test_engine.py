@@ -17,6 +17,7 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.reader import PriorStore
 from stage1_priors import engine as engine_module
+from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.engine import (
     NOT_INSTALLED,
     EngineFailed,
@@ -34,7 +35,12 @@ from stage1_priors.recipes import TINY_WEIGHTS
 from stage1_priors.run import run_priors
 from stage1_priors.transformers_engine import TransformersEngine
 from stage1_priors.vllm_engine import Ticket, VllmEngine
-from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer, seen_box_answer
+from tests.stage1_priors.fake_engine import (
+    FakeEngine,
+    random_box_answer,
+    seen_box_answer,
+    write_model_folder,
+)
 from tests.stage1_priors.vllm_session import FAULTS, IMAGE_CACHE_GB, NUM_REQUESTS, NUM_SAMPLES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -157,6 +163,35 @@ def test_an_output_that_vllms_core_gave_up_on_is_a_failure_and_no_empty_answer()
     engine._outcomes = {"l2l-0": given_up}
     with pytest.raises(RuntimeError, match="vLLM's core failed on the request"):
         engine.collect(Ticket(requests=requests(1), greedy=("l2l-0",)))
+
+
+def test_a_model_is_spread_over_the_gpus_of_its_worker(monkeypatch, tmp_path):
+    """Seen by a stand-in for vLLM: there is no machine with several GPUs to ask."""
+    asked = {}
+
+    class Stub:
+        FINAL_ONLY = None
+
+        def __init__(self, **options):
+            asked.update(options)
+
+        def get_tokenizer(self):
+            return None
+
+    parts = {
+        "vllm": {"LLM": Stub, "SamplingParams": dict},
+        "vllm.sampling_params": {"RequestOutputKind": Stub},
+        "vllm.platforms": {"current_platform": None},
+        "vllm.engine": {},
+        "vllm.engine.arg_utils": {"EngineArgs": Stub},
+    }
+    for name, held in parts.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**held))
+    for name in VllmEngine._environment(EngineConfig()):
+        monkeypatch.setenv(name, "0")
+    folder = write_model_folder(tmp_path / "model")
+    VllmEngine(folder, QWEN2_5_VL, MllmConfig(path=str(folder)), EngineConfig(gpus=4))
+    assert asked["tensor_parallel_size"] == 4
 
 
 def test_a_failure_at_work_ends_the_engine():

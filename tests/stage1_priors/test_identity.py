@@ -18,6 +18,7 @@ from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.identity import (
     ImageHasher,
     differences,
+    graph_fingerprint,
     identify_images,
     images_fingerprint,
     locate_model,
@@ -56,6 +57,8 @@ ROWS_STAY = [
     "engine.caching=false",
     "engine.eager=true",
     "engine.image_cache_gb=0.5",
+    "engine.gpus=2",
+    "engine.memory_gb=9",
     "engine.kv_cache_gb=9",
     "engine.memory_gb=9",
     "proposer.batch_images=3",
@@ -76,6 +79,15 @@ def test_a_setting_that_changes_rows_changes_the_store(config, override):
 @pytest.mark.parametrize("override", ROWS_STAY)
 def test_a_setting_of_speed_or_policy_does_not(config, override):
     assert make_job(apply_overrides(config, [override])).fingerprint == make_job(config).fingerprint
+
+
+def test_what_is_compiled_depends_on_the_model_and_not_on_the_data(config):
+    """Else every changed split, and every photo, would compile anew."""
+    own = graph_fingerprint(make_job(config).identity)
+    for stays in ("splits=val", "image_hash=size", "proposer.grid=32", "model.max_tokens=32"):
+        assert graph_fingerprint(make_job(apply_overrides(config, [stays])).identity) == own
+    for changes in ("model.dtype=bfloat16", "model.max_model_len=512", "engine.kind=transformers"):
+        assert graph_fingerprint(make_job(apply_overrides(config, [changes])).identity) != own
 
 
 def test_moving_the_model_or_the_data_changes_nothing(config, tmp_path, refshapes_root):

@@ -76,3 +76,16 @@ def test_workers_share_the_shards_whatever_is_pending(num_workers):
         assert all(shard % num_workers == worker for shard in part)
     with pytest.raises(DataError):
         shards_of_worker(pending, num_workers, num_workers)
+
+
+def test_what_one_worker_left_is_dealt_to_all():
+    """Of eight workers the fourth died: by number all its shards would be one worker's again."""
+    left = list(range(3, 624, 8))
+    parts = [shards_of_worker(left, worker, 8, left) for worker in range(8)]
+    assert sorted(map(len, parts)) == [9, 9, 10, 10, 10, 10, 10, 10] and sorted(sum(parts, [])) == left
+
+
+def test_a_worker_that_starts_later_keeps_to_what_was_dealt():
+    dealt = [2, 3, 8, 9, 11]
+    still = [3, 8, 11, 12]  # others have written some since then, and one was damaged
+    assert shards_of_worker(still, 0, 2, dealt) == [8, 11] and shards_of_worker(still, 1, 2, dealt) == [3]

@@ -217,6 +217,16 @@ def test_a_store_that_cannot_be_read_is_passed_over(config, tmp_path, capsys):
     assert_same_rows(alone(config, tmp_path), store)
 
 
+def test_a_colleague_s_store_is_passed_over_by_run_and_dry_run(config, capsys):
+    """A folder stands for a header that only its owner may read."""
+    theirs = Path(config.cache_root) / "theirs.zarr" / "zarr.json"
+    theirs.mkdir(parents=True)
+    assert describe_plan(config)["reused"] == {} and describe_plan(config)["changed"] == []
+    store = PriorStore(run_priors(config, engine_factory=FakeEngine().factory))
+    assert store.is_complete
+    assert f"cannot be read: {theirs}: cannot be read (Is a directory)" in capsys.readouterr().err
+
+
 def test_a_store_begun_without_hashes_is_finished(config, monkeypatch):
     """Stores of before the field are as good as ever, and give nothing to others."""
     monkeypatch.setattr("stage1_priors.job.content_hashes", lambda identities: {})

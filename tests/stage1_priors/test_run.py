@@ -113,6 +113,41 @@ def test_an_unchanged_run_asks_nothing(config):
     assert describe_plan(config)["pending_shards"] == 0 and Path(describe_plan(config)["store"]) == path
 
 
+def test_a_shard_that_another_run_has_written_is_not_written_again(config, tmp_path, capsys):
+    """The other one writes both shards while this one asks about its first: what is in hand is all that is in vain."""
+    config = apply_overrides(config, ["reuse=false", "engine.ahead_rows=1"])
+    engine, other = FakeEngine(), FakeEngine()
+
+    def answer_of(request):
+        if not other.num_started:
+            run(config, other)
+        return random_box_answer(request)
+
+    engine.answer_of = answer_of
+    path = run_priors(config, engine_factory=engine.factory)
+    store = PriorStore(path)
+    assert store.is_complete and other.num_requests == store.num_rows
+    assert engine.num_requests <= 512 < store.num_rows
+    assert "another run on the same store wrote 2 shards meanwhile" in capsys.readouterr().err
+    calm = run(apply_overrides(config, [f"cache_root={tmp_path / 'calm'}"]), FakeEngine())
+    assert_same_rows(path, calm)
+
+
+def test_what_does_not_start_is_told_in_a_line(config, monkeypatch, capsys):
+    def no_engine(*_):
+        raise RuntimeError("8 GiB are needed\nand more")
+
+    with pytest.raises(DataError, match="^engine.kind=vllm did not start: RuntimeError: 8 GiB are needed$"):
+        run_priors(config, engine_factory=no_engine)
+    assert "in no_engine" in capsys.readouterr().err
+    monkeypatch.setattr(BoxProposer, "load", no_engine)
+    with pytest.raises(
+        DataError, match="^proposer.kind=soft-box did not load: RuntimeError: 8 GiB are needed$"
+    ):
+        run(config, FakeEngine())
+    assert not capsys.readouterr().err
+
+
 def test_an_unchanged_run_imports_neither_torch_nor_vllm_and_is_quick(config):
     run(config, FakeEngine())
     code = (
@@ -615,8 +650,8 @@ def test_timing_counts_what_is_inside():
 
 
 def test_a_run_that_cannot_fit_into_memory_is_refused_before_its_store_is_made(config, monkeypatch):
-    monkeypatch.setattr("stage1_priors.workers._available_gb", lambda: 0.1)
+    monkeypatch.setattr("stage1_priors.memory_left.free_gb", lambda: 0.1)
     config = dataclasses.replace(config, engine=dataclasses.replace(config.engine, kind="vllm"))
-    with pytest.raises(DataError, match=r"this run takes .* GiB for caches .*this machine has 0.1 GiB left"):
+    with pytest.raises(DataError, match=r"this run takes .* GiB for images and caches .* 0.1 GiB are left"):
         run_priors(config, quiet=True)
     assert not list(Path(config.cache_root).glob("*.zarr"))

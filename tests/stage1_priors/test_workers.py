@@ -7,76 +7,24 @@ import subprocess
 import sys
 import threading
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from shared.cluster.port import FIRST, NUM
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.stopping import STOPPED
 from shared.store.reader import PriorStore
 from shared.store.verify import verify_store
-from stage1_priors import devices, workers
-from stage1_priors.devices import visible_gpus
+from stage1_priors import workers
 from stage1_priors.job import describe_plan
+from stage1_priors.places import Worker
 from stage1_priors.recipes import RECIPES
 from stage1_priors.run import run_priors
-from stage1_priors.workers import (
-    FIRST_PORT,
-    PORTS,
-    num_workers_of,
-    plan_workers,
-    require_memory,
-    run_workers,
-    separate_from_other_workers,
-)
+from stage1_priors.workers import Started, run_workers
 from tests.stage1_priors.fake_engine import FakeEngine
-
-
-def test_one_worker_per_gpu(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5")
-    assert visible_gpus() == ["3", "5"] and num_workers_of("auto") == 2
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == [] and num_workers_of("auto") == 1
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,-1,2")
-    assert visible_gpus() == ["1"]
-    assert num_workers_of("4") == 4
-    for wrong in ("0", "-1", "two", "1.5"):
-        with pytest.raises(DataError, match="--workers is"):
-            num_workers_of(wrong)
-
-
-def test_a_driver_that_does_not_answer_shows_no_gpu(monkeypatch, tmp_path):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(devices, "TIMEOUT_S", 0.2)
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    for mode in (0o755, 0o644):  # one that hangs, one that may not be run
-        program.chmod(mode)
-        if mode == 0o644:
-            monkeypatch.setenv("PATH", str(tmp_path))
-        assert visible_gpus() == []
-
-
-def test_each_worker_has_its_own_device_and_share_of_the_cores(tmp_path):
-    def planned(num_workers, gpus, cores, **inherited):
-        found = plan_workers(num_workers, gpus, cores, tmp_path, "store", inherited)
-        assert len({worker.log for worker in found}) == num_workers
-        return [worker.environment for worker in found]
-
-    on_gpus = planned(3, ["0", "7"], 64, CUDA_VISIBLE_DEVICES="0,7")
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in on_gpus] == ["0", "7", "0"]
-    assert [one["OMP_NUM_THREADS"] for one in on_gpus] == ["21", "21", "22"]
-    assert [one["OMP_NUM_THREADS"] for one in planned(2, [], 6)] == ["3", "3"]
-    assert [one["OMP_NUM_THREADS"] for one in planned(3, [], 2)] == ["1", "1", "1"]
-    assert planned(1, ["5"], 8) == [{"CUDA_VISIBLE_DEVICES": "5"}]
-    own = planned(2, ["0", "1"], 8, OMP_NUM_THREADS="2", VLLM_CPU_OMP_THREADS_BIND="0-1")
-    assert own == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
 
 
 def test_cores_are_those_this_process_may_use(config, monkeypatch):
@@ -85,7 +33,7 @@ def test_cores_are_those_this_process_may_use(config, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 9, 17})
     monkeypatch.setattr(workers, "visible_gpus", list)
 
-    def planned(num_workers, gpus, cores, *_):
+    def planned(num_workers, gpus, gpus_each, cores, *_):
         seen.append(cores)
         raise KeyboardInterrupt
 
@@ -93,25 +41,6 @@ def test_cores_are_those_this_process_may_use(config, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_workers(apply_overrides(config, ["engine.kv_cache_gb=1"]), 1, ["embedded"], quiet=True)
     assert seen == [3]
-
-
-def test_workers_that_meet_on_a_node_have_ports_and_caches_of_their_own():
-    """Workers of one array, of another that Slurm numbers after it, and without Slurm."""
-    jobs = [{"SLURM_ARRAY_JOB_ID": first, "SLURM_JOB_ID": "1"} for first in ("40", "44")]
-    environments = [{**job, "HOME": "/h"} for job in jobs for _ in range(4)]
-    for worker, environment in enumerate(environments):
-        separate_from_other_workers(worker % 4, "ab" if worker < 4 else "cd", environment)
-    ports = [int(environment["VLLM_PORT"]) for environment in environments]
-    assert len(set(ports)) == 8 and min(b - a for a, b in pairwise(sorted(ports))) >= PORTS
-    assert all(FIRST + NUM <= port and port + PORTS <= 32_768 for port in ports)
-    caches = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    assert len({environment[name] for environment in environments for name in caches}) == 24
-
-    given = {"VLLM_CACHE_ROOT": "/scratch/vllm", "VLLM_PORT": "5", "TORCHINDUCTOR_CACHE_DIR": "/scratch/i"}
-    separate_from_other_workers(2, "ab", given)
-    assert given["VLLM_CACHE_ROOT"] == "/scratch/vllm/ab-2"
-    assert given["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/vllm/ab-2/inductor"
-    assert int(given["VLLM_PORT"]) == FIRST_PORT + 2 * PORTS
 
 
 @pytest.mark.parametrize(("environment", "apart"), [({}, False), ({"SLURM_JOB_ID": "7"}, True)])
@@ -139,12 +68,15 @@ def test_a_complete_store_starts_nobody(config, monkeypatch):
 
 DEATHS = {
     "an error before it starts": ("sys.exit('no more memory')", r"1: no more memory"),
-    "SIGKILL in the middle of its shard": ("engine.answer_of = kill_at_100", r"-9: .*"),
+    "SIGKILL in the middle of its shard": (
+        "engine.answer_of = kill_at_100",
+        r"-9 \(killed; the kernel .*",
+    ),
 }
 
 
 @pytest.mark.parametrize("death", DEATHS)
-def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch, tmp_path, death):
+def test_a_failed_worker_is_named_at_once_and_the_others_finish(config, monkeypatch, tmp_path, death, capfd):
     """Worker 1 dies; worker 0 goes through its shards. Real processes, with the engine that needs no model."""
     statement, told_status = DEATHS[death]
     monkeypatch.setattr(workers, "STAGGER_S", 0.0)
@@ -163,7 +95,8 @@ def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch, tmp
         "if number == 1 and settings.pop():\n"
         f"    {statement}\n"
         "config = apply_overrides(embedded(), settings if number == 1 else settings[:-1])\n"
-        "run_priors(config, worker=number, num_workers=2, engine_factory=engine.factory)\n"
+        "num, dealt = map(json.loads, sys.argv[3:])\n"
+        "run_priors(config, worker=number, num_workers=num, dealt=dealt, engine_factory=engine.factory)\n"
     )
     settings = [
         f"data.root={config.data.root}",
@@ -176,14 +109,17 @@ def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch, tmp
     own = apply_overrides(RECIPES["embedded"](), settings)
     fails = [True]
 
-    def start(worker, num_workers, arguments):
+    def start(worker, num_workers, arguments, dealt):
         with worker.log.open("ab") as log:
             told = json.dumps([*arguments, fails[0]])
-            return subprocess.Popen([sys.executable, "-c", code, str(worker.index), told], stderr=log)
+            own = [str(worker.index), told, str(num_workers), json.dumps(dealt)]
+            return subprocess.Popen([sys.executable, "-c", code, *own], stderr=log)
 
     monkeypatch.setattr(workers, "_start", start)
     with pytest.raises(DataError, match=f"1 of 2 workers failed; worker 1 ended with status {told_status}"):
-        run_workers(own, 2, settings, quiet=True)
+        run_workers(own, 2, settings)
+    said = capfd.readouterr().err
+    assert said.count("worker 1 ended with status") == 1 and said.count("worker 0 ended") == 0
     store = PriorStore(describe_plan(own)["store"])
     assert store.done_shards == [0] and not store.is_complete
     fails[0] = False
@@ -193,6 +129,38 @@ def test_a_failed_worker_is_named_and_the_others_finish(config, monkeypatch, tmp
     assert store.is_complete and store.sample_ids == undisturbed.sample_ids
     for name in store.fields:
         np.testing.assert_array_equal(store.column(name), undisturbed.column(name), name)
+
+
+def test_missing_shards_are_dealt_evenly_to_no_more_workers_than_there_are(config, monkeypatch):
+    """However many are asked for: a worker without a shard would start an engine's place for nothing."""
+    given = []
+
+    def start(worker, num_workers, arguments, dealt):
+        given.append((worker.index, num_workers, dealt))
+        code = "print('error: it was this'); print('a word of farewell'); exit(3)"
+        with worker.log.open("ab") as log:
+            return subprocess.Popen([sys.executable, "-c", code], stdout=log)
+
+    monkeypatch.setattr(workers, "STAGGER_S", 0.0)
+    monkeypatch.setattr(workers, "visible_gpus", list)
+    monkeypatch.setattr(workers, "_start", start)
+    own = apply_overrides(config, ["engine.kind=transformers"])
+    with pytest.raises(
+        DataError, match="2 of 2 workers failed; worker 0 ended with status 3: error: it was this"
+    ):
+        run_workers(own, 8, ["embedded"], quiet=True)
+    assert given == [(0, 2, [0, 1]), (1, 2, [0, 1])]
+
+
+def test_a_death_is_not_explained_by_an_earlier_run(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("error: of yesterday\n")
+    process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+    process.wait()
+    worker = Worker(index=4, environment={}, log=log)
+    ending = Started(worker=worker, process=process, log_start=log.stat().st_size).ending()
+    killed = "killed; the kernel kills whoever takes too much memory"
+    assert ending == f"worker 4 ended with status -9 ({killed}): nothing (its log: {log})"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use GPUs here")
@@ -206,23 +174,6 @@ def test_a_machine_with_gpus_that_torch_cannot_use_is_refused(config, monkeypatc
     monkeypatch.setenv("SLURM_JOB_GPUS", "2")
     with pytest.raises(DataError, match="Slurm gave this job GPU 2, and torch .* can use none"):
         run_priors(config, quiet=True)
-
-
-def test_more_workers_than_memory_are_refused(config, monkeypatch):
-    """Their caches are known before they start."""
-    monkeypatch.setattr(workers, "_available_gb", lambda: 9.0)
-    own = apply_overrides(config, ["engine.image_cache_gb=0.25", "engine.kv_cache_gb=4"])
-    require_memory(own, 2, on_gpus=False)
-    with pytest.raises(
-        DataError, match=r"3 workers take 12.8 GiB .*kv_cache_gb\), and this machine has 9 GiB"
-    ):
-        run_workers(own, 3, ["embedded"], quiet=True)
-    require_memory(own, 30, on_gpus=True)
-    require_memory(apply_overrides(own, ["engine.kind=transformers"]), 30, on_gpus=False)
-
-
-def test_this_machine_says_what_is_left():
-    assert workers._available_gb() > 0.1
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -296,7 +247,7 @@ def test_a_stop_is_passed_on_and_what_is_in_hand_is_finished(config, monkeypatch
     ]
     own, begun, told = apply_overrides(RECIPES["embedded"](), settings), tmp_path / "begun", tmp_path / "told"
 
-    def start(worker, num_workers, arguments):
+    def start(worker, num_workers, arguments, dealt):
         with worker.log.open("ab") as log:
             arguments = [str(worker.index), str(begun), str(told), json.dumps(settings)]
             return subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=log)

@@ -330,6 +330,11 @@ def test_no_store_says_what_to_run(mini_root: Path, tmp_path: Path) -> None:
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
     with pytest.raises(DataError, match="no complete prior store.*`l2l priors run RECIPE`"):
         choose_store(mini_config(mini_root, cache_root=str(tmp_path)), dataset)
+    (tmp_path / "theirs.zarr" / "zarr.json").mkdir(parents=True)
+    with pytest.raises(
+        DataError, match=r"no complete prior store.*passed over: .*theirs.zarr/zarr.json: cannot be read"
+    ):
+        choose_store(mini_config(mini_root, cache_root=str(tmp_path)), dataset)
 
 
 def test_a_store_made_for_the_file_of_before_is_named(mini_root: Path, monkeypatch) -> None:

@@ -64,6 +64,16 @@ def test_no_gpu_is_asked_for_where_there_is_none_or_none_is_needed():
     assert "gres" not in options(script(VERIFY, gpus_per_node=4))
 
 
+def test_a_task_may_need_several_gpus():
+    wide = replace(PRIORS, num_gpus=2)
+    assert options(script(wide, gpus_per_node=4))["gres"] == "gpu:2"
+    for there in (0, 1):
+        with pytest.raises(
+            DataError, match=f"a task of priors needs 2 GPUs, and gpus_per_node of the site is {there}"
+        ):
+            script(wide, gpus_per_node=there)
+
+
 def test_what_the_site_says_is_in_its_place():
     site = {
         "partition": "gpu",

@@ -18,7 +18,7 @@ from shared.errors import DataError
 from shared.store import reader
 from shared.store.reader import PriorStore
 from shared.store.schema import candidate_fields, prior_fields
-from shared.store.writer import write_shard
+from shared.store.writer import pending_shards, write_shard
 from tests.shared.store import store_factory
 
 
@@ -132,6 +132,21 @@ def test_a_shard_finished_later_is_seen(empty_store):
 def test_a_foreign_fingerprint_is_refused(full_store):
     with pytest.raises(DataError, match="fingerprint 0123456789abcdef, expected ffff"):
         PriorStore(full_store, "ffff")
+
+
+@pytest.mark.parametrize(
+    "name", ["zarr.json", "manifest.json", "done/0.json", "proposal/c.0.0.0", "status/c.0", "sample_id/c.0.0"]
+)
+def test_a_file_that_cannot_be_read_is_named(full_store, name):
+    """Whatever the reason; a folder stands for a file that is somebody else's."""
+    (full_store / name).unlink()
+    (full_store / name).mkdir()
+    with pytest.raises(DataError, match=rf"{name}: cannot be read \(Is a directory\)"):
+        store = PriorStore(full_store)
+        for field in ("sample_id", "status", "proposal"):
+            store.batch(field, [0])
+    if name == "done/0.json":
+        assert 0 in pending_shards(full_store)
 
 
 def test_no_store_is_refused(tmp_path):

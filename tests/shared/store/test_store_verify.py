@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shared.errors import DataError
-from shared.store.find import find_stores, store_path
+from shared.store.find import find_stores, store_path, unusable_stores
 from shared.store.reader import PriorStore
 from shared.store.verify import repair_store, store_status, verify_store
 from shared.store.writer import create_store, pending_shards, write_shard
@@ -242,6 +242,16 @@ def test_stores_are_found_by_what_they_hold(tmp_path):
     assert find_stores(cache, data_fingerprint="d3") == [made["cc"]]
     assert find_stores(cache, dataset="refcocog") == []
     assert find_stores(tmp_path / "none") == []
+    assert unusable_stores(cache) == []  # none of those folders has the name of a store
+
+
+def test_a_store_that_cannot_be_read_is_passed_over(full_store):
+    """As when a colleague's files are for nobody else; a folder stands for such a file."""
+    shutil.copytree(full_store, theirs := full_store.with_name("theirs.zarr"))
+    (theirs / "zarr.json").unlink()
+    (theirs / "zarr.json").mkdir()
+    assert find_stores(full_store.parent) == [full_store]
+    assert unusable_stores(full_store.parent) == [f"{theirs / 'zarr.json'}: cannot be read (Is a directory)"]
 
 
 @pytest.mark.parametrize(
