@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,11 +24,11 @@ from stage1_priors.canary import CanaryResult
 from stage1_priors.ceilings import check_ceilings, shares_of
 from stage1_priors.chunks import Bounds, Chunk, bytes_of_images, chunks_of
 from stage1_priors.engine import Engine, Request, Submitted, collect_isolated, submit_isolated
-from stage1_priors.job import Job, pending_of
-from stage1_priors.known_shards import propose_chunk, write_columns
-from stage1_priors.memory import MemoryFull, release_freed_memory, resident_gb
+from stage1_priors.finishing import Finisher
+from stage1_priors.job import Job
+from stage1_priors.memory import MemoryFull
 from stage1_priors.proposers import Proposer
-from stage1_priors.reuse import Reusable, merge_rows, statuses_of
+from stage1_priors.reuse import Reusable, statuses_of
 from stage1_priors.sampled_boxes import read_samples
 
 MIN_CHUNK_OF_ERRORS = 8
@@ -146,11 +145,22 @@ def write_asked_shards(
     shards: Sequence[int],
     canary: CanaryResult,
     quiet: bool,
+    retrying: bool = False,
 ) -> Counter[AnswerStatus]:
     """Ask and parse chunk by chunk; every shard has a row to ask for.
 
     The engine's batch does not run empty between chunks. Chunks are collected in order; the rows do not depend on what
     shared a batch with them.
+
+    Args:
+        job: Gives rows, images and store.
+        engine: Running.
+        proposer: Loaded.
+        known: Rows that are taken over.
+        shards: What to write; `known` lacks a row of each.
+        canary: What the model made of the drawn scenes.
+        quiet: No progress.
+        retrying: The shards are finished, `known` holds their rows but for the failed ones, and no ceiling counts.
 
     Returns:
         What became of the rows that were asked for.
@@ -167,7 +177,7 @@ def write_asked_shards(
     bytes_of = bytes_of_images(job.config, job.family, job.rules, proposer.kept_hw)
     chunks = chunks_of(job.plan, known, shards, bounds, bytes_of)
     total = sum(job.plan.rows_of(shard) for shard in shards)
-    finisher = _Finisher(job, proposer, known, canary)
+    finisher = Finisher(job, proposer, known, canary, retrying)
     with (
         ThreadPoolExecutor(1) as reading,
         ThreadPoolExecutor(1) as finishing,
@@ -210,7 +220,7 @@ def write_asked_shards(
                     break
                 tally.update(statuses_of(rows.status_B))
                 fresh.update(statuses_of(rows.status_B[~loaded.chunk.failed_A]))
-                judged = known_tally + tally
+                judged = known_tally + tally if not retrying else Counter[AnswerStatus]()
                 if (not ahead and loaded.chunk.is_last) or judged.total() >= job.config.ceiling_min_rows:
                     check_ceilings(job.config, judged, loaded.chunk.asked, rows)
                 if fresh.total() >= job.config.ceiling_min_rows:
@@ -228,7 +238,7 @@ def write_asked_shards(
         with timing.spent_on("masks"):
             unfinished.result()
     say(timing.line(engine.cache_hits()), quiet)
-    if is_ending() and (left := {*shards} & {*pending_of(job)}):
+    if is_ending() and (left := {*shards} - finisher.written):
         to_do = f"{len(left)} of {len(shards)} shards to do"
         if told_to_stop():
             say(f"stopped at a signal: {to_do}; the same command goes on", quiet)
@@ -238,44 +248,6 @@ def write_asked_shards(
             f"new process, {to_do}"
         )
     return tally
-
-
-class _Finisher:
-    """Makes the masks of answered chunks, in order, and writes a shard with its last chunk."""
-
-    def __init__(self, job: Job, proposer: Proposer, known: Reusable, canary: CanaryResult) -> None:
-        self._job, self._proposer, self._known, self._canary = job, proposer, known, canary
-        self._parts: list[dict[str, np.ndarray]] = []
-        self._started = time.monotonic()
-        self.full_gb = 0.0
-        """What the process took once that was more than it may, GiB; 0 until then."""
-
-    def finish(
-        self,
-        chunk: Chunk,
-        images: Sequence[Image.Image | None],
-        rows: AnswerRows,
-        arrays: dict[str, np.ndarray],
-    ) -> None:
-        """Complete the columns of a chunk; write its shard if it is the last."""
-        made = propose_chunk(self._proposer, chunk, images, rows.box_xyxy_norm_B4, rows.edges_B)
-        asked = arrays | made
-        taken = self._known.columns(chunk.start, chunk.stop, list(asked))
-        self._parts.append(merge_rows(chunk.known, taken, asked))
-        if not chunk.is_last:
-            return
-        columns = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
-        info: dict[str, Any] = {"seconds": round(time.monotonic() - self._started, 3)}
-        bounds = self._job.plan.bounds(chunk.shard)
-        info["canary_passed"] = self._known.canary_passed(*bounds, self._canary.passed)
-        if reused := self._known.counts(*bounds):
-            info["reused"] = reused
-        write_columns(self._job, chunk.shard, columns, info)
-        self._parts, self._started = [], time.monotonic()
-        release_freed_memory()
-        limit = self._job.config.engine.memory_gb
-        if limit is not None and (taken_gb := resident_gb()) > limit:
-            self.full_gb = taken_gb
 
 
 def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows, dict[str, np.ndarray]]:

@@ -14,7 +14,16 @@ from shared.errors import DataError
 from shared.hub import cache_folder
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.hub_models import pins
-from stage1_priors.job import Job, StoreJob, changes, find_known_rows, job_of, pending_of, require_engine
+from stage1_priors.job import (
+    Job,
+    StoreJob,
+    changes,
+    find_known_rows,
+    job_of,
+    pending_of,
+    require_engine,
+    require_room_for,
+)
 
 
 def plan_work(
@@ -38,8 +47,8 @@ def plan_work(
             packages that fill it, so that one is asked for the name.
 
     Raises:
-        DataError: Unusable data, no model on this machine, no engine in its environment, or an interpreter that does
-            not answer; found before anything is queued.
+        DataError: Unusable data, no model on this machine, no engine in its environment, pairs that the model has no
+            room for, or an interpreter that does not answer; found before anything is queued.
     """
     if num_tasks < 1:
         raise DataError(f"--tasks is {num_tasks}, expected at least 1")
@@ -51,7 +60,9 @@ def plan_work(
     if elsewhere:
         job = replace(job, path=_path_named_by([*elsewhere, "-m", "cli", *run]))
     width = min(num_tasks, job.plan.num_shards)
-    tasks = tuple(sorted({shard % width for shard in pending_of(job)}))
+    pending = pending_of(job)
+    tasks = tuple(sorted({shard % width for shard in pending}))
+    require_room_for(job, pending)
     verify = ("priors", "verify", str(job.path), "--complete")
     if isinstance(config, PriorsConfig):
         run = (*run, "--expect", str(job.path))

@@ -36,6 +36,12 @@ def priors_run(
     workers: Annotated[
         str, typer.Option(help="Start this many workers here and wait for them; auto is one per GPU.")
     ] = "1",
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Ask again for rows whose image or question failed, and no others."
+        ),
+    ] = False,
     expect: Annotated[
         Path | None, typer.Option(hidden=True, help="Stop unless this is the store (batch jobs).")
     ] = None,
@@ -52,6 +58,8 @@ def priors_run(
 
     if num_workers > 1 and workers != "1":
         raise DataError("--workers starts its own workers; it does not go with --worker and --num-workers")
+    if retry_failed and dry_run:
+        raise DataError("--retry-failed has no --dry-run: `l2l priors status` counts the rows that failed")
     still, environment = quiet or as_json, dict(os.environ)
     try:
         with only_answers_on_stdout():
@@ -59,10 +67,19 @@ def priors_run(
                 answer = describe_plan(config)
             elif (started_here := num_workers_of(workers)) > 1:
                 arguments = as_arguments(recipe, overrides)
-                answer = {"store": str(run_workers(config, started_here, arguments, quiet=still))}
+                answer = {
+                    "store": str(
+                        run_workers(config, started_here, arguments, retry_failed=retry_failed, quiet=still)
+                    )
+                }
             else:
                 store = run_priors(
-                    config, worker=worker, num_workers=num_workers, expected=expect, quiet=still
+                    config,
+                    worker=worker,
+                    num_workers=num_workers,
+                    expected=expect,
+                    retry_failed=retry_failed,
+                    quiet=still,
                 )
                 answer = {"store": str(store)}
     except MemoryFull as full:

@@ -24,6 +24,7 @@ from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import visible_gpus
+from stage1_priors.failures import failed_shards
 from stage1_priors.job import StoreJob, job_of, pending_of, require_engine
 
 STAGGER_S = 2.0
@@ -121,7 +122,12 @@ def separate_from_other_workers(worker: int, fingerprint: str, environment: Muta
 
 
 def run_workers(
-    config: PriorsConfig | ImportConfig, num_workers: int, arguments: Sequence[str], *, quiet: bool = False
+    config: PriorsConfig | ImportConfig,
+    num_workers: int,
+    arguments: Sequence[str],
+    *,
+    retry_failed: bool = False,
+    quiet: bool = False,
 ) -> Path:
     """Fill a store with several processes; returns its path once every worker has ended well.
 
@@ -133,6 +139,7 @@ def run_workers(
         config: The recipe.
         num_workers: Processes.
         arguments: Arguments of `priors run` that give the same recipe: its name and `--set` options.
+        retry_failed: Ask for failed rows of finished shards instead (`run_priors`).
         quiet: No progress on standard error.
 
     Raises:
@@ -142,8 +149,10 @@ def run_workers(
     """
     require_engine(config)
     job = job_of(config)
-    if not pending_of(job):
+    if not (failed_shards(job.path) if retry_failed else pending_of(job)):
         return job.path
+    if retry_failed:
+        arguments = [*arguments, "--retry-failed"]
     gpus = visible_gpus()
     require_memory(config, num_workers, bool(gpus))
     log_folder = Path(config.cache_root) / "logs"
@@ -179,8 +188,9 @@ def run_workers(
             f"{process.returncode}: {_last_line(worker.log)} (its log: {worker.log}). Finished shards are kept; "
             "the same command goes on"
         )
-    if told_to_stop() and (left := pending_of(job)):
-        say(f"stopped at a signal: {len(left)} shards to do; the same command goes on", quiet)
+    left = len(pending_of(job)) if told_to_stop() else 0
+    if left or any(process.returncode == STOPPED for process in processes):
+        say(f"stopped at a signal: {left} shards to do; the same command goes on", quiet)
         raise SystemExit(STOPPED)
     return job.path
 

@@ -323,7 +323,7 @@ def test_a_command_that_makes_way_fills_its_store(config, tmp_path):
     code = (
         "import threading, time\n"
         "from cli import main\n"
-        "from stage1_priors import asked_shards\n"
+        "from stage1_priors import finishing\n"
         "from stage1_priors.engines import ENGINES\n"
         "from tests.stage1_priors.fake_engine import FakeEngine\n"
         "measured = threading.Event()\n"
@@ -333,7 +333,7 @@ def test_a_command_that_makes_way_fills_its_store(config, tmp_path):
         "            assert measured.wait(60)\n"
         "            time.sleep(0.2)\n"
         "        return super().collect(requests)\n"
-        "asked_shards.resident_gb = lambda: measured.set() or 9.0\n"
+        "finishing.resident_gb = lambda: measured.set() or 9.0\n"
         "ENGINES['transformers'] = Waiting().factory\n"
         "main()\n"
     )
