@@ -24,7 +24,6 @@ from shared.console import (
     text_of_models,
 )
 from shared.errors import DataError
-from shared.runlog import say
 
 
 def priors_run(
@@ -52,6 +51,7 @@ def priors_run(
     from stage1_priors.recipes import RECIPES
 
     config = recipe_of(RECIPES, recipe, overrides)
+    from shared.runlog import say
     from stage1_priors.memory import MemoryFull, start_anew
     from stage1_priors.run import describe_plan, run_priors
     from stage1_priors.workers import num_workers_of, run_workers
