@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from stage1_priors.answers import AnswerRows
+from stage1_priors.attempts import Attempts
 from stage1_priors.canary import CanaryResult
 from stage1_priors.chunks import Chunk
 from stage1_priors.failures import info_of_retried, keep_candidates
@@ -22,11 +23,17 @@ class Finisher:
     """Makes the masks of answered chunks, in order, and writes a shard with its last chunk."""
 
     def __init__(
-        self, job: Job, proposer: Proposer, known: Reusable, canary: CanaryResult, retrying: bool
+        self,
+        job: Job,
+        proposer: Proposer,
+        known: Reusable,
+        canary: CanaryResult,
+        attempts: Attempts,
+        retrying: bool,
     ) -> None:
         """Keep what the shards need; arguments as of `write_asked_shards`."""
         self._job, self._proposer, self._known, self._canary = job, proposer, known, canary
-        self._retrying = retrying
+        self._attempts, self._retrying = attempts, retrying
         self._parts: list[dict[str, np.ndarray]] = []
         self._started = time.monotonic()
         self.written: set[int] = set()
@@ -69,4 +76,5 @@ class Finisher:
         elif reused := self._known.counts(*bounds):
             info["reused"] = reused
         write_columns(self._job, shard, columns, info, overwrite=self._retrying)
+        self._attempts.end(shard)
         self.written.add(shard)

@@ -7,6 +7,7 @@ the same ones elsewhere. What a worker says goes to a file of its own beside the
 One process per device, never an engine's in-process data parallelism: those run in lock-step and end together.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -32,6 +33,9 @@ STAGGER_S = 2.0
 
 POLL_S = 0.5
 """Pause between looks at the workers."""
+
+INTERRUPT_S = 10.0
+"""Time that workers have to end by themselves after Ctrl-C."""
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -169,6 +173,9 @@ def run_workers(
                     break
                 processes.append(_start(worker, num_workers, arguments))
             _watch(job, processes, told_to_stop, quiet)
+        except KeyboardInterrupt:
+            _wait_a_little(processes)
+            raise
         finally:
             for process in processes:
                 if process.poll() is None:
@@ -268,6 +275,14 @@ def _watch(
             if ended:
                 return
             time.sleep(POLL_S)
+
+
+def _wait_a_little(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+    """After Ctrl-C, which a terminal sends to all: let them put back their notes of what they had begun."""
+    end = time.monotonic() + INTERRUPT_S
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
 
 
 def _done(job: StoreJob, shards: "range | set[int]") -> list[int]:
