@@ -6,99 +6,39 @@ makes the masks of the one before and writes finished shards.
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
 from shared.errors import DataError
 from shared.runlog import ProgressBar, say
 from shared.stopping import STOPPED, stop_flag
 from shared.store.schema import RAW_TEXT_BYTES, encode_text_rows
-from shared.types import AnswerStatus, Sample
-from stage1_priors.answers import AnswerRows, processed_image, read_answers, request_about
+from shared.types import AnswerStatus
+from stage1_priors.answers import AnswerRows, read_answers
+from stage1_priors.attempts import GIVEN_UP, PATIENCE, Attempts
 from stage1_priors.canary import CanaryResult
 from stage1_priors.ceilings import check_ceilings, shares_of
 from stage1_priors.chunks import Bounds, Chunk, bytes_of_images, chunks_of
-from stage1_priors.engine import Engine, Request, Submitted, collect_isolated, submit_isolated
-from stage1_priors.job import Job, pending_of
-from stage1_priors.known_shards import propose_chunk, write_columns
-from stage1_priors.memory import MemoryFull, release_freed_memory, resident_gb
-from stage1_priors.open_shards import OpenShards, open_shards
+from stage1_priors.engine import Answer, Engine, collect_isolated
+from stage1_priors.finishing import Finisher
+from stage1_priors.job import Job
+from stage1_priors.loading import LoadedChunk, load_noted
+from stage1_priors.memory import MemoryFull
+from stage1_priors.open_shards import open_shards
 from stage1_priors.proposers import Proposer
-from stage1_priors.reuse import Reusable, merge_rows, statuses_of
+from stage1_priors.reuse import Reusable, statuses_of
 from stage1_priors.sampled_boxes import read_samples
 
 MIN_CHUNK_OF_ERRORS = 8
 """A chunk of at least this many requests that all fail means a dead engine: the run stops whatever the ceilings."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadedChunk:
-    """A chunk with the images read and resized that the model is asked about."""
-
-    chunk: Chunk
-    """The rows."""
-    requests: list[Request | None]
-    """One per asked row; None where the image could not be read."""
-    errors: list[str]
-    """Why there is no request, per asked row."""
-    images: list[Image.Image | None]
-    """What the proposer has kept of each asked row's image."""
-    submitted: Submitted
-    """The requests there are, in the engine's hands."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedImage:
-    """What is left of an image that was read: the original itself is let go of."""
-
-    processed: Image.Image
-    """What the model sees."""
-    kept: Image.Image | None
-    """What the proposer has kept."""
-
-
-def load_image(job: Job, proposer: Proposer, sample: Sample) -> LoadedImage | str:
-    """Read and resize the image of a sample; why it cannot be read if it cannot."""
-    try:
-        original = job.dataset.image(sample)
-    except DataError as error:
-        return str(error)
-    return LoadedImage(
-        processed=processed_image(original, job.family, job.rules), kept=proposer.kept(original)
-    )
-
-
-def load_chunk(job: Job, engine: Engine, proposer: Proposer, chunk: Chunk) -> LoadedChunk:
-    """Read and resize the images a chunk asks about, each image once, and submit its requests.
-
-    An unreadable image is an error of its rows only.
-    """
-    loaded: dict[str, LoadedImage | str] = {}
-    requests: list[Request | None] = []
-    errors: list[str] = []
-    kept: list[Image.Image | None] = []
-    for sample in chunk.asked:
-        if sample.file_name not in loaded:
-            loaded[sample.file_name] = load_image(job, proposer, sample)
-        image = loaded[sample.file_name]
-        if isinstance(image, str):
-            requests.append(None)
-            errors.append(image)
-            kept.append(None)
-            continue
-        requests.append(
-            request_about(image.processed, sample.expression, job.family, job.rules, sample.sample_id)
-        )
-        errors.append("")
-        kept.append(image.kept)
-    submitted = submit_isolated(engine, [request for request in requests if request is not None])
-    return LoadedChunk(chunk=chunk, requests=requests, errors=errors, images=kept, submitted=submitted)
+ALONE = Bounds(rows=1, num_bytes=1, num_ahead=1)
+"""One row at a time."""
 
 
 @dataclass(kw_only=True)
@@ -147,11 +87,23 @@ def write_asked_shards(
     shards: Sequence[int],
     canary: CanaryResult,
     quiet: bool,
+    retrying: bool = False,
 ) -> Counter[AnswerStatus]:
     """Ask and parse chunk by chunk; every shard has a row to ask for.
 
     The engine's batch does not run empty between chunks. Chunks are collected in order; the rows do not depend on what
-    shared a batch with them.
+    shared a batch with them. Shards that were begun most often and never finished come last, and at last row by row
+    (`attempts.py`).
+
+    Args:
+        job: Gives rows, images and store.
+        engine: Running.
+        proposer: Loaded.
+        known: Rows that are taken over.
+        shards: What to write; `known` lacks a row of each.
+        canary: What the model made of the drawn scenes.
+        quiet: No progress.
+        retrying: The shards are finished, `known` holds their rows but for the failed ones, and no ceiling counts.
 
     Returns:
         What became of the rows that were asked for.
@@ -160,78 +112,39 @@ def write_asked_shards(
         SystemExit: Status `STOPPED`, after a signal, with shards left to do; those that could be completed are written.
         MemoryFull: The same where the process had grown beyond `engine.memory_gb`.
     """
-    tally: Counter[AnswerStatus] = Counter()
-    fresh: Counter[AnswerStatus] = Counter()  # of rows that nobody has asked for, or that did not fail then
-    known_tally = known.statuses()  # counted with the rest: those that are asked may be what failed before
-    timing = Timing()
-    bounds = Bounds.of(job.config)
-    bytes_of = bytes_of_images(job.config, job.family, job.rules, proposer.kept_hw)
-    open_ones = open_shards(job, shards)
-    chunks = chunks_of(job.plan, known, open_ones, bounds, bytes_of)
     total = sum(job.plan.rows_of(shard) for shard in shards)
-    finisher = _Finisher(job, proposer, known, canary, open_ones)
     with (
+        Attempts(job.path, shards) as attempts,
         ThreadPoolExecutor(1) as reading,
         ThreadPoolExecutor(1) as finishing,
         ProgressBar(total, "priors", "pair", quiet=quiet) as bar,
         stop_flag() as told_to_stop,
     ):
-        ahead: deque[tuple[Chunk, Future[LoadedChunk]]] = deque()
-        unfinished: Future[None] = finishing.submit(lambda: None)
-
-        def is_ending() -> bool:
-            return told_to_stop() or finisher.full_gb > 0
-
-        def read_ahead() -> None:
-            while (
-                not is_ending()
-                and bounds.has_room([chunk for chunk, _ in ahead])
-                and (chunk := next(chunks, None))
-            ):
-                ahead.append((chunk, reading.submit(load_chunk, job, engine, proposer, chunk)))
-
-        def is_in_vain(chunk: Chunk) -> bool:
-            """Whether a run that is to end has nothing in hand that completes a shard; the rest is dropped."""
-            if not is_ending():
-                return False
-            while ahead and not ahead[-1][0].is_last:
-                ahead.pop()[1].cancel()
-            return not ahead and not chunk.is_last
-
-        try:
-            read_ahead()
-            while ahead:
-                with timing.spent_on("images"):
-                    loaded = ahead.popleft()[1].result()
-                if is_in_vain(loaded.chunk):
-                    break
-                read_ahead()
-                with timing.spent_on("asking"):
-                    rows, arrays = ask_chunk(job, engine, loaded)
-                if is_in_vain(loaded.chunk):
-                    break
-                tally.update(statuses_of(rows.status_B))
-                fresh.update(statuses_of(rows.status_B[~loaded.chunk.failed_A]))
-                judged = known_tally + tally
-                if (not ahead and loaded.chunk.is_last) or judged.total() >= job.config.ceiling_min_rows:
-                    check_ceilings(job.config, judged, loaded.chunk.asked, rows)
-                if fresh.total() >= job.config.ceiling_min_rows:
-                    check_ceilings(job.config, fresh, loaded.chunk.asked, rows)
-                with timing.spent_on("masks"):
-                    unfinished.result()
-                chunk, images = loaded.chunk, loaded.images
-                del loaded  # what the model saw is not for the masks
-                unfinished = finishing.submit(finisher.finish, chunk, images, rows, arrays)
-                bar.desc = f"priors [{shares_of(tally)}; engine waits {timing.waiting:.0%}]"
-                bar.update(len(chunk.known))
-        finally:
-            for _, future in ahead:
-                future.cancel()
-        with timing.spent_on("masks"):
-            unfinished.result()
-    say(timing.line(engine.cache_hits()), quiet)
+        open_ones = open_shards(job, attempts.usual(), rewriting=retrying)
+        finisher = Finisher(job, proposer, known, canary, open_ones, attempts, retrying)
+        asker = _Asker(
+            job=job,
+            engine=engine,
+            proposer=proposer,
+            known=known,
+            known_tally=known.statuses(),
+            attempts=attempts,
+            finisher=finisher,
+            judging=not retrying,
+            threads=(reading, finishing),
+            bar=bar,
+            told_to_stop=told_to_stop,
+        )
+        asker.ask(open_ones, Bounds.of(job.config))
+        if suspect := attempts.suspect():
+            say(
+                f"{len(suspect)} shards were begun {PATIENCE} times and never finished: now row by row", quiet
+            )
+            open_ones.add(suspect)
+            asker.ask(open_ones, ALONE)
+    say(asker.timing.line(engine.cache_hits()), quiet)
     say(open_ones.line(), quiet or not open_ones.others)
-    if is_ending() and (left := {*shards} & {*pending_of(job)}):
+    if asker.is_ending() and (left := {*shards} - finisher.written - {*open_ones.others}):
         to_do = f"{len(left)} of {len(shards)} shards to do"
         if told_to_stop():
             say(f"stopped at a signal: {to_do}; the same command goes on", quiet)
@@ -240,49 +153,116 @@ def write_asked_shards(
             f"{finisher.full_gb:.2f} GiB are taken, engine.memory_gb is {job.config.engine.memory_gb}: going on in a "
             f"new process, {to_do}"
         )
-    return tally
+    return asker.tally
 
 
-class _Finisher:
-    """Makes the masks of answered chunks, in order, and writes a shard with its last chunk."""
+@dataclass(kw_only=True)
+class _Asker:
+    """Asks about shards, with chunks in hand from being read until their masks are made."""
 
-    def __init__(
-        self, job: Job, proposer: Proposer, known: Reusable, canary: CanaryResult, shards: OpenShards
-    ) -> None:
-        self._job, self._proposer, self._known, self._canary = job, proposer, known, canary
-        self._shards = shards
-        self._parts: list[dict[str, np.ndarray]] = []
-        self._started = time.monotonic()
-        self.full_gb = 0.0
-        """What the process took once that was more than it may, GiB; 0 until then."""
+    job: Job
+    """Gives rows, images and limits."""
+    engine: Engine
+    """Running."""
+    proposer: Proposer
+    """Says what is kept of images."""
+    known: Reusable
+    """Rows that are not asked for."""
+    known_tally: Counter[AnswerStatus]
+    """Their answers, counted with those that are asked for, which may be what failed before."""
+    attempts: Attempts
+    """Notes of what is begun."""
+    finisher: Finisher
+    """Makes masks and writes."""
+    judging: bool
+    """Whether ceilings count."""
+    threads: tuple[ThreadPoolExecutor, ThreadPoolExecutor]
+    """Of one thread each: the one that reads and submits, and the one that makes masks and writes."""
+    bar: ProgressBar
+    """Shows how far it is."""
+    told_to_stop: Callable[[], bool]
+    """Whether a signal has arrived."""
+    timing: Timing = field(default_factory=Timing)
+    """Where the time went."""
+    tally: Counter[AnswerStatus] = field(default_factory=Counter)
+    """What became of the rows that were asked for."""
+    fresh: Counter[AnswerStatus] = field(default_factory=Counter)
+    """Of those that nobody has asked for, or that did not fail then."""
+    ahead: deque[tuple[Chunk, Future[LoadedChunk]]] = field(default_factory=deque)
+    """What is being read and submitted."""
 
-    def finish(
-        self,
-        chunk: Chunk,
-        images: Sequence[Image.Image | None],
-        rows: AnswerRows,
-        arrays: dict[str, np.ndarray],
-    ) -> None:
-        """Complete the columns of a chunk; write its shard if it is the last."""
-        made = propose_chunk(self._proposer, chunk, images, rows.box_xyxy_norm_B4, rows.edges_B)
-        asked = arrays | made
-        taken = self._known.columns(chunk.start, chunk.stop, list(asked))
-        self._parts.append(merge_rows(chunk.known, taken, asked))
-        if not chunk.is_last:
+    def is_ending(self) -> bool:
+        """Whether nothing more is to be begun."""
+        return self.told_to_stop() or self.finisher.full_gb > 0
+
+    def ask(self, shards: Iterable[int], bounds: Bounds) -> None:
+        """Ask about shards and write them; with `ALONE` a row is in nobody's hands before the one before it is done."""
+        job, timing, ahead = self.job, self.timing, self.ahead
+        bytes_of = bytes_of_images(job.config, job.family, job.rules, self.proposer.kept_hw)
+        chunks = chunks_of(job.plan, self.known, shards, bounds, bytes_of)
+        reading, finishing = self.threads
+        unfinished: Future[None] = finishing.submit(lambda: None)
+
+        def read_ahead() -> None:
+            while (
+                not self.is_ending()
+                and bounds.has_room([chunk for chunk, _ in ahead])
+                and (chunk := next(chunks, None))
+            ):
+                told = (job, self.engine, self.proposer, self.attempts, chunk, bounds is ALONE)
+                ahead.append((chunk, reading.submit(load_noted, *told)))
+
+        try:
+            read_ahead()
+            while ahead:
+                with timing.spent_on("images"):
+                    loaded = ahead.popleft()[1].result()
+                if self._is_in_vain(loaded.chunk):
+                    break
+                if bounds is not ALONE:
+                    read_ahead()
+                with timing.spent_on("asking"):
+                    rows, arrays = ask_chunk(job, self.engine, loaded)
+                if self._is_in_vain(loaded.chunk):
+                    break
+                self._judge(loaded.chunk, rows)
+                with timing.spent_on("masks"):
+                    unfinished.result()
+                chunk, images = loaded.chunk, loaded.images
+                del loaded  # what the model saw is not for the masks
+                unfinished = finishing.submit(self.finisher.finish, chunk, images, rows, arrays)
+                self.bar.desc = f"priors [{shares_of(self.tally)}; engine waits {timing.waiting:.0%}]"
+                self.bar.update(len(chunk.known))
+                if bounds is ALONE:
+                    unfinished.result()
+                    read_ahead()
+        finally:
+            for _, future in ahead:
+                future.cancel()
+            ahead.clear()
+        with timing.spent_on("masks"):
+            unfinished.result()
+
+    def _is_in_vain(self, chunk: Chunk) -> bool:
+        """Whether a run that is to end has nothing in hand that completes a shard; the rest is dropped."""
+        if not self.is_ending():
+            return False
+        while self.ahead and not self.ahead[-1][0].is_last:
+            self.ahead.pop()[1].cancel()
+        return not self.ahead and not chunk.is_last
+
+    def _judge(self, chunk: Chunk, rows: AnswerRows) -> None:
+        """Count what became of a chunk's rows; raises DataError above a ceiling."""
+        config = self.job.config
+        self.tally.update(statuses_of(rows.status_B))
+        self.fresh.update(statuses_of(rows.status_B[~chunk.failed_A]))
+        if not self.judging:
             return
-        columns = {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
-        info: dict[str, Any] = {"seconds": round(time.monotonic() - self._started, 3)}
-        bounds = self._job.plan.bounds(chunk.shard)
-        info["canary_passed"] = self._known.canary_passed(*bounds, self._canary.passed)
-        if reused := self._known.counts(*bounds):
-            info["reused"] = reused
-        if not self._shards.is_others(chunk.shard):
-            write_columns(self._job, chunk.shard, columns, info)
-        self._parts, self._started = [], time.monotonic()
-        release_freed_memory()
-        limit = self._job.config.engine.memory_gb
-        if limit is not None and (taken_gb := resident_gb()) > limit:
-            self.full_gb = taken_gb
+        judged = self.known_tally + self.tally
+        if (not self.ahead and chunk.is_last) or judged.total() >= config.ceiling_min_rows:
+            check_ceilings(config, judged, chunk.asked, rows)
+        if self.fresh.total() >= config.ceiling_min_rows:
+            check_ceilings(config, self.fresh, chunk.asked, rows)
 
 
 def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows, dict[str, np.ndarray]]:
@@ -300,6 +280,8 @@ def ask_chunk(job: Job, engine: Engine, loaded: LoadedChunk) -> tuple[AnswerRows
         )
     remaining = iter(given)
     answers = [None if request is None else next(remaining) for request in loaded.requests]
+    if loaded.is_given_up:
+        answers = [Answer(text="", error=GIVEN_UP)]
     processed_hw = np.array(
         [(0, 0) if request is None else request.image.size[::-1] for request in loaded.requests], np.int32
     )

@@ -15,7 +15,16 @@ from shared.hub import cache_folder
 from shared.ranges import as_ranges
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.hub_models import pins
-from stage1_priors.job import Job, StoreJob, changes, find_known_rows, job_of, pending_of, require_engine
+from stage1_priors.job import (
+    Job,
+    StoreJob,
+    changes,
+    find_known_rows,
+    job_of,
+    pending_of,
+    require_engine,
+    require_room_for,
+)
 
 
 def plan_work(
@@ -39,8 +48,8 @@ def plan_work(
             packages that fill it, so that one is asked for the name.
 
     Raises:
-        DataError: Unusable data, no model on this machine, no engine in its environment, or an interpreter that does
-            not answer; found before anything is queued.
+        DataError: Unusable data, no model on this machine, no engine in its environment, pairs that the model has no
+            room for, or an interpreter that does not answer; found before anything is queued.
     """
     if num_tasks < 1:
         raise DataError(f"--tasks is {num_tasks}, expected at least 1")
@@ -53,6 +62,7 @@ def plan_work(
         job = replace(job, path=_path_named_by([*elsewhere, "-m", "cli", *run]))
     pending = pending_of(job)
     width = min(num_tasks, len(pending))
+    require_room_for(job, pending)
     verify = ("priors", "verify", str(job.path), "--complete")
     if isinstance(config, PriorsConfig):
         run = (*run, "--expect", str(job.path))

@@ -42,6 +42,12 @@ def priors_run(
     shards: Annotated[
         str, typer.Option(hidden=True, help="Shards that the workers of one start divide, such as 0-2,5.")
     ] = "",
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed", help="Ask again for rows whose image or question failed, and no others."
+        ),
+    ] = False,
     expect: Annotated[
         Path | None, typer.Option(hidden=True, help="Stop unless this is the store (batch jobs).")
     ] = None,
@@ -64,6 +70,8 @@ def priors_run(
         raise DataError("--workers starts its own workers; it does not go with --worker and --num-workers")
     dealt = from_ranges(shards, "--shards") if shards else None
     gpus_each = config.engine.gpus if isinstance(config, PriorsConfig) else 1
+    if retry_failed and dry_run:
+        raise DataError("--retry-failed has no --dry-run: `l2l priors status` counts the rows that failed")
     still, environment = quiet or as_json, dict(os.environ)
     try:
         with only_answers_on_stdout():
@@ -71,7 +79,11 @@ def priors_run(
                 answer = describe_plan(config)
             elif (started_here := num_workers_of(workers, gpus_each)) > 1:
                 arguments = as_arguments(recipe, overrides)
-                answer = {"store": str(run_workers(config, started_here, arguments, quiet=still))}
+                answer = {
+                    "store": str(
+                        run_workers(config, started_here, arguments, retry_failed=retry_failed, quiet=still)
+                    )
+                }
             else:
                 store = run_priors(
                     config,
@@ -79,6 +91,7 @@ def priors_run(
                     num_workers=num_workers,
                     dealt=dealt,
                     expected=expect,
+                    retry_failed=retry_failed,
                     quiet=still,
                 )
                 answer = {"store": str(store)}

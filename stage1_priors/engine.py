@@ -1,9 +1,9 @@
 """What runs a model: requests in, answers out. The engines themselves are in `vllm_engine` and `transformers_engine`.
 
 An engine gets images that already have the size the model sees. It must answer every request in order. Requests are
-submitted before earlier ones are answered, so that its batch stays full. Failures of single requests are isolated by
-`collect_isolated` and become answers with an `error`, never an exception. A failure of the engine itself is none of a
-request's: `EngineFailed` ends the run.
+submitted before earlier ones are answered, so that its batch stays full. A request that fails by itself is an answer
+with an `error`, never an exception; `collect_isolated` asks it a second time, and takes a call apart that failed as a
+whole. A failure of the engine itself is none of a request's: `EngineFailed` ends the run.
 """
 
 import sys
@@ -53,6 +53,11 @@ class Answer:
     """Why there is no answer; None if there is one."""
 
 
+def failed_answer(error: Exception) -> Answer:
+    """What stands for the answer to a request that failed."""
+    return Answer(text="", error=f"{type(error).__name__}: {error}")
+
+
 class EngineFailed(DataError):
     """The engine failed at work on a batch, out of memory for example: nothing it says from then on is to be trusted.
 
@@ -68,7 +73,10 @@ class Engine(Protocol):
         ...
 
     def collect(self, submitted: Any) -> list[Answer]:
-        """Answers to submitted requests, in order: the greedy one, and `model.num_samples` sampled ones with it."""
+        """Answers to submitted requests, in order: the greedy one, and `model.num_samples` sampled ones with it.
+
+        A request that fails by itself has an answer with an `error`. Whatever is raised failed them all.
+        """
         ...
 
     def cache_hits(self) -> dict[str, float]:
@@ -107,36 +115,50 @@ def submit_isolated(engine: Engine, requests: Sequence[Request]) -> Submitted:
 
 
 def collect_isolated(engine: Engine, submitted: Submitted) -> list[Answer]:
-    """Answers to all requests; a request that fails, fails alone.
-
-    The batch is halved around a failure until the guilty requests stand alone. A single failing request is tried
-    a second time before it becomes an answer with an `error`.
+    """Answers to all requests; a request that fails, fails alone, after it was asked alone a second time.
 
     Raises:
         EngineFailed: Not a request failed but the engine.
     """
-    requests = submitted.requests
-    if not requests:
-        return []
-    try:
-        if submitted.error is not None:
-            raise submitted.error
-        answers = engine.collect(submitted.ticket)
+
+    def collect(requests: Sequence[Request]) -> list[Answer]:
+        now = submitted if requests is submitted.requests else submit_isolated(engine, requests)
+        if now.error is not None:
+            raise now.error
+        answers = engine.collect(now.ticket)
         assert len(answers) == len(requests), f"{len(answers)} answers to {len(requests)} requests"
         return answers
+
+    def again(request: Request, first: Answer) -> Answer:
+        (second,) = taken_apart(collect, [request])
+        return first if second.error is not None else second
+
+    if not submitted.requests:
+        return []
+    answers = taken_apart(collect, submitted.requests)
+    return [
+        answer if answer.error is None else again(request, answer)
+        for request, answer in zip(submitted.requests, answers, strict=True)
+    ]
+
+
+def taken_apart(
+    collect: Callable[[Sequence[Request]], list[Answer]], requests: Sequence[Request]
+) -> list[Answer]:
+    """Answers of `collect`, which is given halves of what it fails on until the guilty requests stand alone.
+
+    Raises:
+        EngineFailed: Not a request failed but the engine.
+    """
+    try:
+        return collect(requests)
     except EngineFailed:
         raise
     except Exception as error:
-        if len(requests) > 1:
-            middle = len(requests) // 2
-            return generate_isolated(engine, requests[:middle]) + generate_isolated(engine, requests[middle:])
-        first = error
-    try:
-        return engine.collect(engine.submit(requests))
-    except EngineFailed:
-        raise
-    except Exception:
-        return [Answer(text="", error=f"{type(first).__name__}: {first}")]
+        if len(requests) == 1:
+            return [failed_answer(error)]
+    middle = len(requests) // 2
+    return taken_apart(collect, requests[:middle]) + taken_apart(collect, requests[middle:])
 
 
 def generate_isolated(engine: Engine, requests: Sequence[Request]) -> list[Answer]:

@@ -46,6 +46,7 @@ from stage1_priors.identity import (
 )
 from stage1_priors.mask_source import source_files
 from stage1_priors.plan import Plan, make_plan
+from stage1_priors.preflight import require_room
 from stage1_priors.reuse import Reusable, find_reusable, nothing_reusable
 
 
@@ -256,6 +257,10 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
     except DataError as error:
         return description | {"problem": str(error)}
     exists, pending = job.path.exists(), pending_of(job)
+    try:
+        require_room_for(job, pending)
+    except DataError as error:
+        description["problem"] = str(error)
     return description | {
         "fingerprint": job.fingerprint,
         "store": str(job.path),
@@ -264,6 +269,15 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         "changed": [] if exists else changes(job),
         **_known_elsewhere(job, pending),
     }
+
+
+def require_room_for(job: StoreJob, shards: Sequence[int]) -> None:
+    """See that the model has room for every row of some shards that no other store has; raises as `require_room`."""
+    if isinstance(job, Job) and shards and job.config.engine.kind == "vllm":
+        known = find_known_rows(job)
+        rows = [row for shard in shards for row in range(*job.plan.bounds(shard)) if known.source_N[row] < 0]
+        samples = [job.plan.samples[row] for row in rows]
+        require_room(job.config.model, job.family, job.rules, samples)
 
 
 def _known_elsewhere(job: StoreJob, pending: Sequence[int]) -> dict[str, dict[str, int]]:

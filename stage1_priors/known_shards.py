@@ -30,12 +30,14 @@ MADE_BY_PROPOSER = ("proposal", "proposer_iou", "candidates")
 """Columns that do not come from the answer."""
 
 
-def write_columns(job: Job, shard: int, columns: dict[str, np.ndarray], info: dict[str, Any]) -> None:
-    """Publish a shard; an image's candidates are stored once in it."""
+def write_columns(
+    job: Job, shard: int, columns: dict[str, np.ndarray], info: dict[str, Any], *, overwrite: bool = False
+) -> None:
+    """Publish a shard, in place of a finished one if asked to; an image's candidates are stored once in it."""
     if "candidates" in columns:
         first_N = first_rows(np.array([one.image_id for one in job.plan.shard(shard)]))
         columns["candidates"][first_N != np.arange(len(first_N))] = 0
-    write_shard(job.path, shard, columns, {"fingerprint": job.fingerprint} | info)
+    write_shard(job.path, shard, columns, {"fingerprint": job.fingerprint} | info, overwrite=overwrite)
 
 
 def found_with(*known: Reusable) -> dict[str, Any]:

@@ -32,6 +32,10 @@ class OpenShards:
             if not self.is_others(shard):
                 yield shard
 
+    def add(self, shards: Sequence[int]) -> None:
+        """More of them, after those that are left."""
+        self._left.extend(shards)
+
     def is_others(self, shard: int) -> bool:
         """Whether a shard that this run did not write is whole; it is noted then."""
         if written := self._is_written(shard):
@@ -45,6 +49,8 @@ class OpenShards:
         return f"another run on the same store wrote {len(self.others)} shards meanwhile; one run is enough"
 
 
-def open_shards(job: Job, shards: Sequence[int]) -> OpenShards:
-    """Some shards of a run's store, which is there."""
-    return OpenShards(shards, partial(shard_is_done, read_header(job.path)))
+def open_shards(job: Job, shards: Sequence[int], *, rewriting: bool = False) -> OpenShards:
+    """Some shards of a run's store, which is there; with `rewriting` they are whole, and written again all the same."""
+    return OpenShards(
+        shards, (lambda _: False) if rewriting else partial(shard_is_done, read_header(job.path))
+    )

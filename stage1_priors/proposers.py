@@ -50,6 +50,10 @@ class Proposals:
     not asked for."""
 
 
+class ProposerFailed(DataError):
+    """The proposer failed on the images it had in hand, which the message names."""
+
+
 class Proposer(Protocol):
     """Something that turns boxes into soft masks. It is made before the engine is."""
 

@@ -3,7 +3,7 @@
 An image is encoded once, however many boxes it has: rows of an image are neighbours, several images are encoded
 together, their boxes are decoded together, and the features of the last image are kept for a call that goes on where
 this one ended. No other features outlive a call. Candidates (`candidates.py`), if asked for, come from the same
-features, once an image.
+features, once an image. Out of memory, fewer images and boxes go together for the rest of the run.
 
 Frames: a box comes in the normalised frame of the original image. SAM 2 stretches the image to its square; SAM scales
 the longer side and fills the square from the top left. So the box in the model's pixels is the normalised box times
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,11 @@ from torch import Tensor
 from transformers import Sam2Model, Sam2Processor, SamModel, SamProcessor
 
 from shared.errors import DataError
+from shared.runlog import say
 from stage1_priors.candidates import choose, prompt_boxes, prompt_points
 from stage1_priors.config import ProposerConfig
 from stage1_priors.proposals import NO_PRIOR, fill_small
-from stage1_priors.proposers import Prompts, Proposals
+from stage1_priors.proposers import Prompts, Proposals, ProposerFailed
 
 CLASSES: dict[str, tuple[Any, Any]] = {"sam2": (Sam2Model, Sam2Processor), "sam": (SamModel, SamProcessor)}
 """Model and processor by `proposer.kind`."""
@@ -90,10 +92,53 @@ class SamProposer:
         self._stream = torch.cuda.Stream() if self._device.type == "cuda" else None
         if self._stream is not None:
             torch.cuda.synchronize()
+        self._batch_images, self._batch_boxes = config.batch_images, config.batch_boxes
         self._last: tuple[str, KnownImage] | None = None
+        self._in_hand: Sequence[str] = ()
 
     def propose(self, prompts: Prompts) -> Proposals:
-        """Soft masks and expected IoU of all rows; rows without a box or an image get `NO_PRIOR` and NaN."""
+        """Soft masks and expected IoU of all rows; rows without a box or an image get `NO_PRIOR` and NaN.
+
+        Raises:
+            ProposerFailed: The model failed, or the memory does not do for one image and one box; names the images.
+        """
+        while True:
+            try:
+                return self._propose(prompts)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise ProposerFailed(f"SAM failed on {self._told(error)}") from error
+                told = self._told(error)
+            self._take_less(told)  # here nothing refers any more to the tensors of the call that failed
+
+    def _told(self, error: Exception) -> str:
+        first_line = (str(error).splitlines() or [""])[0]
+        return (
+            f"{', '.join(self._in_hand)}: {type(error).__name__}: {first_line}. Finished shards are kept and the "
+            "same command goes on"
+        )
+
+    def _take_less(self, told: str) -> None:
+        """Halve what goes together, for the rest of the run."""
+        if self._batch_images == self._batch_boxes == 1:
+            raise ProposerFailed(
+                f"SAM has too little memory, at proposer.batch_images=1 and proposer.batch_boxes=1, for {told}: on a "
+                "GPU lower engine.gpu_memory"
+            )
+        self._batch_images, self._batch_boxes = (
+            max(1, self._batch_images // 2),
+            max(1, self._batch_boxes // 2),
+        )
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        say(
+            f"SAM is out of memory: going on with proposer.batch_images={self._batch_images} and "
+            f"proposer.batch_boxes={self._batch_boxes}",
+            quiet=False,
+        )
+
+    def _propose(self, prompts: Prompts) -> Proposals:
         num, grid = len(prompts.box_norm_B4), self._config.grid
         if not prompts.continues:
             self._last = None
@@ -109,16 +154,16 @@ class SamProposer:
         images = {name: prompts.images_B[rows[0]] for name, rows in rows_of.items()}
         names = list(rows_of)
         with torch.inference_mode(), self._on_own_stream():
-            for start in range(0, len(names), self._config.batch_images):
-                batch = names[start : start + self._config.batch_images]
+            for start in range(0, len(names), self._batch_images):
+                batch = self._in_hand = names[start : start + self._batch_images]
                 known = self._look_or_recall({name: images[name] for name in batch})
                 for name in batch:
                     candidates_BKGG[rows_of[name]] = known[name].candidates_KGG
                 boxed = [
                     (row, known[name].encoded) for name in batch for row in rows_of[name] if has_box_B[row]
                 ]
-                for first in range(0, len(boxed), self._config.batch_boxes):
-                    rows, encoded = zip(*boxed[first : first + self._config.batch_boxes], strict=True)
+                for first in range(0, len(boxed), self._batch_boxes):
+                    rows, encoded = zip(*boxed[first : first + self._batch_boxes], strict=True)
                     prob_NGG, iou_N = self._decode(encoded, prompts.box_norm_B4[list(rows)])
                     map_BGG[list(rows)] = np.rint(prob_NGG * 255).astype(np.uint8)
                     iou_B[list(rows)] = iou_N
@@ -193,8 +238,8 @@ class SamProposer:
         points = asked.prompts == "points"
         prompt_PX = prompt_points(asked) if points else prompt_boxes(asked)
         parts = []
-        for first in range(0, len(prompt_PX), self._config.batch_boxes):
-            prompt_NX = prompt_PX[first : first + self._config.batch_boxes]
+        for first in range(0, len(prompt_PX), self._batch_boxes):
+            prompt_NX = prompt_PX[first : first + self._batch_boxes]
             logit_NJMM, iou_NJ = self._ask([image] * len(prompt_NX), prompt_NX, points)
             logit_NMM, iou_N = logit_NJMM.flatten(0, 1), iou_NJ.flatten()
             stability_N = stability(logit_NMM, asked.stability_offset)
@@ -229,7 +274,7 @@ class SamProposer:
         else:
             inside_N11 = torch.ones(len(prompt_NX), 1, 1, dtype=torch.int64, device=self._device)
             asked = {"input_points": prompt_N1X[:, :, None], "input_labels": inside_N11}
-        levels = [torch.cat(level) for level in zip(*(image.features for image in images), strict=True)]
+        levels = features_of(images)
         output = self._model(
             image_embeddings=levels if self._config.kind == "sam2" else levels[0],
             multimask_output=multimask,
@@ -255,6 +300,21 @@ class SamProposer:
         gc.collect()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory does not do; torch has a class of its own for it on GPUs alone."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    )
+
+
+def features_of(images: Sequence[EncodedImage]) -> list[Tensor]:
+    """Features of the image of each of N prompts, float32 [N, C, h, w] each; those of one image alone are no copies."""
+    runs = [[*same] for _, same in groupby(images, key=id)]
+    parts = [[level.expand(len(run), -1, -1, -1) for level in run[0].features] for run in runs]
+    return parts[0] if len(parts) == 1 else [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
 def stability(logit_NMM: Tensor, offset: float) -> Tensor:

@@ -95,8 +95,9 @@ class SamApart(_Keeping):
         """Soft masks of all rows, in order.
 
         Raises:
+            ProposerFailed: The model failed there, on images that the message names.
             DataError: The process is gone.
-            RuntimeError: What went wrong there, with its traceback.
+            RuntimeError: What else went wrong there, with its traceback.
         """
         try:
             # Edges are large, and SAM has no use for them.

@@ -9,7 +9,7 @@ from typing import Any
 
 from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.edges import Token
-from stage1_priors.engine import Answer, Request, check_image_tokens
+from stage1_priors.engine import Answer, EngineFailed, Request, check_image_tokens, failed_answer, taken_apart
 from stage1_priors.families import Family, image_token_id_of
 
 
@@ -54,15 +54,17 @@ class TransformersEngine:
         return requests
 
     def collect(self, submitted: Sequence[Request]) -> list[Answer]:
-        """Answer every request, in order."""
+        """Answer every request, in order; a batch that fails is taken apart, and costs no other.
+
+        Raises:
+            EngineFailed: The GPU failed, and does nothing more for this process.
+        """
         answers: list[Answer] = []
         for start in range(0, len(submitted), self._batch_size):
-            answers += self._generate_batch(submitted[start : start + self._batch_size])
+            answers += taken_apart(self._generate_batch, submitted[start : start + self._batch_size])
         return answers
 
     def _generate_batch(self, requests: Sequence[Request]) -> list[Answer]:
-        import torch
-
         prompts = [
             self._processor.apply_chat_template(
                 self._family.messages(request.expression, request.image),
@@ -75,33 +77,35 @@ class TransformersEngine:
             text=prompts, images=[request.image for request in requests], padding=True, return_tensors="pt"
         ).to(self._device)
         seen_B = (inputs["input_ids"] == self._image_token_id).sum(1).tolist()
-        for request, seen in zip(requests, seen_B, strict=True):
-            check_image_tokens(seen, request)
-        output = self._model_answers(inputs)
-        new_BT = output.sequences[:, inputs["input_ids"].shape[1] :]
-        logprob_BTV = torch.stack(output.logits, 1).float().log_softmax(-1)
-        answers = [self._answer(ids, logprob) for ids, logprob in zip(new_BT, logprob_BTV, strict=True)]
+        watch = TokenWatch(self._top) if self._top else None
+        new_BT = self._model_answers(inputs, [] if watch is None else [watch])
+        known = [()] * len(requests) if watch is None else watch.tokens()
+        answers = [self._answer(ids, tokens) for ids, tokens in zip(new_BT, known, strict=True)]
         for index in range(self._num_samples):
             noise = keyed_noise([request.seed + index for request in requests], self._temperature)
-            sampled = self._model_answers(inputs, logits_processor=[noise])
-            new_BT = sampled.sequences[:, inputs["input_ids"].shape[1] :]
             answers = [
                 replace(answer, samples=(*answer.samples, self._text(ids)))
-                for answer, ids in zip(answers, new_BT.tolist(), strict=True)
+                for answer, ids in zip(answers, self._model_answers(inputs, [noise]), strict=True)
             ]
-        return answers
+        return [
+            _checked(seen, request, answer)
+            for seen, request, answer in zip(seen_B, requests, answers, strict=True)
+        ]
 
-    def _model_answers(self, inputs: Any, **options: Any) -> Any:
+    def _model_answers(self, inputs: Any, processors: list[Any]) -> list[list[int]]:
+        """Ids of the new tokens of each prompt, filled up to one length."""
         import torch
 
-        with torch.inference_mode():
-            return self._model.generate(
-                **inputs,
-                generation_config=self._generation,
-                output_logits=True,
-                return_dict_in_generate=True,
-                **options,
-            )
+        try:
+            with torch.inference_mode():
+                ids_BT = self._model.generate(
+                    **inputs, generation_config=self._generation, logits_processor=processors
+                )
+                return ids_BT[:, inputs["input_ids"].shape[1] :].tolist()
+        except getattr(torch, "AcceleratorError", ()) as error:  # since torch 2.8; out of memory is none
+            raise EngineFailed(
+                f"the GPU failed at work on a batch: {error}. Finished shards are kept and the same command goes on"
+            ) from error
 
     def _kept(self, ids: list[int]) -> tuple[list[int], str]:
         """The tokens up to the first that ends an answer, and the reason why they end."""
@@ -112,28 +116,22 @@ class TransformersEngine:
         kept, reason = self._kept(ids)
         return self._processor.tokenizer.decode(kept, skip_special_tokens=True), reason
 
-    def _answer(self, ids_T: Any, logprob_TV: Any) -> Answer:
+    def _answer(self, ids: list[int], known: "Sequence[Known]") -> Answer:
         tokenizer = self._processor.tokenizer
-        ids, finish_reason = self._kept(ids_T.tolist())
-        length = len(ids)
-        tokens = []
-        if self._top:
-            top = logprob_TV[:length].topk(self._top, dim=-1)
-            for token, row, values, indices in zip(
-                ids, logprob_TV[:length], top.values.tolist(), top.indices.tolist(), strict=True
-            ):
-                alternatives = tuple(
-                    (tokenizer.decode([index]), value) for index, value in zip(indices, values, strict=True)
-                )
-                tokens.append(
-                    Token(
-                        text=tokenizer.decode([token]), logprob=float(row[token]), alternatives=alternatives
-                    )
-                )
+        ids, finish_reason = self._kept(ids)
         return Answer(
             text=tokenizer.decode(ids, skip_special_tokens=True),
-            tokens=tuple(tokens),
-            num_tokens=length,
+            tokens=tuple(
+                Token(
+                    text=tokenizer.decode([token]),
+                    logprob=logprob,
+                    alternatives=tuple((tokenizer.decode([other]), value) for other, value in best),
+                )
+                for token, (logprob, best) in zip(
+                    ids, known, strict=False
+                )  # what follows the end is no answer
+            ),
+            num_tokens=len(ids),
             finish_reason=finish_reason,
         )
 
@@ -145,6 +143,47 @@ class TransformersEngine:
         """Free the model."""
         self._model = self._processor = None
         gc.collect()
+
+
+def _checked(seen: int, request: Request, answer: Answer) -> Answer:
+    """The answer, unless the image was resized again."""
+    try:
+        check_image_tokens(seen, request)
+    except RuntimeError as error:
+        return failed_answer(error)
+    return answer
+
+
+Known = tuple[float, list[tuple[int, float]]]
+"""Of one token of an answer: its log-probability; id and log-probability of the best, best first."""
+
+
+class TokenWatch:
+    """A logits processor that changes nothing and keeps what is wanted of each step of a greedy answer.
+
+    All logits of all steps would be 150 MB an answer of 96 tokens at a vocabulary of 152,000, several times over.
+    """
+
+    def __init__(self, top: int) -> None:
+        """Keep the `top` best of each step, at least 1."""
+        self._top = top
+        self._steps: list[tuple[Any, Any, Any]] = []
+
+    def __call__(self, ids_BT: Any, logit_BV: Any) -> Any:
+        """The logits [B, V] as they are."""
+        logprob_BV = logit_BV.float().log_softmax(-1)
+        chosen_B = logprob_BV.gather(1, logit_BV.argmax(-1, keepdim=True))[:, 0]
+        self._steps.append((chosen_B, *logprob_BV.topk(self._top, dim=-1)))
+        return logit_BV
+
+    def tokens(self) -> list[list[Known]]:
+        """What is known of each step's token, by row of the batch."""
+        steps = [[part.tolist() for part in step] for step in self._steps]
+        num = len(steps[0][0]) if steps else 0
+        return [
+            [(chosen[row], list(zip(best[row], values[row], strict=True))) for chosen, values, best in steps]
+            for row in range(num)
+        ]
 
 
 def keyed_noise(seeds: Sequence[int], temperature: float) -> Callable[[Any, Any], Any]:

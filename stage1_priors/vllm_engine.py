@@ -16,7 +16,7 @@ from typing import Any
 from shared.json_files import read_json
 from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.edges import Token
-from stage1_priors.engine import Answer, EngineFailed, Request, check_image_tokens
+from stage1_priors.engine import Answer, EngineFailed, Request, check_image_tokens, failed_answer
 from stage1_priors.families import Family, image_token_id_of
 
 
@@ -187,31 +187,38 @@ class VllmEngine:
 
         Raises:
             EngineFailed: vLLM failed at work on its batch, now or earlier.
-            Exception: One of them failed; what vLLM said of the first.
         """
         if self._failed is not None:
             raise self._failed
         keys = (*submitted.greedy, *submitted.sampled)
         while missing := [key for key in keys if key not in self._outcomes]:
             if not self._step() and missing[0] not in self._outcomes:
-                raise RuntimeError(f"vLLM lost request {missing[0]}")
+                self._outcomes[missing[0]] = RuntimeError(f"vLLM lost request {missing[0]}")
         greedy, sampled = (
             [self._outcomes.pop(key) for key in keys] for keys in (submitted.greedy, submitted.sampled)
         )
-        for outcome in (*greedy, *sampled):
-            if isinstance(outcome, Exception):
-                raise outcome
-            if any(one.finish_reason == "error" for one in outcome.outputs):
-                raise RuntimeError("vLLM's core failed on the request; its log says why (engine.quiet=false)")
-        answers = [
-            self._answer(request, output) for request, output in zip(submitted.requests, greedy, strict=True)
-        ]
-        if not self._num_samples:
-            return answers
         return [
-            replace(answer, samples=tuple((self._text(one), one.finish_reason) for one in output.outputs))
-            for answer, output in zip(answers, sampled, strict=True)
+            self._answer_or_failure(request, outcomes)
+            for request, *outcomes in zip(
+                submitted.requests, greedy, *([sampled] if self._num_samples else []), strict=True
+            )
         ]
+
+    def _answer_or_failure(self, request: Request, outcomes: Sequence[Any]) -> Answer:
+        """The answer of a request's greedy outcome and, if there is one, of its sampled outcome."""
+        try:
+            for outcome in outcomes:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                if any(one.finish_reason == "error" for one in outcome.outputs):
+                    raise RuntimeError(
+                        "vLLM's core failed on the request; its log says why (engine.quiet=false)"
+                    )
+            answer = self._answer(request, outcomes[0])
+        except Exception as error:
+            return failed_answer(error)
+        samples = tuple((self._text(one), one.finish_reason) for more in outcomes[1:] for one in more.outputs)
+        return replace(answer, samples=samples)
 
     def _step(self) -> bool:
         """Add what is waiting and advance the batch by a token; False if there is no batch.

@@ -7,6 +7,7 @@ so a batch system can start the same ones elsewhere. What a worker says goes to 
 One process per device, never an engine's in-process data parallelism: those run in lock-step and end together.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -26,6 +27,7 @@ from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import require_gpus, visible_gpus
+from stage1_priors.failures import failed_shards
 from stage1_priors.job import StoreJob, job_of, pending_of, require_engine
 from stage1_priors.memory_left import require_memory
 from stage1_priors.places import Worker, plan_workers
@@ -35,6 +37,9 @@ STAGGER_S = 2.0
 
 POLL_S = 0.5
 """Pause between looks at the workers."""
+
+INTERRUPT_S = 10.0
+"""Time that workers have to end by themselves after Ctrl-C."""
 
 _STOPPED = (STOPPED, *(-number for number in STOP_SIGNALS))
 """Statuses of a worker that was told to stop."""
@@ -65,7 +70,12 @@ class Started:
 
 
 def run_workers(
-    config: PriorsConfig | ImportConfig, num_workers: int, arguments: Sequence[str], *, quiet: bool = False
+    config: PriorsConfig | ImportConfig,
+    num_workers: int,
+    arguments: Sequence[str],
+    *,
+    retry_failed: bool = False,
+    quiet: bool = False,
 ) -> Path:
     """Fill a store with several processes; returns its path once every worker has ended well.
 
@@ -77,6 +87,7 @@ def run_workers(
         config: The recipe.
         num_workers: Processes; no more than there are shards to write.
         arguments: Arguments of `priors run` that give the same recipe: its name and `--set` options.
+        retry_failed: Ask for failed rows of finished shards instead (`run_priors`).
         quiet: No progress on standard error.
 
     Raises:
@@ -86,8 +97,10 @@ def run_workers(
     """
     require_engine(config)
     job = job_of(config)
-    if not (pending := pending_of(job)):
+    if not (pending := [*failed_shards(job.path)] if retry_failed else pending_of(job)):
         return job.path
+    if retry_failed:
+        arguments = [*arguments, "--retry-failed"]
     num_workers = min(num_workers, len(pending))
     gpus, gpus_each = visible_gpus(), 1
     if isinstance(config, PriorsConfig):
@@ -110,6 +123,9 @@ def run_workers(
                 process = _start(worker, num_workers, arguments, pending)
                 started.append(Started(worker=worker, process=process, log_start=log_start))
             _watch(job, started, told_to_stop, quiet)
+        except KeyboardInterrupt:
+            _wait_a_little([one.process for one in started])
+            raise
         finally:
             for one in started:
                 if one.process.poll() is None:
@@ -122,8 +138,9 @@ def run_workers(
             f"{len(failed)} of {num_workers} workers failed; {failed[0].ending()}. Finished shards are kept; the same "
             "command goes on"
         )
-    if told_to_stop() and (left := pending_of(job)):
-        say(f"stopped at a signal: {len(left)} shards to do; the same command goes on", quiet)
+    left = len(pending_of(job)) if told_to_stop() else 0
+    if left or any(one.process.returncode == STOPPED for one in started):
+        say(f"stopped at a signal: {left} shards to do; the same command goes on", quiet)
         raise SystemExit(STOPPED)
     return job.path
 
@@ -181,6 +198,14 @@ def _watch(
             if not running:
                 return
             time.sleep(POLL_S)
+
+
+def _wait_a_little(processes: "Sequence[subprocess.Popen[bytes]]") -> None:
+    """After Ctrl-C, which a terminal sends to all: let them put back their notes of what they had begun."""
+    end = time.monotonic() + INTERRUPT_S
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, end - time.monotonic()))
 
 
 def _done(job: StoreJob, shards: "range | set[int]") -> list[int]:

@@ -7,6 +7,7 @@
     <store>/spare/...            a second copy of everything above but the shards a run writes
     <store>/done/<k>.json        written last: shard k is whole; rows, lengths, checksums, status counts
     (sealed)
+    <store>/attempts/<k>.json    shard k was begun and not finished; no part of the store (sealed)
 
 A shard without its `done` file does not exist, whatever files there are: in Zarr a missing chunk reads as
 zeros.
@@ -79,6 +80,10 @@ class StoreHeader:
     def done_path(self, shard: int) -> Path:
         """The completeness mark of a shard."""
         return self.path / "done" / f"{shard}.json"
+
+    def attempt_path(self, shard: int) -> Path:
+        """The note that a shard was begun."""
+        return self.path / "attempts" / f"{shard}.json"
 
 
 def make_header(

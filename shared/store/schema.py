@@ -49,7 +49,7 @@ class FieldSpec:
         if (
             not self.name.isidentifier()
             or self.name != self.name.lower()
-            or self.name in ("done", "spare", "manifest")
+            or self.name in ("attempts", "done", "spare", "manifest")
         ):
             raise DataError(f"field name {self.name!r} is not a lower-case identifier (or is reserved)")
         if self.dtype not in DTYPES:

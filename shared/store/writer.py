@@ -291,6 +291,7 @@ def _matches(header: StoreHeader, shard: int) -> bool:
 def pending_shards(path: str | Path) -> list[int]:
     """Shards that still have to be written, in order; partial files of writers that are gone are removed."""
     header = read_header(path)
-    for folder in [header.path / "done", *(header.path / spec.name for spec in header.run_fields)]:
+    own = (header.done_path(0).parent, header.attempt_path(0).parent)
+    for folder in [*own, *(header.path / spec.name for spec in header.run_fields)]:
         clean_partials(folder)
     return [shard for shard in range(header.num_shards) if not shard_is_done(header, shard)]

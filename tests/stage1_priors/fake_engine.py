@@ -10,7 +10,7 @@ import numpy as np
 
 from shared.seeding import rng
 from stage1_priors.edges import Token
-from stage1_priors.engine import Answer, Request
+from stage1_priors.engine import Answer, EngineFailed, Request, failed_answer
 
 CONFIG = {
     "model_type": "qwen2_5_vl",
@@ -73,7 +73,7 @@ def seen_box_answer(request: Request) -> Answer:
 
 
 class FakeEngine:
-    """Answers with `answer_of(request)`; an exception raised there fails the whole call, as real engines do."""
+    """Answers with `answer_of(request)`; an exception raised there fails the request, `EngineFailed` the engine."""
 
     def __init__(
         self, answer_of: Callable[[Request], Answer] = random_box_answer, delay_s: float = 0.0
@@ -88,7 +88,15 @@ class FakeEngine:
         if self.delay_s:
             time.sleep(self.delay_s)
         self.num_requests += len(requests)
-        return [self.answer_of(request) for request in requests]
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request):
+        try:
+            return self.answer_of(request)
+        except EngineFailed:
+            raise
+        except Exception as error:
+            return failed_answer(error)
 
     def cache_hits(self):
         return {}

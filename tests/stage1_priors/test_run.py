@@ -24,8 +24,8 @@ from shared.runlog import ProgressBar
 from shared.stopping import STOPPED
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
-from stage1_priors import asked_shards
 from stage1_priors import engine as engine_module
+from stage1_priors import finishing
 from stage1_priors.asked_shards import Timing
 from stage1_priors.chunks import PIXEL_BYTES, PREPARED_NUMBERS
 from stage1_priors.cluster_jobs import plan_work
@@ -266,7 +266,7 @@ def test_a_process_that_holds_too_much_makes_way(config, tmp_path, monkeypatch):
                 time.sleep(0.2)
             return super().collect(requests)
 
-    monkeypatch.setattr(asked_shards, "resident_gb", lambda: measured.set() or 9.0)
+    monkeypatch.setattr(finishing, "resident_gb", lambda: measured.set() or 9.0)
     few = ["engine.chunk_rows=20", "engine.ahead_rows=20"]
     settings = [f"cache_root={tmp_path / 'other'}", *few, "engine.memory_gb=8.5"]
     small, engine = apply_overrides(config, settings), Waiting()

@@ -21,10 +21,10 @@ from stage1_priors.config import ProposerConfig
 from stage1_priors.identity import locate_proposer
 from stage1_priors.job import describe_plan, make_job
 from stage1_priors.proposals import NO_PRIOR
-from stage1_priors.proposers import PROPOSERS, Prompts
+from stage1_priors.proposers import PROPOSERS, Prompts, ProposerFailed
 from stage1_priors.quality import score_store
 from stage1_priors.run import run_priors
-from stage1_priors.sam import EncodedImage, SamProposer, resampling
+from stage1_priors.sam import EncodedImage, SamProposer, features_of, is_out_of_memory, resampling
 from stage1_priors.tiny_sam import WEIGHTS_DIR
 from tests.stage1_priors.fake_engine import FakeEngine
 from tests.stage1_priors.sam_folders import save_random_sam, save_random_sam2
@@ -180,6 +180,103 @@ def test_a_mask_smaller_than_a_cell_fills_it_and_an_empty_one_stays_empty():
         assert before_NGG[row].max() < 0.5 and prob_NGG[row].max() == prob_NGG[row, 1, 1] == 1
         np.testing.assert_array_equal(prob_NGG[row, :, 2:], before_NGG[row, :, 2:])
     np.testing.assert_array_equal(prob_NGG[2:], before_NGG[2:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_one_image_are_not_copied_and_give_the_same_bits(folders, kind):
+    proposer = proposer_of(folders, kind)
+    with torch.inference_mode():
+        first, second = proposer.encode([picture(0), picture(1)])
+        boxes = prompts_of([None], [0, 0, 0]).box_norm_B4
+        for images in ([first] * 3, [first, first, second]):
+            want = [torch.cat(level) for level in zip(*(image.features for image in images), strict=True)]
+            found = features_of(images)
+            assert all(torch.equal(one, other) for one, other in zip(found, want, strict=True))
+            given = proposer._ask(images, boxes, False)
+            copied = proposer._model(
+                image_embeddings=want if kind == "sam2" else want[0],
+                multimask_output=False,
+                input_boxes=torch.tensor(boxes * np.tile(first.filled_hw[::-1], 2), dtype=torch.float32)[
+                    :, None
+                ],
+            )
+            assert torch.equal(given[0], copied.pred_masks[:, 0])
+        shared = features_of([first] * 50)
+    assert [one.data_ptr() for one in shared] == [one.data_ptr() for one in first.features]
+
+
+def out_of_memory_above(proposer, images, boxes):
+    """Make the model refuse more images and more prompts at a time, as a GPU does; and what it was given."""
+    seen, model = {"images": [], "boxes": []}, proposer._model
+
+    def refuse(what, most):
+        def hook(module, inputs, named):
+            seen[what].append(len(inputs[0] if inputs else named["sparse_prompt_embeddings"]))
+            if seen[what][-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nGPU 0 has")
+
+        return hook
+
+    model.vision_encoder.register_forward_pre_hook(refuse("images", images), with_kwargs=True)
+    model.mask_decoder.register_forward_pre_hook(refuse("boxes", boxes), with_kwargs=True)
+    return seen
+
+
+@pytest.mark.parametrize(("images", "boxes"), [(2, 64), (8, 3), (1, 1)])
+def test_out_of_memory_less_goes_together(folders, images, boxes, capsys):
+    prompts = prompts_of([picture(n) for n in range(5)], [0, 0, 0, 0, 0, 1, 2, 3, 3, 4])
+    want = proposer_of(folders, "sam2").propose(prompts)
+    proposer = proposer_of(folders, "sam2")
+    seen = out_of_memory_above(proposer, images, boxes)
+    found = proposer.propose(prompts)
+    assert np.abs(found.map_BGG.astype(int) - want.map_BGG).max() <= 1
+    said = capsys.readouterr().err.splitlines()
+    assert said and said[0] == (
+        "SAM is out of memory: going on with proposer.batch_images=4 and proposer.batch_boxes=32"
+    )
+    seen["images"].clear()
+    seen["boxes"].clear()
+    proposer.propose(prompts)  # it has learnt
+    assert max(seen["images"]) <= images and max(seen["boxes"]) <= boxes and not capsys.readouterr().err
+
+
+def test_too_little_memory_for_one_names_both_settings_and_the_image(folders, capsys):
+    proposer = proposer_of(folders, "sam2", batch_images=2, batch_boxes=2)
+    out_of_memory_above(proposer, 8, 0)
+    with pytest.raises(
+        ProposerFailed,
+        match=r"at proposer.batch_images=1 and proposer.batch_boxes=1, for 0.jpg: OutOfMemoryError: CUDA out of "
+        r"memory. Tried to allocate 9 GiB.. Finished shards are kept",
+    ):
+        proposer.propose(prompts_of([picture(0), picture(1)], [0, 1]))
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_failure_names_the_images_in_hand(folders, monkeypatch):
+    proposer = proposer_of(folders, "sam2", batch_images=2)
+    encode = SamProposer.encode
+
+    def fails(self, images):
+        if any(image.size == (33, 64) for image in images):
+            raise TypeError("no such image\nat all")
+        return encode(self, images)
+
+    monkeypatch.setattr(SamProposer, "encode", fails)
+    images = [picture(n) for n in range(3)] + [picture(3, 33, 64)]
+    with pytest.raises(
+        ProposerFailed,
+        match=r"^SAM failed on 2.jpg, 3.jpg: TypeError: no such image. Finished shards are kept",
+    ):
+        proposer.propose(prompts_of(images, [0, 1, 2, 3]))
+
+
+def test_what_counts_as_out_of_memory():
+    for error in (torch.OutOfMemoryError("x"), MemoryError(), RuntimeError("CUDA error: out of memory")):
+        assert is_out_of_memory(error)
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(
+        ValueError("out of memory")
+    )
 
 
 def test_resampling_by_hand():

@@ -269,12 +269,41 @@ def test_a_stop_is_passed_on_and_what_is_in_hand_is_finished(config, monkeypatch
     assert "stopped at a signal: 1 of 1 shards to do" in logs[0] and "stopped" not in logs[1]
 
 
+def test_after_ctrl_c_workers_may_end_by_themselves(config, monkeypatch, tmp_path):
+    """A terminal tells them too; killed at once they would leave notes of shards that were begun and never finished."""
+    ended = tmp_path / "ended"
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "try:\n"
+        "    Path(sys.argv[1]).with_suffix('.begun').touch()\n"
+        "    time.sleep(600)\n"
+        "except KeyboardInterrupt:\n"
+        "    time.sleep(0.5)\n"
+        "    Path(sys.argv[1]).touch()\n"
+    )
+
+    def start(worker, num_workers, arguments):
+        return subprocess.Popen([sys.executable, "-c", code, str(ended)])
+
+    def interrupt(job, processes, told_to_stop, quiet):
+        _when(ended.with_suffix(".begun").exists)
+        processes[0].send_signal(signal.SIGINT)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "_start", start)
+    monkeypatch.setattr(workers, "_watch", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_workers(apply_overrides(config, ["engine.kv_cache_gb=1"]), 1, ["embedded"], quiet=True)
+    assert ended.exists()
+
+
 def test_a_command_that_makes_way_fills_its_store(config, tmp_path):
     """Two processes, one after the other, under one number: whoever waits sees one command that ends well."""
     code = (
         "import threading, time\n"
         "from cli import main\n"
-        "from stage1_priors import asked_shards\n"
+        "from stage1_priors import finishing\n"
         "from stage1_priors.engines import ENGINES\n"
         "from tests.stage1_priors.fake_engine import FakeEngine\n"
         "measured = threading.Event()\n"
@@ -284,7 +313,7 @@ def test_a_command_that_makes_way_fills_its_store(config, tmp_path):
         "            assert measured.wait(60)\n"
         "            time.sleep(0.2)\n"
         "        return super().collect(requests)\n"
-        "asked_shards.resident_gb = lambda: measured.set() or 9.0\n"
+        "finishing.resident_gb = lambda: measured.set() or 9.0\n"
         "ENGINES['transformers'] = Waiting().factory\n"
         "main()\n"
     )
