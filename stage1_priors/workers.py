@@ -25,7 +25,7 @@ from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import visible_gpus
-from stage1_priors.failures import failed_shards
+from stage1_priors.failures import failed_shards, told_failures
 from stage1_priors.job import StoreJob, job_of, pending_of, require_engine
 
 STAGGER_S = 2.0
@@ -154,6 +154,7 @@ def run_workers(
     require_engine(config)
     job = job_of(config)
     if not (failed_shards(job.path) if retry_failed else pending_of(job)):
+        _say_failures(job, quiet)
         return job.path
     if retry_failed:
         arguments = [*arguments, "--retry-failed"]
@@ -199,7 +200,14 @@ def run_workers(
     if left or any(process.returncode == STOPPED for process in processes):
         say(f"stopped at a signal: {left} shards to do; the same command goes on", quiet)
         raise SystemExit(STOPPED)
+    _say_failures(job, quiet)
     return job.path
+
+
+def _say_failures(job: StoreJob, quiet: bool) -> None:
+    """What the workers' logs say, where somebody looks."""
+    if failed := "" if quiet else told_failures(job.path):
+        say(f"{job.path}: failed: {failed}", quiet)
 
 
 def require_memory(config: PriorsConfig | ImportConfig, num_workers: int, on_gpus: bool) -> None:
