@@ -27,7 +27,7 @@ from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import require_gpus, visible_gpus
-from stage1_priors.failures import failed_shards
+from stage1_priors.failures import failed_shards, told_failures
 from stage1_priors.job import StoreJob, job_of, pending_of, require_engine
 from stage1_priors.memory_left import require_memory
 from stage1_priors.places import Worker, plan_workers
@@ -98,6 +98,7 @@ def run_workers(
     require_engine(config)
     job = job_of(config)
     if not (pending := [*failed_shards(job.path)] if retry_failed else pending_of(job)):
+        _say_failures(job, quiet)
         return job.path
     if retry_failed:
         arguments = [*arguments, "--retry-failed"]
@@ -142,7 +143,14 @@ def run_workers(
     if left or any(one.process.returncode == STOPPED for one in started):
         say(f"stopped at a signal: {left} shards to do; the same command goes on", quiet)
         raise SystemExit(STOPPED)
+    _say_failures(job, quiet)
     return job.path
+
+
+def _say_failures(job: StoreJob, quiet: bool) -> None:
+    """What the workers' logs say, where somebody looks."""
+    if failed := "" if quiet else told_failures(job.path):
+        say(f"{job.path}: failed: {failed}", quiet)
 
 
 def _start(

@@ -206,7 +206,7 @@ def test_masks_from_elsewhere_are_not_asked_again():
         run_priors(import_masks(), retry_failed=True)
 
 
-def test_workers_are_told_to_ask_again(generous, failed, monkeypatch):
+def test_workers_are_told_to_ask_again(generous, failed, monkeypatch, capsys):
     store, _, failed_N = failed
     told = []
 
@@ -219,5 +219,9 @@ def test_workers_are_told_to_ask_again(generous, failed, monkeypatch):
     monkeypatch.setattr(workers, "STAGGER_S", 0.0)
     assert run_workers(generous, 2, ["embedded"], quiet=True) == store.path and not told
     small = apply_overrides(generous, ["engine.kv_cache_gb=1"])
-    assert run_workers(small, 2, ["embedded"], retry_failed=True, quiet=True) == store.path
+    assert run_workers(small, 2, ["embedded"], retry_failed=True) == store.path
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        said.startswith(f"{store.path}: failed: {failed_N.sum()} engine_error; ") and "--retry-failed" in said
+    )
     assert told == [["embedded", "--retry-failed"]] * 2
