@@ -77,7 +77,7 @@ def test_the_last_line_names_the_commonest_failure_and_the_remedy(generous, caps
     )
     run_priors(generous, engine_factory=FakeEngine().factory)
     again = capsys.readouterr().err.splitlines()[-1]
-    assert "nothing to do (0 shards pending elsewhere); failed: " in again and "--retry-failed" in again
+    assert "nothing to do; failed: " in again and "--retry-failed" in again
 
 
 def test_a_store_without_failures_says_nothing_of_them(config, capsys):
@@ -210,7 +210,7 @@ def test_workers_are_told_to_ask_again(generous, failed, monkeypatch, capsys):
     store, _, failed_N = failed
     told = []
 
-    def start(worker, num_workers, arguments):
+    def start(worker, num_workers, arguments, dealt):
         told.append(arguments)
         code = "raise SystemExit(0)"
         return subprocess.Popen([sys.executable, "-c", code])

@@ -10,7 +10,7 @@ from shared.seeding import rng
 from stage1_priors.answers import make_request
 from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.engine import EngineFailed, generate_isolated
-from stage1_priors.families import family_of, size_rules_of
+from stage1_priors.families import Family, family_of, size_rules_of
 from stage1_priors.transformers_engine import TokenWatch, TransformersEngine
 from tests.stage1_priors.tiny_model import save_random_model
 
@@ -103,14 +103,14 @@ def test_a_request_that_fails_costs_no_other_one(folder, monkeypatch):
     bad = [*asked]
     bad[1] = replace(asked[1], num_image_tokens=3)
     bad[6] = replace(asked[6], expression="cannot be asked")
-    family = engine._family
+    known_messages = Family.messages
 
-    def messages(expression, image):
+    def messages(family, expression, image):
         if expression == "cannot be asked":
             raise ValueError("no such words")
-        return family.messages(expression, image)
+        return known_messages(family, expression, image)
 
-    engine._family = replace(family, messages=messages)
+    monkeypatch.setattr(Family, "messages", messages)
     calls = watch_generate(engine, monkeypatch)
     answers = generate_isolated(engine, bad)
     assert (

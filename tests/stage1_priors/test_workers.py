@@ -283,12 +283,12 @@ def test_after_ctrl_c_workers_may_end_by_themselves(config, monkeypatch, tmp_pat
         "    Path(sys.argv[1]).touch()\n"
     )
 
-    def start(worker, num_workers, arguments):
+    def start(worker, num_workers, arguments, dealt):
         return subprocess.Popen([sys.executable, "-c", code, str(ended)])
 
-    def interrupt(job, processes, told_to_stop, quiet):
+    def interrupt(job, started, told_to_stop, quiet):
         _when(ended.with_suffix(".begun").exists)
-        processes[0].send_signal(signal.SIGINT)
+        started[0].process.send_signal(signal.SIGINT)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(workers, "_start", start)
