@@ -99,7 +99,10 @@ def recipes(
 
 def status(
     targets: Annotated[
-        list[Path], typer.Argument(metavar="RUN|STORE|GRID...", help="Folders of stores, runs or grids.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN|STORE|GRID...", help="Folders of stores, runs or grids, or of some of these."
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -107,9 +110,10 @@ def status(
 
     Of several, --json gives one object with the list `targets`.
     """
-    from shared.cluster.status import format_status, status_of
+    from shared.cluster.overview import overview_of
+    from shared.cluster.status import format_status
 
-    found = [status_of(target) for target in targets]
+    found = [overview_of(target) for target in targets]
     if len(found) == 1:
         show(found[0], as_json, format_status)
     else:
