@@ -164,7 +164,8 @@ def ablate(
     from stage2_train.ablate_grid import read_grid
 
     cells, folder = read_grid(grid, overrides or []), out or Path("runs") / grid.stem
-    from stage2_train.ablate import describe_grid, parse_share, run_grid
+    from stage2_train.ablate import parse_share, run_grid
+    from stage2_train.ablate_state import describe_grid
     from stage2_train.ablate_table import as_text
 
     with only_answers_on_stdout():
