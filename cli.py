@@ -3,7 +3,8 @@
 Each stage has its commands in a file of its own, thin shells that import what they need inside the command.
 Answers go to standard output, progress and messages to standard error. With `--json` a command prints exactly one JSON
 object on standard output. Exit status: 0 done, 1 the answer is no (a failed check), 2 unusable input (one line
-`error: ...`), 75 stopped in order by SIGTERM or SIGUSR1 (priors, a training, a grid), 130 interrupted.
+`error: ...`), 75 stopped in order by SIGTERM or SIGUSR1 (priors, a training, a grid) or
+the first Ctrl-C (a training), 130 interrupted.
 """
 
 import inspect

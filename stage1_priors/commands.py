@@ -24,7 +24,6 @@ from shared.console import (
     text_of_models,
 )
 from shared.errors import DataError
-from shared.runlog import say
 
 
 def priors_run(
@@ -46,6 +45,8 @@ def priors_run(
     from stage1_priors.recipes import RECIPES
 
     config = recipe_of(RECIPES, recipe, overrides)
+    from shared.runlog import say
+    from shared.stopping import said_on_interrupt
     from stage1_priors.memory import MemoryFull, start_anew
     from stage1_priors.run import describe_plan, run_priors
     from stage1_priors.workers import num_workers_of, run_workers
@@ -54,7 +55,7 @@ def priors_run(
         raise DataError("--workers starts its own workers; it does not go with --worker and --num-workers")
     still, environment = quiet or as_json, dict(os.environ)
     try:
-        with only_answers_on_stdout():
+        with only_answers_on_stdout(), said_on_interrupt("the shards that are written are kept", still):
             if dry_run:
                 answer = describe_plan(config)
             elif (started_here := num_workers_of(workers)) > 1:

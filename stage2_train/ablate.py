@@ -241,7 +241,7 @@ def _outcome(run: Path, status: int, start: int) -> State | None:
         return None
     if status == BUSY:
         return State(state=BUSY_STATE, reason="another process has it")
-    if status in (STOPPED, -signal.SIGTERM):
+    if status in (STOPPED, -signal.SIGTERM, -signal.SIGINT):
         (run / FAILED_FILE).unlink(missing_ok=True)
         return State(state=PART)
     if status < 0:

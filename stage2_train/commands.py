@@ -164,16 +164,18 @@ def ablate(
     from stage2_train.ablate_grid import read_grid
 
     cells, folder = read_grid(grid, overrides or []), out or Path("runs") / grid.stem
+    from shared.stopping import said_on_interrupt
     from stage2_train.ablate import parse_share, run_grid
     from stage2_train.ablate_state import describe_grid
     from stage2_train.ablate_table import as_text
 
-    with only_answers_on_stdout():
+    still = quiet or as_json
+    with only_answers_on_stdout(), said_on_interrupt("finished runs and checkpoints are kept", still):
         share = parse_share(only)
         answer = (
             describe_grid(cells, folder)
             if dry_run
-            else run_grid(cells, folder, jobs=jobs, only=share, quiet=quiet or as_json)
+            else run_grid(cells, folder, jobs=jobs, only=share, quiet=still)
         )
     show(answer, as_json, _text_of_cells if dry_run else as_text)
     if not dry_run and answer["own_unfinished"]:

@@ -131,6 +131,19 @@ def test_an_interrupt_is_status_130(l2l, monkeypatch):
     assert l2l("doctor").status == 130
 
 
+def test_an_interrupt_of_what_goes_on_says_what_is_kept(l2l, monkeypatch, grid):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stage1_priors.run.run_priors", interrupt)
+    monkeypatch.setattr("stage2_train.ablate.run_grid", interrupt)
+    for words in (("priors", "run", "embedded"), ("ablate", grid)):
+        ran = l2l(*words)
+        assert ran.status == 130 and ran.err.startswith("interrupted: ") and "are kept" in ran.err
+        assert ran.err.endswith("; the same command goes on\n") and ran.err.count("\n") == 1
+        assert l2l(*words, "--quiet").err == ""
+
+
 def test_a_bug_is_not_dressed_as_a_user_error(monkeypatch):
     def fail():
         raise ZeroDivisionError
