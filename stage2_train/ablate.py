@@ -52,6 +52,7 @@ from stage2_train.ablate_state import (
 from stage2_train.ablate_table import (
     as_text,
     build_rows,
+    collect_labels,
     collect_scores,
     model_sizes,
     prior_scores,
@@ -285,7 +286,7 @@ def _summary(
         "data": {"dataset": data.dataset, "split_by": data.split_by, "fingerprint": opened.data_fingerprint},
         "model_sizes": model_sizes(scores),
         "prior": prior_scores(scores),
-        "rows": rows_as_json(build_rows(grid, done, scores)),
+        "rows": rows_as_json(build_rows(grid, done, scores, collect_labels(out, done))),
     }
 
 

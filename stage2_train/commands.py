@@ -273,7 +273,11 @@ def report(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="HTML file; default report.html in the first folder.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="HTML file; default report.html in the folder, of several comparison.html in the first.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -37,6 +37,7 @@ AFTERWARDS = (
     "stage2_train/cluster_jobs",
     "stage2_train/commands",
     "stage2_train/export_labels",
+    "stage2_train/label_share",
     "stage2_train/model_card",
     "stage2_train/predict",
     "stage2_train/report/",

@@ -53,7 +53,7 @@ def report(*runs, out=None):
 def test_report_goes_to_the_first_run_and_says_what_it_holds(make_run):
     ours, base = make_run("ours"), make_run("base", method="supervised", quality=0.4)
     path, text = write_report([ours, base])
-    assert path == ours / "report.html"
+    assert path == ours / "comparison.html" and write_report([ours])[0] == ours / "report.html"
     assert "base" in text and "frozen prior alone" in text and "ours" in text
     Outline(path.read_text("utf-8"))
 
@@ -130,7 +130,7 @@ def test_gallery_shows_prior_prediction_and_truth_of_known_sentences(make_run):
 @pytest.mark.parametrize(
     "gone", ["store", "data", "eval", "metrics.jsonl", "split.json", "done.json", "rows"]
 )
-def test_missing_parts_are_named_and_the_page_is_still_written(make_run, world, tmp_path, gone):
+def test_missing_parts_are_named_and_the_page_is_still_written(make_run, world, tmp_path, gone, capsys):
     path = make_run("ours", store=tmp_path / "gone" if gone == "store" else None)
     if gone == "data":
         config = json.loads((path / "config.json").read_text())
@@ -145,12 +145,16 @@ def test_missing_parts_are_named_and_the_page_is_still_written(make_run, world, 
     html, text = report(path)
     Outline(html)
     words = {
-        "store": "not there any more",
+        "store": "prior store: ",
         "data": "data set: ",
         "eval": "no scores",
         "rows": "val.jsonl: missing",
     }
-    assert words.get(gone, f"{gone}: missing") in html
+    assert words.get(gone, f"{gone}: missing") in html.partition('id="scores"')[0]
+    notes = capsys.readouterr().err.splitlines()
+    assert all(note.startswith("note: left out of the report: ") for note in notes)
+    assert any(words.get(gone, f"{gone}: missing") in note for note in notes), notes
+    assert gone != "store" or "not there any more" in html
     assert text
 
 
