@@ -195,6 +195,7 @@ def predict(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the results go.")] = Path("predictions"),
     batch: Annotated[int, typer.Option(min=1, help="Pairs per pass.")] = 16,
     no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Leave the overlay PNG out.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Segment an image, or the pairs of a file: mask PNG, overlay PNG and JSON with the RLE, at the original size.
@@ -208,11 +209,13 @@ def predict(
 
     with only_answers_on_stdout():
         if jsonl is not None:
-            answer = predict_jsonl(model, jsonl, out, batch=batch, with_overlay=not no_overlay)
+            answer = predict_jsonl(
+                model, jsonl, out, batch=batch, with_overlay=not no_overlay, quiet=quiet or as_json
+            )
         else:
             assert image is not None
             answer = predict_one(model, image, expression, out, with_overlay=not no_overlay)
-    show(answer, as_json, text_of_mapping)
+    show(answer, as_json, _text_of_prediction)
     if answer.get("num_failed"):
         raise typer.Exit(1)
 
@@ -458,6 +461,11 @@ def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
         if result["limit"]:
             lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
     return "\n".join(lines)
+
+
+def _text_of_prediction(answer: Mapping[str, Any]) -> str:
+    """What was found but for the mask as numbers, which is in the files."""
+    return text_of_mapping({name: value for name, value in answer.items() if name != "rle"})
 
 
 def _text_of_cells(plan: Mapping[str, Any]) -> str:
