@@ -101,6 +101,14 @@ def test_hostile_text_stays_text(make_run):
     assert HOSTILE in page.text, "the expression is shown as it is"
 
 
+def test_an_empty_place_has_the_shape_of_its_picture(make_run):
+    """The page's policy forbids styles of single elements."""
+    html, _ = report(make_run("ours"))
+    size = re.search(r'<svg viewBox="(0 0 \d+ \d+)" role="img" aria-label="image for', html)[1]
+    assert f'<div class="none"><svg viewBox="{size}" aria-hidden="true">' in html
+    assert "aspect-ratio" not in html
+
+
 def test_every_picture_and_chart_has_words(make_run):
     html, _ = report(make_run("ours"))
     drawings = [attrs for tag, attrs in Outline(html).tags if tag == "svg"]
