@@ -3,7 +3,8 @@
 Each stage has its commands in a file of its own, thin shells that import what they need inside the command.
 Answers go to standard output, progress and messages to standard error. With `--json` a command prints exactly one JSON
 object on standard output. Exit status: 0 done, 1 the answer is no (a failed check), 2 unusable input (one line
-`error: ...`), 75 stopped in order by SIGTERM or SIGUSR1 (priors, a training, a grid), 130 interrupted.
+`error: ...`), 75 stopped in order by SIGTERM or SIGUSR1 (priors, a training, a grid) or
+the first Ctrl-C (a training), 130 interrupted.
 """
 
 import inspect
@@ -99,7 +100,10 @@ def recipes(
 
 def status(
     targets: Annotated[
-        list[Path], typer.Argument(metavar="RUN|STORE|GRID...", help="Folders of stores, runs or grids.")
+        list[Path],
+        typer.Argument(
+            metavar="RUN|STORE|GRID...", help="Folders of stores, runs or grids, or of some of these."
+        ),
     ],
     as_json: Json = False,
 ) -> None:
@@ -107,9 +111,10 @@ def status(
 
     Of several, --json gives one object with the list `targets`.
     """
-    from shared.cluster.status import format_status, status_of
+    from shared.cluster.overview import overview_of
+    from shared.cluster.status import format_status
 
-    found = [status_of(target) for target in targets]
+    found = [overview_of(target) for target in targets]
     if len(found) == 1:
         show(found[0], as_json, format_status)
     else:

@@ -9,6 +9,9 @@ from shared.json_files import read_json
 CELL = re.compile(r"fraction-(\d+(?:\.\d+)?(?:e-\d+)?)/seed-(-?\d+)")
 """Folder of a run below that of its method."""
 
+GRID_FILE = "grid.json"
+"""Name of the file in a grid's folder that names all its runs, begun or not."""
+
 FAILED_FILE = "failed.json"
 """Name of the file in a run's folder that says why it failed."""
 
@@ -21,6 +24,16 @@ def cells_of(grid: Path) -> list[Path]:
         if (match := CELL.fullmatch(f"{run.parent.name}/{run.name}"))
     ]
     return [run for *_, run in sorted(found)]
+
+
+def names_of(grid: Path) -> list[str]:
+    """Names of all runs that a grid was begun with, as folders below its own; none if its folder does not say.
+
+    Raises:
+        DataError: The file that says so is damaged.
+    """
+    file = grid / GRID_FILE
+    return [str(name) for name in read_json(file).get("cells") or []] if file.is_file() else []
 
 
 def is_finished(run: Path) -> bool:

@@ -60,6 +60,7 @@ def priors_run(
     config = recipe_of(RECIPES, recipe, overrides)
     from shared.ranges import from_ranges
     from shared.runlog import say
+    from shared.stopping import said_on_interrupt
     from stage1_priors.config import PriorsConfig
     from stage1_priors.memory import MemoryFull, start_anew
     from stage1_priors.places import num_workers_of
@@ -74,7 +75,7 @@ def priors_run(
         raise DataError("--retry-failed has no --dry-run: `l2l priors status` counts the rows that failed")
     still, environment = quiet or as_json, dict(os.environ)
     try:
-        with only_answers_on_stdout():
+        with only_answers_on_stdout(), said_on_interrupt("the shards that are written are kept", still):
             if dry_run:
                 answer = describe_plan(config)
             elif (started_here := num_workers_of(workers, gpus_each)) > 1:

@@ -1,6 +1,7 @@
 """Runs a grid of trainings over one prior store and ends with one table.
 
     OUT/<method>/fraction-<f>/seed-<s>/           a run folder as `train` leaves it, with its scores, and `cell.log`
+    OUT/grid.json                                 names of all runs, written first
     OUT/table.json, .csv, .txt, .tex, chart.svg   written at the end of every call, over all cells of the grid
 
 Every cell is a process (`stage2_train.ablate_cell`): a crash is that cell's alone, and whatever ends this process ends
@@ -19,19 +20,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from shared.cluster.status import is_written_here, why_ended
-from shared.datasets import load_dataset
+from shared.cluster.status import why_ended
 from shared.errors import DataError
-from shared.grid_folders import FAILED_FILE, failure_of, is_finished
+from shared.grid_folders import FAILED_FILE, GRID_FILE
 from shared.json_files import write_json
-from shared.refer import ReferringDataset
 from shared.runlog import ProgressBar
 from shared.stopping import STOPPED
 from shared.store.publish import publish_file
@@ -39,45 +37,34 @@ from stage2_train.ablate_cell import BUSY
 from stage2_train.ablate_chart import draw
 from stage2_train.ablate_grid import Cell, Grid
 from stage2_train.ablate_latex import as_latex
+from stage2_train.ablate_state import (
+    BUSY_STATE,
+    DONE,
+    FAILED,
+    PART,
+    TODO,
+    Opened,
+    State,
+    open_grid,
+    require_own_cells,
+    state_of,
+)
 from stage2_train.ablate_table import (
     as_text,
     build_rows,
+    collect_labels,
     collect_scores,
     model_sizes,
     prior_scores,
     rows_as_csv,
     rows_as_json,
 )
-from stage2_train.config import TrainConfig
-from stage2_train.data import scorable
-from stage2_train.evaluate import is_scored
-from stage2_train.inputs import open_split
 from stage2_train.owner import locked
-from stage2_train.prior_source import choose_store, open_priors, require_fitting
-from stage2_train.run_files import with_own_store
 from stage2_train.run_identity import (
     codes_of,
-    require_same_run,
-    require_same_split,
-    run_record,
-    split_record,
-    with_recorded_pins,
 )
 
 LOG_FILE = "cell.log"
-
-DONE, FAILED, PART, TODO, BUSY_STATE = "done", "failed", "interrupted", "to do", "busy"
-"""States of a cell."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class State:
-    """Where a cell stands."""
-
-    state: str
-    """One of the states above."""
-    reason: str = ""
-    """Why it is not done; "" where there is nothing to say."""
 
 
 def parse_share(text: str) -> tuple[int, int]:
@@ -90,131 +77,6 @@ def parse_share(text: str) -> tuple[int, int]:
     if slash and first.isdecimal() and second.isdecimal() and int(first) < int(second):
         return int(first), int(second)
     raise DataError(f"only is {text!r}, not i/n with i from 0 to n - 1")
-
-
-Draw = tuple[float, int, str]
-"""Share of labels, seed of the draw, kind of weak label."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """What the cells of a grid read."""
-
-    store: dict[str, str] | None
-    """Path and fingerprint of the one store that they read; None if none reads any."""
-    splits: dict[Draw, dict[str, Any]]
-    """What their `split.json` holds."""
-    masks: dict[str, str]
-    """Hash of the masks of each split that is scored."""
-    data_fingerprint: str
-    """Of the annotations of their data set."""
-
-
-def draw_of(config: TrainConfig) -> Draw:
-    """What decides which labels a cell is given; a file that names the images is the same for all."""
-    return config.fraction, config.split_seed, config.weak_label
-
-
-def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
-    """Look at all that the cells will read, so that errors show before the first of them is run.
-
-    Args:
-        grid: The grid.
-        out: Its folder; a grid that has begun keeps to its store.
-        store_comes: The store that the cells name is being written by jobs that end before they begin.
-
-    Raises:
-        DataError: No such data, a split that cannot be scored, a cell without labelled or unlabelled images, no
-            complete store for the data, or several and none named.
-    """
-    dataset = load_dataset(grid.cells[0].config.data)
-    try:
-        masks = {split: dataset.masks_hash(scorable(dataset, split)) for split in grid.splits}
-    except DataError as error:
-        raise DataError(f"{grid.path}: splits: {error}") from error
-    seen: set[tuple[Any, ...]] = set()
-    splits: dict[Draw, dict[str, Any]] = {}
-    for cell in grid.cells:
-        own = cell.config
-        asked = (draw_of(own), own.uses_unlabelled, own.eval_every > 0, own.val_split)
-        if asked not in seen:
-            seen.add(asked)
-            try:
-                splits[draw_of(own)] = split_record(own, open_split(own, dataset), dataset)
-            except DataError as error:
-                raise DataError(f"{grid.path}: {cell.name}: {error}") from error
-    store = _store_of(grid, out, dataset, store_comes)
-    return Opened(store=store, splits=splits, masks=masks, data_fingerprint=dataset.fingerprint())
-
-
-def _store_of(grid: Grid, out: Path, dataset: ReferringDataset, store_comes: bool) -> dict[str, str] | None:
-    """`Opened.store`."""
-    readers = [cell for cell in grid.cells if cell.config.uses_store]
-    if not readers:
-        return None
-    config = readers[0].config
-    if store_comes:
-        require_fitting(Path(config.store), config, dataset, dataset.samples("train"))
-        return {"path": config.store, "fingerprint": ""}
-    begun = (with_own_store(out / cell.name, cell.config) for cell in readers)
-    config = next((own for own in begun if own.store), config)
-    path = choose_store(config, dataset)
-    store = open_priors(path, config, dataset, dataset.samples("train")).store
-    return {"path": str(path), "fingerprint": store.fingerprint}
-
-
-def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
-    """Where a cell stands, by the files of its folder."""
-    run = out / cell.name
-    if not (run / "config.json").is_file():
-        return _failure(run) or State(state=TODO)
-    try:
-        store = opened.store if cell.config.uses_store else None
-        config = with_recorded_pins(run, cell.config)
-        record = run_record(config, cell.recipe, cell.changes, store, opened.data_fingerprint, 1)
-        require_same_run(run, record)
-        if (run / "split.json").is_file():
-            require_same_split(run, opened.splits[draw_of(cell.config)])
-    except DataError as error:
-        return State(state=FAILED, reason=str(error))
-    if is_finished(run) and all(is_scored(run, split, opened.masks[split]) for split in grid.splits):
-        return State(state=DONE)
-    if is_written_here(run):
-        return State(state=BUSY_STATE, reason="another process has it")
-    return _failure(run) or State(state=PART)
-
-
-def _failure(run: Path) -> State | None:
-    reason = failure_of(run)
-    return None if reason is None else State(state=FAILED, reason=reason)
-
-
-def describe_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> dict[str, Any]:
-    """What `--dry-run` prints: every cell and its state; nothing is started or written.
-
-    Args:
-        grid: The grid.
-        out: Its folder.
-        store_comes: As for `open_grid`.
-    """
-    opened = open_grid(grid, out, store_comes=store_comes)
-    states = {cell.name: state_of(cell, grid, out, opened) for cell in grid.cells}
-    return {
-        "grid": str(grid.path),
-        "out": str(out),
-        "store": opened.store,
-        "reference": grid.reference,
-        "splits": list(grid.splits),
-        "cells": {
-            cell.name: {
-                "state": states[cell.name].state,
-                "reason": states[cell.name].reason,
-                "recipe": cell.recipe,
-                "changes": list(cell.changes),
-            }
-            for cell in grid.cells
-        },
-    }
 
 
 def command_of(cell: Cell, out: Path, opened: Opened) -> list[str]:
@@ -254,14 +116,18 @@ def run_grid(
         call's share), `reference`, `data`, `store`, `model_sizes`, `out`.
 
     Raises:
-        DataError: No store, or bad arguments.
+        DataError: No store, bad arguments, or a folder whose runs are others (`require_own_cells`).
         SystemExit: Status `STOPPED` after SIGTERM or SIGUSR1; cells have written checkpoints.
     """
     if jobs < 1:
         raise DataError(f"jobs is {jobs}, below 1")
     opened = open_grid(grid, out)
+    states = {cell.name: state_of(cell, grid, out, opened) for cell in grid.cells}
+    require_own_cells(out, {name: state.differs for name, state in states.items()})
     own = [cell for number, cell in enumerate(grid.cells) if number % only[1] == only[0]]
-    finished = {cell.name for cell in own if state_of(cell, grid, out, opened).state == DONE}
+    finished = {cell.name for cell in own if states[cell.name].state == DONE}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / GRID_FILE, {"grid": str(grid.path), "cells": [cell.name for cell in grid.cells]})
     for name in finished:
         (out / name / FAILED_FILE).unlink(missing_ok=True)  # of a time when it was not
     todo = [cell for cell in own if cell.name not in finished]
@@ -275,7 +141,6 @@ def run_grid(
                 busy[started[future]] = state
             if not pool.stopped:
                 bar.update()
-    out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".table.lock"):  # of calls that end at once, the last sees what the others have done
         answer = _summary(grid, out, opened, busy, {cell.name for cell in own})
         _write_table(out, answer)
@@ -377,7 +242,7 @@ def _outcome(run: Path, status: int, start: int) -> State | None:
         return None
     if status == BUSY:
         return State(state=BUSY_STATE, reason="another process has it")
-    if status in (STOPPED, -signal.SIGTERM):
+    if status in (STOPPED, -signal.SIGTERM, -signal.SIGINT):
         (run / FAILED_FILE).unlink(missing_ok=True)
         return State(state=PART)
     if status < 0:
@@ -421,7 +286,7 @@ def _summary(
         "data": {"dataset": data.dataset, "split_by": data.split_by, "fingerprint": opened.data_fingerprint},
         "model_sizes": model_sizes(scores),
         "prior": prior_scores(scores),
-        "rows": rows_as_json(build_rows(grid, done, scores)),
+        "rows": rows_as_json(build_rows(grid, done, scores, collect_labels(out, done))),
     }
 
 

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from shared.svg import SERIES, head, look
+from stage2_train.label_share import percent_text
 from stage2_train.report.charts import tick_texts, ticks
 
 PANEL_WIDTH, PANEL_HEIGHT, GAP = 236, 190, 30
@@ -74,7 +75,8 @@ def panels_of(answer: Mapping[str, Any]) -> tuple[list[str], list[Panel]]:
     over_fractions = len(fractions) > 1 or len(overrides) <= 1
     if over_fractions:
         fractions.sort()
-        categories = [f"{fraction:.3g}%" for fraction in (100 * one for one in fractions)]
+        shares = {row["fraction"]: percent_text(row["label_share"]) for row in rows}
+        categories = [shares[fraction] for fraction in fractions]
     else:
         categories = overrides
     panels = []

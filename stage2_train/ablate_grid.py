@@ -52,7 +52,7 @@ class Cell:
     override: str
     """Name of its override; "" where the grid has none."""
     fraction: float
-    """Share of the train images that carry masks."""
+    """Share of the train images whose masks are used, as it was asked for."""
     seed: int
     """Seed of the run."""
     recipe: str

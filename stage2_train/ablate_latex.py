@@ -8,7 +8,7 @@ A comment above says what the figures are of.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stage2_train.ablate_table import FRAMES, remarks
+from stage2_train.ablate_table import FRAMES, labels_text, remarks
 
 METRICS = {"oiou": "oIoU", "miou": "mIoU"}
 """Metrics that are printed, and their names."""
@@ -53,7 +53,8 @@ def _caption(answer: Mapping[str, Any]) -> str:
 def _tabular(answer: Mapping[str, Any], frame: str, metric: str) -> str:
     rows = [row for row in answer["rows"] if (row["frame"], row["metric"]) == (frame, metric)]
     splits = list(dict.fromkeys(row["split"] for row in rows))
-    fractions = sorted({row["fraction"] for row in rows})
+    labels = {row["fraction"]: labels_text(row) for row in rows}
+    fractions = sorted(labels)
     columns = [(fraction, split) for fraction in fractions for split in splits]
     found = {(row["arm"], row["fraction"], row["split"]): row for row in rows}
     best: dict[tuple[float, str], float] = {}
@@ -64,7 +65,7 @@ def _tabular(answer: Mapping[str, Any], frame: str, metric: str) -> str:
     lines = [
         rf"\begin{{tabular}}{{l*{{{len(columns)}}}{{c}}}}",
         r"\toprule",
-        *_head(fractions, splits),
+        *_head([labels[fraction] for fraction in fractions], splits),
         r"\midrule",
     ]
     if prior:
@@ -75,14 +76,14 @@ def _tabular(answer: Mapping[str, Any], frame: str, metric: str) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 
-def _head(fractions: Sequence[float], splits: Sequence[str]) -> list[str]:
+def _head(labels: Sequence[str], splits: Sequence[str]) -> list[str]:
     """Shares of labels over their splits."""
     wide = len(splits)
-    shares = [rf"\multicolumn{{{wide}}}{{c}}{{{100 * fraction:.3g}\%}}" for fraction in fractions]
+    shares = [rf"\multicolumn{{{wide}}}{{c}}{{{text.translate(SPECIAL)}}}" for text in labels]
     rules = (
-        rf"\cmidrule(lr){{{first}-{first + wide - 1}}}" for first in range(2, 2 + wide * len(fractions), wide)
+        rf"\cmidrule(lr){{{first}-{first + wide - 1}}}" for first in range(2, 2 + wide * len(labels), wide)
     )
-    names = [split.translate(SPECIAL) for split in splits] * len(fractions)
+    names = [split.translate(SPECIAL) for split in splits] * len(labels)
     return [_line("", shares), "".join(rules), _line("method", names)]
 
 

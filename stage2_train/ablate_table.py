@@ -7,12 +7,13 @@ import csv
 import io
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shared.json_files import read_json
 from stage2_train.ablate_grid import Cell, Grid
+from stage2_train.label_share import label_share, percent_text
 
 FRAMES = ("original", "model")
 METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
@@ -25,7 +26,11 @@ class Row:
     arm: str
     """Method, and override where the grid has any."""
     fraction: float
-    """Share of labelled images."""
+    """Share of labelled images, as it was asked for."""
+    label_share: float
+    """Share of the train images that were read with masks."""
+    num_labelled_images: int | None
+    """How many those are; None if the cells do not say."""
     split: str
     """Test split."""
     frame: str
@@ -57,10 +62,33 @@ def collect_scores(grid: Grid, out: Path, done: Sequence[Cell]) -> dict[tuple[st
     }
 
 
+def collect_labels(out: Path, done: Sequence[Cell]) -> dict[str, tuple[float, int]]:
+    """By name of finished cells, the share of train images that were read with masks, and how many those are."""
+    found = {}
+    for cell in done:
+        path = out / cell.name / "split.json"
+        split = read_json(path) if path.is_file() else {}
+        num = len(split.get("image_ids") or [])
+        share = label_share(cell.fraction, num, split.get("num_train_images"))
+        if split and share is not None:
+            found[cell.name] = share, num
+    return found
+
+
 def build_rows(
-    grid: Grid, done: Sequence[Cell], scores: Mapping[tuple[str, str], Mapping[str, Any]]
+    grid: Grid,
+    done: Sequence[Cell],
+    scores: Mapping[tuple[str, str], Mapping[str, Any]],
+    labels: Mapping[str, tuple[float, int]],
 ) -> list[Row]:
-    """All rows: arms in the grid's order, then fractions, splits, frames, metrics."""
+    """All rows: arms in the grid's order, then fractions, splits, frames, metrics.
+
+    Args:
+        grid: The grid.
+        done: Its finished cells.
+        scores: `collect_scores`.
+        labels: `collect_labels`; a cell that is not in it counts as it was asked for.
+    """
     groups: dict[tuple[str, str, float], dict[int, Cell]] = {}
     for cell in done:
         groups.setdefault((cell.method, cell.override, cell.fraction), {})[cell.seed] = cell
@@ -74,8 +102,10 @@ def build_rows(
                         {seed: scores[cell.name, split][frame][metric] for seed, cell in which.items()}
                         for which in (cells, partners)
                     )
-                    arm = next(iter(cells.values())).arm
-                    rows.append(_row(arm, fraction, split, frame, metric, own, other))
+                    first = next(iter(cells.values()))
+                    share, num = labels.get(first.name, (fraction, None))
+                    row = _row(first.arm, fraction, split, frame, metric, own, other)
+                    rows.append(replace(row, label_share=share, num_labelled_images=num))
     return rows
 
 
@@ -93,6 +123,8 @@ def _row(
     return Row(
         arm=arm,
         fraction=fraction,
+        label_share=fraction,
+        num_labelled_images=None,
         split=split,
         frame=frame,
         metric=metric,
@@ -149,12 +181,13 @@ def as_text(answer: Mapping[str, Any]) -> str:
         answer: What `ablate.run_grid` returns.
     """
     width = max([len("frozen prior alone"), *(len(row["arm"]) for row in answer["rows"])])
-    head = f"{'split':<7}{'labels':>7}  {'method':<{width}}{'seeds':>6}"
+    shares = max([6, *(len(labels_text(row)) for row in answer["rows"])])
+    head = f"{'split':<7}{'labels':>{shares}}  {'method':<{width}}{'seeds':>6}"
     lines = [head + "".join(f"{name:>9}{'sd':>8}{'diff':>9}{'sd':>8}" for name in ("oIoU", "mIoU"))]
     shown = [row for row in answer["rows"] if row["frame"] == "original"]
     for split, prior in answer["prior"].items():
         cells = "".join(f"{prior['original'][metric]:>9.4f}{'':>25}" for metric in ("oiou", "miou"))
-        lines.append(f"{split:<7}{'':>7}  {'frozen prior alone':<{width}}{'':>6}{cells}".rstrip())
+        lines.append(f"{split:<7}{'':>{shares}}  {'frozen prior alone':<{width}}{'':>6}{cells}".rstrip())
     for row in (row for row in shown if row["metric"] == "oiou"):
         same = ("arm", "fraction", "split")
         partner = next(
@@ -165,14 +198,19 @@ def as_text(answer: Mapping[str, Any]) -> str:
             f"{_optional(one['difference_sd']):>8}"
             for one in (row, partner)
         )
-        lines.append(
-            f"{row['split']:<7}{row['fraction']:>7.2%}  {row['arm']:<{width}}{len(row['seeds']):>6}{figures}".rstrip()
-        )
+        about = f"{row['split']:<7}{labels_text(row):>{shares}}  {row['arm']:<{width}}{len(row['seeds']):>6}"
+        lines.append(f"{about}{figures}".rstrip())
     counts = ", ".join(f"{number} {state}" for state, number in answer["counts"].items())
     lines += ["", f"cells: {counts}; diff is against {answer['reference']!r}, seeds paired; original size"]
     lines += remarks(answer)
     lines += [f"{cell['cell']}: {cell['state']}: {cell['reason']}" for cell in answer["unfinished"]]
     return "\n".join(lines)
+
+
+def labels_text(row: Mapping[str, Any]) -> str:
+    """`10% (20)`: the share of train images that were read with masks, and how many those are."""
+    num = row["num_labelled_images"]
+    return percent_text(row["label_share"]) + ("" if num is None else f" ({num:,})")
 
 
 def remarks(answer: Mapping[str, Any]) -> list[str]:

@@ -9,8 +9,8 @@ from shared.config import apply_overrides, as_options
 from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.hub import HubModel, cache_folder
-from stage2_train.ablate import DONE, describe_grid
 from stage2_train.ablate_grid import Grid
+from stage2_train.ablate_state import DONE, describe_grid, require_own_cells
 from stage2_train.config import TrainConfig
 from stage2_train.data import scorable
 from stage2_train.evaluate import is_scored
@@ -119,12 +119,15 @@ def plan_grid(
         after: Ids of the jobs that write the store that its cells name, which need not be there yet then.
 
     Raises:
-        DataError: A number of tasks below 0, no store for the grid, or a model that is not in the cache.
+        DataError: A number of tasks below 0, no store for the grid, a folder whose runs are others, or a model that is
+            not in the cache.
     """
     if num_tasks < 0:
         raise DataError(f"--tasks is {num_tasks}, expected at least 0")
     width = min(num_tasks or len(grid.cells), len(grid.cells))
     states = describe_grid(grid, out, store_comes=bool(after))["cells"]
+    if not after:  # of a store that comes nobody knows the fingerprint
+        require_own_cells(out, {name: cell["differs"] for name, cell in states.items()})
     todo = [number for number, cell in enumerate(grid.cells) if states[cell.name]["state"] != DONE]
     pinned, loose = _pins_of(grid)
     command = ("ablate", str(grid.path), *as_options([*changes, *pinned]), "--out", str(out))

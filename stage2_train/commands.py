@@ -164,15 +164,18 @@ def ablate(
     from stage2_train.ablate_grid import read_grid
 
     cells, folder = read_grid(grid, overrides or []), out or Path("runs") / grid.stem
-    from stage2_train.ablate import describe_grid, parse_share, run_grid
+    from shared.stopping import said_on_interrupt
+    from stage2_train.ablate import parse_share, run_grid
+    from stage2_train.ablate_state import describe_grid
     from stage2_train.ablate_table import as_text
 
-    with only_answers_on_stdout():
+    still = quiet or as_json
+    with only_answers_on_stdout(), said_on_interrupt("finished runs and checkpoints are kept", still):
         share = parse_share(only)
         answer = (
             describe_grid(cells, folder)
             if dry_run
-            else run_grid(cells, folder, jobs=jobs, only=share, quiet=quiet or as_json)
+            else run_grid(cells, folder, jobs=jobs, only=share, quiet=still)
         )
     show(answer, as_json, _text_of_cells if dry_run else as_text)
     if not dry_run and answer["own_unfinished"]:
@@ -192,6 +195,7 @@ def predict(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the results go.")] = Path("predictions"),
     batch: Annotated[int, typer.Option(min=1, help="Pairs per pass.")] = 16,
     no_overlay: Annotated[bool, typer.Option("--no-overlay", help="Leave the overlay PNG out.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Segment an image, or the pairs of a file: mask PNG, overlay PNG and JSON with the RLE, at the original size.
@@ -205,11 +209,13 @@ def predict(
 
     with only_answers_on_stdout():
         if jsonl is not None:
-            answer = predict_jsonl(model, jsonl, out, batch=batch, with_overlay=not no_overlay)
+            answer = predict_jsonl(
+                model, jsonl, out, batch=batch, with_overlay=not no_overlay, quiet=quiet or as_json
+            )
         else:
             assert image is not None
             answer = predict_one(model, image, expression, out, with_overlay=not no_overlay)
-    show(answer, as_json, text_of_mapping)
+    show(answer, as_json, _text_of_prediction)
     if answer.get("num_failed"):
         raise typer.Exit(1)
 
@@ -270,7 +276,11 @@ def report(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="HTML file; default report.html in the first folder.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="HTML file; default report.html in the folder, of several comparison.html in the first.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -451,6 +461,11 @@ def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
         if result["limit"]:
             lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
     return "\n".join(lines)
+
+
+def _text_of_prediction(answer: Mapping[str, Any]) -> str:
+    """What was found but for the mask as numbers, which is in the files."""
+    return text_of_mapping({name: value for name, value in answer.items() if name != "rle"})
 
 
 def _text_of_cells(plan: Mapping[str, Any]) -> str:

@@ -222,7 +222,7 @@ class TrainConfig:
     misplaced_priors: float = 0.0
     """Share of the train sentences given the prior of another object of their image, to study robustness."""
     fraction: float = 0.05
-    """Share of the train images that carry masks."""
+    """Share of the train images whose masks are used; no more than there are masks."""
     split_seed: int = 0
     """Seed of that draw."""
     image_ids_file: str = ""

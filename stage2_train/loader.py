@@ -21,6 +21,8 @@ from shared.stopping import STOP_SIGNALS
 
 T = TypeVar("T")
 
+_HELD = (*STOP_SIGNALS, signal.SIGINT)
+
 
 @dataclass(frozen=True)
 class _Refused:
@@ -94,15 +96,15 @@ def _end(batches: Any) -> None:
 
 @contextmanager
 def _stop_signals_held() -> Iterator[None]:
-    """What is started in here never sees SIGTERM or SIGUSR1, and this process sees them afterwards.
+    """What is started in here never sees SIGTERM, SIGUSR1 or SIGINT, and this process sees them afterwards.
 
-    A launcher, or Slurm, tells every process of a training to stop; readers that died of it would end the trainer in
-    the middle of its step. They end with the loader, or once their parent is gone.
+    A launcher, Slurm, or Ctrl-C tells every process of a training to stop; readers that died of it would end the
+    trainer in the middle of its step. They end with the loader, or once their parent is gone.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
-        resource_tracker.ensure_running()  # a process too; where it starts one, Python lets SIGTERM through again
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        resource_tracker.ensure_running()  # a process too; where it starts one, Python lets some through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

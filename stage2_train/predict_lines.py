@@ -26,6 +26,7 @@ from shared.image_pack import ImageStore, digest_of
 from shared.images import read_image
 from shared.jsonl import read_pairs
 from shared.jsonl_lines import ID, BadLine, Line
+from shared.runlog import ProgressBar, say
 from shared.store.publish import clean_partials, disk_errors, partial_path, publish_file
 from stage2_train.predict import Prediction, Predictor, file_stem, files_of, write_prediction
 from stage2_train.run_files import model_folder
@@ -35,9 +36,18 @@ from stage2_train.text import TOKENIZER_FILES, say_unread
 PREDICTIONS = "predictions.jsonl"
 """Name of the file of rows."""
 
+_MOST_SAID = 5
+"""Lines that failed and are named on standard error."""
+
 
 def predict_jsonl(
-    model: str | Path, pairs: str | Path, out: str | Path, *, batch: int = 16, with_overlay: bool = True
+    model: str | Path,
+    pairs: str | Path,
+    out: str | Path,
+    *,
+    batch: int = 16,
+    with_overlay: bool = True,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Segment the pairs of a JSONL file (`shared.jsonl`; labels in it are not looked at), or go on with it.
 
@@ -47,6 +57,7 @@ def predict_jsonl(
         out: Folder of the results, made if need be.
         batch: Pairs per pass.
         with_overlay: Whether overlays are written.
+        quiet: No progress, and no word of lines that failed, on standard error.
 
     Returns:
         `num` lines, `num_kept` of them answered before, `num_failed` that have an error instead of a prediction,
@@ -66,28 +77,38 @@ def predict_jsonl(
         out.mkdir(parents=True, exist_ok=True)
         clean_partials(out)
         is_empty = _keep_answers(path, {line.number: line for line in lines if isinstance(line, Line)}, job)
-    num_kept, num_failed = len(is_empty), 0
+    num_kept = len(is_empty)
+    failed: list[dict[str, Any]] = []
     todo = [line for line in lines if line.number not in is_empty]
     order = [*is_empty, *(line.number for line in todo)]
     if todo:
         predictor = Predictor.from_pretrained(model)
         say_unread(predictor.tokenise, [line.expression for line in todo if isinstance(line, Line)])
-        with writing(), path.open("ab") as file:
+        bar = ProgressBar(len(lines), "predict", "pair", initial=num_kept, quiet=quiet)
+        with bar, writing(), path.open("ab") as file:
             for start in range(0, len(todo), batch):
                 for row in job.answer(predictor, todo[start : start + batch]):
                     file.write(_encoded(row))
                     file.flush()
-                    num_failed += "error" in row
+                    failed += [row] if "error" in row else []
                     is_empty[row["line"]] = row.get("area_px") == 0
+                    bar.update()
     if order != sorted(order):
         rows: list[bytes] = path.read_bytes().splitlines(keepends=True)
         rows.sort(key=lambda row: json.loads(row)["line"])
         with writing():
             publish_file(path, b"".join(rows))
+    for row in failed[:_MOST_SAID]:
+        say(f"{pairs}, line {row['line']}: {row['error']}", quiet)
+    if len(failed) > _MOST_SAID:
+        say(
+            f"and {len(failed) - _MOST_SAID:,} more lines that failed: all have their `error` in {path}",
+            quiet,
+        )
     return {
         "num": len(lines),
         "num_kept": num_kept,
-        "num_failed": num_failed,
+        "num_failed": len(failed),
         "num_empty": sum(is_empty.values()),
         "predictions": str(path),
     }

@@ -23,6 +23,9 @@ from stage2_train.methods.base import Method
 from stage2_train.run_identity import require_same_split, split_record
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
 
+GIVE_BACK = "give the old data back, or train again"
+"""What helps where data of a finished run have changed."""
+
 
 def read_run_config(folder: Path, root: str = "") -> TrainConfig:
     """The configuration of a run folder.
@@ -67,8 +70,10 @@ def open_own_inputs(folder: Path, config: TrainConfig) -> Inputs:
     inputs = open_inputs(with_own_store(folder, config))
     recorded = read_json(folder / "config.json").get("data_fingerprint")
     if recorded not in (None, inputs.dataset.fingerprint()):
-        raise DataError(f"{config.data.root}: has other annotations than {folder} was trained on")
-    require_same_split(folder, split_record(config, inputs.split, inputs.dataset))
+        raise DataError(
+            f"{config.data.root}: has other annotations than {folder} was trained on; {GIVE_BACK}"
+        )
+    require_same_split(folder, split_record(config, inputs.split, inputs.dataset), GIVE_BACK)
     return inputs
 
 

@@ -37,11 +37,15 @@ AFTERWARDS = (
     "stage2_train/cluster_jobs",
     "stage2_train/commands",
     "stage2_train/export_labels",
+    "stage2_train/label_share",
     "stage2_train/model_card",
     "stage2_train/predict",
     "stage2_train/report/",
 )
 """Code that no weight and no score of a run depends on."""
+
+_HASHES = ("image_ids", "hash", "masks")
+"""What `split.json` holds of labelled images and masks: too long for a message."""
 
 
 def run_record(
@@ -88,21 +92,35 @@ def hash_pretrained(config: SegmentorConfig) -> dict[str, str]:
     return found
 
 
-def require_same_run(folder: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a folder that belongs to another configuration.
+def difference_of_run(folder: Path, record: Mapping[str, Any]) -> str:
+    """What tells the run that a folder holds from one of this record, in words; "" if they are the same run.
 
     What is not part of the method (`runtime`, where data, store and weights lie, number of processes, versions) may
     differ. Pretrained files that cannot be found any more are compared by name.
 
     Raises:
-        DataError: A setting, or the content of data, store or weights, differs; the first one is named.
+        DataError: The folder's `config.json` cannot be read.
     """
-    path = folder / "config.json"
-    old = read_json(path)
+    old = read_json(folder / "config.json")
     both = set(old.get("pretrained") or {}) & set(record.get("pretrained") or {})
-    differing = _first_difference(identity_of(_hashed(old, both)), identity_of(_hashed(record, both)))
-    if differing:
-        raise DataError(f"{path}: belongs to another run ({differing}); choose another folder")
+    was, now = identity_of(_hashed(old, both)), identity_of(_hashed(record, both))
+    differing = _first_difference({**was, "annotations": None}, {**now, "annotations": None})
+    if not differing and was["annotations"] != now["annotations"]:
+        return "the data have other annotations now"
+    return differing
+
+
+def require_same_run(folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a folder that belongs to another configuration.
+
+    Raises:
+        DataError: A setting, or the content of data, store or weights, differs (`difference_of_run`); the first one is
+            named.
+    """
+    if differing := difference_of_run(folder, record):
+        raise DataError(
+            f"{folder / 'config.json'}: belongs to another run ({differing}); choose another folder"
+        )
 
 
 def _hashed(record: Mapping[str, Any], fields: Set[str]) -> dict[str, Any]:
@@ -196,21 +214,40 @@ def split_record(config: TrainConfig, split: Split, dataset: ReferringDataset) -
     }
 
 
-def require_same_split(folder: Path, record: Mapping[str, Any]) -> None:
-    """Refuse a folder whose run was given other labels: masks were drawn, corrected or taken away since it began.
+def difference_of_split(folder: Path, record: Mapping[str, Any]) -> str:
+    """In what other labels than these were given to the run of a folder, in words; "" if they are the same.
 
     Raises:
-        DataError: Another labelled or unlabelled part; the first difference is named.
+        DataError: The folder's `split.json` cannot be read.
     """
-    path = folder / "split.json"
-    old = read_json(path)
-    counts = [name for name in record if name != "image_ids"]  # the ids last: a long list says little
-    counts = [name for name in counts if name in old]  # a run of an older code says less
-    differing = _first_difference({n: old.get(n) for n in counts}, {n: record[n] for n in counts})
-    if differing or old.get("image_ids") != record["image_ids"]:
+    old = read_json(folder / "split.json")
+    counts = [
+        name for name in record if name not in _HASHES and name in old
+    ]  # a run of an older code says less
+    differing = _first_difference({n: old[n] for n in counts}, {n: record[n] for n in counts})
+    if differing:
+        return differing
+    if old.get("image_ids") != record["image_ids"]:
+        return "other images are labelled"
+    return "masks have been redrawn" if old.get("masks", record["masks"]) != record["masks"] else ""
+
+
+def require_same_split(
+    folder: Path, record: Mapping[str, Any], remedy: str = "choose another folder"
+) -> None:
+    """Refuse a folder whose run was given other labels: masks were drawn, corrected or taken away since it began.
+
+    Args:
+        folder: The run.
+        record: `split_record` of the data as they are.
+        remedy: What helps.
+
+    Raises:
+        DataError: Another labelled or unlabelled part (`difference_of_split`); the first difference is named.
+    """
+    if differing := difference_of_split(folder, record):
         raise DataError(
-            f"{path}: the data carry other labels than when this run began ({differing or 'other images'}); choose "
-            "another folder"
+            f"{folder / 'split.json'}: the data carry other labels than when this run began ({differing}); {remedy}"
         )
 
 

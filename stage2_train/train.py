@@ -4,8 +4,8 @@ One process, or several started by `torchrun`; batch sizes in the config are glo
 speed, and two things more: each process draws dropout and stochastic depth for itself, and batch norms normalise over
 its own share of a micro-batch on CPUs (on GPUs over all shares). A run folder belongs to
 one configuration; an interrupted run goes on from its newest checkpoint and, on a CPU, ends with the same bits as one
-that was never interrupted. SIGTERM and SIGUSR1 write a checkpoint at the current step and end the process with
-`STOPPED`. A later start on the same folder ends an earlier one (`owner.py`).
+that was never interrupted. SIGTERM, SIGUSR1 and the first Ctrl-C write a checkpoint at the current step and end the
+process with `STOPPED`. A later start on the same folder ends an earlier one (`owner.py`).
 
 Accelerate gives processes, device, clipping and collectives. Gradients are averaged by
 `optim.average_gradients`, which says why not by DistributedDataParallel.
@@ -218,7 +218,7 @@ class _Run:
         config, accelerator = self.config, self.accelerator
         first, started, before = self.step, time.monotonic(), self.seconds
         last_scores: dict[str, float] = {}
-        with self._log(first) as log, stop_flag() as told_to_stop:
+        with self._log(first) as log, stop_flag(interrupt=True) as told_to_stop:
 
             def stop_requested() -> bool:
                 return told_to_stop() or (accelerator.is_main_process and self.owner.lost())

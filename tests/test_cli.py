@@ -131,6 +131,19 @@ def test_an_interrupt_is_status_130(l2l, monkeypatch):
     assert l2l("doctor").status == 130
 
 
+def test_an_interrupt_of_what_goes_on_says_what_is_kept(l2l, monkeypatch, grid):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stage1_priors.run.run_priors", interrupt)
+    monkeypatch.setattr("stage2_train.ablate.run_grid", interrupt)
+    for words in (("priors", "run", "embedded"), ("ablate", grid)):
+        ran = l2l(*words)
+        assert ran.status == 130 and ran.err.startswith("interrupted: ") and "are kept" in ran.err
+        assert ran.err.endswith("; the same command goes on\n") and ran.err.count("\n") == 1
+        assert l2l(*words, "--quiet").err == ""
+
+
 def test_a_bug_is_not_dressed_as_a_user_error(monkeypatch):
     def fail():
         raise ZeroDivisionError
@@ -486,23 +499,28 @@ def test_predict_hands_everything_on(l2l, monkeypatch, tmp_path):
 
     def one(*args, **options):
         seen.append((*args, options))
-        return {"area_px": 3}
+        return {"area_px": 3, "rle": {"size": [1, 3], "counts": "03"}}
 
     def many(*args, **options):
         seen.append((*args, options))
-        return {"num": 2, "num_failed": len(seen) - 2}
+        return {"num": 2, "num_failed": len(seen) - 3}
 
     monkeypatch.setattr("stage2_train.predict.predict_one", one)
     monkeypatch.setattr("stage2_train.predict_lines.predict_jsonl", many)
-    assert l2l("predict", "run", "a.jpg", "the mug", "--out", tmp_path, "--json").json == {"area_px": 3}
+    assert (
+        l2l("predict", "run", "a.jpg", "the mug", "--out", tmp_path, "--json").json["rle"]["counts"] == "03"
+    )
+    assert l2l("predict", "run", "a.jpg", "the mug").out == "area_px: 3\n"
     ran = l2l("predict", "run", "--jsonl", "p.jsonl", "--batch", "3")
     assert (ran.status, ran.out) == (0, "num: 2\nnum_failed: 0\n")
     ran = l2l("predict", "run", "--jsonl", "p.jsonl", "--no-overlay", "--json")
     assert (ran.status, ran.json) == (1, {"num": 2, "num_failed": 1})
+    many_words = (Path("run"), Path("p.jsonl"), Path("predictions"))
     assert seen == [
         (Path("run"), Path("a.jpg"), "the mug", tmp_path, {"with_overlay": True}),
-        (Path("run"), Path("p.jsonl"), Path("predictions"), {"batch": 3, "with_overlay": True}),
-        (Path("run"), Path("p.jsonl"), Path("predictions"), {"batch": 16, "with_overlay": False}),
+        (Path("run"), Path("a.jpg"), "the mug", Path("predictions"), {"with_overlay": True}),
+        (*many_words, {"batch": 3, "with_overlay": True, "quiet": False}),
+        (*many_words, {"batch": 16, "with_overlay": False, "quiet": True}),
     ]
     for wrong in ((), ("a.jpg", "x", "--jsonl", "p.jsonl")):
         ran = l2l("predict", "run", *wrong)

@@ -20,7 +20,7 @@ from shared.cluster.queue import ACTIVE, WAITING, Queue, ask_queue
 from shared.cluster.script import BEAT_S, START_MARK
 from shared.cluster.submit import jobs_folder, read_submitted
 from shared.errors import DataError
-from shared.grid_folders import cells_of, failure_of, is_finished
+from shared.grid_folders import GRID_FILE, cells_of, failure_of, is_finished, names_of
 from shared.json_files import read_json
 from shared.runlog import METRICS_FILE, duration, read_records
 from shared.stopping import STOPPED
@@ -62,14 +62,13 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
         DataError: Neither a product nor jobs of one, or a file that is damaged.
     """
     tasks = _tasks(jobs_folder(target), time.time() if now is None else now)
-    if target.suffix == ".zarr":
-        kind, (done, progress) = "store", _store(target)
-    elif (target / "config.json").is_file() or any(task["name"] == "train" for task in tasks):
-        kind, (done, progress) = "run", _run(target)
-    elif tasks or (target / "table.json").is_file() or cells_of(target):
-        kind, (done, progress) = "grid", _grid(target, tasks)
-    else:
+    kind = kind_of(target)
+    if not kind:
         raise DataError(f"{target}: neither a store (*.zarr) nor a run or grid, and no jobs of one")
+    if kind == "store":
+        done, progress = _store(target)
+    else:
+        done, progress = _run(target) if kind == "run" else _grid(target, tasks)
     if not tasks and not target.exists():
         raise DataError(f"{target}: not there, and no jobs were submitted for it")
     return {
@@ -79,6 +78,17 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
         "progress": progress,
         "tasks": tasks,
     }
+
+
+def kind_of(target: Path) -> str:
+    """`store`, `run` or `grid`, by the files of a folder or its jobs; "" for none of them."""
+    if target.suffix == ".zarr":
+        return "store"
+    jobs = {record["name"] for record in read_submitted(jobs_folder(target))}
+    if (target / "config.json").is_file() or "train" in jobs:
+        return "run"
+    is_grid = jobs or any((target / name).is_file() for name in (GRID_FILE, "table.json")) or cells_of(target)
+    return "grid" if is_grid else ""
 
 
 def _overall(done: bool, tasks: Sequence[Mapping[str, Any]]) -> str:
@@ -145,10 +155,11 @@ def _run(path: Path) -> tuple[bool, dict[str, Any]]:
         if (match := _CHECKPOINT.fullmatch(file.name))
     )
     done, step = (path / "done.json").is_file(), max((record["step"] for record in records), default=0)
+    kept = int(saved[-1]) if saved else 0
     return done, {
-        "steps": f"{step} of {steps}",
+        "steps": f"{max(step, kept)} of {steps}",  # a log may lag behind by some steps
         **({} if done else _time_left(records, steps)),
-        "checkpoint": f"step {int(saved[-1])}" if saved else "none",
+        "checkpoint": f"step {kept}" if saved else "none",
         "resumed": sum(record.get("kind") == "resume" for record in records),
         **_validation(records),
     }
@@ -172,12 +183,13 @@ def _validation(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[str, Any]]:
-    """The cells that have begun, and whether the grid is done.
+    """All cells that the grid was begun with, and whether it is done.
 
     With tasks it is when every one is: a task ends well only if all its cells have. Else the table says what was asked
     for (each call writes it at its end), and a call that goes on since then shows in the cells.
     """
-    cells: dict[str, str] = {}
+    named = names_of(path)
+    cells = dict.fromkeys(named, "not begun")
     for cell in cells_of(path):
         name = str(cell.relative_to(path))
         if (reason := failure_of(cell)) is not None:
@@ -193,7 +205,8 @@ def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[st
     else:
         written = read_json(table) if table.is_file() else {}
         done = not written.get("unfinished", True) and set(cells.values()) == {"done"}
-    return done, {"cells": cells}
+    finished = sum(cells[name] == "done" for name in named)
+    return done, {**({"runs": f"{finished} of {len(named)} done"} if named else {}), "cells": cells}
 
 
 def _tasks(folder: Path, now: float) -> list[dict[str, Any]]:

@@ -123,12 +123,12 @@ def _chart(catalogue: Catalogue, query: Query) -> Chart | None:
     most = step * math.ceil(found.count_K.max() / step)
     scale = (BOTTOM - TOP) / most
     lowest, highest = float(found.edge_K1[0]), float(found.edge_K1[-1])
-    marks = [lowest + (highest - lowest) * part / 6 for part in range(7)]
     peak = int(found.count_K.argmax())
     return Chart(
         bars=_bars(found, query, scale),
         x_ticks=[
-            (round(LEFT + (RIGHT - LEFT) * part / 6, 1), f"{mark:.2f}") for part, mark in enumerate(marks)
+            (round(LEFT + (RIGHT - LEFT) * (mark - lowest) / (highest - lowest), 1), text)
+            for mark, text in round_marks(lowest, highest)
         ],
         y_ticks=[(round(BOTTOM - value * scale, 1), f"{value:,}") for value in range(0, most + 1, step)],
         summary=(
@@ -158,6 +158,16 @@ def _bars(found: Histogram, query: Query, scale: float) -> list[Bar]:
             )
         )
     return bars
+
+
+def round_marks(low: float, high: float) -> list[tuple[float, str]]:
+    """At most seven multiples of 1, 2 or 5 times a power of ten within [low, high], and their texts."""
+    rough = (high - low) / 6
+    power = math.floor(math.log10(rough))
+    step = next(factor * 10.0**power for factor in (1, 2, 5, 10) if factor * 10.0**power >= rough)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+    return [(number * step, f"{number * step:.{decimals}f}") for number in range(first, last + 1)]
 
 
 def _tick_step(most: int) -> int:

@@ -12,7 +12,7 @@ def write_report(runs: list[Path], out: Path | None = None) -> tuple[Path, str]:
 
     Args:
         runs: Folders of runs, and of grids, which stand for their finished runs; the first is the main one.
-        out: The HTML file; default `report.html` in the first folder.
+        out: The HTML file; default `report.html` in the folder, of several `comparison.html` in the first.
 
     Returns:
         The file written, and a short table to print (with warnings below it, if there are any).

@@ -146,7 +146,8 @@ def line_chart(
         down = box[3] - (y - y_low) / (y_high - y_low) * (box[3] - box[1])
         return round(right, 1), round(down, 1)
 
-    x_values = [float(at) for at in range(len(categories))] if categories else ticks(x_low, x_high, 6)
+    steps = [value for value in ticks(x_low, x_high, 6) if abs(value - round(value)) < 1e-6]
+    x_values = [float(at) for at in range(len(categories))] if categories else steps
     x_texts = categories or tick_texts(x_values)
     y_values = ticks(y_low, y_high, 5)
     placed = [

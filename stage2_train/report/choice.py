@@ -54,7 +54,7 @@ def choose(rows: list[dict[str, dict[str, Any]]], split: str, per_tag: int) -> l
         per_tag: How many for each reason.
 
     Returns:
-        By falling mean IoU; a sentence chosen for several reasons appears once with all of them.
+        By falling mean IoU; a sentence chosen for several reasons appears once, with the first of them.
     """
     shared_ids = [key for key in rows[0] if all(key in table for table in rows[1:])]
     if not shared_ids:
@@ -66,20 +66,21 @@ def choose(rows: list[dict[str, dict[str, Any]]], split: str, per_tag: int) -> l
     by_mean = sorted(shared_ids, key=lambda key: -mean[key])
     by_change = sorted((key for key in shared_ids if change[key]), key=lambda key: -change[key])
     half = (per_tag + 1) // 2
+    num = len(shared_ids)
     gained = [key for key in by_change[:half] if change[key] > 0]
     lost = [key for key in by_change[-(per_tag - half) :] if change[key] < 0]
     picks = {
-        "best": by_mean[:per_tag],
-        "worst": by_mean[-per_tag:],
+        "best": by_mean[: min(per_tag, (num + 1) // 2)],  # of few, a half is best and a half worst
+        "worst": by_mean[num - min(per_tag, num // 2) :],
         "random": shared_ids[:per_tag],
         "most changed": gained + lost,
     }
-    tags: dict[str, list[str]] = {}
+    tags: dict[str, str] = {}
     for tag in TAGS:
         for key in picks[tag]:
-            tags.setdefault(key, []).append(tag)
+            tags.setdefault(key, tag)
     ordered = sorted(tags, key=lambda key: -mean[key])
-    return [Choice(sample_id=k, split=split, tags=tuple(tags[k]), change=change[k]) for k in ordered]
+    return [Choice(sample_id=k, split=split, tags=(tags[k],), change=change[k]) for k in ordered]
 
 
 def _mean_iou(rows: list[dict[str, Any]]) -> float:

@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from shared.errors import DataError
 from shared.grid_folders import CELL
+from stage2_train.label_share import label_share
 from stage2_train.run_identity import identity_of
 
 SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
@@ -166,17 +166,11 @@ class RunData:
 
     @property
     def fraction(self) -> float | None:
-        """Share of the training images that carry masks, in [0, 1].
-
-        As it was asked for, if that is how many there are: not where a file names them, nor where it was a share of
-        those that carry masks at all.
-        """
+        """Share of the train images that were read with masks, in [0, 1] (`label_share`)."""
         value = self.config.get("fraction")
         asked = finite(self.split.get("fraction") if value is None else value)
-        images, total = self.labelled[0], finite(self.split.get("num_train_images"))
-        if asked is None or images is None or not total:
-            return asked
-        return asked if images == math.floor(Fraction(repr(asked)) * int(total)) else images / total
+        total = finite(self.split.get("num_train_images"))
+        return label_share(asked, self.labelled[0], None if total is None else int(total))
 
     @property
     def weak_label(self) -> str:

@@ -319,8 +319,13 @@ def _left_out(folders: Sequence[Path]) -> list[Notice]:
     return [Notice(level="warn", title="Runs of a grid are left out", text=text)]
 
 
+def missing_parts(runs: list[RunData]) -> list[str]:
+    """What could not be read of each run, a line each."""
+    return [f"{run.name}: {item}" for run in runs for item in run.missing]
+
+
 def _files(runs: list[RunData]) -> list[Notice]:
-    lines = [f"{run.name}: {item}" for run in runs for item in run.missing]
+    lines = missing_parts(runs)
     lines += [
         f"{run.name}: {text}"
         for run in runs

@@ -14,7 +14,9 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from shared.errors import DataError
+from shared.runlog import say
 from shared.store.publish import publish_file
+from stage2_train.label_share import percent_text
 from stage2_train.report import made, stats
 from stage2_train.report.charts import Line, LineChart, line_chart
 from stage2_train.report.choice import TAGS, choose_runs
@@ -22,23 +24,29 @@ from stage2_train.report.collect import RunData, collect_runs
 from stage2_train.report.curves import MAX_LINES, curve_charts
 from stage2_train.report.gallery import BUDGET_BYTES, MAX_RUNS, Card, build_gallery, taught_cards
 from stage2_train.report.grids import expand
-from stage2_train.report.notices import Notice, PriorHealth, notices, prior_health
+from stage2_train.report.notices import Notice, PriorHealth, missing_parts, notices, prior_health
 from stage2_train.report.reference import SOURCE
 from stage2_train.report.sources import Sources, sources_of
-from stage2_train.report.tables import number, percent_text, split_tables, text_table
+from stage2_train.report.tables import number, split_tables, text_table
+
+ALONE, SEVERAL = "report.html", "comparison.html"
+"""Names of the report of one folder and of several, in the first: the one of a run stays when it is compared."""
 
 
 def write_page(paths: list[Path], out: Path | None) -> tuple[Path, str]:
     """Collect, draw, write; see `stage2_train.report.write_report`."""
     folders, left_out = expand(paths)
     runs = collect_runs(folders)
-    target = out if out is not None else paths[0] / "report.html"
+    target = out if out is not None else paths[0] / (SEVERAL if len(paths) > 1 else ALONE)
     runs.sort(key=lambda run: run.method != "supervised")  # baselines first: differences are taken from them
     healths = {run.name: health for run in runs if (health := prior_health(run)) is not None}
     tables = split_tables(runs)
     warnings = notices(runs, healths, left_out)
-    html = render(runs, healths, warnings, sources_of(runs))
+    sources = sources_of(runs)
+    html = render(runs, healths, warnings, sources)
     _publish(target, html)
+    for lost in missing_parts(runs) + sources.missing:
+        say("note: left out of the report: " + " ".join(lost.split()))
     alarms = [notice for notice in warnings if notice.level == "alarm"]
     lines = [
         text_table(tables),
@@ -67,6 +75,9 @@ def render(
         found = taught_cards(run, sources, key=f"p{index}", budget_bytes=budget)
         budget -= sum(card.num_bytes for card in found)
         taught += [(run.name, found)] if found else []
+    if sources.missing:
+        text = "; ".join(sources.missing) + "."
+        warnings = [*warnings, Notice(level="warn", title="Pictures are missing", text=text)]
     main_charts, other_charts = curve_charts(drawn)
     script, style = _asset("page.js"), _look() + _asset("style.css")
     context = {

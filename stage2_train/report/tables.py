@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from stage2_train.label_share import percent_text
 from stage2_train.report.charts import Dot, DotPlot, dot_plot
 from stage2_train.report.collect import EvalData, RunData, order_splits
 from stage2_train.report.reference import SOURCE, published
@@ -27,6 +28,8 @@ class Row:
     """Share and number of labelled images, references."""
     num: int | None
     """Sentences scored."""
+    data: str
+    """Data set of the sentences and its split; empty for published figures."""
     original: tuple[float | None, ...]
     """`METRICS` at the image's own size."""
     model: tuple[float | None, ...]
@@ -48,6 +51,10 @@ class SplitTable:
     """Name of the split."""
     resolution: str
     """The model's resolution, for example `128×128`; several are joined by `or`."""
+    sentences: str
+    """Sentences scored, `20 sentences` or, of several data sets or parts, `20 to 50 sentences of 2 data sets`."""
+    of_several: bool
+    """Whether the rows are of several data sets."""
     rows: list[Row]
     """Supervised runs, the frozen prior, other runs, published figures."""
     plot: DotPlot | None
@@ -80,9 +87,28 @@ def _split_table(split: str, runs: list[RunData]) -> SplitTable:
     return SplitTable(
         split=split,
         resolution=" or ".join(texts) or "model input",
+        of_several=len({row.data for row in rows if row.data}) > 1,
+        sentences=_sentences_text(rows),
         rows=rows,
         plot=dot_plot(dots, title=split, x_label="oIoU (share of 1)"),
     )
+
+
+def _data_name(run: RunData, data: EvalData) -> str:
+    """Which data set scored sentences are of, and its split: `refcoco (unc)`."""
+    scored = data.summary.get("data")
+    found = scored if isinstance(scored, dict) and scored.get("dataset") else run.data
+    return f"{found.get('dataset', 'unknown')} ({found.get('split_by', 'unknown')})"
+
+
+def _sentences_text(rows: list[Row]) -> str:
+    """`SplitTable.sentences`."""
+    num_sets = len({row.data for row in rows if row.data})
+    counts = sorted({row.num for row in rows if row.num is not None})
+    if not counts:
+        return ""
+    text = f"{counts[0]:,}" + (f" to {counts[-1]:,}" if len(counts) > 1 else "") + " sentences"
+    return text + (f" of {num_sets} data sets" if num_sets > 1 else "")
 
 
 def _run_rows(run: RunData, data: EvalData) -> list[Row]:
@@ -102,6 +128,7 @@ def _run_rows(run: RunData, data: EvalData) -> list[Row]:
             seed="" if run.seed is None else str(run.seed),
             labels=labels_text(run),
             num=data.num,
+            data=_data_name(run, data),
             original=tuple(data.score("original", metric, source=source) for metric in METRICS),
             model=tuple(data.score("model", metric, source=source) for metric in METRICS),
         )
@@ -125,6 +152,7 @@ def _prior_rows(scored: list[RunData], split: str) -> list[Row]:
             seed="",
             labels="none",
             num=data.num,
+            data=_data_name(run, data),
             original=original,
             model=model,
         )
@@ -147,6 +175,7 @@ def _published_rows(scored: list[RunData], split: str) -> list[Row]:
             seed="",
             labels=percent_text(fraction),
             num=None,
+            data="",
             original=(None,) * len(METRICS),
             model=(None,) * len(METRICS),
             published=figure.oiou,
@@ -154,11 +183,6 @@ def _published_rows(scored: list[RunData], split: str) -> list[Row]:
         for (dataset, _, fraction), figures in found
         for figure in figures
     ]
-
-
-def percent_text(fraction: float | None) -> str:
-    """`0.05` -> `5%`; three digits."""
-    return "unknown" if fraction is None else f"{fraction * 100:.3g}%"
 
 
 def labels_text(run: RunData) -> str:
@@ -186,7 +210,7 @@ def text_table(tables: list[SplitTable]) -> str:
         for row in table.rows:
             if row.kind != "published":
                 cells = ["".join(f"{number(v):>8}" for v in side)[1:] for side in (row.original, row.model)]
-                about = f"   n={row.num}" + (
+                about = f"   n={row.num}{f' of {row.data}' if table.of_several else ''}" + (
                     f"  labels {row.labels}  seed {row.seed}" if row.kind == "run" else ""
                 )
                 lines.append(f"{row.label:<{width}}  {cells[0]}   {cells[1]}{about}")

@@ -15,14 +15,18 @@ from typing import Any
 
 import pytest
 
+from shared.cluster.status import status_of
 from shared.datasets import load_dataset
 from shared.errors import DataError
+from shared.grid_folders import names_of
 from shared.refer import load_refer
 from shared.stopping import STOPPED
-from stage2_train.ablate import PART, Opened, describe_grid, open_grid, parse_share, run_grid, state_of
+from stage2_train.ablate import parse_share, run_grid
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
+from stage2_train.ablate_state import PART, Opened, describe_grid, open_grid, state_of
 from stage2_train.ablate_table import METRICS
+from stage2_train.cluster_jobs import plan_grid
 from stage2_train.inputs import open_split
 from stage2_train.owner import locked
 from stage2_train.run_identity import run_record, split_record
@@ -235,12 +239,34 @@ def test_a_share_is_i_of_n(text: str) -> None:
 def test_a_folder_of_another_grid_is_not_taken_for_this_one(grid: Grid, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_grid(grid, out, quiet=True, command=light())
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     other = read_grid(grid_file(tmp_path, grid.path.read_text().replace("steps=40", "steps=41")))
-    states = {
-        cell.name: state_of(cell, other, out, open_grid(other, tmp_path / "none")) for cell in other.cells
+    cells = describe_grid(other, out)["cells"]
+    assert [cell["state"] for cell in cells.values()] == ["done", "done", "failed", "failed"]
+    assert "steps is 40 there, 41 now" in cells["b/fraction-0.25/seed-1"]["reason"]
+    for only in ((0, 1), (0, 4)):  # a share without such a cell is refused as well
+        with pytest.raises(
+            DataError, match=r"out: 2 of 4 runs .*first b/fraction-0.25/seed-1 \(steps is 40 there"
+        ):
+            run_grid(other, out, only=only, quiet=True, command=light())
+    with pytest.raises(DataError, match="2 of 4 runs .*another folder by --out"):
+        plan_grid(other, out, 0)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_grid_names_all_its_runs_before_the_first_ends(grid: Grid, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_grid(grid, out, only=(3, 4), quiet=True, command=light())
+    assert names_of(out) == [cell.name for cell in grid.cells] and names_of(tmp_path) == []
+    (out / "table.json").unlink()
+    status = status_of(out)
+    assert status["state"] == "unfinished" and status["progress"]["runs"] == "1 of 4 done"
+    assert status["progress"]["cells"] == {
+        "a/fraction-0.25/seed-1": "not begun",
+        "a/fraction-0.25/seed-2": "not begun",
+        "b/fraction-0.25/seed-1": "not begun",
+        "b/fraction-0.25/seed-2": "done",
     }
-    assert [state.state for state in states.values()] == ["done", "done", "failed", "failed"]
-    assert "steps is 40 there, 41 now" in states["b/fraction-0.25/seed-1"].reason
 
 
 def test_dry_run_starts_and_writes_nothing(grid: Grid, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ def row(
     return {
         "arm": arm,
         "fraction": fraction,
+        "label_share": fraction,
         "split": split,
         "frame": "original",
         "metric": "oiou",

@@ -24,6 +24,7 @@ VALUES = {
 def answer(**changes: Any) -> dict[str, Any]:
     rows = [
         {"arm": arm, "fraction": fraction, "split": split, "frame": frame, "metric": metric, "sd": sd}
+        | {"label_share": fraction, "num_labelled_images": 40 if fraction == 0.01 else None}
         | {"mean": mean + shift, "seeds": (22, 23) if sd else (22,)}
         for (arm, fraction, split), (mean, sd) in VALUES.items()
         for frame, shift in (("original", 0.0), ("model", 0.1))
@@ -68,7 +69,7 @@ def test_every_row_fills_every_column() -> None:
     for table in found.values():
         shares, *rows = table
         spans = [re.fullmatch(r"\\multicolumn\{(\d)\}\{c\}\{(.*)\}", cell) for cell in shares[1:]]
-        assert [span and span.groups() for span in spans] == [("2", r"0.1\%"), ("2", r"1\%")]
+        assert [span and span.groups() for span in spans] == [("2", r"0.1\%"), ("2", r"1\% (40)")]
         assert {len(row) for row in rows} == {1 + 2 * 2}
         assert rows[0] == ["method", "val", "testA", "val", "testA"]
 

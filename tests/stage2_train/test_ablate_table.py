@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ from typing import Any
 import pytest
 
 from stage2_train.ablate_grid import Grid, read_grid
-from stage2_train.ablate_table import METRICS, as_text, build_rows, prior_scores, rows_as_csv, rows_as_json
+from stage2_train.ablate_table import (
+    METRICS,
+    as_text,
+    build_rows,
+    collect_labels,
+    prior_scores,
+    rows_as_csv,
+    rows_as_json,
+)
 from tests.stage2_train.test_ablate_grid import BASE, OVERRIDES, grid_file
 
 VALUES = {
@@ -19,6 +28,9 @@ VALUES = {
     ("l2l", 2): 0.64,
     ("l2l", 3): 0.80,
 }
+
+LABELS = {"supervised/fraction-0.05/seed-1": (0.02, 20)}
+"""Of those that were asked for, these carry a mask."""
 
 
 def result(value: float, prior: float | None = None) -> dict[str, Any]:
@@ -37,7 +49,7 @@ def grid(tmp_path: Path) -> Grid:
 def rows_of(grid: Grid) -> list[dict[str, Any]]:
     done = [cell for cell in grid.cells if (cell.method, cell.seed) in VALUES]
     scores = {(cell.name, "val"): result(VALUES[cell.method, cell.seed]) for cell in done}
-    return rows_as_json(build_rows(grid, done, scores))
+    return rows_as_json(build_rows(grid, done, scores, LABELS))
 
 
 def pick(
@@ -62,7 +74,7 @@ def test_mean_spread_and_paired_differences(grid: Grid) -> None:
 
 def test_a_single_seed_has_no_spread(grid: Grid) -> None:
     done = [cell for cell in grid.cells if cell.seed == 1]
-    rows = rows_as_json(build_rows(grid, done, {(c.name, "val"): result(0.5) for c in done}))
+    rows = rows_as_json(build_rows(grid, done, {(c.name, "val"): result(0.5) for c in done}, {}))
     row = pick(rows, "l2l")
     assert row["sd"] is None and row["difference"] == 0.0 and row["difference_sd"] is None
 
@@ -71,9 +83,19 @@ def test_overrides_are_compared_with_the_reference_under_the_same_override(tmp_p
     grid = read_grid(grid_file(tmp_path, BASE + OVERRIDES))
     values = {"supervised+plain": 0.1, "supervised+no-flip": 0.3, "l2l+plain": 0.5, "l2l+no-flip": 0.6}
     scores = {(cell.name, "val"): result(values[cell.arm]) for cell in grid.cells}
-    rows = [r for r in rows_as_json(build_rows(grid, grid.cells, scores)) if r["fraction"] == 0.01]
+    rows = [r for r in rows_as_json(build_rows(grid, grid.cells, scores, {})) if r["fraction"] == 0.01]
     assert pick(rows, "l2l+plain")["difference"] == pytest.approx(0.4)
     assert pick(rows, "l2l+no-flip")["difference"] == pytest.approx(0.3)
+
+
+def test_labels_are_those_that_were_read(grid: Grid, tmp_path: Path) -> None:
+    """A share of all images, out of those that carry masks: 20 of 200 are all there are."""
+    for cell, split in zip(grid.cells, ([*"abcdefghij"], [*"abcd"]), strict=False):
+        (tmp_path / cell.name).mkdir(parents=True)
+        text = json.dumps({"image_ids": split, "num_train_images": 200})
+        (tmp_path / cell.name / "split.json").write_text(text)
+    found = collect_labels(tmp_path, grid.cells[:3])
+    assert found == {grid.cells[0].name: (0.05, 10), grid.cells[1].name: (0.02, 4)}
 
 
 def test_csv_holds_every_row(grid: Grid) -> None:
@@ -105,8 +127,8 @@ def test_text_shows_scores_prior_and_what_is_missing(grid: Grid) -> None:
     )
     lines = [line.split() for line in text.splitlines()]
     assert lines[1] == "val frozen prior alone 0.7100 0.7100".split()
-    assert lines[2] == "val 5.00% supervised 2 0.4500 0.0707 0.4600 0.0707".split()
-    assert lines[3] == "val 5.00% l2l 3 0.6800 0.1058 +0.1700 0.0424 0.6900 0.1058 +0.1700 0.0424".split()
+    assert lines[2] == "val 2% (20) supervised 2 0.4500 0.0707 0.4600 0.0707".split()
+    assert lines[3] == "val 5% l2l 3 0.6800 0.1058 +0.1700 0.0424 0.6900 0.1058 +0.1700 0.0424".split()
     assert "cells: 5 done, 1 failed" in text and "'supervised'" in text
     assert "one draw of labelled images (split_seed 0): sd is that of the training alone" in text
     assert "WARNING" not in text

@@ -6,8 +6,8 @@ import pytest
 
 from shared.config import apply_overrides
 from shared.errors import DataError
-from stage2_train.ablate import DONE, PART, State
 from stage2_train.ablate_grid import read_grid
+from stage2_train.ablate_state import DONE, PART, State
 from stage2_train.cluster_jobs import hub_models_of, plan_grid, plan_training
 from stage2_train.evaluate import evaluate_run
 from stage2_train.recipes import RECIPES
@@ -177,7 +177,7 @@ def test_only_tasks_with_runs_that_are_not_done_are_submitted(grid, tmp_path, mo
     def state_of(cell, *rest):
         return State(state=DONE if grid.cells.index(cell) in done else PART)
 
-    monkeypatch.setattr("stage2_train.ablate.state_of", state_of)
+    monkeypatch.setattr("stage2_train.ablate_state.state_of", state_of)
     assert plan_grid(grid, out, 0).jobs[0].tasks == (3,)
     assert plan_grid(grid, out, 2).jobs[0].tasks == (1,)
     done.add(3)

@@ -122,8 +122,14 @@ def test_pseudo_labels_of_other_data_than_the_runs_are_refused(config, mini_root
     pair = json.loads(lines[number])
     unmasked = {name: value for name, value in pair.items() if name != "mask"}
     for changed, message in (
-        (pair | {"expression": "the star"}, "photos.jsonl: has other annotations than .*run was trained on"),
-        (unmasked, "carry other labels than when"),
+        (
+            pair | {"expression": "the star"},
+            "photos.jsonl: has other annotations than .*run was trained on; give",
+        ),
+        (
+            unmasked,
+            r"carry other labels than when .*\(num_refs is 3 there, 2 now\); give the old data back",
+        ),
     ):
         own.write_text("\n".join([*lines[:number], json.dumps(changed), *lines[number + 1 :]]) + "\n")
         with pytest.raises(DataError, match=message):
@@ -194,5 +200,5 @@ def test_a_corrected_mask_is_another_label(config, run, tmp_path):
 
     redraw(train_samples[0])
     (own / "done.json").unlink()
-    with pytest.raises(DataError, match="carry other labels than when this run began .masks is"):
+    with pytest.raises(DataError, match=r"when this run began \(masks have been redrawn\); choose"):
         train(moved, own, resume=True, quiet=True)

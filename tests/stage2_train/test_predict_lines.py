@@ -86,6 +86,23 @@ def test_batches_from_a_file(mini_run, pairs, tmp_path, batch):
             assert row["confidence"] is None
 
 
+def test_progress_and_the_first_lines_that_failed_are_said(mini_run, pairs, tmp_path, capsys):
+    """The first few by line with the reason, then how many more and where all are; nothing if it is to be quiet."""
+    pairs.write_text(pairs.read_text() + "\n{}" * 7)
+    assert predict_jsonl(mini_run, pairs, tmp_path / "out")["num_failed"] == 7
+    said = capsys.readouterr().err.splitlines()
+    failed = [line for line in said if line.startswith(f"{pairs}, line ")]
+    assert [line.split(": ")[0].rpartition(" ")[2] for line in failed] == ["7", "8", "9", "10", "11"]
+    assert "is None, not a text" in failed[0]
+    assert (
+        f"and 2 more lines that failed: all have their `error` in {tmp_path / 'out' / 'predictions.jsonl'}"
+        in said
+    )
+    assert any(line.startswith("predict: 12/12 pairs (100%)") for line in said)
+    predict_jsonl(mini_run, pairs, tmp_path / "out", quiet=True)
+    assert not [line for line in capsys.readouterr().err.splitlines() if "line " in line or "pairs" in line]
+
+
 def test_a_line_that_fails_costs_itself_alone_and_is_tried_again(mini_run, pairs, tmp_path, asked):
     whole = tmp_path / "whole"
     predict_jsonl(mini_run, pairs, whole, batch=1)

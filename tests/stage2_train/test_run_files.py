@@ -11,8 +11,8 @@ import torch
 from shared.errors import DataError
 from shared.json_files import write_json
 from shared.refer import load_refer
-from stage2_train.ablate import DONE, describe_grid
 from stage2_train.ablate_grid import read_grid
+from stage2_train.ablate_state import DONE, describe_grid
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state
 from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels

@@ -48,7 +48,7 @@ def test_a_run_outlives_a_move_of_its_data(mini_root: Path, tmp_path: Path) -> N
 
     record = json.loads((run / "config.json").read_text())
     require_same_run(run, record)
-    with pytest.raises(DataError, match=r"belongs to another run \(annotations is .* 'others' now"):
+    with pytest.raises(DataError, match=r"belongs to another run \(the data have other annotations now\)"):
         require_same_run(run, {**record, "data_fingerprint": "others"})
 
 

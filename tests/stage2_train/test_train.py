@@ -86,8 +86,10 @@ def config_of(root: Path, **changes: Any) -> TrainConfig:
     return mini_config(root, **{"runtime": RUNTIME, "eval_every": 3, **changes})
 
 
-def stopped_after(config: TrainConfig, out: Path, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run until SIGTERM arrives during step number `steps`."""
+def stopped_after(
+    config: TrainConfig, out: Path, steps: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM
+) -> None:
+    """Run until a signal arrives during step number `steps`."""
     from stage2_train import train as module
 
     real, seen = module.train_step, 0
@@ -96,7 +98,7 @@ def stopped_after(config: TrainConfig, out: Path, steps: int, monkeypatch: pytes
         nonlocal seen
         seen += 1
         if seen == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return real(*args, **kwargs)
 
     with monkeypatch.context() as patch:
@@ -282,6 +284,18 @@ def test_a_run_that_was_taken_over_in_its_validation_asks_for_no_other_start(
     assert not [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "val"]
 
 
+def test_ctrl_c_stops_a_training_in_order(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("stage2_train.train.say", lambda text, quiet: print(text))
+    config = config_of(mini_root, eval_every=0)
+    stopped_after(config, tmp_path / "run", 2, monkeypatch, signal.SIGINT)
+    assert "stopped at step 2 of 6, checkpoint written; `train --resume` goes on" in capsys.readouterr().out
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].name == "step_00000002"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def _interrupted(*arguments: Any, **options: Any) -> None:
     raise KeyboardInterrupt
 
@@ -299,11 +313,11 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_stop_told_to_every_process_leaves_a_checkpoint(
     mini_root: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Launchers and Slurm signal the readers, too."""
+    """Launchers, Slurm and a terminal's Ctrl-C signal the readers, too."""
     script, out = tmp_path / "script.py", tmp_path / "run"
     script.write_text(WITH_READERS)
     environment = {**_one_thread_as_here(), "PYTHONPATH": str(ROOT)}

@@ -274,6 +274,11 @@ def test_a_run_on_its_way_and_at_its_end(tmp_path):
     status = status_of(run)
     assert (status["kind"], status["state"]) == ("run", "unfinished")
     assert status["progress"] == {"steps": "5 of 9", "checkpoint": "step 4", "resumed": 1}
+    (run / "checkpoints" / "step_00000007").mkdir()  # a run that logs every few steps was stopped between two
+    assert (
+        status_of(run)["progress"] | {"steps": "7 of 9", "checkpoint": "step 7"} == status_of(run)["progress"]
+    )
+    (run / "checkpoints" / "step_00000007").rmdir()
     with RunLog(run, tensorboard=False) as log:
         log.log(5, "val", oiou_model=0.5, oiou_original=0.6251, num=7)
         log.log(6, "train", loss=0.5)

@@ -10,7 +10,7 @@ from PIL import Image
 from shared.errors import DataError
 from stage1_priors.inspect import write_inspection
 from stage1_priors.inspect.catalogue import PAGE_ROWS, Query
-from stage1_priors.inspect.page import page_numbers, render
+from stage1_priors.inspect.page import page_numbers, render, round_marks
 from stage1_priors.inspect.view import PRIOR_OPACITY, open_view
 from tests.stage1_priors.inspect.hostile import HOSTILE, PROSE
 
@@ -66,6 +66,21 @@ def test_rows_without_a_prior_show_their_raw_text_and_no_mask(view):
     page = Page(render(view, Query(status="without a prior"), embed=False))
     assert page.text.count(PROSE) == 6 and page.text.count("no prior") == 6
     assert not [attrs for attrs in page.all("img") if attrs["src"].startswith("/prior/")]
+    shapes = {f"0 0 {attrs['width']} {attrs['height']}" for attrs in page.all("img")}
+    empty = [attrs["viewbox"] for attrs in page.all("svg") if attrs.get("viewbox") in shapes]
+    assert len(empty) >= 6, "an empty place has the shape of the picture"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (-2.47, -0.11, ["-2.0", "-1.5", "-1.0", "-0.5"]),
+        (-0.013, 0.002, ["-0.010", "-0.005", "0.000"]),
+        (0, 6, list("0123456")),
+    ],
+)
+def test_marks_of_the_histogram_are_round(low, high, texts):
+    assert [text for _, text in round_marks(low, high)] == texts
 
 
 def test_embedded_page_stands_alone(store, tmp_path):

@@ -40,6 +40,12 @@ def test_one_point_is_drawn_inside_the_box():
     assert left <= x <= right and top <= y <= bottom
 
 
+@pytest.mark.parametrize("step", [1, 10, 137])
+def test_steps_are_whole_numbers(step):
+    texts = [text for _, text in chart([(float(step), 0.5)]).x_ticks]
+    assert texts and all(text.replace(",", "").isdecimal() for text in texts)
+
+
 def test_points_keep_their_order_and_direction():
     drawn = chart([(0, 0.0), (50, 0.5), (100, 1.0)], unit_interval=True)
     xs, ys = zip(*drawn.lines[0]["points"], strict=True)

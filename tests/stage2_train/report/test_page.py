@@ -53,7 +53,7 @@ def report(*runs, out=None):
 def test_report_goes_to_the_first_run_and_says_what_it_holds(make_run):
     ours, base = make_run("ours"), make_run("base", method="supervised", quality=0.4)
     path, text = write_report([ours, base])
-    assert path == ours / "report.html"
+    assert path == ours / "comparison.html" and write_report([ours])[0] == ours / "report.html"
     assert "base" in text and "frozen prior alone" in text and "ours" in text
     Outline(path.read_text("utf-8"))
 
@@ -101,6 +101,14 @@ def test_hostile_text_stays_text(make_run):
     assert HOSTILE in page.text, "the expression is shown as it is"
 
 
+def test_an_empty_place_has_the_shape_of_its_picture(make_run):
+    """The page's policy forbids styles of single elements."""
+    html, _ = report(make_run("ours"))
+    size = re.search(r'<svg viewBox="(0 0 \d+ \d+)" role="img" aria-label="image for', html)[1]
+    assert f'<div class="none"><svg viewBox="{size}" aria-hidden="true">' in html
+    assert "aspect-ratio" not in html
+
+
 def test_every_picture_and_chart_has_words(make_run):
     html, _ = report(make_run("ours"))
     drawings = [attrs for tag, attrs in Outline(html).tags if tag == "svg"]
@@ -130,7 +138,7 @@ def test_gallery_shows_prior_prediction_and_truth_of_known_sentences(make_run):
 @pytest.mark.parametrize(
     "gone", ["store", "data", "eval", "metrics.jsonl", "split.json", "done.json", "rows"]
 )
-def test_missing_parts_are_named_and_the_page_is_still_written(make_run, world, tmp_path, gone):
+def test_missing_parts_are_named_and_the_page_is_still_written(make_run, world, tmp_path, gone, capsys):
     path = make_run("ours", store=tmp_path / "gone" if gone == "store" else None)
     if gone == "data":
         config = json.loads((path / "config.json").read_text())
@@ -145,12 +153,16 @@ def test_missing_parts_are_named_and_the_page_is_still_written(make_run, world, 
     html, text = report(path)
     Outline(html)
     words = {
-        "store": "not there any more",
+        "store": "prior store: ",
         "data": "data set: ",
         "eval": "no scores",
         "rows": "val.jsonl: missing",
     }
-    assert words.get(gone, f"{gone}: missing") in html
+    assert words.get(gone, f"{gone}: missing") in html.partition('id="scores"')[0]
+    notes = capsys.readouterr().err.splitlines()
+    assert all(note.startswith("note: left out of the report: ") for note in notes)
+    assert any(words.get(gone, f"{gone}: missing") in note for note in notes), notes
+    assert gone != "store" or "not there any more" in html
     assert text
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from shared.types import AnswerStatus
+from stage2_train.report import write_report
 from stage2_train.report.collect import collect_runs
 from stage2_train.report.made import fact_rows
 from stage2_train.report.notices import PriorHealth, notices, prior_health
@@ -45,6 +46,22 @@ def test_the_printed_table_names_both_resolutions_and_every_row(make_run):
 def test_two_runs_scored_against_one_prior_give_one_prior_row(make_run):
     runs = collect_runs([make_run("a"), make_run("b", seed=23)])
     assert [row.kind for row in split_tables(runs)[0].rows].count("prior") == 1
+
+
+def test_scores_of_two_data_sets_have_a_number_and_a_name_of_their_own(make_run):
+    one, other = make_run("a"), make_run("b", seed=23)
+    num = json.loads((one / "eval" / "val.json").read_text())["num"]
+    (table,) = split_tables(collect_runs([one, other]))
+    assert table.sentences == f"{num} sentences" and not table.of_several
+    edit(other / "eval" / "val.json", num=1200, data={"dataset": "photos", "split_by": "jsonl"})
+    tables = split_tables(collect_runs([one, other]))
+    assert tables[0].sentences == f"{num} to 1,200 sentences of 2 data sets"
+    assert f"n={num} of refshapes (unc)" in text_table(tables)
+    assert "n=1200 of photos (jsonl)" in text_table(tables)
+    path, _ = write_report([one, other])
+    html = path.read_text()
+    assert f"{num} to 1,200 sentences of 2 data sets.</p>" in html
+    assert "<br>1,200 sentences of photos (jsonl)</dt>" in html and "1,200<br>photos (jsonl)</td>" in html
 
 
 def test_a_second_pass_is_a_row_of_its_own(make_run):

@@ -1,0 +1,197 @@
+"""What the cells of a grid read, and where each of them stands by the files of its folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.cluster.status import is_written_here
+from shared.datasets import load_dataset
+from shared.errors import DataError
+from shared.grid_folders import failure_of, is_finished
+from shared.refer import ReferringDataset
+from stage2_train.ablate_grid import Cell, Grid
+from stage2_train.config import TrainConfig
+from stage2_train.data import scorable
+from stage2_train.evaluate import is_scored
+from stage2_train.inputs import open_split
+from stage2_train.prior_source import choose_store, open_priors, require_fitting
+from stage2_train.run_files import with_own_store
+from stage2_train.run_identity import (
+    difference_of_run,
+    difference_of_split,
+    run_record,
+    split_record,
+    with_recorded_pins,
+)
+
+DONE, FAILED, PART, TODO, BUSY_STATE = "done", "failed", "interrupted", "to do", "busy"
+"""States of a cell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Where a cell stands."""
+
+    state: str
+    """One of the states above."""
+    reason: str = ""
+    """Why it is not done; "" where there is nothing to say."""
+    differs: str = ""
+    """What tells the run in its folder from this cell, in words, where that is another one's; else ""."""
+
+
+Draw = tuple[float, int, str]
+"""Share of labels, seed of the draw, kind of weak label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What the cells of a grid read."""
+
+    store: dict[str, str] | None
+    """Path and fingerprint of the one store that they read; None if none reads any."""
+    splits: dict[Draw, dict[str, Any]]
+    """What their `split.json` holds."""
+    masks: dict[str, str]
+    """Hash of the masks of each split that is scored."""
+    data_fingerprint: str
+    """Of the annotations of their data set."""
+
+
+def draw_of(config: TrainConfig) -> Draw:
+    """What decides which labels a cell is given; a file that names the images is the same for all."""
+    return config.fraction, config.split_seed, config.weak_label
+
+
+def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
+    """Look at all that the cells will read, so that errors show before the first of them is run.
+
+    Args:
+        grid: The grid.
+        out: Its folder; a grid that has begun keeps to its store.
+        store_comes: The store that the cells name is being written by jobs that end before they begin.
+
+    Raises:
+        DataError: No such data, a split that cannot be scored, a cell without labelled or unlabelled images, no
+            complete store for the data, or several and none named.
+    """
+    dataset = load_dataset(grid.cells[0].config.data)
+    try:
+        masks = {split: dataset.masks_hash(scorable(dataset, split)) for split in grid.splits}
+    except DataError as error:
+        raise DataError(f"{grid.path}: splits: {error}") from error
+    seen: set[tuple[Any, ...]] = set()
+    splits: dict[Draw, dict[str, Any]] = {}
+    for cell in grid.cells:
+        own = cell.config
+        asked = (draw_of(own), own.uses_unlabelled, own.eval_every > 0, own.val_split)
+        if asked not in seen:
+            seen.add(asked)
+            try:
+                splits[draw_of(own)] = split_record(own, open_split(own, dataset), dataset)
+            except DataError as error:
+                raise DataError(f"{grid.path}: {cell.name}: {error}") from error
+    store = _store_of(grid, out, dataset, store_comes)
+    return Opened(store=store, splits=splits, masks=masks, data_fingerprint=dataset.fingerprint())
+
+
+def _store_of(grid: Grid, out: Path, dataset: ReferringDataset, store_comes: bool) -> dict[str, str] | None:
+    """`Opened.store`."""
+    readers = [cell for cell in grid.cells if cell.config.uses_store]
+    if not readers:
+        return None
+    config = readers[0].config
+    if store_comes:
+        require_fitting(Path(config.store), config, dataset, dataset.samples("train"))
+        return {"path": config.store, "fingerprint": ""}
+    begun = (with_own_store(out / cell.name, cell.config) for cell in readers)
+    config = next((own for own in begun if own.store), config)
+    path = choose_store(config, dataset)
+    store = open_priors(path, config, dataset, dataset.samples("train")).store
+    return {"path": str(path), "fingerprint": store.fingerprint}
+
+
+def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
+    """Where a cell stands, by the files of its folder."""
+    run = out / cell.name
+    if not (run / "config.json").is_file():
+        return _failure(run) or State(state=TODO)
+    try:
+        differs = _difference(cell, run, opened)
+    except DataError as error:
+        return State(state=FAILED, reason=str(error))
+    if differs:
+        return State(state=FAILED, reason=f"{run}: belongs to another run ({differs})", differs=differs)
+    if is_finished(run) and all(is_scored(run, split, opened.masks[split]) for split in grid.splits):
+        return State(state=DONE)
+    if is_written_here(run):
+        return State(state=BUSY_STATE, reason="another process has it")
+    return _failure(run) or State(state=PART)
+
+
+def _difference(cell: Cell, run: Path, opened: Opened) -> str:
+    """What tells the run that a cell's folder holds from the cell; "" if it is the cell's."""
+    store = opened.store if cell.config.uses_store else None
+    config = with_recorded_pins(run, cell.config)
+    record = run_record(config, cell.recipe, cell.changes, store, opened.data_fingerprint, 1)
+    if differing := difference_of_run(run, record):
+        return differing
+    return (
+        difference_of_split(run, opened.splits[draw_of(cell.config)])
+        if (run / "split.json").is_file()
+        else ""
+    )
+
+
+def require_own_cells(out: Path, differences: Mapping[str, str]) -> None:
+    """Refuse a grid's folder whose runs are others: none of them could go on, and the table would lose them.
+
+    Args:
+        out: The folder.
+        differences: `State.differs` of all cells, by name.
+
+    Raises:
+        DataError: It holds runs of other settings, data or labels; their number and what differs in the first.
+    """
+    others = {name: differs for name, differs in differences.items() if differs}
+    if others:
+        name, differs = next(iter(others.items()))
+        raise DataError(
+            f"{out}: {len(others)} of {len(differences)} runs of the grid are there with other settings or data, first "
+            f"{name} ({differs}); name another folder by --out, or give the grid file, --set and data of before"
+        )
+
+
+def _failure(run: Path) -> State | None:
+    reason = failure_of(run)
+    return None if reason is None else State(state=FAILED, reason=reason)
+
+
+def describe_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> dict[str, Any]:
+    """What `--dry-run` prints: every cell and its state; nothing is started or written.
+
+    Args:
+        grid: The grid.
+        out: Its folder.
+        store_comes: As for `open_grid`.
+    """
+    opened = open_grid(grid, out, store_comes=store_comes)
+    states = {cell.name: state_of(cell, grid, out, opened) for cell in grid.cells}
+    return {
+        "grid": str(grid.path),
+        "out": str(out),
+        "store": opened.store,
+        "reference": grid.reference,
+        "splits": list(grid.splits),
+        "cells": {
+            cell.name: {
+                "state": states[cell.name].state,
+                "reason": states[cell.name].reason,
+                "differs": states[cell.name].differs,
+                "recipe": cell.recipe,
+                "changes": list(cell.changes),
+            }
+            for cell in grid.cells
+        },
+    }

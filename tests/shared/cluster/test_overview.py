@@ -1,0 +1,40 @@
+"""A folder of runs, grids and stores, a line each."""
+
+import json
+
+import pytest
+
+from shared.cluster.overview import overview_of
+from shared.cluster.status import format_status, status_of
+from shared.errors import DataError
+
+
+def test_a_folder_of_products_is_a_line_each(tmp_path):
+    runs = tmp_path / "runs"
+    for name, done in (("one", True), ("two", False)):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.json").write_text(json.dumps({"config": {"steps": 9}}))
+        if done:
+            (runs / name / "done.json").write_text("{}")
+    (runs / "grid").mkdir()
+    (runs / "grid" / "grid.json").write_text(json.dumps({"cells": ["a/fraction-0.1/seed-1"]}))
+    (runs / "notes").mkdir()
+    (runs / "notes.txt").write_text("")
+    found = overview_of(runs)
+    assert (found["kind"], found["state"]) == ("folder", "unfinished")
+    assert found["progress"]["holds"] == {
+        "grid": "grid, unfinished, runs 0 of 1 done",
+        "one": "run, done, steps 0 of 9",
+        "two": "run, unfinished, steps 0 of 9",
+    }
+    assert "    two: run, unfinished, steps 0 of 9" in format_status(found).splitlines()
+    assert overview_of(runs / "one") == status_of(runs / "one")
+    (runs / "two" / "config.json").write_text("{")
+    found = overview_of(runs)
+    assert found["state"] == "failed" and "two/config.json: damaged" in found["progress"]["holds"]["two"]
+
+
+def test_a_folder_of_none_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError, match="neither a store"):
+            overview_of(folder)

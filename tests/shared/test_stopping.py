@@ -1,0 +1,40 @@
+"""What tells a run to stop, and how often."""
+
+import os
+import signal
+
+import pytest
+
+from shared.stopping import STOP_SIGNALS, stop_flag
+
+
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGINT])
+def test_a_signal_sets_the_flag_and_handlers_are_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_flag(interrupt=True) as told_to_stop:
+        assert not told_to_stop()
+        os.kill(os.getpid(), number)
+        assert told_to_stop()
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_flag(interrupt=True) as told_to_stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert told_to_stop()
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_ends_at_once_where_it_is_no_stop() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_flag():
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_ignored_interrupt_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_flag(interrupt=True) as told_to_stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not told_to_stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
