@@ -84,7 +84,7 @@ COMMANDS_TABLE = [
     Row(command="data split ROOT --dataset D --split-by S --fraction F", swap=DATA | {"F": "0.25"}, says="^6 images"),
     Row(command="priors run RECIPE", swap={"RECIPE": "embedded"}, more=BY_TRANSFORMERS, says=r"\.zarr$"),
     Row(command="priors status STORE", swap=STORE, says="ok"),
-    Row(command="priors verify STORE --repair", swap=STORE, says="(?m)^ok: True"),
+    Row(command="priors verify STORE --repair", swap=STORE, says="(?m)^ok: yes"),
     Row(command="priors score STORE", swap=STORE, says="oiou"),
     Row(command="priors inspect STORE --out FILE", swap=STORE | {"FILE": "store.html"}, says="page: store.html"),
     Row(command="train RECIPE --out RUN --resume", swap={"RECIPE": "embedded", "RUN": "runs/embedded-l2l"},
