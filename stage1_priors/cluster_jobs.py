@@ -25,6 +25,7 @@ from stage1_priors.job import (
     require_engine,
     require_room_for,
 )
+from stage1_priors.reuse import Reusable, nothing_reusable
 
 
 def plan_work(
@@ -62,7 +63,10 @@ def plan_work(
         job = replace(job, path=_path_named_by([*elsewhere, "-m", "cli", *run]))
     pending = pending_of(job)
     width = min(num_tasks, len(pending))
-    require_room_for(job, pending)
+    known = (
+        find_known_rows(job) if isinstance(job, Job) and pending else nothing_reusable(len(job.plan.samples))
+    )
+    require_room_for(job, pending, known)
     verify = ("priors", "verify", str(job.path), "--complete")
     if isinstance(config, PriorsConfig):
         run = (*run, "--expect", str(job.path))
@@ -83,16 +87,14 @@ def plan_work(
         folder=jobs_folder(job.path),
         jobs=jobs if pending else (),
         here=(("-m", "cli", *run, "--workers", "auto"), ("-m", "cli", *verify)) if pending else (),
-        notes=() if job.path.exists() or elsewhere else _news(job),
+        notes=() if job.path.exists() or elsewhere else _news(job, known),
     )
 
 
-def _news(job: StoreJob) -> tuple[str, ...]:
+def _news(job: StoreJob, known: Reusable) -> tuple[str, ...]:
     """Of a store that is not there yet: how it differs from the nearest one, and what need not be asked again."""
-    known = find_known_rows(job).num if isinstance(job, Job) else 0
-    of = f"{job.path}: a new store" + (
-        f", {known} of {len(job.plan.samples)} pairs are known" if known else ""
-    )
+    num = len(job.plan.samples)
+    of = f"{job.path}: a new store" + (f", {known.num} of {num} pairs are known" if known.num else "")
     return (of, *changes(job))
 
 

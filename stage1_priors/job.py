@@ -257,8 +257,9 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
     except DataError as error:
         return description | {"problem": str(error)}
     exists, pending = job.path.exists(), pending_of(job)
+    known = find_known_rows(job) if isinstance(job, Job) and pending else nothing_reusable(len(plan.samples))
     try:
-        require_room_for(job, pending)
+        require_room_for(job, pending, known)
     except DataError as error:
         description["problem"] = str(error)
     return description | {
@@ -267,25 +268,24 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         "exists": exists,
         "pending_shards": len(pending),
         "changed": [] if exists else changes(job),
-        **_known_elsewhere(job, pending),
+        **_known_elsewhere(job, pending, known),
     }
 
 
-def require_room_for(job: StoreJob, shards: Sequence[int]) -> None:
-    """See that the model has room for every row of some shards that no other store has; raises as `require_room`."""
-    if isinstance(job, Job) and shards and job.config.engine.kind == "vllm":
-        known = find_known_rows(job)
+def require_room_for(job: StoreJob, shards: Sequence[int], known: Reusable) -> None:
+    """See that the model has room for every row of some shards that is not known; raises as `require_room`."""
+    if isinstance(job, Job) and job.config.engine.kind == "vllm":
         rows = [row for shard in shards for row in range(*job.plan.bounds(shard)) if known.source_N[row] < 0]
         samples = [job.plan.samples[row] for row in rows]
         require_room(job.config.model, job.family, job.rules, samples)
 
 
-def _known_elsewhere(job: StoreJob, pending: Sequence[int]) -> dict[str, dict[str, int]]:
+def _known_elsewhere(job: StoreJob, pending: Sequence[int], known: Reusable) -> dict[str, dict[str, int]]:
     """How many rows, and answers alone, each other store holds."""
     if not isinstance(job, Job) or not pending:
         return {"reused": {}, "answers": {}}
     num = len(job.plan.samples)
-    reused, answers = find_known_rows(job).counts(0, num), find_known_answers(job).counts(0, num)
+    reused, answers = known.counts(0, num), find_known_answers(job).counts(0, num)
     return {"reused": reused, "answers": {name: n for name, n in answers.items() if name not in reused}}
 
 

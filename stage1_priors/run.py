@@ -20,7 +20,7 @@ from pathlib import Path
 from shared.errors import DataError
 from shared.gpu_build import require_usable_gpus
 from shared.runlog import say
-from shared.types import AnswerStatus, Sample
+from shared.types import AnswerStatus
 from stage1_priors.asked_shards import write_asked_shards
 from stage1_priors.canary import run_canary
 from stage1_priors.ceilings import shares_of
@@ -41,12 +41,12 @@ from stage1_priors.job import (
     make_job,
     pending_of,
     require_engine,
+    require_room_for,
 )
 from stage1_priors.known_shards import copy_shards, found_with, mask_shards
 from stage1_priors.memory_left import require_memory
 from stage1_priors.places import separate_from_other_workers
 from stage1_priors.plan import Plan, shards_of_worker
-from stage1_priors.preflight import require_room
 from stage1_priors.proposers import PROPOSERS, Proposer
 from stage1_priors.reuse import Reusable, nothing_reusable
 from stage1_priors.starting import starting
@@ -123,8 +123,7 @@ def run_priors(
                 tally = mask_shards(job, proposer, answered, todo.to_mask, quiet)
             _say_done(job, _told(tally, started), quiet)
         return job.path
-    if config.engine.kind == "vllm":
-        require_room(config.model, job.family, job.rules, todo.asked(job.plan))
+    require_room_for(job, todo.asking, known)
     if engine_factory is None:
         gpus = visible_gpus()
         require_usable_gpus(", ".join(gpus))
@@ -178,11 +177,6 @@ class _Todo:
     """Shards of which every answer is."""
     asking: list[int]
     """The others: a row at least is asked for."""
-
-    def asked(self, plan: Plan) -> list[Sample]:
-        """What the model is asked about."""
-        bounds = [plan.bounds(shard) for shard in self.asking]
-        return [plan.samples[row] for one in bounds for row in range(*one) if self.known.source_N[row] < 0]
 
 
 def _todo(job: Job, mine: Sequence[int], quiet: bool) -> _Todo:
