@@ -72,17 +72,18 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         self.fusion = nn.ModuleList(
             WordFusion(dim, text_dim, config.fusion_dropout, config.fusion_norm) for dim in dims
         )
+        self.decoder = TopDownDecoder(dims, config.decoder_width, config.decoder_norm, config.decoder_upscale)
+        # What only some methods have comes last: of one seed, what all have then starts from the same random weights.
+        self.branch: SecondBranch | None = None
+        if config.second_branch:
+            self.branch = SecondBranch(
+                dims, config.decoder_width, config.decoder_norm, config.decoder_upscale
+            )
         self.sesm: nn.ModuleList | None = None
         if config.sesm is not None:
             self.sesm = nn.ModuleList(
                 Sesm(dim, text_dim, operator, config.sesm)
                 for dim, operator in zip(dims, config.sesm.operators, strict=True)
-            )
-        self.decoder = TopDownDecoder(dims, config.decoder_width, config.decoder_norm, config.decoder_upscale)
-        self.branch: SecondBranch | None = None
-        if config.second_branch:
-            self.branch = SecondBranch(
-                dims, config.decoder_width, config.decoder_norm, config.decoder_upscale
             )
 
     def forward(

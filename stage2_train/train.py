@@ -109,7 +109,7 @@ def train(
         raise DataError(f"{out}: holds an unfinished run; --resume goes on with it, or choose another folder")
     config.require_shares(accelerator.num_processes)
     inputs = open_inputs(with_own_store(out, config))
-    model = _new_network(config)  # refuses weights before the folder is this run's
+    model = new_network(config)  # refuses weights before the folder is this run's
     data = inputs.dataset.fingerprint()
     record = run_record(config, recipe, overrides, inputs.store, data, accelerator.num_processes)
     split = split_record(config, inputs.split, inputs.dataset)
@@ -151,7 +151,7 @@ def _require_same_labels(out: Path, config: TrainConfig) -> None:
     require_same_split(out, split_record(config, open_split(config, dataset), dataset))
 
 
-def _new_network(config: TrainConfig) -> ReferringSegmentor:
+def new_network(config: TrainConfig) -> ReferringSegmentor:
     """The network as a run starts with it."""
     torch.manual_seed(seed_of(config.seed, "weights"))
     return build_segmentor(config.segmentor)

@@ -1,16 +1,18 @@
 """The recipes of comparison systems and ablations differ from their base where they say, and nowhere else."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from shared.config import config_to_dict
 from shared.runlog import read_records
 from stage2_train.config import RuntimeConfig
 from stage2_train.recipes import RECIPES
-from stage2_train.train import train
+from stage2_train.train import new_network, train
 from stage2_train.variants import ABLATIONS, BEYOND, COMPARISONS
 from tests.stage2_train.miniature import mini_config, plain_config
 
@@ -147,3 +149,20 @@ def test_seven_blends() -> None:
         if name.startswith("mllm-blend-") and "0-emb" in name
     ]
     assert shares == [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+
+
+def test_of_one_seed_every_embedded_network_starts_from_the_same_weights() -> None:
+    """Differences with seeds paired say nothing if the methods start from different decoders."""
+    networks = {
+        config.segmentor: name
+        for name, config in ((name, recipe()) for name, recipe in RECIPES.items() if "embedded" in name)
+    }
+    assert len(networks) > 3  # without the structural module, with it, with other operators, with a second branch
+    config = RECIPES["supervised-embedded"]()
+    reference = new_network(config).state_dict()
+    shared = ("vision.", "text.", "fusion.", "decoder.")
+    for segmentor, name in networks.items():
+        state = new_network(dataclasses.replace(config, segmentor=segmentor)).state_dict()
+        for tensor, value in state.items():
+            if tensor.startswith(shared):
+                assert torch.equal(value, reference[tensor]), f"{name}: {tensor}"
