@@ -157,7 +157,9 @@ def test_of_one_seed_every_embedded_network_starts_from_the_same_weights() -> No
         config.segmentor: name
         for name, config in ((name, recipe()) for name, recipe in RECIPES.items() if "embedded" in name)
     }
-    assert len(networks) > 3  # without the structural module, with it, with other operators, with a second branch
+    assert (
+        len(networks) > 3
+    )  # without the structural module, with it, with other operators, with a second branch
     config = RECIPES["supervised-embedded"]()
     reference = new_network(config).state_dict()
     shared = ("vision.", "text.", "fusion.", "decoder.")
