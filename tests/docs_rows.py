@@ -115,15 +115,9 @@ COMMANDS_TABLE = [
 
 REST_OF_THE_README = [
     Row(command="ablate stage2_train/grids/embedded-headline.toml", says="supervised"),
-    Row(command="ablate stage2_train/grids/embedded-methods.toml --dry-run",
-        says="to do .*supervised/fraction-0.25/seed-22"),
-    Row(command="ablate stage2_train/grids/embedded-methods.toml", says="supervised"),
-    Row(command="eval runs/RUN --root DATA --dataset refcoco+", says="val .*network",
-        swap={"runs/RUN": "runs/embedded-l2l", "DATA": "example/photos.jsonl", "refcoco+": "photos"}),
-    Row(command="train embedded --set seed=$seed --out runs/l2l-$seed --resume", each={"$seed": ("22", "23", "24")},
-        more=f"{BRIEFLY} {A_QUARTER}", says="2 steps"),
-    Row(command="eval runs/l2l-$seed", each={"$seed": ("22", "23", "24")}, says="val .*network"),
-    Row(command="report runs/l2l-22 runs/l2l-23 runs/l2l-24", says="l2l-24"),
+]  # fmt: skip
+
+OWN_PHOTOS = [
     Row(command="data init photos --images 200", swap={"200": "12"}, says="photos/photos.jsonl"),
     Row(command="data check PHOTOS", swap=PHOTOS, says="(?m)^train .*12"),
     Row(command="fetch priors refcoco-qwen2.5-vl-7b", more=SMALL_MODELS, says=FOLDERS_ALONE),
@@ -143,6 +137,9 @@ REST_OF_THE_README = [
         more=f"--set 'store={LAST_STORE}' {BRIEFLY}", says="2 steps"),
     Row(command="eval runs/trial", says="val .*frozen prior"),
     Row(command="predict runs/photos --jsonl PAIRS", swap={"PAIRS": "photos/photos.jsonl"}, says="num_failed: 0"),
+]  # fmt: skip
+
+REAL_MODELS = [
     # What is drawn lies where RefCOCO would, and the check says that it has not RefCOCO's numbers.
     Row(command="data check data/refer --dataset refcoco --split-by unc", status=1, says="(?m)^train .*16"),
     Row(command="priors run refcoco-qwen2.5-vl-7b --workers auto", more=SMALL_MODELS, says="refcoco-unc"),
@@ -151,9 +148,13 @@ REST_OF_THE_README = [
     Row(command="eval runs/paper --split val --split testA --split testB", how="torchrun", more="--quiet",
         says="testB .*frozen prior"),
     Row(command="report runs/paper", says="report: runs/paper/report.html"),
-    Row(command="ablate stage2_train/grids/paper-headline.toml --jobs 8", says="supervised",
-        more=f"{TOWERS} {SMALL_TOWERS} --set precision=fp32 --set runtime.workers=0"),
+    Row(command="ablate stage2_train/grids/paper-headline.toml --jobs 8 --set accumulation=4", says="supervised",
+        more=f"{TOWERS} {SMALL_TOWERS} --set batch_labelled=4 --set batch_unlabelled=4 --set precision=fp32 "
+        "--set runtime.workers=0"),
     Row(command="priors run import --set source=MASKS", swap={"MASKS": "masks"}, says="refcoco-unc"),
+]  # fmt: skip
+
+CLUSTER = [
     Row(command="submit priors refcoco-qwen2.5-vl-7b --tasks 16 --dry-run", more=f"{SMALL_MODELS} --set splits=val",
         says="#SBATCH --account=vision"),
     Row(command="submit priors refcoco-qwen2.5-vl-7b --tasks 16", more=f"{SMALL_MODELS} --set splits=val",
@@ -165,6 +166,18 @@ REST_OF_THE_README = [
     Row(command="submit ablate stage2_train/grids/embedded-methods.toml", more="--out runs/grid-job", says="--array=0",
         not_here=NO_SLURM),
     Row(command="status runs/paper", says="done"),
+]  # fmt: skip
+
+COMPARING_RUNS = [
+    Row(command="ablate stage2_train/grids/embedded-methods.toml --dry-run",
+        says="to do .*supervised/fraction-0.25/seed-22"),
+    Row(command="ablate stage2_train/grids/embedded-methods.toml", says="supervised"),
+    Row(command="eval runs/RUN --root DATA --dataset refcoco+", says="val .*network",
+        swap={"runs/RUN": "runs/embedded-l2l", "DATA": "example/photos.jsonl", "refcoco+": "photos"}),
+    Row(command="train embedded --set seed=$seed --out runs/l2l-$seed --resume", each={"$seed": ("22", "23", "24")},
+        more=f"{BRIEFLY} {A_QUARTER}", says="2 steps"),
+    Row(command="eval runs/l2l-$seed", each={"$seed": ("22", "23", "24")}, says="val .*network"),
+    Row(command="report runs/l2l-22 runs/l2l-23 runs/l2l-24", says="l2l-24"),
 ]  # fmt: skip
 
 OTHER_PAGES = [
@@ -193,13 +206,23 @@ OTHER_PAGES = [
         more=f"--set 'store={LAST_STORE}'", says="val"),
 ]  # fmt: skip
 
-ROWS = [*COMMANDS_TABLE, *REST_OF_THE_README, *OTHER_PAGES]
+ROWS = [
+    *COMMANDS_TABLE,
+    *REST_OF_THE_README,
+    *OWN_PHOTOS,
+    *REAL_MODELS,
+    *CLUSTER,
+    *COMPARING_RUNS,
+    *OTHER_PAGES,
+]
 
 NAMED = [
     "ablate",
     "data check",
+    "data import",
     "data split",
     "fetch",
+    "predict",
     "priors inspect",
     "priors run",
     "priors run import",

@@ -17,12 +17,16 @@ from stage2_train.recipes import RECIPES as TRAIN_RECIPES
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
+    "shared/own-photos.md",
+    "stage1_priors/real-models.md",
+    "shared/cluster/README.md",
+    "stage2_train/comparing-runs.md",
     "cache/README.md",
     "stage1_priors/README.md",
     "stage1_priors/families/README.md",
     "stage2_train/methods/README.md",
     "stage2_train/grids/README.md",
-    "shared/cluster/README.md",
+    "tests/bench/README.md",
 ]
 COMMAND = re.compile(r"(?:\bl2l|\bcli\.py) ([a-z][^`\n]*)")
 
@@ -62,6 +66,29 @@ def faults(words: list[str]) -> list[str]:
     return found + [f"{rest[0]} has no field {one!r}" for one in settings if not has_field(config, one)]
 
 
+def anchors(text: str) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them of their words."""
+    found: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower()
+        found.add(re.sub(r"[^\w\- ]", "", plain).replace(" ", "-"))
+    return found
+
+
+def dead_links(page: Path) -> list[str]:
+    """Links and pictures of a page that lead to no file, or to no heading of the page they name."""
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    dead = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        if "://" in name:
+            continue
+        aim = page.parent / name if name else page
+        if not aim.is_file() or (anchor and anchor not in anchors(aim.read_text("utf-8"))):
+            dead.append(target)
+    return dead
+
+
 def has_field(config: typing.Any, setting: str) -> bool:
     """Whether `a.b` of `a.b=c` is a field of the config."""
     for name in setting.partition("=")[0].split("."):
@@ -76,6 +103,31 @@ def test_every_documented_command_exists(page):
     found = commands((ROOT / page).read_text("utf-8"))
     assert found, "the page names no command at all"
     assert [(words, problem) for words in found for problem in faults(words)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    assert dead_links(ROOT / page) == []
+
+
+def test_pages_can_be_reached_from_the_readme():
+    reached, todo = set(), ["README.md"]
+    while todo:
+        page = todo.pop()
+        reached.add(page)
+        for target in re.findall(r"\]\(([^)#\s]+\.md)", (ROOT / page).read_text("utf-8")):
+            aim = (ROOT / page).parent.joinpath(target).resolve().relative_to(ROOT).as_posix()
+            if aim not in reached:
+                todo.append(aim)
+    assert reached == set(PAGES)
+
+
+def test_a_dead_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# A `b`: c\n[x](#a-b-c) [y](#d) [z](none.md) [web](https://example.org/a#b) ![p](page.md)\n"
+    )
+    assert dead_links(page) == ["#d", "none.md"]
 
 
 def test_every_command_is_in_the_readme():

@@ -80,7 +80,7 @@ def _bring() -> None:
         Path("export").mkdir()
         table = {"image": [{"bytes": photo.read_bytes(), "path": None}], "expression": ["the red star"]}
         pyarrow.parquet.write_table(pyarrow.table(table), "export/train-00000-of-00001.parquet")
-    (site,) = blocks("README.md", "", 'partition = "gpu"')
+    (site,) = blocks("shared/cluster/README.md", "", 'partition = "gpu"')
     Path("cluster.toml").write_text(site)
     torch.save({"model": swin_state()}, "swin.pth")
     SwinModel(
@@ -222,8 +222,9 @@ def test_python_in_the_pages_runs(place):
         exec(compile(snippet.replace(named, place[0]), "README", "exec"), {})
 
 
-def test_the_lines_of_the_own_data_example_are_read(place):
-    (lines,) = blocks("README.md", "", '{"image"')
+@pytest.mark.parametrize("page", ["README.md", "shared/own-photos.md"])
+def test_the_lines_of_the_own_data_example_are_read(page, place):
+    (lines,) = blocks(page, "", '{"image"')
     for line in map(json.loads, lines.splitlines()):
         for name in (line["image"], line.get("mask")):
             if isinstance(name, str):
