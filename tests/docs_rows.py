@@ -221,6 +221,7 @@ NAMED = [
     "data check",
     "data import",
     "data split",
+    "eval",
     "fetch",
     "predict",
     "priors inspect",
