@@ -62,7 +62,10 @@ def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
             yield f"optim.{field}", "optim.name is muon, whose settings are optim.muon.*"
     else:
         yield "optim.muon", f"optim.name is {config.optim.name}"
-    if config.optim.pretrained_lr_scale == 1.0:
+    if not config.segmentor.loaded_parts:
+        for field in ("pretrained_lr_scale", "pretrained_prefixes"):
+            yield f"optim.{field}", "no part of the network is read from weights"
+    elif config.optim.pretrained_lr_scale == 1.0:
         yield "optim.pretrained_prefixes", "optim.pretrained_lr_scale is 1"
     if not config.ema.decay:
         for field in ("warmup", "export"):

@@ -3,6 +3,7 @@
 The schedule is a pure function of the step, so it needs no state in a checkpoint.
 """
 
+from collections.abc import Collection, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,9 +31,10 @@ class OptimConfig:
     decay_vectors: bool = True
     """Whether weight decay also acts on biases and norms (the paper is silent: torch's default)."""
     pretrained_lr_scale: float = 1.0
-    """Factor on the learning rate of parameters named in `pretrained_prefixes`."""
+    """Factor on the learning rate of parameters named in `pretrained_prefixes`; those of a part of the network that
+    starts at random have the whole rate."""
     pretrained_prefixes: tuple[str, ...] = ("vision.", "text.")
-    """Beginnings of the names of pretrained parameters."""
+    """Beginnings of the names of pretrained parameters, where their part is read from weights."""
     muon: MuonConfig = field(default_factory=MuonConfig)
     """Settings of `muon`."""
     power: float = 0.9
@@ -73,18 +75,30 @@ def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
     return warm * max(0.0, 1.0 - step / total_steps) ** config.power
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The configured optimiser over the trainable parameters; every group carries `initial_lr`."""
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, loaded_parts: Collection[str]
+) -> torch.optim.Optimizer:
+    """The configured optimiser over the trainable parameters; every group carries `initial_lr`.
+
+    Args:
+        model: The network.
+        config: Optimiser and learning rates.
+        loaded_parts: Sub-modules of the network that were read from weights (`SegmentorConfig.loaded_parts`).
+    """
+
+    def is_pretrained(name: str) -> bool:
+        return name.startswith(config.pretrained_prefixes) and name.partition(".")[0] in loaded_parts
+
     if config.name == "muon":
         optimizer = Muon(*split_parameters(model), config=config.muon)
         if config.pretrained_lr_scale != 1.0:
-            _slow_pretrained(optimizer, model, config)
+            slow = {id(parameter) for name, parameter in model.named_parameters() if is_pretrained(name)}
+            _slow(optimizer, slow, config.pretrained_lr_scale)
         return optimizer
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            pretrained = name.startswith(config.pretrained_prefixes)
-            lr = config.lr * (config.pretrained_lr_scale if pretrained else 1.0)
+            lr = config.lr * (config.pretrained_lr_scale if is_pretrained(name) else 1.0)
             decay = config.weight_decay if config.decay_vectors or parameter.ndim > 1 else 0.0
             groups.setdefault((lr, decay), []).append(parameter)
     return torch.optim.AdamW(
@@ -97,14 +111,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     )
 
 
-def _slow_pretrained(optimizer: Muon, model: nn.Module, config: OptimConfig) -> None:
-    """Move the pretrained parameters of every group to a group of their own with a scaled learning rate."""
-    named = model.named_parameters()
-    slow = {id(parameter) for name, parameter in named if name.startswith(config.pretrained_prefixes)}
+def _slow(optimizer: Muon, slow: Set[int], scale: float) -> None:
+    """Move these parameters (by `id`) of every group to a group of their own with a scaled learning rate."""
     for group in list(optimizer.param_groups):
         parameters = group["params"]
         group["params"] = [parameter for parameter in parameters if id(parameter) not in slow]
-        lr = group["initial_lr"] * config.pretrained_lr_scale
+        lr = group["initial_lr"] * scale
         moved = [parameter for parameter in parameters if id(parameter) in slow]
         optimizer.add_param_group({**group, "params": moved, "lr": lr, "initial_lr": lr})
     optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]

@@ -219,6 +219,13 @@ class SegmentorConfig:
                 f"segmentor.decoder_width is {self.decoder_width}; it must be a positive multiple of 8"
             )
 
+    @property
+    def loaded_parts(self) -> frozenset[str]:
+        """Parts out of `PARTS` that are read from weights; all others start at random."""
+        towers = {"vision": self.vision.weights, "text": self.text.weights}
+        own = {name for name, weights in towers.items() if weights is not None}
+        return frozenset(own.union(self.weight_parts if self.weights is not None else ()))
+
 
 def whole_network(segmentor: Mapping[str, Any]) -> str:
     """The file of a trained segmentor that a run starts from; "" if there is none, or it is the one that is shipped.

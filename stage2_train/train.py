@@ -199,7 +199,7 @@ class _Run:
         teacher = self.ema.module if self.ema is not None and config.ema.teacher else None
         self.networks = Networks(student, teacher, config.weak_eval)
         self.method = METHODS[config.method](config)
-        self.optimizer = build_optimizer(self.model, config.optim)
+        self.optimizer = build_optimizer(self.model, config.optim, config.segmentor.loaded_parts)
         self.alarm = CollapseAlarm(config.alarm, config.burn_in_steps)
         self.hidden: HiddenMasks | None = None
         hidden = (sample for ref in inputs.split.unlabelled for sample in ref)

@@ -130,7 +130,7 @@ class Contender:
         self.model = build_segmentor(config.segmentor).to(DEVICE)
         self.networks = Networks(torch.compile(self.model) if config.compile else self.model)
         self.method = METHODS[config.method](config)
-        self.optimizer = build_optimizer(self.model, config.optim)
+        self.optimizer = build_optimizer(self.model, config.optim, config.segmentor.loaded_parts)
         self.count = 0
 
     def step(self, batch: Batch | None = None) -> None:

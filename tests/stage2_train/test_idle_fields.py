@@ -49,6 +49,7 @@ CHANGES = {
     "optim.weight_decay": ["optim.weight_decay=0.5"],
     "optim.decay_vectors": ["optim.decay_vectors=false"],
     "optim.muon": ["optim.muon.lr=1"],
+    "optim.pretrained_lr_scale": ["optim.pretrained_lr_scale=0.5"],
     "optim.pretrained_prefixes": ["optim.pretrained_prefixes=decoder."],
     "ema.warmup": ["ema.warmup=false"],
     "ema.export": ["ema.export=false"],

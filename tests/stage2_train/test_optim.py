@@ -1,9 +1,13 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
+from shared.config import apply_overrides
 from shared.muon import Muon, MuonConfig, set_learning_rate
 from stage2_train.optim import OptimConfig, average_gradients, build_optimizer, lr_factor
+from stage2_train.recipes import embedded
 
 
 @pytest.mark.parametrize(
@@ -33,7 +37,7 @@ def test_adamw_groups_hold_every_parameter_once() -> None:
     model = _Towers()
     model.decoder.bias.requires_grad_(False)
     config = OptimConfig(lr=0.1, weight_decay=0.3, pretrained_lr_scale=0.5, decay_vectors=False)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, config, {"vision"})
     rates = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     assert rates == {
         id(model.vision.weight): (0.05, 0.3),
@@ -45,7 +49,9 @@ def test_adamw_groups_hold_every_parameter_once() -> None:
 
 
 def test_muon_takes_the_schedule() -> None:
-    optimizer = build_optimizer(_Towers(), OptimConfig(name="muon", muon=MuonConfig(lr=0.1, adam_lr=0.01)))
+    optimizer = build_optimizer(
+        _Towers(), OptimConfig(name="muon", muon=MuonConfig(lr=0.1, adam_lr=0.01)), ()
+    )
     assert isinstance(optimizer, Muon)
     set_learning_rate(optimizer, 0.1)
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.01, 0.001])
@@ -61,7 +67,7 @@ def test_one_process_keeps_its_gradients() -> None:
 def test_muon_trains_pretrained_parts_at_a_lower_rate() -> None:
     model = _Towers()
     config = OptimConfig(name="muon", muon=MuonConfig(lr=0.1, adam_lr=0.01), pretrained_lr_scale=0.5)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, config, {"vision"})
     rates = {id(p): (g["lr"], g["muon"]) for g in optimizer.param_groups for p in g["params"]}
     assert rates == {
         id(model.vision.weight): (0.05, True),
@@ -71,3 +77,36 @@ def test_muon_trains_pretrained_parts_at_a_lower_rate() -> None:
     }
     set_learning_rate(optimizer, 0.5)
     assert sorted(g["lr"] for g in optimizer.param_groups) == [0.0025, 0.005, 0.025, 0.05]
+
+
+@pytest.mark.parametrize(
+    "config", [OptimConfig(lr=0.1), OptimConfig(name="muon", muon=MuonConfig(lr=0.1, adam_lr=0.1))]
+)
+def test_a_part_that_starts_at_random_has_the_whole_rate(config: OptimConfig) -> None:
+    config = dataclasses.replace(
+        config, pretrained_lr_scale=0.5, pretrained_prefixes=("vision.", "decoder.weight")
+    )
+    model = _Towers()
+
+    def rates(*loaded: str) -> dict[str, float]:
+        groups = build_optimizer(model, config, loaded).param_groups
+        by_id = {id(p): group["lr"] for group in groups for p in group["params"]}
+        return {name: by_id[id(p)] for name, p in model.named_parameters()}
+
+    whole = {"vision.weight": 0.1, "vision.bias": 0.1, "decoder.weight": 0.1, "decoder.bias": 0.1}
+    assert rates() == whole
+    assert rates("vision") == whole | {"vision.weight": 0.05, "vision.bias": 0.05}
+    assert rates("decoder") == whole | {"decoder.weight": 0.05}
+
+
+@pytest.mark.parametrize(
+    ("changes", "loaded"),
+    [
+        ([], {"vision", "text", "fusion"}),
+        (["segmentor.weight_parts=text"], {"text"}),
+        (["segmentor.weights=none"], set()),
+        (["segmentor.weights=none", "segmentor.vision.weights=folder"], {"vision"}),
+    ],
+)
+def test_which_parts_are_read_from_weights(changes: list[str], loaded: set[str]) -> None:
+    assert apply_overrides(embedded(), changes).segmentor.loaded_parts == loaded
