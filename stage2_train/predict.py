@@ -43,6 +43,16 @@ class Prediction:
     """`bool [h, w]` at the image's own size."""
     confidence: float | None
     """Mean foreground probability over the mask, not calibrated; None for an empty mask."""
+    margin_HW: np.ndarray
+    """f32 [H, W] at the model's size: foreground minus background logit."""
+
+    @property
+    def prob_hw(self) -> np.ndarray:
+        """`float32 [h, w]` in [0, 1] at the image's own size: the foreground probability, not calibrated.
+
+        The mask is where it is at least 0.5. It is made when it is asked for, 4 bytes a pixel.
+        """
+        return upsample(torch.from_numpy(self.margin_HW)[None], self.mask_hw.shape).sigmoid().numpy()
 
     def record(self, image: str, expression: str) -> dict[str, Any]:
         """JSON-able description: `rle`, `box_xywh_px` and `area_px` at the image's own size."""
@@ -58,35 +68,91 @@ class Prediction:
 
 
 class Predictor:
-    """A network with its tokenizer on the machine's device."""
+    """A network with its tokenizer on one device."""
 
-    def __init__(self, model: ReferringSegmentor) -> None:
-        """Move the network to the device."""
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.to(self.device).eval()
+    def __init__(self, model: ReferringSegmentor, device: str | torch.device | None = None) -> None:
+        """Move the network to the device.
+
+        Args:
+            model: The network.
+            device: As torch names it (`cpu`, `cuda:1`); None is the GPU if there is one, else the CPU.
+
+        Raises:
+            DataError: A device that this machine does not have.
+        """
+        try:
+            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.model = model.to(self.device).eval()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, by the kind of device
+            raise DataError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
         self.tokenise = Tokenizer(model.config)
         self.side = model.config.vision.image_size
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "Predictor":
+    def from_pretrained(cls, path: str | Path, device: str | torch.device | None = None) -> "Predictor":
         """From a run folder or a model's folder; raises DataError if it is neither."""
-        return cls(ReferringSegmentor.from_pretrained(model_folder(Path(path))))
+        return cls(ReferringSegmentor.from_pretrained(model_folder(Path(path))), device)
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image], expressions: Sequence[str]) -> list[Prediction]:
-        """Segment B pairs in one pass; images are RGB of any size."""
-        image_BHW3 = np.stack([resize_image(image, self.side, self.side) for image in images])
+    def __call__(
+        self, images: Sequence[Image.Image | np.ndarray], expressions: Sequence[str]
+    ) -> list[Prediction]:
+        """Segment B pairs in one pass.
+
+        Args:
+            images: One per expression, of any size: PIL images in mode RGB (`shared.images.read_image`), or u8 arrays
+                [h, w, 3] of red, green and blue.
+            expressions: What to look for.
+
+        Raises:
+            DataError: What is neither, a blank expression, or numbers that differ.
+        """
+        pictures = _checked_pairs(images, expressions)
+        if not pictures:
+            return []
+        image_BHW3 = np.stack([resize_image(picture, self.side, self.side) for picture in pictures])
         ids_BT, token_mask_BT = self.tokenise(expressions)
         inputs = [t.to(self.device) for t in (torch.from_numpy(image_BHW3), ids_BT, token_mask_BT)]
         logit_B2HW = self.model(normalise_image(inputs[0]), *inputs[1:]).float()
         margin_B1HW = (logit_B2HW[:, 1:] - logit_B2HW[:, :1]).cpu()
         found = []
-        for image, margin_1HW in zip(images, margin_B1HW, strict=True):
-            margin_hw = upsample(margin_1HW, (image.height, image.width))
+        for picture, margin_1HW in zip(pictures, margin_B1HW, strict=True):
+            margin_hw = upsample(margin_1HW, (picture.height, picture.width))
             mask_hw = margin_hw >= 0
             confidence = float(margin_hw[mask_hw].sigmoid().mean()) if mask_hw.any() else None
-            found.append(Prediction(mask_hw=mask_hw.numpy(), confidence=confidence))
+            found.append(
+                Prediction(mask_hw=mask_hw.numpy(), confidence=confidence, margin_HW=margin_1HW[0].numpy())
+            )
         return found
+
+
+def _checked_pairs(
+    images: Sequence[Image.Image | np.ndarray], expressions: Sequence[str]
+) -> list[Image.Image]:
+    """The images as PIL's, once they and the expressions are known to be what a predictor takes."""
+    if isinstance(images, Image.Image | str | Path) or isinstance(expressions, str):
+        raise DataError("a predictor takes a list of images and a list of as many expressions")
+    if len(images) != len(expressions):
+        raise DataError(f"{len(images)} image(s) and {len(expressions)} expression(s); each image needs one")
+    for number, expression in enumerate(expressions):
+        if not isinstance(expression, str) or not expression.strip():
+            raise DataError(f"expressions[{number}] is {expression!r}, not a text with a word in it")
+    return [_picture(image, f"images[{number}]") for number, image in enumerate(images)]
+
+
+def _picture(image: Image.Image | np.ndarray, where: str) -> Image.Image:
+    """An image as PIL's in mode RGB."""
+    if isinstance(image, Image.Image):
+        if image.mode != "RGB":
+            raise DataError(f"{where} has mode {image.mode}, not RGB; shared.images.read_image gives RGB")
+        return image
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise DataError(f"{where} is an array {image.dtype} {list(image.shape)}, not uint8 [h, w, 3]")
+        return Image.fromarray(image)
+    raise DataError(
+        f"{where} is a {type(image).__name__}, not an image: read a file by shared.images.read_image"
+    )
 
 
 def predict_one(

@@ -53,6 +53,50 @@ def test_a_model_folder_alone_is_enough(mini_run, tmp_path):
     assert own.mask_hw.shape == (30, 50) and own.confidence == same.confidence
 
 
+def test_the_probability_has_the_size_of_the_photo_and_cuts_to_the_mask(mini_run):
+    predictor = Predictor.from_pretrained(mini_run, device="cpu")
+    array = np.random.default_rng(1).integers(0, 256, (70, 110, 3), dtype=np.uint8)
+    found, same = predictor([array, Image.fromarray(array)], ["red square", "red square"])
+    assert found.prob_hw.shape == found.mask_hw.shape == (70, 110) and found.prob_hw.dtype == np.float32
+    assert 0 <= found.prob_hw.min() and found.prob_hw.max() <= 1
+    np.testing.assert_array_equal(found.prob_hw >= 0.5, found.mask_hw)
+    assert found.mask_hw.any() and found.confidence == pytest.approx(found.prob_hw[found.mask_hw].mean())
+    np.testing.assert_array_equal(found.prob_hw, same.prob_hw)
+    assert predictor([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "expressions", "message"),
+    [
+        (Image.new("RGB", (9, 9)), "star", "takes a list of images and a list of as many expressions"),
+        ([Image.new("RGB", (9, 9))], "star", "a list of as many expressions"),
+        ([Image.new("RGB", (9, 9))], ["star", "dot"], r"1 image\(s\) and 2 expression\(s\)"),
+        ([Image.new("RGB", (9, 9))], [" "], r"expressions\[0\] is ' ', not a text"),
+        (
+            [Image.new("RGB", (9, 9)), Image.new("L", (9, 9))],
+            ["star"] * 2,
+            r"images\[1\] has mode L, not RGB",
+        ),
+        ([np.zeros((3, 9, 8), np.uint8)], ["star"], r"is an array uint8 \[3, 9, 8\], not uint8 \[h, w, 3\]"),
+        ([np.zeros((9, 8, 3))], ["star"], r"images\[0\] is an array float64 \[9, 8, 3\]"),
+        (
+            ["new.jpg"],
+            ["star"],
+            r"images\[0\] is a str, not an image: read a file by shared.images.read_image",
+        ),
+    ],
+)
+def test_a_predictor_says_what_it_takes(mini_run, images, expressions, message):
+    with pytest.raises(DataError, match=message):
+        Predictor.from_pretrained(mini_run)(images, expressions)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_named(mini_run, device):
+    with pytest.raises(DataError, match=f"device '{device}' cannot be used: "):
+        Predictor.from_pretrained(mini_run, device=device)
+
+
 def test_refusals_name_the_culprit(mini_run, tmp_path):
     Image.new("RGB", (60, 40)).save(tmp_path / "wide.png")
     with pytest.raises(DataError, match="the expression is blank"):
