@@ -31,23 +31,41 @@ from stage2_train.spm import SpmConfig
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig
 
-METHOD_NAMES = (
-    "supervised",
-    "fixmatch",
-    "resmatch",
-    "semires",
-    "omni_res",
-    "tscs_qdw",
-    "augseg",
-    "ccvc",
-    "catm",
-    "mllm_blend",
-    "l2l",
-)
-"""Names a config accepts; `stage2_train.methods.METHODS` maps them to code."""
 
-TEACHER_METHODS = ("semires", "omni_res", "tscs_qdw", "augseg")
-"""Methods that are defined by an averaged teacher: they need `ema.teacher`."""
+@dataclass(frozen=True, kw_only=True)
+class MethodFacts:
+    """What a method asks of a run beside labelled samples."""
+
+    reads_unlabelled: bool = True
+    """Whether it reads unlabelled samples."""
+    reads_prior: bool = False
+    """Whether it reads the proposals of the prior store."""
+    reads_candidates: bool = False
+    """Whether it reads the candidate masks of that store."""
+    reads_weak_label: bool = False
+    """Whether it is given a box or a point of each unlabelled object, as `weak_label` of its own section says."""
+    needs_teacher: bool = False
+    """Whether it is defined by an averaged teacher: `ema.teacher` must be set."""
+    needs_branch: bool = False
+    """Whether it trains two decoders: `segmentor.second_branch` must be set."""
+    pairs_samples: bool = False
+    """Whether each unlabelled sample is mixed with a labelled one: both batches must be of one size."""
+
+
+METHOD_FACTS: dict[str, MethodFacts] = {
+    "supervised": MethodFacts(reads_unlabelled=False),
+    "fixmatch": MethodFacts(),
+    "resmatch": MethodFacts(),
+    "semires": MethodFacts(reads_candidates=True, needs_teacher=True),
+    "omni_res": MethodFacts(reads_weak_label=True, needs_teacher=True),
+    "tscs_qdw": MethodFacts(needs_teacher=True),
+    "augseg": MethodFacts(needs_teacher=True, pairs_samples=True),
+    "ccvc": MethodFacts(needs_branch=True),
+    "catm": MethodFacts(),
+    "mllm_blend": MethodFacts(reads_prior=True),
+    "l2l": MethodFacts(reads_prior=True),
+}
+"""What is true of each method that a config accepts; `stage2_train.methods.METHODS` maps the names to code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +247,7 @@ class TrainConfig:
     """File of labelled images instead of the draw: their ids or file names, one a line, as a JSON list, a run's
     `split.json`, or what `l2l data split --json` prints; "" draws."""
     method: str = "l2l"
-    """One of `METHOD_NAMES`."""
+    """One of `METHOD_FACTS`."""
     segmentor: SegmentorConfig
     """The network; its `vision.image_size` is the side of the model input."""
     seed: int = 22
@@ -297,8 +315,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check what concerns several parts."""
-        if self.method not in METHOD_NAMES:
-            raise DataError(f"method is {self.method!r}, not one of {', '.join(METHOD_NAMES)}")
+        if self.method not in METHOD_FACTS:
+            raise DataError(f"method is {self.method!r}, not one of {', '.join(METHOD_FACTS)}")
         if self.precision not in ("fp32", "bf16"):
             raise DataError(f"precision is {self.precision!r}, not fp32 or bf16")
         if not 0.0 < self.fraction <= 1.0:
@@ -317,25 +335,28 @@ class TrainConfig:
                 raise DataError(
                     f"{name} {getattr(self, name)} is not a multiple of accumulation {self.accumulation}"
                 )
-        if self.method != "supervised" and not self.batch_unlabelled:
+        if self.uses_unlabelled and not self.batch_unlabelled:
             raise DataError(f"method {self.method} needs batch_unlabelled of at least 1")
         if self.uses_field and self.segmentor.sesm is None:
             raise DataError(
                 "l2l.use_sesm needs a segmentor built with sesm; use a recipe with it or l2l.use_sesm=false"
             )
-        self._check_comparison()
+        self._check_needs()
 
-    def _check_comparison(self) -> None:
-        """What single methods ask of the rest."""
-        if self.method in TEACHER_METHODS and not self.ema.teacher:
+    def _check_needs(self) -> None:
+        """What the method asks of the rest."""
+        facts = self.method_facts
+        if facts.needs_teacher and not self.ema.teacher:
             raise DataError(f"method {self.method} needs a teacher: set ema.decay and ema.teacher=true")
-        if self.method == "ccvc" and not self.segmentor.second_branch:
-            raise DataError("method ccvc needs segmentor.second_branch=true")
-        if self.method == "ccvc" and (self.ema.teacher or self.compile):
-            raise DataError("method ccvc has no use for ema.teacher, and its two decoders are not compiled")
-        if self.method == "augseg" and self.batch_labelled != self.batch_unlabelled:
+        if facts.needs_branch and not self.segmentor.second_branch:
+            raise DataError(f"method {self.method} needs segmentor.second_branch=true")
+        if facts.needs_branch and (self.ema.teacher or self.compile):
             raise DataError(
-                f"method augseg mixes each unlabelled sample with a labelled one: batch_labelled "
+                f"method {self.method} has no use for ema.teacher, and its two decoders are not compiled"
+            )
+        if facts.pairs_samples and self.batch_labelled != self.batch_unlabelled:
+            raise DataError(
+                f"method {self.method} mixes each unlabelled sample with a labelled one: batch_labelled "
                 f"{self.batch_labelled} and batch_unlabelled {self.batch_unlabelled} must be equal"
             )
 
@@ -373,21 +394,25 @@ class TrainConfig:
         return int(self.loss.burn_in_share * self.steps)
 
     @property
+    def method_facts(self) -> MethodFacts:
+        """What is true of the method."""
+        return METHOD_FACTS[self.method]
+
+    @property
     def uses_unlabelled(self) -> bool:
         """Whether unlabelled samples are read."""
-        return self.method != "supervised"
+        return self.method_facts.reads_unlabelled
 
     @property
     def uses_prior(self) -> bool:
         """Whether the prior store is read."""
-        return self.method == "mllm_blend" or (
-            self.method == "l2l" and (self.l2l.use_spm or self.l2l.use_sesm)
-        )
+        is_off = self.method == "l2l" and not (self.l2l.use_spm or self.l2l.use_sesm)
+        return self.method_facts.reads_prior and not is_off
 
     @property
     def uses_candidates(self) -> bool:
         """Whether candidate masks are read from the prior store."""
-        return self.method == "semires"
+        return self.method_facts.reads_candidates
 
     @property
     def uses_store(self) -> bool:
@@ -397,7 +422,10 @@ class TrainConfig:
     @property
     def weak_label(self) -> Literal["", "box", "point"]:
         """Kind of weak label read for the unlabelled samples; "" for none."""
-        return self.omni_res.weak_label if self.method == "omni_res" else ""
+        if not self.method_facts.reads_weak_label:
+            return ""
+        kind: Literal["box", "point"] = getattr(self, self.method).weak_label
+        return kind
 
     @property
     def uses_field(self) -> bool:

@@ -4,11 +4,12 @@ Nothing is refused: one list of `--set` options may serve several methods. Whoev
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
-from stage2_train.config import METHOD_NAMES, TrainConfig
+from stage2_train.config import METHOD_FACTS, TrainConfig
 
-_SECTIONS = {"mllm_blend": "blend", "supervised": ""}
-"""Section of a method where it is not named after it."""
+_SECTIONS = {"mllm_blend": "blend"}
+"""Section of a method where it is not named after it; a method may have none."""
 
 
 def idle_overrides(config: TrainConfig, overrides: Sequence[str]) -> list[str]:
@@ -34,9 +35,10 @@ def idle_overrides(config: TrainConfig, overrides: Sequence[str]) -> list[str]:
 
 def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
     """Fields and whole sections that the run does not read, each with the reason."""
-    for method in METHOD_NAMES:
+    sections = {field.name for field in fields(config)}
+    for method in METHOD_FACTS:
         section = _SECTIONS.get(method, method)
-        if section and method != config.method:
+        if section in sections and method != config.method:
             yield section, f"method is {config.method}"
     yield from _of_l2l(config)
     yield from _of_comparisons(config)
@@ -56,7 +58,7 @@ def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
             "alarm.min_foreground",
             "alarm.max_foreground",
         ):
-            yield field, "method supervised reads labelled samples alone"
+            yield field, f"method {config.method} reads labelled samples alone"
     if config.optim.name == "muon":
         for field in ("lr", "weight_decay", "decay_vectors"):
             yield f"optim.{field}", "optim.name is muon, whose settings are optim.muon.*"

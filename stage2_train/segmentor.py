@@ -118,8 +118,15 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         """Logits and hidden maps of both decoders over one pass through the towers; arguments as `forward`.
 
         The first branch is the network as it is used and evaluated.
+
+        Raises:
+            DataError: A network without a second branch.
         """
-        assert self.branch is not None, "built without second_branch"
+        if self.branch is None:
+            raise DataError(
+                "the method trains two decoders and segmentor.second_branch is false: set needs_branch=True for it in "
+                "METHOD_FACTS of stage2_train/config.py, and the field"
+            )
         maps = self.features(image_B3HW, token_ids_BT, token_mask_BT)
         first_BCHW, second_BCHW = self.decoder.hidden(maps.read), self.branch.decoder.hidden(maps.read)
         return BranchMaps(

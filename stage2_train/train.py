@@ -4,8 +4,9 @@ One process, or several started by `torchrun`; batch sizes in the config are glo
 speed, and two things more: each process draws dropout and stochastic depth for itself, and batch norms normalise over
 its own share of a micro-batch on CPUs (on GPUs over all shares). A run folder belongs to
 one configuration; an interrupted run goes on from its newest checkpoint and, on a CPU, ends with the same bits as one
-that was never interrupted. SIGTERM, SIGUSR1 and the first Ctrl-C write a checkpoint at the current step and end the
-process with `STOPPED`. A later start on the same folder ends an earlier one (`owner.py`).
+that was never interrupted. One that failed before its first checkpoint leaves no `config.json`: its folder is free for
+other settings. SIGTERM, SIGUSR1 and the first Ctrl-C write a checkpoint at the current step and end the process with
+`STOPPED`. A later start on the same folder ends an earlier one (`owner.py`).
 
 Accelerate gives processes, device, clipping and collectives. Gradients are averaged by
 `optim.average_gradients`, which says why not by DistributedDataParallel.
@@ -13,7 +14,7 @@ Accelerate gives processes, device, clipping and collectives. Gradients are aver
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -132,8 +133,12 @@ def train(
                 write_json(out / "split.json", split)
                 write_json(out / "config.json", record)
     accelerator.wait_for_everyone()
-    run = _Run(config, out, owner, accelerator, inputs, model, quiet)
-    return run.to_the_end()
+    try:
+        return _Run(config, out, owner, accelerator, inputs, model, quiet).to_the_end()
+    except Exception:
+        if accelerator.is_main_process:
+            _give_folder_back(out, owner)
+        raise
 
 
 def _on_any_process(accelerator: Accelerator, flag: bool) -> bool:
@@ -149,6 +154,14 @@ def _require_same_labels(out: Path, config: TrainConfig) -> None:
     except DataError:
         return
     require_same_split(out, split_record(config, open_split(config, dataset), dataset))
+
+
+def _give_folder_back(out: Path, owner: RunOwner) -> None:
+    """After a start that failed: a folder without a checkpoint has nothing to go on with and is free for any run."""
+    if not list_checkpoints(out / "checkpoints"):
+        with suppress(DataError), owner.writing():
+            for name in ("config.json", "split.json"):
+                (out / name).unlink(missing_ok=True)
 
 
 def new_network(config: TrainConfig) -> ReferringSegmentor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared.errors import DataError
 from shared.types import Sample
 from stage2_train.backbones.images import normalise_image
 from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
@@ -347,5 +348,23 @@ def weak_text(part: UnlabelledPart) -> tuple[Tensor, Tensor]:
 
 def known_prior(part: LabelledPart | UnlabelledPart, weak_B1HW: Tensor) -> Tensor:
     """P† where the row has a proposal, Pw where it has none: a missing proposal is no information."""
-    assert part.prior_B1HW is not None and part.has_prior_B is not None
-    return torch.where(part.has_prior_B[:, None, None, None], part.prior_B1HW, weak_B1HW)
+    has_prior_B = declared(part.has_prior_B, "reads_prior")
+    return torch.where(has_prior_B[:, None, None, None], declared(part.prior_B1HW, "reads_prior"), weak_B1HW)
+
+
+def declared(tensor: Tensor | None, fact: str) -> Tensor:
+    """A tensor of a batch that is read for some methods alone.
+
+    Args:
+        tensor: Where the method asks for it, not None.
+        fact: The field of `MethodFacts` that asks for it.
+
+    Raises:
+        DataError: It is not there: the method reads what `METHOD_FACTS` does not say it reads.
+    """
+    if tensor is None:
+        raise DataError(
+            f"the method reads what the batch was not given: set {fact}=True for it in METHOD_FACTS of "
+            "stage2_train/config.py"
+        )
+    return tensor

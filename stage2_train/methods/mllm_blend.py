@@ -16,6 +16,7 @@ from stage2_train.methods.base import (
     Pseudo,
     StepOutput,
     confident_label,
+    declared,
     known_prior,
     pseudo_of,
     weak_text,
@@ -42,7 +43,7 @@ class MllmBlend(Method):
             unlabelled,
             pseudo,
             text_survivors=survivors,
-            prior_rows=_share(part.has_prior_B),
+            prior_rows=declared(part.has_prior_B, "reads_prior").float().mean(),
         )
 
     def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
@@ -53,14 +54,9 @@ class MllmBlend(Method):
         blend_B1HW = config.prior_share * prior_B1HW + (1.0 - config.prior_share) * weak_B1HW
         label_BHW = blend_label(prior_B1HW, weak_B1HW, blend_B1HW, config)
         if config.target == "agree":  # a row without a prior is confirmed by nothing
-            assert part.has_prior_B is not None
-            label_BHW = torch.where(part.has_prior_B[:, None, None], label_BHW, IGNORE)
+            has_prior_B = declared(part.has_prior_B, "reads_prior")
+            label_BHW = torch.where(has_prior_B[:, None, None], label_BHW, IGNORE)
         return pseudo_of(part, weak_B1HW, label_BHW, blend_B1HW, part.prior_B1HW)
-
-
-def _share(flag_B: Tensor | None) -> Tensor:
-    assert flag_B is not None
-    return flag_B.float().mean()
 
 
 def blend_label(prior_B1HW: Tensor, weak_B1HW: Tensor, blend_B1HW: Tensor, config: BlendConfig) -> Tensor:

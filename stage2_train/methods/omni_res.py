@@ -22,7 +22,7 @@ from torch import Tensor
 from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import OmniResConfig
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput, pseudo_of, weak_text
+from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput, declared, pseudo_of, weak_text
 
 _GROWTHS_PER_LOOK = 16
 """Dilations between two looks at whether anything still grows: a look waits for the device."""
@@ -65,11 +65,11 @@ def corrected(prob_BHW: Tensor, part: UnlabelledPart, config: OmniResConfig) -> 
     """
     label_BHW = band_label(prob_BHW, config)
     if config.weak_label == "box":
-        assert part.box_B4 is not None
-        region_BHW, kept_B = in_box(label_BHW == 1, part.box_B4, config.min_fill)
+        box_B4 = declared(part.box_B4, "reads_weak_label")
+        region_BHW, kept_B = in_box(label_BHW == 1, box_B4, config.min_fill)
     else:
-        assert part.point_B2 is not None
-        region_BHW, kept_B = at_point(label_BHW == 1, part.point_B2)
+        point_B2 = declared(part.point_B2, "reads_weak_label")
+        region_BHW, kept_B = at_point(label_BHW == 1, point_B2)
     region_BHW = region_BHW & kept_B[:, None, None]
     keep_BHW = kept_B[:, None, None] & ((label_BHW != 1) | region_BHW)
     return torch.where(keep_BHW, label_BHW, IGNORE), region_BHW

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import SemiresConfig
-from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput, pseudo_of, weak_text
+from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput, declared, pseudo_of, weak_text
 
 
 class SemiRes(Method):
@@ -45,9 +45,9 @@ class SemiRes(Method):
 
     def _refined(self, networks: Networks, part: UnlabelledPart) -> tuple[Pseudo, Tensor, Tensor]:
         """Labels, f32 pixel weights [B,H,W], and bool [B]: whether a candidate matched, which then is the target."""
-        assert part.candidates_BMHW is not None
+        candidates_BMHW = declared(part.candidates_BMHW, "reads_candidates")
         weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        label_BHW, weight_BHW, matched_B = refine(weak_B1HW, part.candidates_BMHW, self.config.semires)
+        label_BHW, weight_BHW, matched_B = refine(weak_B1HW, candidates_BMHW, self.config.semires)
         target_B1HW = torch.where(
             matched_B[:, None, None, None], label_BHW[:, None].to(weak_B1HW.dtype), weak_B1HW
         )

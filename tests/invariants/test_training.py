@@ -14,7 +14,7 @@ from shared.refer import MaskAccessError, ReferDataset, load_refer
 from shared.runlog import read_records
 from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.checkpoint import list_checkpoints, load_weights
-from stage2_train.config import AlarmConfig, RuntimeConfig, SampleLossConfig, TrainConfig
+from stage2_train.config import METHOD_FACTS, AlarmConfig, RuntimeConfig, SampleLossConfig, TrainConfig
 from stage2_train.data import BatchSource
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
@@ -81,7 +81,7 @@ def test_accumulating_micro_batches_equals_one_batch(mini_root: Path, method: st
         assert float((one[name] - many[name]).abs().max()) <= 1e-9 * scale, name
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "supervised"])
+@pytest.mark.parametrize("method", [n for n, facts in METHOD_FACTS.items() if facts.reads_unlabelled])
 def test_zero_unlabelled_weight_gives_no_gradient_from_unlabelled(mini_root: Path, method: str) -> None:
     """With lambda_u = 0 the unlabelled images and priors can be anything."""
     base = config_of(mini_root, method)
@@ -160,7 +160,10 @@ HIDDEN_FIGURES |= {"disputed", "disputed_prior_right", "disputed_taught", "dispu
 """What the log takes from held-back masks, and the clock."""
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("supervised", "omni_res")])
+@pytest.mark.parametrize(
+    "method",
+    [n for n, facts in METHOD_FACTS.items() if facts.reads_unlabelled and not facts.reads_weak_label],
+)
 def test_masks_of_unlabelled_samples_change_nothing_but_the_log_of_them(
     mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -18,7 +18,7 @@ from shared.synth.refshapes import write_refshapes
 from shared.types import STATUS_CODES, AnswerStatus
 from stage2_train.batch import Batch
 from stage2_train.config import (
-    TEACHER_METHODS,
+    METHOD_FACTS,
     AlarmConfig,
     AugsegConfig,
     EmaConfig,
@@ -163,14 +163,14 @@ def plain_config(root: Path, method: str, **changes: object) -> TrainConfig:
 
     Thresholds are low enough for an untrained network to teach itself something.
     """
-    config = mini_config(root)
+    config, facts = mini_config(root), METHOD_FACTS[method]
     needs: dict[str, object] = {
-        "segmentor": dataclasses.replace(config.segmentor, sesm=None, second_branch=method == "ccvc"),
+        "segmentor": dataclasses.replace(config.segmentor, sesm=None, second_branch=facts.needs_branch),
         "l2l": L2lConfig(use_spm=False, use_sesm=False, use_rple=False, band_px=0),
         "augseg": AugsegConfig(threshold=0.5),
         "omni_res": OmniResConfig(foreground=0.5, background=0.5, min_fill=0.0),
     }
-    if method in TEACHER_METHODS:
+    if facts.needs_teacher:
         needs["ema"] = EmaConfig(decay=0.9, teacher=True)
     return dataclasses.replace(config, method=method, **{**needs, **changes})  # type: ignore[arg-type]
 

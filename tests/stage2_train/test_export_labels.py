@@ -16,7 +16,7 @@ from shared.refer import load_refer
 from shared.refer_check import check_refer
 from shared.refer_layout import IMAGE_FOLDERS
 from stage2_train import export_labels as module
-from stage2_train.config import RuntimeConfig
+from stage2_train.config import METHOD_FACTS, RuntimeConfig
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
 from stage2_train.methods import METHODS
@@ -94,7 +94,7 @@ def test_other_methods_export_what_they_teach(mini_root, tmp_path, method):
     runtime = RuntimeConfig(tensorboard=False)
     train(plain_config(mini_root, method, steps=1, runtime=runtime), tmp_path / "run", quiet=True)
     answer = export_labels(tmp_path / "run", tmp_path / "out", limit=4, quiet=True)
-    reads_priors = method == "mllm_blend"
+    reads_priors = METHOD_FACTS[method].reads_prior
     assert answer["num"] == 4 and set(answer["sources"]) <= {
         "prediction",
         *(["prediction+prior"] if reads_priors else []),

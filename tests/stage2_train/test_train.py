@@ -23,7 +23,7 @@ from shared.runlog import read_records
 from shared.stopping import STOPPED
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
 from stage2_train.config import (
-    TEACHER_METHODS,
+    METHOD_FACTS,
     AlarmConfig,
     EmaConfig,
     L2lConfig,
@@ -511,7 +511,7 @@ def test_other_methods_run_and_resume(
     mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     config = plain_config(mini_root, method, runtime=RUNTIME, steps=3)
-    if method in TEACHER_METHODS:  # interrupted in the first step after the burn-in
+    if METHOD_FACTS[method].needs_teacher:  # interrupted in the first step after the burn-in
         config = apply_overrides(config, ["loss.burn_in_share=0.34"])
     train(config, tmp_path / "whole", quiet=True)
     stopped_after(config, tmp_path / "parts", 2, monkeypatch)
@@ -614,3 +614,47 @@ def test_a_finished_run_keeps_what_is_read_of_it_alone(mini_root: Path, tmp_path
     assert sorted(path.name for path in checkpoint.iterdir()) == ["method.pt", "state.json"]
     assert restore_method(run, config).state_dict().keys() == load_object(checkpoint, "method").keys()
     assert train(config, run, quiet=True)["already_finished"]
+
+
+@pytest.mark.parametrize(
+    ("method", "fact"),
+    [
+        ("mllm_blend", "reads_prior"),
+        ("semires", "reads_candidates"),
+        ("omni_res", "reads_weak_label"),
+        ("ccvc", "needs_branch"),
+    ],
+)
+def test_a_method_with_a_fact_forgotten_says_which_and_leaves_the_folder_free(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, fact: str
+) -> None:
+    facts = dataclasses.replace(METHOD_FACTS[method], **{fact: False})
+    monkeypatch.setitem(METHOD_FACTS, method, facts)
+    with pytest.raises(DataError, match=f"set {fact}=True for it in METHOD_FACTS"):
+        train(plain_config(mini_root, method, runtime=RUNTIME), tmp_path, quiet=True)
+    assert not (tmp_path / "config.json").exists()
+    other = plain_config(mini_root, "supervised", runtime=RUNTIME, steps=1)
+    assert train(other, tmp_path, resume=False, quiet=True)["step"] == 1
+
+
+def test_a_run_that_failed_after_a_checkpoint_keeps_its_folder(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = plain_config(mini_root, "supervised", runtime=RUNTIME)
+
+    def fails(*arguments: Any) -> float:
+        raise DataError("as the schedule has it")
+
+    monkeypatch.setattr("stage2_train.train._Run._figures", fails)
+    with pytest.raises(DataError, match="as the schedule has it"):
+        train(
+            dataclasses.replace(
+                config, runtime=dataclasses.replace(RUNTIME, checkpoint_every=1, log_every=2)
+            ),
+            tmp_path,
+            quiet=True,
+        )
+    assert list_checkpoints(tmp_path / "checkpoints")
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="belongs to another run"):
+        train(dataclasses.replace(config, seed=5), tmp_path, quiet=True)
