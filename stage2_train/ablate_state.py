@@ -24,6 +24,8 @@ from stage2_train.run_identity import (
     split_record,
     with_recorded_pins,
 )
+from stage2_train.segmentor import require_fitting_weights
+from stage2_train.segmentor_config import SegmentorConfig
 
 DONE, FAILED, PART, TODO, BUSY_STATE = "done", "failed", "interrupted", "to do", "busy"
 """States of a cell."""
@@ -74,7 +76,7 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
 
     Raises:
         DataError: No such data, a split that cannot be scored, a cell without labelled or unlabelled images, no
-            complete store for the data, or several and none named.
+            complete store for the data, or several and none named, or a network that its weights do not fit.
     """
     dataset = load_dataset(grid.cells[0].config.data)
     try:
@@ -82,9 +84,16 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
     except DataError as error:
         raise DataError(f"{grid.path}: splits: {error}") from error
     seen: set[tuple[Any, ...]] = set()
+    networks: set[SegmentorConfig] = set()
     splits: dict[Draw, dict[str, Any]] = {}
     for cell in grid.cells:
         own = cell.config
+        if own.segmentor not in networks and not (out / cell.name / "done.json").is_file():
+            networks.add(own.segmentor)
+            try:
+                require_fitting_weights(own.segmentor)
+            except DataError as error:
+                raise DataError(f"{grid.path}: {cell.name}: {error}") from error
         asked = (draw_of(own), own.uses_unlabelled, own.eval_every > 0, own.val_split)
         if asked not in seen:
             seen.add(asked)

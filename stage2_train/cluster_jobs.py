@@ -18,6 +18,7 @@ from stage2_train.hub_models import hub_models, pins
 from stage2_train.inputs import open_inputs
 from stage2_train.run_files import with_own_store
 from stage2_train.run_identity import require_same_run, run_record, with_recorded_pins
+from stage2_train.segmentor import require_fitting_weights
 
 
 def plan_training(
@@ -95,8 +96,10 @@ def _require_inputs(config: TrainConfig, out: Path, *, store_comes: bool) -> Non
     """Open what the run reads, as it will do itself hours later; of a store that comes, the run itself sees more.
 
     Raises:
-        DataError: Data, split or store that are missing or unfit, or a folder that belongs to another run.
+        DataError: Data, split, store or weights that are missing or unfit, or a folder that belongs to another run.
     """
+    if not (out / "done.json").is_file():
+        require_fitting_weights(config.segmentor)
     inputs = open_inputs(with_own_store(out, config), store_comes=store_comes)
     if (out / "config.json").is_file() and not store_comes:
         data = inputs.dataset.fingerprint()

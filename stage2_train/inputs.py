@@ -21,6 +21,7 @@ from stage2_train.prior_source import (
     open_priors,
     require_fitting,
 )
+from stage2_train.segmentor import require_fitting_weights
 from stage2_train.text import Tokenizer, say_unread
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels
 
@@ -140,8 +141,13 @@ def say_lost_text(config: TrainConfig, split: Split) -> None:
 
 
 def describe(config: TrainConfig) -> str:
-    """What `--dry-run` prints: the resolved config, counts and store; nothing is trained or written."""
+    """What `--dry-run` prints: the resolved config, counts and store; nothing is trained or written.
+
+    Raises:
+        DataError: As `open_inputs`, or `segmentor.weights` that do not fit the network.
+    """
     inputs = open_inputs(config)
+    require_fitting_weights(config.segmentor)
     with contextlib.suppress(DataError):  # a tokenizer that is not there is said below
         say_lost_text(config, inputs.split)
     summary = inputs.split.summary()

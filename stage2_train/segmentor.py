@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.constants import REPOCARD_NAME
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -236,9 +237,26 @@ def build_segmentor(config: SegmentorConfig) -> ReferringSegmentor:
     """
     model = ReferringSegmentor(config)
     if config.weights is not None:
-        path = EMBEDDED_FOLDER / WEIGHTS_NAME if config.weights == EMBEDDED else Path(config.weights)
-        load_pretrained(model, path, config.weight_parts)
+        path = _weights_path(config.weights)
+        _require_weights(model, path, config.weight_parts, may_leave_out=True)
+        _load_parts(model, path, config.weight_parts)
     return model
+
+
+def require_fitting_weights(config: SegmentorConfig) -> None:
+    """Refuse `config.weights` that do not fit the network, by names and shapes alone: no weights are read.
+
+    Raises:
+        DataError: As `build_segmentor`.
+    """
+    if config.weights is not None:
+        with torch.device("meta"):
+            model = ReferringSegmentor(without_pretrained(config))
+        _require_weights(model, _weights_path(config.weights), config.weight_parts, may_leave_out=True)
+
+
+def _weights_path(weights: str) -> Path:
+    return EMBEDDED_FOLDER / WEIGHTS_NAME if weights == EMBEDDED else Path(weights)
 
 
 def without_pretrained(config: SegmentorConfig) -> SegmentorConfig:
@@ -281,19 +299,50 @@ def load_pretrained(model: ReferringSegmentor, path: Path, parts: tuple[str, ...
     Raises:
         DataError: No such file, or a part of it that lacks a tensor or has one of another shape.
     """
+    _require_weights(model, path, parts)
+    _load_parts(model, path, parts)
+
+
+def _load_parts(model: ReferringSegmentor, path: Path, parts: tuple[str, ...]) -> None:
+    prefixes = tuple(f"{part}." for part in parts)
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(prefixes)}
+    found = load_file(path)
+    model.load_state_dict({name: found[name].to(value.dtype) for name, value in own.items()}, strict=False)
+
+
+def _require_weights(
+    model: ReferringSegmentor, path: Path, parts: tuple[str, ...], *, may_leave_out: bool = False
+) -> None:
+    """Refuse a file that lacks a tensor of these parts or has one of another shape; its header alone is read.
+
+    Args:
+        model: The network, on any device.
+        path: A `.safetensors` file.
+        parts: Names out of `segmentor_config.PARTS`.
+        may_leave_out: The parts are `weight_parts`: the message says which of them can stay.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such weights file")
-    prefixes = tuple(f"{part}." for part in parts)
-    found = {name: value for name, value in load_file(path).items() if name.startswith(prefixes)}
-    own = {name: value for name, value in model.state_dict().items() if name.startswith(prefixes)}
-    for name, value in own.items():
-        if name not in found:
-            raise DataError(f"{path}: tensor {name} is missing")
-        if found[name].shape != value.shape:
-            raise DataError(
-                f"{path}: {name} has shape {tuple(found[name].shape)}, the model has {tuple(value.shape)}"
-            )
-    model.load_state_dict({name: found[name].to(own[name].dtype) for name in own}, strict=False)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise DataError(f"{path}: not a safetensors file ({error})") from error
+    faults: dict[str, str] = {}
+    for name, value in model.state_dict().items():
+        part = name.partition(".")[0]
+        if part not in parts or shapes.get(name) == tuple(value.shape):
+            continue
+        shape = f"{name} has shape {shapes.get(name)}, the model has {tuple(value.shape)}"
+        faults.setdefault(part, shape if name in shapes else f"tensor {name} is missing")
+    if not faults:
+        return
+    remedy = ""
+    if may_leave_out:
+        fitting = ",".join(part for part in parts if part not in faults)
+        change = f"segmentor.weight_parts={fitting}" if fitting else "segmentor.weights=none"
+        remedy = f"; to start without what does not fit ({', '.join(faults)}): --set {change}"
+    raise DataError(f"{path}: {next(iter(faults.values()))}{remedy}")
 
 
 def save_segmentor(model: ReferringSegmentor, path: Path, dtype: torch.dtype | None = None) -> None:

@@ -7,7 +7,7 @@ the meta device (`params.count_parameters`).
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from shared.errors import DataError
 
@@ -21,14 +21,18 @@ UNCOUNTED = "starts from a network whose own labels are not counted"
 
 NUM_STAGES = 4
 
-VISION_KINDS: tuple[str, ...] = ("swin", "swinv2", "convnextv2", "dinov3-convnext")
+VisionKind = Literal["swin", "swinv2", "convnextv2", "dinov3-convnext"]
 """Families of vision towers."""
+
+VISION_KINDS: tuple[VisionKind, ...] = get_args(VisionKind)
 
 WINDOWED: tuple[str, ...] = ("swin", "swinv2")
 """Those that attend within windows; the others are convolutional."""
 
-TEXT_KINDS: tuple[str, ...] = ("bert", "siglip", "modernbert")
+TextKind = Literal["bert", "siglip", "modernbert"]
 """Families of language towers."""
+
+TEXT_KINDS: tuple[TextKind, ...] = get_args(TextKind)
 
 PARTS: tuple[str, ...] = ("vision", "text", "fusion", "decoder", "sesm", "branch")
 """Sub-modules of a segmentor, as named in its state dict and in `weight_parts`."""
@@ -38,7 +42,7 @@ PARTS: tuple[str, ...] = ("vision", "text", "fusion", "decoder", "sesm", "branch
 class VisionConfig:
     """A vision tower of four stages; each family has its file in `backbones`."""
 
-    kind: Literal["swin", "swinv2", "convnextv2", "dinov3-convnext"] = "swin"
+    kind: VisionKind = "swin"
     """Family of the tower."""
     image_size: int
     """Height and width of the input, pixels; absolute positions are interpolated for any other."""
@@ -46,6 +50,8 @@ class VisionConfig:
     """Side of a patch, pixels."""
     embed_dim: int
     """Channels of stage 1; each later stage doubles them."""
+    stage_dims: tuple[int, ...] = ()
+    """Channels of each stage where they do not double, the first being `embed_dim`; empty where they do."""
     depths: tuple[int, ...]
     """Blocks of each of the four stages."""
     heads: tuple[int, ...] = ()
@@ -103,6 +109,16 @@ class VisionConfig:
             raise DataError(f"vision.patch is {self.patch}; dinov3-convnext has 4")
         if self.absolute_positions and self.kind != "swin":
             raise DataError(f"vision.absolute_positions: {self.kind} has none")
+        if self.stage_dims and (
+            self.kind in WINDOWED
+            or len(self.stage_dims) != NUM_STAGES
+            or self.stage_dims[0] != self.embed_dim
+            or min(self.stage_dims) < 1
+        ):
+            raise DataError(
+                f"vision.stage_dims is {self.stage_dims}; it is {NUM_STAGES} numbers, the first vision.embed_dim "
+                f"{self.embed_dim}, and none for {' and '.join(WINDOWED)}, which double"
+            )
         if self.pretrained_windows and (self.kind != "swinv2" or len(self.pretrained_windows) != NUM_STAGES):
             raise DataError(
                 f"vision.pretrained_windows is {self.pretrained_windows}; it is {NUM_STAGES} numbers, for swinv2 alone"
@@ -111,18 +127,18 @@ class VisionConfig:
     @property
     def dims(self) -> tuple[int, ...]:
         """Channels C_j of each stage."""
-        return tuple(self.embed_dim * 2**stage for stage in range(NUM_STAGES))
+        return self.stage_dims or tuple(self.embed_dim * 2**stage for stage in range(NUM_STAGES))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
     """A language tower and its tokenizer; each family has its file in `backbones`."""
 
-    kind: Literal["bert", "siglip", "modernbert"] = "bert"
+    kind: TextKind = "bert"
     """Family of the tower."""
     tokenizer: str
     """Folder, or name of a repository in the local Hub cache, holding `tokenizer.json` or, for BERT, `vocab.txt`; or
-    `embedded`."""
+    `embedded`, for BERT alone."""
     vocab_size: int
     """Rows of the word embedding; at least the tokenizer's."""
     hidden: int
@@ -146,6 +162,11 @@ class TextConfig:
         """Check ranges."""
         if self.kind not in TEXT_KINDS:
             raise DataError(f"text.kind is {self.kind!r}; it must be one of {', '.join(TEXT_KINDS)}")
+        if self.tokenizer == EMBEDDED and self.kind != "bert":
+            raise DataError(
+                f"text.tokenizer is {EMBEDDED}, a vocabulary for text.kind bert, not {self.kind}: name the folder or "
+                "repository of the tower's own tokenizer"
+            )
         if not 3 <= self.max_tokens <= self.positions:
             raise DataError(f"text.max_tokens is {self.max_tokens}; it must be in [3, {self.positions}]")
         if self.hidden % self.heads:

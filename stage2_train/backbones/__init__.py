@@ -1,6 +1,6 @@
 """Vision and language towers, one file a family; `VisionConfig.kind` and `TextConfig.kind` choose.
 
-A new family is one file and one line here, and its name in `segmentor_config`.
+A new family is one file and one line here, and its name in `segmentor_config`: see README.md.
 """
 
 from stage2_train.backbones.base import TextTower, VisionTower
@@ -11,9 +11,9 @@ from stage2_train.backbones.modernbert import ModernBertText
 from stage2_train.backbones.siglip import SiglipText
 from stage2_train.backbones.swin import SwinStages
 from stage2_train.backbones.swinv2 import SwinV2Stages
-from stage2_train.segmentor_config import TextConfig, VisionConfig
+from stage2_train.segmentor_config import TextConfig, TextKind, VisionConfig, VisionKind
 
-VISION_TOWERS: dict[str, type[VisionTower]] = {
+VISION_TOWERS: dict[VisionKind, type[VisionTower]] = {
     "swin": SwinStages,
     "swinv2": SwinV2Stages,
     "convnextv2": ConvNextV2Stages,
@@ -21,7 +21,7 @@ VISION_TOWERS: dict[str, type[VisionTower]] = {
 }
 """Vision tower by `VisionConfig.kind`."""
 
-TEXT_TOWERS: dict[str, type[TextTower]] = {
+TEXT_TOWERS: dict[TextKind, type[TextTower]] = {
     "bert": BertText,
     "siglip": SiglipText,
     "modernbert": ModernBertText,

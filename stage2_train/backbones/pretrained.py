@@ -44,8 +44,8 @@ def where_pretrained(config: SegmentorConfig) -> dict[str, str]:
     said = {}
     for field, name in pretrained_names(config).items():
         if name is None:
-            covered = field != "segmentor.weights" and config.weights is not None
-            said[field] = "none" if covered or field == "segmentor.weights" else "none: it starts at random"
+            starts_at_random = field != "segmentor.weights" and field.split(".")[1] not in config.loaded_parts
+            said[field] = "none: it starts at random" if starts_at_random else "none"
         elif name == EMBEDDED:
             said[field] = "shipped with the code"
         elif name.endswith(".safetensors"):

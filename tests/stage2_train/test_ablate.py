@@ -430,6 +430,10 @@ def test_no_store_is_said_before_anything_starts(real: tuple[Path, Path], tmp_pa
             ('"eval_every=0"', '"eval_every=2", "val_split=dev"'),
             "supervised/.*: val_split 'dev' is not one of",
         ),
+        (
+            ('"segmentor.weights=none"', '"segmentor.weight_parts=decoder"'),
+            "supervised/.*: .*model.safetensors: .*decoder.* --set segmentor.weights=none",
+        ),
     ],
 )
 def test_what_a_cell_cannot_read_is_said_before_anything_starts(

@@ -85,6 +85,7 @@ def test_so_are_missing_inputs_and_a_folder_of_another_run(mini_root, mini_run, 
     for change, message in (
         ("data.root=/no/data", "/no/data"),
         (f"cache_root={tmp_path}", "no complete prior store"),
+        ("segmentor.weights=embedded", "has shape .* --set segmentor"),
     ):
         with pytest.raises(DataError, match=message):
             plan_training(apply_overrides(mini_config(mini_root), [change]), ["r"], tmp_path / "run", 1, 1)

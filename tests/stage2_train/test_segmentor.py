@@ -1,13 +1,16 @@
 """The segmentor as a whole, on a very small network with random weights."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from shared.config import apply_overrides
 from shared.errors import DataError
-from stage2_train.segmentor import build_segmentor, load_pretrained, save_segmentor
+from stage2_train.recipes import embedded
+from stage2_train.segmentor import build_segmentor, load_pretrained, require_fitting_weights, save_segmentor
 from stage2_train.segmentor_config import (
     EMBEDDED,
     SegmentorConfig,
@@ -200,6 +203,50 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     wide = build_segmentor(dataclasses.replace(small_config(), decoder_width=16))
     with pytest.raises(DataError, match=r"decoder\.\S+ has shape"):
         load_pretrained(wide, path, ("decoder",))
+
+
+CONV = ("kind=convnextv2", "heads=", "window=0", "absolute_positions=false")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "remedy"),
+    [
+        (
+            [f"segmentor.vision.{change}" for change in CONV],
+            r"tensor vision\.convnextv2\.\S+ is missing; to start without what does not fit \(vision\): --set (\S+)$",
+            "segmentor.weight_parts=text,fusion",
+        ),
+        (
+            ["segmentor.text.hidden=64"],
+            r"text\.\S+ has shape .*\(text, fusion\): --set (\S+)$",
+            "segmentor.weight_parts=vision",
+        ),
+        (
+            ["segmentor.text.hidden=64", "segmentor.weight_parts=text"],
+            r"has shape .*\(text\): --set (\S+)$",
+            "segmentor.weights=none",
+        ),
+    ],
+)
+def test_shipped_weights_of_another_network_say_what_to_do(
+    changes: list[str], message: str, remedy: str
+) -> None:
+    config = apply_overrides(embedded(), changes)
+    for check in (build_segmentor, require_fitting_weights):
+        with pytest.raises(DataError, match=message) as raised:
+            check(config.segmentor)
+        said = re.search(message, str(raised.value))
+        assert said is not None and said[1] == remedy
+    mended = apply_overrides(config, [remedy]).segmentor
+    require_fitting_weights(mended)
+    build_segmentor(mended)
+
+
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"torn")
+    with pytest.raises(DataError, match="model.safetensors: not a safetensors file"):
+        load_pretrained(small_model(), path)
 
 
 def test_tokenizer_spells_unknown_words_and_cuts_long_ones() -> None:

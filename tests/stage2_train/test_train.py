@@ -35,6 +35,7 @@ from stage2_train.methods import METHODS
 from stage2_train.monitor import CollapseError
 from stage2_train.owner import RunOwner
 from stage2_train.run_files import load_model, read_run_config, restore_method
+from stage2_train.segmentor_config import tiny_config
 from stage2_train.train import _require_same_step, train
 from tests.stage2_train.miniature import mini_config, plain_config, write_priors
 
@@ -450,6 +451,13 @@ def test_dry_run_describes_and_writes_nothing(mini_root: Path, tmp_path: Path) -
     assert "segmentor.vision.weights: none: it starts at random" in text
     assert "segmentor.vision.weights: NOT FOUND: owner/swin" in describe(with_tower(mini_root, "owner/swin"))
     assert "store: null" in describe(plain_config(mini_root, "supervised"))
+    shipped = dataclasses.replace(tiny_config(), weight_parts=("text", "fusion"))
+    text = describe(plain_config(mini_root, "supervised", segmentor=shipped))
+    assert "segmentor.vision.weights: none: it starts at random" in text
+    assert "segmentor.text.weights: none\n" in text
+    wide = dataclasses.replace(shipped, text=dataclasses.replace(shipped.text, hidden=64))
+    with pytest.raises(DataError, match=r"text\.\S+ has shape .* --set segmentor.weights=none"):
+        describe(plain_config(mini_root, "supervised", segmentor=wide))
 
 
 # --- collapse ----------------------------------------------------------------------------------------------------

@@ -30,9 +30,6 @@ from stage2_train.segmentor_config import (
 )
 from stage2_train.text import Tokenizer
 
-INNER = {"swin": "swin", "swinv2": "swinv2", "convnextv2": "convnextv2", "dinov3-convnext": "dinov3"}
-"""Attribute that holds the transformers model."""
-
 
 def vision_config(kind: str, **changes: Any) -> VisionConfig:
     if kind in WINDOWED:
@@ -42,7 +39,8 @@ def vision_config(kind: str, **changes: Any) -> VisionConfig:
 
 def text_config(kind: str, **changes: Any) -> TextConfig:
     options: dict[str, Any] = {
-        "tokenizer": EMBEDDED, "vocab_size": 256, "hidden": 16, "layers": 2, "heads": 2, "mlp": 16, "positions": 32,
+        "tokenizer": EMBEDDED if kind == "bert" else "none",
+        "vocab_size": 256, "hidden": 16, "layers": 2, "heads": 2, "mlp": 16, "positions": 32,
         "dropout": 0.0, **changes,
     }  # fmt: skip
     return TextConfig(kind=kind, **options)  # type: ignore[arg-type]
@@ -64,7 +62,10 @@ def batch() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_the_kinds_of_the_config_are_the_towers_there_are() -> None:
-    assert tuple(VISION_TOWERS) == VISION_KINDS and tuple(TEXT_TOWERS) == TEXT_KINDS
+    assert tuple(VISION_TOWERS) == VISION_KINDS, (
+        "a tower stands in VisionKind and in VISION_TOWERS, in one order"
+    )
+    assert tuple(TEXT_TOWERS) == TEXT_KINDS, "a tower stands in TextKind and in TEXT_TOWERS, in one order"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,14 @@ def test_every_parameter_of_every_family_learns(vision: str, text: str) -> None:
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+def test_channels_need_not_double() -> None:
+    model = network(vision_config("convnextv2", stage_dims=(8, 24, 32, 40)), text_config("bert"))
+    image, ids, mask = batch()
+    maps = model.features(image, ids, mask)
+    assert [tuple(m.shape[1:]) for m in maps.read] == [(8, 16, 16), (24, 8, 8), (32, 4, 4), (40, 2, 2)]
+    assert model(image, ids, mask, torch.rand(2, 1, 16, 16)).shape == (2, 2, 64, 64)
+
+
 @pytest.mark.parametrize("kind", VISION_KINDS)
 def test_cut_at_its_stages_a_tower_is_the_whole_one(kind: str) -> None:
     """With nothing between the stages, the maps are the hidden states of the library's own forward pass."""
@@ -92,13 +101,10 @@ def test_cut_at_its_stages_a_tower_is_the_whole_one(kind: str) -> None:
     for stage in range(4):
         tokens = tower.blocks(stage, tokens, grid)
         tokens, grid = tower.merge(stage, tokens, grid)
-    inner: Any = getattr(tower, INNER[kind])
-    if kind == "dinov3-convnext":
-        whole = inner(image).last_hidden_state[:, 1:]  # the first is their mean
-    else:
-        whole = inner(image).last_hidden_state
-        whole = whole if whole.ndim == 3 else whole.flatten(2).transpose(1, 2)
-    assert torch.allclose(tokens, whole, atol=1e-5)
+    whole = inner_of(tower)(image).last_hidden_state
+    whole = whole if whole.ndim == 3 else whole.flatten(2).transpose(1, 2)
+    extra = whole.shape[1] - tokens.shape[1]  # such as their mean, in front
+    assert torch.allclose(tokens, whole[:, extra:], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", TEXT_KINDS)
@@ -138,7 +144,7 @@ def test_a_pretrained_folder_is_loaded_and_a_model_folder_does_not_need_it(kind:
     model = network(*towers)  # type: ignore[arg-type]
     alone = without_pretrained(model.config)
     assert alone.vision.kind == model.config.vision.kind and alone.text.kind == model.config.text.kind
-    if kind not in TEXT_KINDS[1:]:  # those have no embedded tokenizer
+    if model.config.text.kind == "bert":  # the others have no embedded tokenizer
         model.save_pretrained(tmp_path / "model")
         again = ReferringSegmentor.from_pretrained(tmp_path / "model")
         assert torch.equal(again(*batch()), model.eval()(*batch()))
@@ -251,6 +257,10 @@ def test_other_families_read_tokenizer_json(tmp_path: Path) -> None:
     raw.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])  # type: ignore[assignment]
     PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>").save_pretrained(tmp_path)
     config = network(vision_config("swin"), text_config("siglip")).config
+    with pytest.raises(
+        DataError, match="text.tokenizer is embedded, a vocabulary for text.kind bert, not siglip"
+    ):
+        text_config("siglip", tokenizer=EMBEDDED)
     config = dataclasses.replace(config, text=text_config("siglip", tokenizer=str(tmp_path)))
     ids, mask = Tokenizer(config)(["Red star", "star"])
     assert ids.tolist() == [[3, 4, 1], [4, 1, 0]] and mask.tolist() == [[True] * 3, [True, True, False]]
@@ -265,14 +275,17 @@ def test_other_families_read_tokenizer_json(tmp_path: Path) -> None:
         ("swinv2", {"absolute_positions": True}, "absolute_positions"),
         ("swinv2", {"pretrained_windows": (2,)}, "pretrained_windows"),
         ("convnextv2", {"window": 2}, "no heads or window"),
+        ("convnextv2", {"stage_dims": (8, 16, 32)}, "vision.stage_dims"),
+        ("convnextv2", {"stage_dims": (16, 16, 32, 64)}, "the first vision.embed_dim 8"),
+        ("swin", {"stage_dims": (8, 16, 32, 64)}, "none for swin and swinv2"),
         ("dinov3-convnext", {"patch": 2}, "vision.patch"),
-        ("resnet", {}, "vision.kind"),
+        ("no-such-tower", {}, "vision.kind"),
     ],
 )
 def test_what_a_family_does_not_have_is_refused(kind: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         vision_config(kind, **changes)
     with pytest.raises(DataError, match="text.kind"):
-        text_config("clip")
+        text_config("no-such-tower")
     with pytest.raises(DataError, match="must be a multiple of 32"):
         dataclasses.replace(vision_config("convnextv2"), image_size=48)
