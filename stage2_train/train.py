@@ -158,7 +158,7 @@ def _require_same_labels(out: Path, config: TrainConfig) -> None:
 
 def _give_folder_back(out: Path, owner: RunOwner) -> None:
     """After a start that failed: a folder without a checkpoint has nothing to go on with and is free for any run."""
-    if not list_checkpoints(out / "checkpoints"):
+    if not (list_checkpoints(out / "checkpoints") or (out / "done.json").is_file()):
         with suppress(DataError), owner.writing():
             for name in ("config.json", "split.json"):
                 (out / name).unlink(missing_ok=True)

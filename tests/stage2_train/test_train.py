@@ -666,3 +666,21 @@ def test_a_run_that_failed_after_a_checkpoint_keeps_its_folder(
     monkeypatch.undo()
     with pytest.raises(DataError, match="belongs to another run"):
         train(dataclasses.replace(config, seed=5), tmp_path, quiet=True)
+
+
+def test_a_failure_while_a_finished_run_is_tidied_leaves_it_finished(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoint is no whole one any more."""
+    runtime = dataclasses.replace(RUNTIME, shrink_finished=True)
+    config = plain_config(mini_root, "supervised", runtime=runtime, steps=1)
+
+    def torn(checkpoint: Path, keep: tuple[str, ...]) -> None:
+        (checkpoint / "method.pt").unlink()
+        raise DataError("the disk is gone")
+
+    monkeypatch.setattr("stage2_train.train.shrink_checkpoint", torn)
+    with pytest.raises(DataError, match="the disk is gone"):
+        train(config, tmp_path, quiet=True)
+    assert not list_checkpoints(tmp_path / "checkpoints")
+    assert train(config, tmp_path, quiet=True)["already_finished"]
