@@ -4,7 +4,7 @@ One process, or several started by `torchrun`; batch sizes in the config are glo
 speed, and two things more: each process draws dropout and stochastic depth for itself, and batch norms normalise over
 its own share of a micro-batch on CPUs (on GPUs over all shares). A run folder belongs to
 one configuration; an interrupted run goes on from its newest checkpoint and, on a CPU, ends with the same bits as one
-that was never interrupted. One that failed before its first checkpoint leaves no `config.json`: its folder is free for
+that was never interrupted. One that failed before it logged a step leaves no `config.json`: its folder is free for
 other settings. SIGTERM, SIGUSR1 and the first Ctrl-C write a checkpoint at the current step and end the process with
 `STOPPED`. A later start on the same folder ends an earlier one (`owner.py`).
 
@@ -26,7 +26,7 @@ from shared.config import config_to_dict
 from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
-from shared.runlog import RunLog, has_record, progress, say
+from shared.runlog import METRICS_FILE, RunLog, has_record, progress, say
 from shared.seeding import seed_of
 from shared.stopping import STOPPED, stop_flag
 from shared.store.publish import disk_errors
@@ -157,8 +157,9 @@ def _require_same_labels(out: Path, config: TrainConfig) -> None:
 
 
 def _give_folder_back(out: Path, owner: RunOwner) -> None:
-    """After a start that failed: a folder without a checkpoint has nothing to go on with and is free for any run."""
-    if not (list_checkpoints(out / "checkpoints") or (out / "done.json").is_file()):
+    """After a start that failed: a folder that holds no step has nothing to go on with or to look at: any run may have it."""
+    log = out / METRICS_FILE
+    if not (list_checkpoints(out / "checkpoints") or log.is_file() and log.stat().st_size):
         with suppress(DataError), owner.writing():
             for name in ("config.json", "split.json"):
                 (out / name).unlink(missing_ok=True)

@@ -668,6 +668,22 @@ def test_a_run_that_failed_after_a_checkpoint_keeps_its_folder(
         train(dataclasses.replace(config, seed=5), tmp_path, quiet=True)
 
 
+def test_a_run_that_collapsed_before_its_first_checkpoint_can_be_looked_at(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = dataclasses.replace(RUNTIME, log_every=1)
+    config = plain_config(mini_root, "supervised", runtime=runtime, steps=3)
+
+    def collapsed(self: Any, step: int, *arguments: Any, **options: Any) -> None:
+        if step == 1:
+            raise DataError("it collapsed")
+
+    monkeypatch.setattr("stage2_train.train.CollapseAlarm.check", collapsed)
+    with pytest.raises(DataError, match="it collapsed"):
+        train(config, tmp_path, quiet=True)
+    assert (tmp_path / "config.json").is_file() and (tmp_path / "split.json").is_file()
+
+
 def test_a_failure_while_a_finished_run_is_tidied_leaves_it_finished(
     mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
