@@ -157,7 +157,7 @@ def _require_same_labels(out: Path, config: TrainConfig) -> None:
 
 
 def _give_folder_back(out: Path, owner: RunOwner) -> None:
-    """After a start that failed: a folder without a step has nothing to go on with or to look at, so any run may have it."""
+    """After a start that failed: a folder without a step has nothing to go on with or to look at; any may have it."""
     log = out / METRICS_FILE
     if not (list_checkpoints(out / "checkpoints") or log.is_file() and log.stat().st_size):
         with suppress(DataError), owner.writing():
