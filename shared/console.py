@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from shared.errors import DataError, meant
+from shared.errors import DataError, unknown_recipe
 
 if TYPE_CHECKING:
     from shared.cluster.submit import Work
@@ -96,12 +96,12 @@ def recipe_of(recipes: Mapping[str, Callable[[], T]], name: str, overrides: Sequ
     """The config of the recipe `name`, with the changes that `--set` asks for.
 
     Raises:
-        DataError: No such recipe; the message names those there are. Or a change that is none.
+        DataError: No such recipe, or a change that is none.
     """
     from shared.config import apply_overrides
 
     if name not in recipes:
-        raise DataError(f"no recipe {name!r}{meant(name, recipes)} (there are {', '.join(recipes)})")
+        raise DataError(unknown_recipe(name, recipes))
     return apply_overrides(recipes[name](), overrides or [])
 
 

@@ -26,3 +26,9 @@ def meant(word: str, known: Iterable[str]) -> str:
     """`; is 'x' meant?` for a message about a word that is not among those known, "" if none resembles it."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; is {near[0]!r} meant?" if near else ""
+
+
+def unknown_recipe(name: str, recipes: Iterable[str]) -> str:
+    """What a message says of a recipe that is none: those that resemble it, and where all are listed."""
+    near = ", ".join(difflib.get_close_matches(name, list(recipes), n=5))
+    return f"no recipe {name!r}{f' (close to it: {near})' if near else ''}; `l2l recipes` lists them all"

@@ -1,4 +1,4 @@
-"""Runs a grid of trainings over one prior store and ends with one table.
+"""Runs a grid of trainings over one data set and ends with one table.
 
     OUT/<method>/fraction-<f>/seed-<s>/           a run folder as `train` leaves it, with its scores, and `cell.log`
     OUT/grid.json                                 names of all runs, written first
@@ -45,6 +45,7 @@ from stage2_train.ablate_state import (
     TODO,
     Opened,
     State,
+    describe_stores,
     open_grid,
     require_own_cells,
     state_of,
@@ -52,6 +53,7 @@ from stage2_train.ablate_state import (
 from stage2_train.ablate_table import (
     as_text,
     build_rows,
+    collect_codes,
     collect_labels,
     collect_scores,
     model_sizes,
@@ -60,9 +62,6 @@ from stage2_train.ablate_table import (
     rows_as_json,
 )
 from stage2_train.owner import locked
-from stage2_train.run_identity import (
-    codes_of,
-)
 
 LOG_FILE = "cell.log"
 
@@ -80,8 +79,8 @@ def parse_share(text: str) -> tuple[int, int]:
 
 
 def command_of(cell: Cell, out: Path, opened: Opened) -> list[str]:
-    """The process of a cell; every cell is told the one store, and the masks that it is scored on."""
-    store = opened.store
+    """The process of a cell; it is told its store, and the masks that it is scored on."""
+    store = opened.store_of(cell)
     changes = [*cell.changes, *([f"store={store['path']}"] if store else [])]
     spec = {
         "run": str(out / cell.name),
@@ -113,7 +112,7 @@ def run_grid(
 
     Returns:
         `rows`, `prior`, `counts` by state, `unfinished` cells with their reasons, `own_unfinished` (how many of this
-        call's share), `reference`, `data`, `store`, `model_sizes`, `out`.
+        call's share), `reference`, `data`, `stores`, `model_sizes`, `out`.
 
     Raises:
         DataError: No store, bad arguments, or a folder whose runs are others (`require_own_cells`).
@@ -266,7 +265,7 @@ def _summary(
     }
     done = [cell for cell in grid.cells if states[cell.name].state == DONE]
     scores = collect_scores(grid, out, done)
-    data = grid.cells[0].config.data
+    stores, data = describe_stores(grid, opened), grid.cells[0].config.data
     unfinished = [
         {"cell": name, "state": state.state, "reason": state.reason or "run again to go on"}
         for name, state in states.items()
@@ -275,17 +274,17 @@ def _summary(
     return {
         "grid": str(grid.path),
         "out": str(out),
-        "store": opened.store,
+        "stores": stores,
         "reference": grid.reference,
         "image_ids_file": grid.cells[0].config.image_ids_file,
         "split_seeds": list(dict.fromkeys(cell.config.split_seed for cell in grid.cells)),
-        "codes": codes_of([out / cell.name for cell in done]),
+        "codes": collect_codes(out, done),
         "counts": dict(Counter(state.state for state in states.values())),
         "own_unfinished": sum(cell["cell"] in own for cell in unfinished),
         "unfinished": unfinished,
         "data": {"dataset": data.dataset, "split_by": data.split_by, "fingerprint": opened.data_fingerprint},
         "model_sizes": model_sizes(scores),
-        "prior": prior_scores(scores),
+        "prior": prior_scores(grid, stores, scores),
         "rows": rows_as_json(build_rows(grid, done, scores, collect_labels(out, done))),
     }
 

@@ -1,8 +1,9 @@
 """The chart of a grid: oIoU at the original size, mean and spread over seeds, as an SVG file that stands alone.
 
 A panel a split. With several shares of labels or several overrides, lines over them, one a method (an arm where the
-grid has both); else a row a method. The frozen prior's own score is a dashed line. Bars reach one standard deviation
-from the mean. Shape tells the series as colour does; series beyond `SERIES` use the colours again.
+grid has both); else a row a method. The frozen prior's own score is a dashed line; of several priors each has a letter.
+Bars reach one standard deviation from the mean. Shape tells the series as colour does; series beyond `SERIES` use the
+colours again.
 
 Frame: SVG user units, x to the right, y down.
 """
@@ -10,6 +11,7 @@ Frame: SVG user units, x to the right, y down.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from string import ascii_lowercase
 from typing import Any
 
 from shared.svg import SERIES, head, look
@@ -42,8 +44,8 @@ class Panel:
     """The split."""
     series: tuple[Series, ...]
     """What it shows."""
-    prior: float | None
-    """The frozen prior's own score."""
+    priors: dict[str, float]
+    """The frozen priors' own scores by name."""
 
 
 def draw(answer: Mapping[str, Any]) -> str | None:
@@ -53,15 +55,19 @@ def draw(answer: Mapping[str, Any]) -> str | None:
         return None
     labels = list(dict.fromkeys(one.label for panel in panels for one in panel.series))
     low, high = _range(panels)
+    names = list(answer["prior"])
+    letters = dict(zip(names, ascii_lowercase if len(names) > 1 else [""], strict=False))
     parts, width, height = (
-        _lines(categories, panels, labels, low, high)
+        _lines(categories, panels, labels, letters, low, high)
         if len(categories) > 1
-        else _rows(panels, labels, low, high)
+        else _rows(panels, labels, letters, low, high)
     )
-    for line, text in enumerate(
-        ("mean ± sd over seeds; oIoU, original size", "dashed: the frozen prior alone")
-    ):
-        parts.append(f'<text {look("muted")} x="14" y="{height - 28 + 16 * line}">{text}</text>')
+    dashed = [f"dashed {letter}: {name}" for name, letter in letters.items() if letter]
+    said = ["mean ± sd over seeds; oIoU, original size", *(dashed or ["dashed: the frozen prior alone"])]
+    for line, text in enumerate(said):
+        parts.append(f'<text {look("muted")} x="14" y="{height - 28 + 16 * line}">{escape(text)}</text>')
+    height += 16 * (len(said) - 2)
+    width = max(width, round(28 + CHARACTER * max(map(len, dashed), default=0)))
     described = ". ".join(_sentence(categories, panel) for panel in panels)
     first = head(width, height, "oIoU of each method of a grid", f"{described}.")
     return "\n".join([first, *parts, "</svg>\n"])
@@ -83,11 +89,10 @@ def panels_of(answer: Mapping[str, Any]) -> tuple[list[str], list[Panel]]:
     for split in dict.fromkeys(row["split"] for row in rows):
         found: dict[str, dict[int, tuple[float, float | None]]] = {}
         for row in (row for row in rows if row["split"] == split):
-            method, _, override = row["arm"].partition("+")
-            label = row["arm"] if over_fractions else method
+            override = row["arm"].partition("+")[2]
+            label = row["label"] if over_fractions else row["label"].removesuffix(f"+{override}")
             place = fractions.index(row["fraction"]) if over_fractions else overrides.index(override)
             found.setdefault(label, {})[place] = (row["mean"], row["sd"])
-        prior = answer["prior"].get(split)
         panels.append(
             Panel(
                 title=split,
@@ -95,7 +100,11 @@ def panels_of(answer: Mapping[str, Any]) -> tuple[list[str], list[Panel]]:
                     Series(label=label, points=dict(sorted(points.items())))
                     for label, points in found.items()
                 ),
-                prior=None if prior is None else prior["original"]["oiou"],
+                priors={
+                    name: of_splits[split]["original"]["oiou"]
+                    for name, of_splits in answer["prior"].items()
+                    if split in of_splits
+                },
             )
         )
     return categories, panels
@@ -103,7 +112,7 @@ def panels_of(answer: Mapping[str, Any]) -> tuple[list[str], list[Panel]]:
 
 def _range(panels: Sequence[Panel]) -> tuple[float, float]:
     """What the axis of values spans: all bars and the priors, and a little more; bars are cut at 0 and 1."""
-    ends = [panel.prior for panel in panels if panel.prior is not None]
+    ends = [prior for panel in panels for prior in panel.priors.values()]
     for panel in panels:
         for one in panel.series:
             ends += [mean + sign * (sd or 0.0) for mean, sd in one.points.values() for sign in (-1, 1)]
@@ -112,7 +121,12 @@ def _range(panels: Sequence[Panel]) -> tuple[float, float]:
 
 
 def _lines(
-    categories: Sequence[str], panels: Sequence[Panel], labels: Sequence[str], low: float, high: float
+    categories: Sequence[str],
+    panels: Sequence[Panel],
+    labels: Sequence[str],
+    letters: Mapping[str, str],
+    low: float,
+    high: float,
 ) -> tuple[list[str], float, float]:
     """Lines over the categories; (parts, width, height)."""
     step = max(PANEL_WIDTH / len(categories), CHARACTER * max(map(len, categories)) + 8)
@@ -138,11 +152,15 @@ def _lines(
             parts.append(
                 f'<text {look("muted", "mid")} x="{at}" y="{top + PANEL_HEIGHT + 18}">{escape(name)}</text>'
             )
-        if panel.prior is not None:
-            at = down(panel.prior)
+        for name, prior in panel.priors.items():
+            at = down(prior)
             parts.append(
                 f'<line {look("prior", "dashed")} x1="{left}" x2="{left + panel_width}" y1="{at}" y2="{at}"/>'
             )
+            if letters[name]:
+                parts.append(
+                    f'<text {look("muted")} x="{left + panel_width + 4}" y="{at + 4}">{letters[name]}</text>'
+                )
         for one in panel.series:
             index = labels.index(one.label)
             aside = (index - (len(labels) - 1) / 2) * min(5.0, 0.5 * step / len(labels))
@@ -163,7 +181,7 @@ def _lines(
 
 
 def _rows(
-    panels: Sequence[Panel], labels: Sequence[str], low: float, high: float
+    panels: Sequence[Panel], labels: Sequence[str], letters: Mapping[str, str], low: float, high: float
 ) -> tuple[list[str], float, float]:
     """A row a method; (parts, width, height)."""
     names = 24 + CHARACTER * max(map(len, labels))
@@ -185,9 +203,11 @@ def _rows(
             at = across(value)
             parts.append(f'<line {look("grid")} x1="{at}" x2="{at}" y1="{TITLE}" y2="{bottom}"/>')
             parts.append(f'<text {look("muted", "mid")} x="{at}" y="{bottom + 16}">{text}</text>')
-        if panel.prior is not None:
-            at = across(panel.prior)
+        for name, prior in panel.priors.items():
+            at = across(prior)
             parts.append(f'<line {look("prior", "dashed")} x1="{at}" x2="{at}" y1="{TITLE}" y2="{bottom}"/>')
+            if letters[name]:
+                parts.append(f'<text {look("muted", "mid")} x="{at}" y="{TITLE - 2}">{letters[name]}</text>')
         for one in panel.series:
             y = TITLE + ROW * (labels.index(one.label) + 0.5)
             for mean, sd in one.points.values():
@@ -224,7 +244,8 @@ def _marker(index: int, x: float, y: float) -> str:
 
 def _sentence(categories: Sequence[str], panel: Panel) -> str:
     """A panel in words, for those who cannot see it."""
-    said = [f"{panel.title}: frozen prior {panel.prior:.3f}" if panel.prior is not None else panel.title]
+    priors = [f"{name} {prior:.3f}" for name, prior in panel.priors.items()]
+    said = [f"{panel.title}: {', '.join(priors)}" if priors else panel.title]
     for one in panel.series:
         means = (
             f"{mean:.3f}" + (f" at {categories[place]}" if len(categories) > 1 else "")

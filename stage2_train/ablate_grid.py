@@ -1,4 +1,4 @@
-"""A grid of runs, read from a TOML file: methods x overrides x fractions x seeds over one data set and one prior store.
+"""A grid of runs, read from a TOML file: methods x overrides x fractions x seeds over one data set.
 
     reference = "supervised"            # the method that differences are taken from
     recipe = "embedded"                 # of methods that name none
@@ -10,11 +10,15 @@
 
     [methods.supervised]
     recipe = "supervised-embedded"
+    label = "Sup."                      # optional: what tables and charts call it; default its name
 
     [methods.l2l]
 
     [methods.l2l-no-field]
     set = ["l2l.use_sesm=false"]
+
+    [methods.l2l-sam]                   # a prior of its own, of the same data
+    set = ["store=cache/priors/sam.zarr"]
 
     [overrides.plain]                   # optional; every method is run under every one of them
     [overrides.no-flip]
@@ -22,6 +26,7 @@
 
 A cell's changes are those of the grid, of its method, of its override, then its fraction, seed and draw. Without
 `split_seeds` the spread over seeds is that of the training alone: all of them learn from the same labelled images.
+All methods read one prior store (the one that fits the data, or `store=PATH`) but for those that name another.
 """
 
 import re
@@ -32,14 +37,14 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import apply_overrides
-from shared.errors import DataError
+from shared.errors import DataError, unknown_recipe
 from stage2_train.config import TrainConfig
 from stage2_train.recipes import RECIPES
 
 _KEYS = {"reference", "recipe", "fractions", "seeds", "split_seeds", "splits", "set", "methods", "overrides"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_OWN_AXES = {"fraction": "fractions", "seed": "seeds"}
-_SAME = ("data", "cache_root", "store", "image_ids_file")
+_OWN_AXES = {"fraction": "fractions", "seed": "seeds", "split_seed": "split_seeds"}
+_SAME = ("data", "cache_root", "image_ids_file")
 """Fields that all cells must share: without them a difference would not be the method's."""
 
 
@@ -55,6 +60,8 @@ class Cell:
     """Share of the train images whose masks are used, as it was asked for."""
     seed: int
     """Seed of the run."""
+    label: str
+    """What tables and charts call its method."""
     recipe: str
     """Recipe that is changed."""
     changes: tuple[str, ...]
@@ -66,6 +73,11 @@ class Cell:
     def arm(self) -> str:
         """Method and override: what is compared."""
         return f"{self.method}+{self.override}" if self.override else self.method
+
+    @property
+    def shown(self) -> str:
+        """The arm as tables and charts call it."""
+        return f"{self.label}+{self.override}" if self.override else self.label
 
     @property
     def name(self) -> str:
@@ -96,8 +108,8 @@ def read_grid(path: Path, changes: Sequence[str] = ()) -> Grid:
 
     Raises:
         DataError: An unreadable file, an unknown key, recipe or field, a value of the wrong type, a cell that is there
-            twice, two cells that are the same run, or cells that differ in their data; one line names file, key and
-            value.
+            twice, two cells that are the same run, cells that differ in their data, or a further change that would take
+            the place of what the file says of each method or seed; one line names file, key and value.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -106,7 +118,7 @@ def read_grid(path: Path, changes: Sequence[str] = ()) -> Grid:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise DataError(f"{path}: cannot be read as TOML: {error}") from error
     _known(path, "", document, _KEYS)
-    methods = _tables(path, document, "methods", {"recipe", "set"})
+    methods = _tables(path, document, "methods", {"recipe", "set", "label"})
     if not methods:
         raise DataError(f"{path}: has no [methods.NAME]")
     overrides = _tables(path, document, "overrides", {"set"})
@@ -117,6 +129,7 @@ def read_grid(path: Path, changes: Sequence[str] = ()) -> Grid:
     seeds = _list(path, "seeds", document.get("seeds"), int)
     draws = _draws(path, document, seeds)
     splits = _list(path, "splits", document.get("splits", ["val"]), str)
+    _require_own_labels(path, methods)
     cells = tuple(
         _cell(
             path,
@@ -131,6 +144,7 @@ def read_grid(path: Path, changes: Sequence[str] = ()) -> Grid:
         for fraction in fractions
         for seed in seeds
     )
+    _require_no_other_store(path, document, changes)
     _require_one_comparison(path, cells)
     return Grid(path=path, reference=reference, splits=tuple(splits), cells=cells)
 
@@ -146,12 +160,12 @@ def _cell(
     where = f"methods.{method[0]}"
     recipe = _text(path, f"{where}.recipe", method[1].get("recipe", document.get("recipe")))
     if recipe not in RECIPES:
-        raise DataError(f"{path}: {where}: no recipe {recipe!r}; there are {', '.join(RECIPES)}")
+        raise DataError(f"{path}: {where}: {unknown_recipe(recipe, RECIPES)}")
     changes = [
-        *_changes(path, "set", document.get("set", [])),
-        *_changes(path, f"{where}.set", method[1].get("set", [])),
-        *_changes(path, f"overrides.{override[0]}.set", override[1].get("set", [])),
-        *_changes(path, "--set", list(further)),
+        *_changes(path, document, "set", document.get("set", [])),
+        *_changes(path, document, f"{where}.set", method[1].get("set", [])),
+        *_changes(path, document, f"overrides.{override[0]}.set", override[1].get("set", [])),
+        *_changes(path, document, "--set", list(further)),
         *place,
     ]
     try:
@@ -161,6 +175,7 @@ def _cell(
     return Cell(
         method=method[0],
         override=override[0],
+        label=_text(path, f"{where}.label", method[1].get("label", method[0])),
         fraction=config.fraction,
         seed=config.seed,
         recipe=recipe,
@@ -181,13 +196,39 @@ def _draws(path: Path, document: Mapping[str, Any], seeds: Sequence[int]) -> dic
     return {seed: [f"split_seed={draw}"] for seed, draw in zip(seeds, draws, strict=True)}
 
 
-def _changes(path: Path, where: str, values: Any) -> list[str]:
+def _changes(path: Path, document: Mapping[str, Any], where: str, values: Any) -> list[str]:
+    """Changes as `--set` takes them; what the grid lists for its cells is refused."""
+    axes = {field: key for field, key in _OWN_AXES.items() if key in document}
     found = _list(path, where, values, str, may_be_empty=True)
     for change in found:
-        field = change.partition("=")[0].strip()
-        if field in _OWN_AXES:
-            raise DataError(f"{path}: {where}: {change!r} belongs under {_OWN_AXES[field]}")
+        if (axis := axes.get(_field(change))) is not None:
+            raise DataError(f"{path}: {where}: {change!r} belongs under {axis}")
     return found
+
+
+def _require_own_labels(path: Path, methods: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse two methods that a table would call the same."""
+    found: dict[Any, str] = {}
+    for name, table in methods.items():
+        label = table.get("label", name)
+        if (same := found.setdefault(str(label), name)) != name:
+            raise DataError(f"{path}: methods.{name}.label: {label!r} is what methods.{same} is called")
+
+
+def _require_no_other_store(path: Path, document: Mapping[str, Any], changes: Sequence[str]) -> None:
+    """Refuse one store from outside for methods that are compared by their stores."""
+    given = [change for change in changes if _field(change) == "store"]
+    for kind in ("methods", "overrides") if given else ():
+        for name, table in document.get(kind, {}).items():
+            if any(_field(str(change)) == "store" for change in table.get("set", [])):
+                raise DataError(
+                    f"{path}: --set: {given[-1]!r}: {kind}.{name} names a store of its own; change it in the file"
+                )
+
+
+def _field(change: str) -> str:
+    """What a change as `--set` takes it is made to."""
+    return change.partition("=")[0].strip()
 
 
 def _require_one_comparison(path: Path, cells: tuple[Cell, ...]) -> None:

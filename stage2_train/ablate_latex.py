@@ -8,7 +8,7 @@ A comment above says what the figures are of.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from stage2_train.ablate_table import FRAMES, labels_text, remarks
+from stage2_train.ablate_table import FRAMES, labels_text, readers, remarks
 
 METRICS = {"oiou": "oIoU", "miou": "mIoU"}
 """Metrics that are printed, and their names."""
@@ -33,12 +33,16 @@ def as_latex(answer: Mapping[str, Any]) -> str | None:
 
 def _caption(answer: Mapping[str, Any]) -> str:
     """What a caption has to say, as comments."""
-    data, store = answer["data"], answer["store"]
+    data, stores = answer["data"], answer["stores"]
+    priors = [
+        f"prior store{f' of {readers(one, 12)}' if len(stores) > 1 else ''}: {one['fingerprint']}"
+        for one in stores
+    ]
     seeds = sorted({seed for row in answer["rows"] for seed in row["seeds"]})
     lines = [
         r"needs \usepackage{booktabs}; a tabular for each metric and size of image",
         f"data: {data['dataset']} ({data['split_by']}), annotations {data['fingerprint']}",
-        f"prior store: {store['fingerprint'] if store else 'none'}",
+        *(priors or ["prior store: none"]),
         f"seeds: {', '.join(map(str, seeds))}; mean and sample standard deviation, bold the best mean of the methods",
         f"original size: that of the images; model size: the network's input, {' or '.join(answer['model_sizes'])}",
         *remarks(answer),
@@ -61,18 +65,19 @@ def _tabular(answer: Mapping[str, Any], frame: str, metric: str) -> str:
     for row in rows:
         column = row["fraction"], row["split"]
         best[column] = max(row["mean"], best.get(column, 0.0))
-    prior = {split: _percent(scores[frame][metric]) for split, scores in answer["prior"].items()}
     lines = [
         rf"\begin{{tabular}}{{l*{{{len(columns)}}}{{c}}}}",
         r"\toprule",
         *_head([labels[fraction] for fraction in fractions], splits),
         r"\midrule",
     ]
-    if prior:
-        lines += [_line("frozen prior alone", [prior.get(split, "--") for _, split in columns]), r"\midrule"]
-    for arm in dict.fromkeys(row["arm"] for row in rows):
+    for name, of_splits in answer["prior"].items():
+        prior = {split: _percent(scores[frame][metric]) for split, scores in of_splits.items()}
+        lines.append(_line(name.translate(SPECIAL), [prior.get(split, "--") for _, split in columns]))
+    lines += [r"\midrule"] if answer["prior"] else []
+    for arm, label in {row["arm"]: row["label"] for row in rows}.items():
         cells = [_cell(found.get((arm, *column)), best[column]) for column in columns]
-        lines.append(_line(arm.translate(SPECIAL), cells))
+        lines.append(_line(label.translate(SPECIAL), cells))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
 

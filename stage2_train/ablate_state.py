@@ -1,7 +1,7 @@
 """What the cells of a grid read, and where each of them stands by the files of its folder."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,8 @@ Draw = tuple[float, int, str]
 class Opened:
     """What the cells of a grid read."""
 
-    store: dict[str, str] | None
-    """Path and fingerprint of the one store that they read; None if none reads any."""
+    stores: dict[str, dict[str, str]]
+    """Path and fingerprint of the stores that they read, by what cells call them (`store`; "": the one that fits)."""
     splits: dict[Draw, dict[str, Any]]
     """What their `split.json` holds."""
     masks: dict[str, str]
@@ -60,23 +60,29 @@ class Opened:
     data_fingerprint: str
     """Of the annotations of their data set."""
 
+    def store_of(self, cell: Cell) -> dict[str, str] | None:
+        """The store that a cell is told of; None for one that reads none and calls it like none of several."""
+        only = next(iter(self.stores.values())) if len(self.stores) == 1 else None
+        return self.stores.get(cell.config.store, only)
+
 
 def draw_of(config: TrainConfig) -> Draw:
     """What decides which labels a cell is given; a file that names the images is the same for all."""
     return config.fraction, config.split_seed, config.weak_label
 
 
-def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
+def open_grid(grid: Grid, out: Path, *, coming: Path | None = None) -> Opened:
     """Look at all that the cells will read, so that errors show before the first of them is run.
 
     Args:
         grid: The grid.
-        out: Its folder; a grid that has begun keeps to its store.
-        store_comes: The store that the cells name is being written by jobs that end before they begin.
+        out: Its folder; a grid that has begun keeps to its stores.
+        coming: A store that cells name and that is being written by jobs that end before they begin.
 
     Raises:
         DataError: No such data, a split that cannot be scored, a cell without labelled or unlabelled images, no
-            complete store for the data, or several and none named, or a network that its weights do not fit.
+            complete store for the data, several and none named, two cells that are the same run over one store, or a
+            network that its weights do not fit.
     """
     dataset = load_dataset(grid.cells[0].config.data)
     try:
@@ -101,24 +107,40 @@ def open_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> Opened:
                 splits[draw_of(own)] = split_record(own, open_split(own, dataset), dataset)
             except DataError as error:
                 raise DataError(f"{grid.path}: {cell.name}: {error}") from error
-    store = _store_of(grid, out, dataset, store_comes)
-    return Opened(store=store, splits=splits, masks=masks, data_fingerprint=dataset.fingerprint())
+    readers: dict[str, list[Cell]] = {}
+    for cell in grid.cells:
+        if cell.config.uses_store:
+            readers.setdefault(cell.config.store, []).append(cell)
+    stores = {name: _store_of(cells, out, dataset, coming) for name, cells in readers.items()}
+    _require_other_runs(grid, stores)
+    return Opened(stores=stores, splits=splits, masks=masks, data_fingerprint=dataset.fingerprint())
 
 
-def _store_of(grid: Grid, out: Path, dataset: ReferringDataset, store_comes: bool) -> dict[str, str] | None:
-    """`Opened.store`."""
-    readers = [cell for cell in grid.cells if cell.config.uses_store]
-    if not readers:
-        return None
+def _store_of(
+    readers: Sequence[Cell], out: Path, dataset: ReferringDataset, coming: Path | None
+) -> dict[str, str]:
+    """Path and fingerprint of the store of cells that call it the same."""
     config = readers[0].config
-    if store_comes:
-        require_fitting(Path(config.store), config, dataset, dataset.samples("train"))
+    if coming is not None and config.store and Path(config.store) == coming:
+        require_fitting(coming, config, dataset, dataset.samples("train"))
         return {"path": config.store, "fingerprint": ""}
     begun = (with_own_store(out / cell.name, cell.config) for cell in readers)
     config = next((own for own in begun if own.store), config)
     path = choose_store(config, dataset)
     store = open_priors(path, config, dataset, dataset.samples("train")).store
     return {"path": str(path), "fingerprint": store.fingerprint}
+
+
+def _require_other_runs(grid: Grid, stores: Mapping[str, Mapping[str, str]]) -> None:
+    """Refuse cells that differ in what they call their store alone, where that is one store."""
+    runs: dict[TrainConfig, str] = {}
+    for cell in (cell for cell in grid.cells if cell.config.uses_store):
+        store = stores[cell.config.store]
+        known_by = replace(cell.config, store=store["fingerprint"] or store["path"])
+        if (same := runs.setdefault(known_by, cell.name)) != cell.name:
+            raise DataError(
+                f"{grid.path}: cells {same} and {cell.name} are the same run under two names: both read {store['path']}"
+            )
 
 
 def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
@@ -141,7 +163,7 @@ def state_of(cell: Cell, grid: Grid, out: Path, opened: Opened) -> State:
 
 def _difference(cell: Cell, run: Path, opened: Opened) -> str:
     """What tells the run that a cell's folder holds from the cell; "" if it is the cell's."""
-    store = opened.store if cell.config.uses_store else None
+    store = opened.store_of(cell) if cell.config.uses_store else None
     config = with_recorded_pins(run, cell.config)
     record = run_record(config, cell.recipe, cell.changes, store, opened.data_fingerprint, 1)
     if differing := difference_of_run(run, record):
@@ -177,20 +199,31 @@ def _failure(run: Path) -> State | None:
     return None if reason is None else State(state=FAILED, reason=reason)
 
 
-def describe_grid(grid: Grid, out: Path, *, store_comes: bool = False) -> dict[str, Any]:
+def describe_stores(grid: Grid, opened: Opened) -> list[dict[str, Any]]:
+    """`path`, `fingerprint` and `arms` (who reads it, and what they are called) of the stores, in the grid's order."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in grid.cells:
+        if cell.config.uses_store:
+            store = opened.stores[cell.config.store]
+            own = found.setdefault(store["fingerprint"] or store["path"], {**store, "arms": {}})
+            own["arms"][cell.arm] = cell.shown
+    return list(found.values())
+
+
+def describe_grid(grid: Grid, out: Path, *, coming: Path | None = None) -> dict[str, Any]:
     """What `--dry-run` prints: every cell and its state; nothing is started or written.
 
     Args:
         grid: The grid.
         out: Its folder.
-        store_comes: As for `open_grid`.
+        coming: As for `open_grid`.
     """
-    opened = open_grid(grid, out, store_comes=store_comes)
+    opened = open_grid(grid, out, coming=coming)
     states = {cell.name: state_of(cell, grid, out, opened) for cell in grid.cells}
     return {
         "grid": str(grid.path),
         "out": str(out),
-        "store": opened.store,
+        "stores": describe_stores(grid, opened),
         "reference": grid.reference,
         "splits": list(grid.splits),
         "cells": {

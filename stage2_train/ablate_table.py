@@ -15,6 +15,8 @@ from shared.json_files import read_json
 from stage2_train.ablate_grid import Cell, Grid
 from stage2_train.label_share import label_share, percent_text
 
+PRIOR = "frozen prior alone"
+"""Name of the prior's row."""
 FRAMES = ("original", "model")
 METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
 
@@ -25,6 +27,8 @@ class Row:
 
     arm: str
     """Method, and override where the grid has any."""
+    label: str
+    """What tables and charts call it."""
     fraction: float
     """Share of labelled images, as it was asked for."""
     label_share: float
@@ -75,6 +79,15 @@ def collect_labels(out: Path, done: Sequence[Cell]) -> dict[str, tuple[float, in
     return found
 
 
+def collect_codes(out: Path, done: Sequence[Cell]) -> dict[str, list[str]]:
+    """Names of the finished cells by the state of the code that began them; those that do not say are left out."""
+    found: dict[str, list[str]] = {}
+    for cell in done:
+        if code := read_json(out / cell.name / "config.json").get("code", {}).get("sources"):
+            found.setdefault(code, []).append(cell.name)
+    return found
+
+
 def build_rows(
     grid: Grid,
     done: Sequence[Cell],
@@ -104,13 +117,13 @@ def build_rows(
                     )
                     first = next(iter(cells.values()))
                     share, num = labels.get(first.name, (fraction, None))
-                    row = _row(first.arm, fraction, split, frame, metric, own, other)
+                    row = _row(first, fraction, split, frame, metric, own, other)
                     rows.append(replace(row, label_share=share, num_labelled_images=num))
     return rows
 
 
 def _row(
-    arm: str,
+    cell: Cell,
     fraction: float,
     split: str,
     frame: str,
@@ -121,7 +134,8 @@ def _row(
     paired = tuple(seed for seed in own if seed in other)
     differences = [own[seed] - other[seed] for seed in paired]
     return Row(
-        arm=arm,
+        arm=cell.arm,
+        label=cell.shown,
         fraction=fraction,
         label_share=fraction,
         num_labelled_images=None,
@@ -142,13 +156,40 @@ def _sd(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def prior_scores(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The frozen prior's own score on each split, from the first finished cell that has it."""
-    found: dict[str, dict[str, Any]] = {}
-    for (_, split), result in scores.items():
-        if result.get("prior"):
-            found.setdefault(split, result["prior"])
-    return found
+def prior_scores(
+    grid: Grid,
+    stores: Sequence[Mapping[str, Any]],
+    scores: Mapping[tuple[str, str], Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """Each frozen prior's own score on each split, by the name of its row.
+
+    From the first finished cell that has it; with several stores, of those that read the store.
+
+    Args:
+        grid: The grid.
+        stores: `ablate_state.describe_stores`.
+        scores: `collect_scores`.
+    """
+    arms = {cell.name: cell.arm for cell in grid.cells}
+    several = len(stores) > 1
+    names = {arm: f"{PRIOR} ({readers(store)})" for store in stores for arm in store["arms"]}
+    found: dict[str, dict[str, Any]] = {name: {} for name in names.values()} if several else {PRIOR: {}}
+    for (cell, split), result in scores.items():
+        name = names.get(arms[cell]) if several else PRIOR
+        if name is not None and result.get("prior"):
+            found[name].setdefault(split, result["prior"])
+    return {name: of_splits for name, of_splits in found.items() if of_splits}
+
+
+def readers(store: Mapping[str, Any], most: int = 2) -> str:
+    """Who reads a store, as tables call them; of more than `most` the first."""
+    return few(list(store["arms"].values()), most)
+
+
+def few(names: Sequence[str], most: int) -> str:
+    """Names in a line: all of them, or the first and how many more."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def model_sizes(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
@@ -180,14 +221,15 @@ def as_text(answer: Mapping[str, Any]) -> str:
     Args:
         answer: What `ablate.run_grid` returns.
     """
-    width = max([len("frozen prior alone"), *(len(row["arm"]) for row in answer["rows"])])
+    width = max([len(PRIOR), *map(len, answer["prior"]), *(len(row["label"]) for row in answer["rows"])])
     shares = max([6, *(len(labels_text(row)) for row in answer["rows"])])
     head = f"{'split':<7}{'labels':>{shares}}  {'method':<{width}}{'seeds':>6}"
     lines = [head + "".join(f"{name:>9}{'sd':>8}{'diff':>9}{'sd':>8}" for name in ("oIoU", "mIoU"))]
     shown = [row for row in answer["rows"] if row["frame"] == "original"]
-    for split, prior in answer["prior"].items():
-        cells = "".join(f"{prior['original'][metric]:>9.4f}{'':>25}" for metric in ("oiou", "miou"))
-        lines.append(f"{split:<7}{'':>{shares}}  {'frozen prior alone':<{width}}{'':>6}{cells}".rstrip())
+    for name, of_splits in answer["prior"].items():
+        for split, prior in of_splits.items():
+            cells = "".join(f"{prior['original'][metric]:>9.4f}{'':>25}" for metric in ("oiou", "miou"))
+            lines.append(f"{split:<7}{'':>{shares}}  {name:<{width}}{'':>6}{cells}".rstrip())
     for row in (row for row in shown if row["metric"] == "oiou"):
         same = ("arm", "fraction", "split")
         partner = next(
@@ -198,10 +240,14 @@ def as_text(answer: Mapping[str, Any]) -> str:
             f"{_optional(one['difference_sd']):>8}"
             for one in (row, partner)
         )
-        about = f"{row['split']:<7}{labels_text(row):>{shares}}  {row['arm']:<{width}}{len(row['seeds']):>6}"
+        about = (
+            f"{row['split']:<7}{labels_text(row):>{shares}}  {row['label']:<{width}}{len(row['seeds']):>6}"
+        )
         lines.append(f"{about}{figures}".rstrip())
+    several = len(answer["stores"]) > 1
     counts = ", ".join(f"{number} {state}" for state, number in answer["counts"].items())
     lines += ["", f"cells: {counts}; diff is against {answer['reference']!r}, seeds paired; original size"]
+    lines += [f"prior store of {readers(one, 12)}: {one['path']}" for one in answer["stores"] if several]
     lines += remarks(answer)
     lines += [f"{cell['cell']}: {cell['state']}: {cell['reason']}" for cell in answer["unfinished"]]
     return "\n".join(lines)
@@ -225,11 +271,14 @@ def remarks(answer: Mapping[str, Any]) -> list[str]:
             f"each seed has a draw of labelled images of its own (split_seed {', '.join(map(str, draws))})"
         )
     lines = [labelled + ("" if len(draws) > 1 else ": sd is that of the training alone")]
-    if len(answer["codes"]) > 1:
+    codes = answer["codes"]
+    if len(codes) > 1:
+        most = max(codes, key=lambda code: len(codes[code]))
+        others = [name for code, names in codes.items() if code != most for name in names]
         lines.append(
-            f"WARNING: the cells were trained by {len(answer['codes'])} states of the code, "
-            + ", ".join(f"{code} ({number})" for code, number in answer["codes"].items())
-            + ": delete the folders of those to be trained again"
+            f"WARNING: the cells were trained by {len(codes)} states of the code, "
+            + ", ".join(f"{code} ({len(names)})" for code, names in codes.items())
+            + f": delete the folders of those to be trained again; not by {most}: {few(others, 5)}"
         )
     return lines
 

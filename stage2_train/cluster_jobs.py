@@ -107,7 +107,12 @@ def _require_inputs(config: TrainConfig, out: Path, *, store_comes: bool) -> Non
 
 
 def plan_grid(
-    grid: Grid, out: Path, num_tasks: int, changes: Sequence[str] = (), after: tuple[str, ...] = ()
+    grid: Grid,
+    out: Path,
+    num_tasks: int,
+    changes: Sequence[str] = (),
+    coming: Path | None = None,
+    after: tuple[str, ...] = (),
 ) -> Work:
     """The jobs of a grid: task i of n trains and scores the cells with number = i (mod n), and is submitted if one of
     them is not done.
@@ -119,7 +124,8 @@ def plan_grid(
         out: Its folder.
         num_tasks: Tasks (n); no more than there are cells, 0: one per cell.
         changes: Those that the grid was read with.
-        after: Ids of the jobs that write the store that its cells name, which need not be there yet then.
+        coming: A store that its cells name; where jobs write it, it need not be there yet.
+        after: Ids of those jobs.
 
     Raises:
         DataError: A number of tasks below 0, no store for the grid, a folder whose runs are others, or a model that is
@@ -128,7 +134,7 @@ def plan_grid(
     if num_tasks < 0:
         raise DataError(f"--tasks is {num_tasks}, expected at least 0")
     width = min(num_tasks or len(grid.cells), len(grid.cells))
-    states = describe_grid(grid, out, store_comes=bool(after))["cells"]
+    states = describe_grid(grid, out, coming=coming if after else None)["cells"]
     if not after:  # of a store that comes nobody knows the fingerprint
         require_own_cells(out, {name: cell["differs"] for name, cell in states.items()})
     todo = [number for number, cell in enumerate(grid.cells) if states[cell.name]["state"] != DONE]

@@ -157,7 +157,7 @@ def ablate(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train and score a grid of runs over one prior store, and print one table.
+    """Train and score a grid of runs over one data set, and print one table.
 
     Run it again to go on: finished runs are skipped. Exit status 1 if a run of this share is not finished.
     """
@@ -379,13 +379,15 @@ def submit_ablate(
     from stage2_train.ablate_grid import read_grid
     from stage2_train.cluster_jobs import hub_models_of, plan_grid
 
-    changes = _with_store_of(after, overrides)
-    cells = read_grid(grid, changes)
+    cells, changes = read_grid(grid, overrides or []), overrides or []
+    if after is not None and not any(Path(cell.config.store) == after for cell in cells.cells):
+        changes = _with_store_of(after, overrides)
+        cells = read_grid(grid, changes)
     if not dry_run:
         fetched(hub_models_of(cells))
     with only_answers_on_stdout():
         folder = out or Path("runs") / grid.stem
-        work = plan_grid(cells, folder, tasks, changes, after=_jobs_of(after))
+        work = plan_grid(cells, folder, tasks, changes, after, _jobs_of(after))
     submit_work(work, site, dry_run, as_json)
 
 
@@ -470,8 +472,12 @@ def _text_of_prediction(answer: Mapping[str, Any]) -> str:
 
 def _text_of_cells(plan: Mapping[str, Any]) -> str:
     """A line per cell: its state, name and recipe with changes."""
-    store = plan["store"]["path"] if plan["store"] else "none needed"
-    lines = [f"out: {plan['out']}", f"store: {store}", f"reference: {plan['reference']}"]
+    many = len(plan["stores"]) > 1
+    stores = [
+        f"store{' of ' + ', '.join(one['arms'].values()) if many else ''}: {one['path']}"
+        for one in plan["stores"]
+    ]
+    lines = [f"out: {plan['out']}", *(stores or ["store: none needed"]), f"reference: {plan['reference']}"]
     for name, cell in plan["cells"].items():
         changes = " ".join(f"--set {change}" for change in cell["changes"])
         lines.append(f"{cell['state']:<12}{name}: {cell['recipe']} {changes}")

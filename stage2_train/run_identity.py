@@ -10,7 +10,6 @@ where they lie is noted, and is no part of what the run is.
 
 import copy
 import platform
-from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from importlib.metadata import version
 from pathlib import Path
@@ -249,12 +248,6 @@ def require_same_split(
         raise DataError(
             f"{folder / 'split.json'}: the data carry other labels than when this run began ({differing}); {remedy}"
         )
-
-
-def codes_of(runs: Sequence[Path]) -> dict[str, int]:
-    """How many of the runs were begun by each state of the code; those that do not say are left out."""
-    codes = (read_json(run / "config.json").get("code", {}).get("sources") for run in runs)
-    return dict(Counter(code for code in codes if code))
 
 
 def with_recorded_pins(folder: Path, config: TrainConfig) -> TrainConfig:

@@ -21,7 +21,7 @@ from shared.errors import DataError
 from shared.grid_folders import names_of
 from shared.refer import load_refer
 from shared.stopping import STOPPED
-from stage2_train.ablate import parse_share, run_grid
+from stage2_train.ablate import command_of, parse_share, run_grid
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
 from stage2_train.ablate_state import PART, Opened, describe_grid, open_grid, state_of
@@ -134,6 +134,82 @@ recipe = "omni-res-box-embedded"
         (run / "split.json").write_text(json.dumps(split))
     states = {cell.method: state_of(cell, grid, tmp_path / "out", opened) for cell in grid.cells}
     assert {name: state.state for name, state in states.items()} == dict.fromkeys(states, PART), states
+
+
+TWO_PRIORS = """
+reference = "plain"
+recipe = "embedded"
+fractions = [0.25]
+seeds = [1, 2]
+set = ["data.root={root}/data", "cache_root={cache}"]
+[methods.plain]
+recipe = "supervised-embedded"
+[methods.box]
+[methods.sam]
+label = "SAM 2"
+set = ["store={sam}"]
+"""
+
+
+def test_methods_are_compared_by_their_priors(mini_root: Path, tmp_path: Path) -> None:
+    """Every cell is told its own store and held to it."""
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    box = write_priors(tmp_path / "cache" / "box.zarr", dataset, splits=("train", "val"))
+    sam = write_priors(tmp_path / "sam.zarr", dataset, splits=("train", "val"), fingerprint="a" * 16)
+    text = TWO_PRIORS.format(root=mini_root, cache=tmp_path / "cache", sam=sam)
+    grid, out = read_grid(grid_file(tmp_path, text)), tmp_path / "out"
+    opened = open_grid(grid, out)
+    told = {cell.method: json.loads(command_of(cell, out, opened)[-1])["changes"] for cell in grid.cells}
+    assert told["box"][-1] == f"store={box}" and told["sam"][-1] == f"store={sam}"
+    assert told["plain"][-1] == f"store={box}", "it reads none, and calls it as box does"
+    named = read_grid(
+        grid_file(tmp_path, text.replace("[methods.box]", f'[methods.box]\nset = ["store={box}"]'))
+    )
+    plain, both = named.cells[0], open_grid(named, tmp_path / "named")
+    assert len(both.stores) == 2 and "store=" not in command_of(plain, out, both)[-1]
+    assert both.store_of(plain) is None
+    grid_file(tmp_path, text)
+    for cell in grid.cells:
+        (out / cell.name).mkdir(parents=True)
+        store = {
+            "box": {"path": str(box), "fingerprint": "f" * 16},
+            "sam": {"path": str(sam), "fingerprint": "a" * 16},
+        }
+        record = run_record(
+            cell.config, cell.recipe, cell.changes, store.get(cell.method), dataset.fingerprint(), 1
+        )
+        (out / cell.name / "config.json").write_text(json.dumps(record))
+    plan = describe_grid(grid, out)
+    assert {cell["state"] for cell in plan["cells"].values()} == {PART}
+    assert plan["stores"] == [
+        {"path": str(box), "fingerprint": "f" * 16, "arms": {"box": "box"}},
+        {"path": str(sam), "fingerprint": "a" * 16, "arms": {"sam": "SAM 2"}},
+    ]
+    write_priors(tmp_path / "cache" / "later.zarr", dataset, fingerprint="b" * 16)
+    assert open_grid(grid, out).stores == opened.stores, "a grid that has begun keeps to its stores"
+    with pytest.raises(DataError, match="2 prior stores fit"):
+        open_grid(grid, tmp_path / "new")
+    swapped = read_grid(grid_file(tmp_path, text.replace(str(sam), str(tmp_path / "cache" / "later.zarr"))))
+    with pytest.raises(
+        DataError, match=r"out: 2 of 6 runs .*first sam/fraction-0.25/seed-1 \(store is 'aaaa"
+    ):
+        run_grid(swapped, out, quiet=True)
+
+
+def test_stores_of_several_priors_must_be_two_and_fit(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    box = write_priors(tmp_path / "cache" / "box.zarr", dataset)
+    text = TWO_PRIORS.format(root=mini_root, cache=tmp_path / "cache", sam=box)
+    with pytest.raises(
+        DataError, match="box/.* and sam/.* are the same run under two names: both read .*box.zarr"
+    ):
+        open_grid(read_grid(grid_file(tmp_path, text)), tmp_path / "out")
+    other = write_priors(
+        tmp_path / "other.zarr", dataset, fingerprint="a" * 16, data={"fingerprint": "of others"}
+    )
+    text = TWO_PRIORS.format(root=mini_root, cache=tmp_path / "cache", sam=other)
+    with pytest.raises(DataError, match="other.zarr: made for other annotations"):
+        open_grid(read_grid(grid_file(tmp_path, text)), tmp_path / "out")
 
 
 def test_runs_at_once_have_a_gpu_each(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,8 +463,9 @@ def test_a_grid_survives_kill_and_ends_in_a_table_without_the_llm(
     assert found["counts"] == {"done": 2, "failed": 1}, found["unfinished"]
     (failed,) = found["unfinished"]
     assert failed["cell"] == "diverged/fraction-0.25/seed-1" and "the loss is" in failed["reason"]
-    assert found["store"]["path"].endswith("refshapes.with-val.zarr")
-    assert found["prior"]["val"]["original"]["oiou"] > 0.3
+    (store,) = found["stores"]
+    assert store["path"].endswith("refshapes.with-val.zarr") and list(store["arms"]) == ["l2l", "diverged"]
+    assert found["prior"]["frozen prior alone"]["val"]["original"]["oiou"] > 0.3
     rows = {(r["arm"], r["frame"], r["metric"]): r for r in found["rows"]}
     scored = json.loads((run / "eval" / "val.json").read_text())
     assert rows["supervised", "original", "oiou"]["values"] == [scored["original"]["oiou"]]

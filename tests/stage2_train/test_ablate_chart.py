@@ -4,6 +4,8 @@ import re
 import xml.etree.ElementTree as ET
 from typing import Any
 
+import pytest
+
 from stage2_train.ablate_chart import CHARACTER, draw
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -14,6 +16,7 @@ def row(
 ) -> dict[str, Any]:
     return {
         "arm": arm,
+        "label": arm.replace("labelled", "With a label"),
         "fraction": fraction,
         "label_share": fraction,
         "split": split,
@@ -26,8 +29,8 @@ def row(
 
 def answer(*rows: dict[str, Any], prior: float | None = None) -> dict[str, Any]:
     splits = {one["split"] for one in rows}
-    priors = {} if prior is None else {split: {"original": {"oiou": prior}} for split in splits}
-    return {"rows": list(rows), "prior": priors}
+    priors = {split: {"original": {"oiou": prior}} for split in splits}
+    return {"rows": list(rows), "prior": {} if prior is None else {"frozen prior alone": priors}}
 
 
 def drawn(*rows: dict[str, Any], prior: float | None = None) -> ET.Element:
@@ -130,4 +133,29 @@ def test_a_bar_that_is_longer_than_the_axis_ends_with_it() -> None:
 def test_no_chart_without_a_finished_run_and_the_numbers_in_words() -> None:
     assert draw(answer()) is None
     (words,) = drawn(row("l2l", 0.01, 0.6541), prior=0.61).iter(f"{SVG}desc")
-    assert words.text == "val: frozen prior 0.610; l2l 0.654."
+    assert words.text == "val: frozen prior alone 0.610; l2l 0.654."
+
+
+@pytest.mark.parametrize("fractions", [(0.01,), (0.01, 0.05)])
+def test_of_several_priors_each_line_has_a_letter(fractions: tuple[float, ...]) -> None:
+    priors = {f"frozen prior alone ({name})": {"val": {"original": {"oiou": value}}}
+              for name, value in (("boxes & co", 0.5), ("SAM", 0.6))}  # fmt: skip
+    rows = [row("l2l", fraction, 0.7) for fraction in fractions]
+    root = ET.fromstring(draw({"rows": rows, "prior": priors}) or "")
+    assert len(classed(root, "prior")) == 2
+    shown = texts(root)
+    assert shown.count("a") == shown.count("b") == 1
+    assert {"dashed a: frozen prior alone (boxes & co)", "dashed b: frozen prior alone (SAM)"} <= set(shown)
+    _, _, width, height = map(float, (root.get("viewBox") or "").split())
+    for one in root.iter(f"{SVG}text"):
+        assert float(one.get("y") or 0) < height
+        assert (
+            float(one.get("x") or 0) + (CHARACTER * len(one.text or "") if one.get("x") == "14" else 0)
+            <= width
+        )
+
+
+def test_methods_are_called_by_their_labels() -> None:
+    assert "With a label" in texts(drawn(row("labelled", 0.01, 0.5)))
+    shown = texts(drawn(row("labelled+a", 0.01, 0.5), row("labelled+b", 0.01, 0.6)))
+    assert shown.count("With a label") == 1 and {"a", "b"} <= set(shown)

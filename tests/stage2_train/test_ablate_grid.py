@@ -81,7 +81,14 @@ def test_names_are_folders(tmp_path: Path) -> None:
         ('set = ["steps=40"]', 'set = ["step=40"]', "methods.l2l: .*no field 'step'"),
         ('set = ["steps=40"]', 'set = ["seed=40"]', "'seed=40' belongs under seeds"),
         ('set = ["steps=40"]', 'set = ["data.root=elsewhere"]', "differ in data .*elsewhere"),
-        ('set = ["steps=40"]', 'set = ["store=other.zarr"]', "differ in store"),
+        ('set = ["steps=40"]', 'set = ["cache_root=other"]', "differ in cache_root"),
+        ("[methods.l2l]", '[methods.l2l]\nlabel = ""', "methods.l2l.label is '', not a name"),
+        ("[methods.l2l]", "[methods.l2l]\nlabel = 3", "methods.l2l.label is 3, not a name"),
+        (
+            "[methods.l2l]",
+            '[methods.l2l]\nlabel = "supervised"',
+            "'supervised' is what methods.supervised is",
+        ),
         ('recipe = "supervised-embedded"', 'recipe = "nosuch"', "methods.supervised: no recipe 'nosuch'"),
         ("[methods.supervised]", '[methods."a/b"]', "'a/b' cannot be part of a folder name"),
         ("[methods.l2l]", "[methods.l2l", "cannot be read as TOML.*line"),
@@ -93,6 +100,30 @@ def test_rejections_name_file_key_and_value(tmp_path: Path, old: str, new: str, 
     with pytest.raises(DataError, match=message) as caught:
         read_grid(path)
     assert str(path) in str(caught.value)
+
+
+def test_methods_may_read_stores_of_their_own(tmp_path: Path) -> None:
+    text = BASE.replace('set = ["steps=40"]', 'set = ["store=sam.zarr"]')
+    path = grid_file(tmp_path, text)
+    assert {(c.method, c.config.store) for c in read_grid(path).cells} == {
+        ("supervised", ""),
+        ("l2l", "sam.zarr"),
+    }
+    with pytest.raises(DataError, match="'store=box.zarr': methods.l2l names a store of its own"):
+        read_grid(path, ["steps=7", "store=box.zarr"])
+    plain = read_grid(grid_file(tmp_path, BASE), ["store=box.zarr"])
+    assert {c.config.store for c in plain.cells} == {"box.zarr"}
+
+
+def test_a_label_is_shown_and_names_no_folder(tmp_path: Path) -> None:
+    text = BASE.replace("[methods.l2l]", '[methods.l2l]\nlabel = "L2L (ours)"') + OVERRIDES
+    shown = {cell.arm: cell.shown for cell in read_grid(grid_file(tmp_path, text)).cells}
+    assert shown == {
+        "supervised+plain": "supervised+plain",
+        "supervised+no-flip": "supervised+no-flip",
+        "l2l+plain": "L2L (ours)+plain",
+        "l2l+no-flip": "L2L (ours)+no-flip",
+    }
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -132,7 +163,17 @@ def test_one_run_under_two_names_is_refused(tmp_path: Path) -> None:
 def test_each_seed_may_have_its_own_labelled_images(tmp_path: Path) -> None:
     grid = read_grid(grid_file(tmp_path, "split_seeds = [7, 0, 9]" + BASE))
     assert {(c.seed, c.config.split_seed) for c in grid.cells} == {(1, 7), (2, 0), (3, 9)}
-    assert {c.config.split_seed for c in read_grid(grid_file(tmp_path, BASE)).cells} == {0}
+    plain = grid_file(tmp_path, BASE)
+    assert {c.config.split_seed for c in read_grid(plain).cells} == {0}
+    assert {c.config.split_seed for c in read_grid(plain, ["split_seed=7"]).cells} == {7}
+
+
+@pytest.mark.parametrize("where", ["set", "methods.l2l.set", "--set"])
+def test_a_draw_is_not_set_where_each_seed_has_its_own(tmp_path: Path, where: str) -> None:
+    old = {"set": '"steps=30"', "methods.l2l.set": '"steps=40"', "--set": "none"}[where]
+    path = grid_file(tmp_path, "split_seeds = [7, 0, 9]" + BASE.replace(old, f'{old}, "split_seed=4"'))
+    with pytest.raises(DataError, match=f"toml: {where}: 'split_seed=4' belongs under split_seeds"):
+        read_grid(path, ["split_seed=4"] if where == "--set" else [])
 
 
 @pytest.mark.parametrize(

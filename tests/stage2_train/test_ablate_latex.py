@@ -23,7 +23,15 @@ VALUES = {
 
 def answer(**changes: Any) -> dict[str, Any]:
     rows = [
-        {"arm": arm, "fraction": fraction, "split": split, "frame": frame, "metric": metric, "sd": sd}
+        {
+            "arm": arm,
+            "label": arm.replace("supervised", "Sup. & co"),
+            "fraction": fraction,
+            "split": split,
+            "frame": frame,
+            "metric": metric,
+            "sd": sd,
+        }
         | {"label_share": fraction, "num_labelled_images": 40 if fraction == 0.01 else None}
         | {"mean": mean + shift, "seeds": (22, 23) if sd else (22,)}
         for (arm, fraction, split), (mean, sd) in VALUES.items()
@@ -33,13 +41,13 @@ def answer(**changes: Any) -> dict[str, Any]:
     scores = {"oiou": 0.7, "miou": 0.71}
     found = {
         "rows": rows,
-        "prior": {"val": {"original": scores, "model": scores}},
+        "prior": {"frozen prior alone": {"val": {"original": scores, "model": scores}}},
         "data": {"dataset": "refshapes", "split_by": "unc", "fingerprint": "abc"},
-        "store": {"path": "cache/one.zarr", "fingerprint": "feedc0ffee"},
+        "stores": [{"path": "cache/one.zarr", "fingerprint": "feedc0ffee", "arms": {"l2l_100%+no-flip": "L2L"}}],
         "model_sizes": ["96x96"],
         "image_ids_file": "",
         "split_seeds": [0],
-        "codes": {"aaaa": 4, "bbbb": 1},
+        "codes": {"aaaa": ["a", "b"], "bbbb": ["l2l_100%+no-flip/fraction-0.01/seed-22"]},
         "unfinished": [{"cell": "l2l_100%+no-flip/fraction-0.001/seed-22", "state": "failed", "reason": "no\nmemory"}],
     }  # fmt: skip
     return found | changes
@@ -80,7 +88,7 @@ def test_means_spreads_and_the_best_of_a_column() -> None:
     )
     _, _, prior, supervised, l2l = original
     assert prior == ["frozen prior alone", "70.00", "--", "70.00", "--"]  # above all, and no method
-    assert supervised == ["supervised", r"$\mathbf{25.70}$", r"$\mathbf{30.00}$",
+    assert supervised == [r"Sup. \& co", r"$\mathbf{25.70}$", r"$\mathbf{30.00}$",
                           r"$61.50 \pm 0.30$", r"$\mathbf{65.00} \pm 0.40$"]  # fmt: skip
     # equal as printed: both are bold
     assert l2l == [
@@ -99,7 +107,22 @@ def test_the_caption_says_what_the_figures_are_of() -> None:
                  "network's input, 96x96", "seed-22: failed: no memory", "(split_seed 0)",
                  "2 states of the code"):  # fmt: skip
         assert any(part in line for line in said), part
-    assert "prior store: none" in (as_latex(answer(store=None)) or "")
+    assert "prior store: none" in (as_latex(answer(stores=[])) or "")
+
+
+def test_several_priors_have_a_row_and_a_comment_each() -> None:
+    scores = {size: {"oiou": 0.7, "miou": 0.71} for size in ("original", "model")}
+    better = {size: {"oiou": 0.8, "miou": 0.81} for size in ("original", "model")}
+    stores = [
+        {"path": "one.zarr", "fingerprint": "feed", "arms": {"box": "boxes"}},
+        {"path": "two.zarr", "fingerprint": "c0ffee", "arms": {"sam": "SAM_2", "sam-s": "SAM_2 s"}},
+    ]
+    prior = {"frozen prior alone (boxes)": {"val": scores}, "frozen prior alone (SAM_2)": {"val": better}}
+    text = as_latex(answer(stores=stores, prior=prior)) or ""
+    _, _, first, second, *_ = tables(text)["oIoU, percent, original size"]
+    assert first == ["frozen prior alone (boxes)", "70.00", "--", "70.00", "--"]
+    assert second == [r"frozen prior alone (SAM\_2)", "80.00", "--", "80.00", "--"]
+    assert "% prior store of boxes: feed\n% prior store of SAM_2, SAM_2 s: c0ffee\n" in text
 
 
 def test_no_table_without_a_finished_run_and_no_row_of_an_unknown_prior() -> None:

@@ -1,6 +1,7 @@
 """The table of a grid, by hand."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -14,6 +15,7 @@ from stage2_train.ablate_table import (
     METRICS,
     as_text,
     build_rows,
+    collect_codes,
     collect_labels,
     prior_scores,
     rows_as_csv,
@@ -98,6 +100,58 @@ def test_labels_are_those_that_were_read(grid: Grid, tmp_path: Path) -> None:
     assert found == {grid.cells[0].name: (0.05, 10), grid.cells[1].name: (0.02, 4)}
 
 
+def test_cells_are_told_apart_by_the_code_that_began_them(grid: Grid, tmp_path: Path) -> None:
+    for cell, code in zip(grid.cells, ({"sources": "aaaa"}, {"sources": "bbbb"}, {}), strict=False):
+        (tmp_path / cell.name).mkdir(parents=True)
+        (tmp_path / cell.name / "config.json").write_text(json.dumps({"code": code}))
+    names = [cell.name for cell in grid.cells]
+    assert collect_codes(tmp_path, grid.cells[:3]) == {"aaaa": [names[0]], "bbbb": [names[1]]}
+
+
+def test_each_store_has_a_prior_of_its_own(grid: Grid) -> None:
+    """Of several stores a score counts from those alone that read the store; of one, whoever has it."""
+    by_method = {cell.method: cell for cell in grid.cells}
+    scores = {
+        (by_method["supervised"].name, "val"): result(0.4, prior=0.1),
+        (by_method["l2l"].name, "val"): result(0.4, prior=0.71),
+    }
+    one = {"path": "a.zarr", "fingerprint": "a", "arms": {"l2l": "L2L"}}
+    other = {"path": "b.zarr", "fingerprint": "b", "arms": {"u": "U", "v": "V", "w": "W", "x": "X"}}
+    assert prior_scores(grid, [one], scores)["frozen prior alone"]["val"]["original"]["oiou"] == 0.1
+    found = prior_scores(grid, [one, other], scores)
+    assert {name: prior["val"]["original"]["oiou"] for name, prior in found.items()} == {
+        "frozen prior alone (L2L)": 0.71
+    }
+    scores["reader", "val"] = result(0.4, prior=0.8)
+    cell = dataclasses.replace(by_method["l2l"], method="w")
+    scores[cell.name, "val"] = scores.pop(("reader", "val"))
+    found = prior_scores(dataclasses.replace(grid, cells=(*grid.cells, cell)), [one, other], scores)
+    answer = {
+        "rows": rows_of(grid),
+        "prior": found,
+        "stores": [one, other],
+        "reference": "supervised",
+        "image_ids_file": "",
+        "split_seeds": [0],
+        "codes": {},
+        "counts": {"done": 6},
+        "unfinished": [],
+    }
+    lines = as_text(answer).splitlines()
+    assert lines[1].startswith("val             frozen prior alone (L2L)") and " 0.7100 " in lines[1]
+    assert "frozen prior alone (U, V and 2 more)" in lines[2] and " 0.8000 " in lines[2]
+    assert "prior store of L2L: a.zarr" in lines and "prior store of U, V, W, X: b.zarr" in lines
+
+
+def test_labels_name_the_rows(tmp_path: Path) -> None:
+    text = BASE.replace("[0.01, 0.05]", "[0.05]").replace("[methods.l2l]", '[methods.l2l]\nlabel = "Ours"')
+    rows = rows_of(read_grid(grid_file(tmp_path, text)))
+    assert {row["arm"]: row["label"] for row in rows} == {"supervised": "supervised", "l2l": "Ours"}
+    answer = {"rows": rows, "prior": {}, "stores": [], "reference": "supervised", "image_ids_file": ""}
+    said = as_text(answer | {"split_seeds": [0], "codes": {}, "counts": {}, "unfinished": []})
+    assert " Ours " in said and " l2l " not in said and "'supervised'" in said
+
+
 def test_csv_holds_every_row(grid: Grid) -> None:
     rows = rows_of(grid)
     read = list(csv.DictReader(io.StringIO(rows_as_csv(rows))))
@@ -110,15 +164,16 @@ def test_csv_holds_every_row(grid: Grid) -> None:
 
 def test_text_shows_scores_prior_and_what_is_missing(grid: Grid) -> None:
     cells = grid.cells[:1]
-    prior = prior_scores({(cells[0].name, "val"): result(0.4, prior=0.71)})
+    prior = prior_scores(grid, [], {(cells[0].name, "val"): result(0.4, prior=0.71)})
     text = as_text(
         {
             "rows": rows_of(grid),
             "prior": prior,
+            "stores": [],
             "reference": "supervised",
             "image_ids_file": "",
             "split_seeds": [0],
-            "codes": {"aaaa": 5},
+            "codes": {"aaaa": ["x"]},
             "counts": {"done": 5, "failed": 1},
             "unfinished": [
                 {"cell": "supervised/fraction-0.05/seed-3", "state": "failed", "reason": "no memory"}
@@ -145,7 +200,14 @@ def test_text_shows_scores_prior_and_what_is_missing(grid: Grid) -> None:
             {"image_ids_file": "ids.txt"},
             ["the labelled images of one file: sd is that of the training alone"],
         ),
-        ({"codes": {"aaaa": 4, "bbbb": 2}}, ["WARNING", "2 states of the code, aaaa (4), bbbb (2)"]),
+        (
+            {"codes": {"bbbb": ["b/x", "c/x"], "aaaa": [*"defg"]}},
+            ["WARNING", "2 states of the code, bbbb (2), aaaa (4)", "not by aaaa: b/x, c/x"],
+        ),
+        (
+            {"codes": {"aaaa": [*"abcdefghi"], "bbbb": [*"nopqrst"]}},
+            ["not by aaaa: n, o, p, q, r and 2 more"],
+        ),
     ],
 )
 def test_text_says_what_the_spread_covers_and_which_code_trained(
@@ -154,10 +216,11 @@ def test_text_says_what_the_spread_covers_and_which_code_trained(
     answer = {
         "rows": rows_of(grid),
         "prior": {},
+        "stores": [],
         "reference": "supervised",
         "image_ids_file": "",
         "split_seeds": [0],
-        "codes": {"aaaa": 6},
+        "codes": {"aaaa": list("uvwxyz")},
         "counts": {"done": 6},
         "unfinished": [],
     }

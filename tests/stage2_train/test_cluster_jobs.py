@@ -121,9 +121,30 @@ def test_a_grid_may_wait_for_its_store_too(mini_root, tmp_path):
     grid = read_grid(grid_file(tmp_path, text), changes)
     with pytest.raises(DataError, match="no prior store here"):
         plan_grid(grid, tmp_path / "out", 0, changes)
-    (job,) = plan_grid(grid, tmp_path / "out", 0, changes, after=("7",)).jobs
+    coming = tmp_path / "coming.zarr"
+    (job,) = plan_grid(grid, tmp_path / "out", 0, changes, coming, after=("7",)).jobs
     assert job.after == ("7",) and job.tasks == (0, 1, 2, 3)
     assert job.command == ("ablate", str(grid.path), "--set", *changes, "--out", str(tmp_path / "out"))
+
+
+def test_one_store_of_several_may_be_on_its_way(mini_root, tmp_path, l2l):
+    """The jobs of that one are waited for, and the file's own names are kept; the others must be there."""
+    coming, there = tmp_path / "coming.zarr", next((mini_root / "stores").glob("*.zarr"))
+    text = GRID.format(root=mini_root).replace("supervised-embedded", "embedded")
+    text = text.replace('"steps=40"', f'"store={coming}"').replace(
+        "[methods.a]", f'[methods.a]\nset = ["store={there}"]'
+    )
+    path = grid_file(tmp_path, text)
+    grid, out = read_grid(path), tmp_path / "out"
+    (job,) = plan_grid(grid, out, 0, (), coming, after=("7",)).jobs
+    assert job.command == ("ablate", str(path), "--out", str(out))
+    with pytest.raises(DataError, match=f"{coming}: no prior store here"):
+        plan_grid(grid, out, 0, (), there, after=("7",))
+    assert (
+        "no prior store here" in l2l("submit", "ablate", path, "--after", coming, "--dry-run").err
+    )  # no job fills it
+    ran = l2l("submit", "ablate", path, "--after", tmp_path / "another.zarr", "--dry-run")
+    assert ran.status == 2 and "methods.a names a store of its own" in ran.err
 
 
 @pytest.fixture

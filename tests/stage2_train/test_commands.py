@@ -126,7 +126,7 @@ def test_train_hands_everything_on(l2l, monkeypatch, tmp_path):
 def test_ablate_dry_run_lists_the_cells(l2l, grid, tmp_path):
     ran = l2l("ablate", grid, "--out", tmp_path / "out", "--dry-run", "--json")
     assert ran.status == 0, ran.err
-    assert len(ran.json["cells"]) == 4 and ran.json["store"] is None
+    assert len(ran.json["cells"]) == 4 and ran.json["stores"] == []
     text = l2l("ablate", grid, "--dry-run").out
     assert "out: runs/grid\n" in text and text.count("to do ") == 4 and "--set seed=2" in text
     assert not (tmp_path / "out").exists()
@@ -150,6 +150,7 @@ def test_ablate_hands_everything_on_and_says_whether_its_share_is_done(l2l, monk
         return {
             "rows": [],
             "prior": {},
+            "stores": [],
             "image_ids_file": "",
             "split_seeds": [0],
             "codes": {},

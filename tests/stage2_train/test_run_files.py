@@ -113,7 +113,7 @@ def test_a_finished_grid_stays_finished(mini_root: Path, tmp_path: Path) -> None
         (folder / name).write_text("{}")
     write_priors(cache / "wide.zarr", dataset, fingerprint="wide", splits=("train", "val"), model="a")
     answer = describe_grid(grid, out)
-    assert answer["store"]["path"] == str(narrow)
+    assert [one["path"] for one in answer["stores"]] == [str(narrow)]
     assert answer["cells"][cell.name]["state"] == DONE, answer
 
 
