@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.config import as_options
 from shared.console import (
     DryRun,
     Json,
@@ -14,10 +15,8 @@ from shared.console import (
     Quiet,
     Set,
     Site,
-    as_arguments,
     fetched,
     only_answers_on_stdout,
-    recipe_of,
     show,
     speaks,
     submit_work,
@@ -29,6 +28,12 @@ from shared.errors import DataError
 if TYPE_CHECKING:
     from stage2_train.config import TrainConfig
 
+_RECIPE_HELP = "Name of a recipe (`l2l recipes`), or a run's folder, for its settings."
+
+Recipe = Annotated[
+    str | None,
+    typer.Argument(metavar="RECIPE|RUN", help=f"{_RECIPE_HELP} Without it the run in --out is gone on with."),
+]
 After = Annotated[
     Path | None,
     typer.Option(
@@ -40,7 +45,7 @@ After = Annotated[
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    recipe: Recipe = None,
     overrides: Set = None,
     out: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Run folder; default runs/<recipe>.")
@@ -50,19 +55,22 @@ def train(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Stage 2: train a run to its end, or go on with it."""
-    from shared.config import config_to_dict
-    from stage2_train.recipes import RECIPES
+    """Stage 2: train a run to its end, or go on with it.
 
-    config = recipe_of(RECIPES, recipe, overrides)
-    folder = out or Path("runs") / recipe
+    A new run of another one's settings: name that one's folder instead of a recipe, and --out.
+    """
+    from shared.config import config_to_dict
+    from stage2_train.run_again import start_in
+
+    start, folder = start_in(recipe, overrides or [], out, resume=resume)
+    config = start.config
     _say_what_is_idle(config, overrides or [])
     if dry_run:
         from stage2_train.inputs import describe
 
         with only_answers_on_stdout():
             plan = {
-                "recipe": recipe,
+                "recipe": start.recipe,
                 "run": str(folder),
                 "config": config_to_dict(config),
                 "plan": describe(config),
@@ -73,7 +81,12 @@ def train(
 
     with only_answers_on_stdout():
         done = train_run(
-            config, folder, resume=resume, recipe=recipe, overrides=overrides or [], quiet=quiet or as_json
+            config,
+            folder,
+            resume=resume,
+            recipe=start.recipe,
+            overrides=list(start.overrides),
+            quiet=quiet or as_json,
         )
     if speaks():
         show({"run": str(folder), **done}, as_json, lambda made: _text_of_run(folder, made))
@@ -242,14 +255,14 @@ def export_labels_of(
 
 
 def params(
-    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help=_RECIPE_HELP)],
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Count the trainable parameters of a recipe, part by part; no weights are read."""
-    from stage2_train.recipes import RECIPES
+    from stage2_train.run_again import start_of
 
-    config = recipe_of(RECIPES, recipe, overrides)
+    config = start_of(recipe, overrides or []).config
     from stage2_train.params import count_parameters
 
     show(count_parameters(config.segmentor), as_json, _text_of_counts)
@@ -297,14 +310,14 @@ def report(
 
 
 def fetch_train(
-    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help=_RECIPE_HELP)],
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Fetch the network's towers and tokenizer."""
-    from stage2_train.recipes import RECIPES
+    from stage2_train.run_again import start_of
 
-    config = recipe_of(RECIPES, recipe, overrides)
+    config = start_of(recipe, overrides or []).config
     from stage2_train.hub_models import hub_models
 
     show({"models": fetched(hub_models(config.segmentor))}, as_json, text_of_models)
@@ -324,7 +337,7 @@ def fetch_ablate(
 
 
 def submit_train(
-    recipe: Annotated[str, typer.Argument(help="Name in stage2_train/recipes.py.")],
+    recipe: Recipe = None,
     overrides: Set = None,
     out: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Run folder; default runs/<recipe>.")
@@ -344,19 +357,21 @@ def submit_train(
 ) -> None:
     """Train a run, or go on with it. Before its time is up it writes a checkpoint and is queued again."""
     from shared.cluster.site import read_site
-    from stage2_train.recipes import RECIPES
 
     changes = _with_store_of(after, overrides)
-    config = recipe_of(RECIPES, recipe, changes)
+    from stage2_train.run_again import start_in
+
+    start, folder = start_in(recipe, changes, out, resume=True)
+    config = start.config
     from stage2_train.cluster_jobs import plan_training
     from stage2_train.hub_models import hub_models
 
     _say_what_is_idle(config, overrides or [])
-    folder, each = out or Path("runs") / recipe, processes or max(1, read_site(site).gpus_per_node)
+    each = processes or max(1, read_site(site).gpus_per_node)
     if not dry_run:
         fetched(hub_models(config.segmentor))
     with only_answers_on_stdout():
-        arguments = as_arguments(recipe, changes)
+        arguments = [*([recipe] if recipe else []), *as_options(changes)]
         work = plan_training(
             config, arguments, folder, nodes, each, after=_jobs_of(after), splits=split or []
         )

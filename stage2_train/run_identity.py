@@ -40,6 +40,7 @@ AFTERWARDS = (
     "stage2_train/model_card",
     "stage2_train/predict",
     "stage2_train/report/",
+    "stage2_train/run_again",
 )
 """Code that no weight and no score of a run depends on."""
 

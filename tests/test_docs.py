@@ -57,7 +57,14 @@ def faults(words: list[str]) -> list[str]:
     recipes = {"priors run": PRIORS_RECIPES, "train": TRAIN_RECIPES, "params": TRAIN_RECIPES}.get(
         " ".join(path)
     )
-    if recipes is None or not rest or rest[0].startswith("-") or "<" in rest[0] or rest[0].isupper():
+    if (
+        recipes is None
+        or not rest
+        or rest[0].startswith("-")
+        or "<" in rest[0]
+        or "/" in rest[0]
+        or rest[0].isupper()
+    ):
         return found
     if rest[0] not in recipes:
         return [*found, f"{' '.join(path)}: no recipe {rest[0]!r}"]

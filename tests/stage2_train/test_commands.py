@@ -1,5 +1,6 @@
 """`l2l train`, `eval`, `ablate`, `predict`, `export-labels`: what they hand on, what they print, when they refuse."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,31 @@ def test_train_hands_everything_on(l2l, monkeypatch, tmp_path):
     assert seen["resume"] is False and seen["quiet"] is False
     l2l("train", "embedded", "--set", "steps=9", "--quiet")
     assert seen["quiet"] is True
+
+
+def test_a_run_goes_on_and_starts_another_without_its_recipe(l2l, mini_run, tmp_path):
+    """The finished run is the very one that its folder holds; the new one's record says what it is."""
+    assert l2l("train", "--resume", "--out", mini_run).out == f"{mini_run}: finished before, nothing to do\n"
+    assert l2l("train", mini_run, "--resume").out == f"{mini_run}: finished before, nothing to do\n"
+    ran = l2l("train", "--resume", "--out", mini_run, "--set", "steps=3")
+    assert ran.status == 2 and "steps is 2 there, 3 now" in ran.err
+    ran = l2l("train", mini_run, "--set", "steps=1", "--out", tmp_path / "new", "--quiet")
+    assert ran.status == 0, ran.err
+    old, new = (json.loads((run / "config.json").read_text()) for run in (mini_run, tmp_path / "new"))
+    assert (new["recipe"], new["config"]["steps"], new["overrides"][-1]) == ("mini", 1, "steps=1")
+    assert new["store"] == old["store"] and new["config"]["segmentor"] == old["config"]["segmentor"]
+
+
+def test_jobs_take_a_run_for_a_recipe_too(l2l, mini_run, tmp_path):
+    assert (
+        l2l("submit", "train", "--out", mini_run, "--dry-run", "--json").json["jobs"] == []
+    )  # it is finished
+    (job,) = l2l(
+        "submit", "train", mini_run, "--out", tmp_path / "r", "--set", "seed=3", "--dry-run", "--json"
+    ).json["jobs"]
+    assert f"train {mini_run} --set seed=3 --out {tmp_path / 'r'} --resume" in job["text"]
+    assert l2l("params", mini_run, "--json").json["segmentor"] > 0
+    assert l2l("submit", "train", "--dry-run").status == 2
 
 
 def test_ablate_dry_run_lists_the_cells(l2l, grid, tmp_path):
