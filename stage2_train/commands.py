@@ -59,23 +59,17 @@ def train(
 
     A new run of another one's settings: name that one's folder instead of a recipe, and --out.
     """
-    from shared.config import config_to_dict
     from stage2_train.run_again import start_in
 
     start, folder = start_in(recipe, overrides or [], out, resume=resume)
     config = start.config
     _say_what_is_idle(config, overrides or [])
     if dry_run:
-        from stage2_train.inputs import describe
+        from stage2_train.dry_run import as_text, describe
 
         with only_answers_on_stdout():
-            plan = {
-                "recipe": start.recipe,
-                "run": str(folder),
-                "config": config_to_dict(config),
-                "plan": describe(config),
-            }
-        show(plan, as_json, lambda made: f"run: {made['run']}\n{made['plan']}")
+            plan = {"recipe": start.recipe, "run": str(folder), **describe(config, start.recipe)}
+        show(plan, as_json, lambda made: f"run: {made['run']}\nrecipe: {made['recipe']}\n{as_text(made)}")
         return
     from stage2_train.train import train as train_run
 

@@ -1,19 +1,14 @@
 """Opens what a run reads, so that every error of the user's shows before anything is built or written."""
 
-import contextlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.config import config_to_dict
 from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.refer import ReferringDataset
-from stage2_train.backbones.pretrained import where_pretrained
 from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
 from stage2_train.data import BatchPlan, BatchSource, Split, Tokenise, make_split, scorable
-from stage2_train.params import count_parameters
 from stage2_train.prior_source import (
     MisplacedPriors,
     StorePriors,
@@ -138,30 +133,3 @@ def say_lost_text(config: TrainConfig, split: Split) -> None:
     """
     refs = split.labelled + (split.unlabelled if config.uses_unlabelled else ())
     say_unread(Tokenizer(config.segmentor), [sample.expression for ref in refs for sample in ref])
-
-
-def describe(config: TrainConfig) -> str:
-    """What `--dry-run` prints: the resolved config, counts and store; nothing is trained or written.
-
-    Raises:
-        DataError: As `open_inputs`, or `segmentor.weights` that do not fit the network.
-    """
-    inputs = open_inputs(config)
-    require_fitting_weights(config.segmentor)
-    with contextlib.suppress(DataError):  # a tokenizer that is not there is said below
-        say_lost_text(config, inputs.split)
-    summary = inputs.split.summary()
-    summary["image_ids"] = f"{len(inputs.split.image_ids)} ids"
-    lines = [
-        json.dumps(config_to_dict(config), indent=1),
-        f"labelled split: {json.dumps(summary)}",
-        f"store: {json.dumps(inputs.store)}",
-        *(f"{field}: {said}" for field, said in where_pretrained(config.segmentor).items()),
-        f"parameters: {json.dumps(count_parameters(config.segmentor))}",
-        f"steps: {config.steps} of {config.batch_labelled} labelled + "
-        f"{config.batch_unlabelled if config.uses_unlabelled else 0} unlabelled samples",
-    ]
-    if config.uses_unlabelled:
-        epochs = config.steps * config.batch_unlabelled / len(inputs.split.unlabelled)
-        lines.append(f"epochs (passes over the unlabelled references): {epochs:.2f}")
-    return "\n".join(lines)

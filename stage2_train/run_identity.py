@@ -35,6 +35,7 @@ AFTERWARDS = (
     "stage2_train/card_template",
     "stage2_train/cluster_jobs",
     "stage2_train/commands",
+    "stage2_train/dry_run",
     "stage2_train/export_labels",
     "stage2_train/label_share",
     "stage2_train/model_card",

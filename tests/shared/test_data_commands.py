@@ -69,7 +69,7 @@ def test_own_data_goes_the_same_way_as_refer_data(l2l, tmp_path):
     assert plan["splits"] == {"train": 8, "val": 3} and plan["problem"] is None
     sets = ("--set", f"data.root={path}", "--set", "fraction=1")
     plan = l2l("train", "fixmatch-embedded", *sets, "--out", tmp_path / "run", "--dry-run", "--json").json
-    assert '"num_unlabelled_refs": 5' in plan["plan"] and plan["config"]["data"]["dataset"] == "photos"
+    assert plan["labelled"]["num_unlabelled_refs"] == 5 and plan["config"]["data"]["dataset"] == "photos"
     ran = l2l("data", "check", tmp_path / "mine")
     assert ran.status == 2 and "a folder needs --dataset and --split-by" in ran.err
 

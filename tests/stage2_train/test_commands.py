@@ -33,6 +33,7 @@ def test_train_dry_run_prints_the_resolved_config(l2l, refshapes, tmp_path):
     ran = l2l("train", "supervised-embedded", *arguments, "--out", tmp_path / "run", "--dry-run", "--json")
     assert ran.status == 0, ran.err
     assert ran.json["config"]["steps"] == 7 and ran.json["config"]["fraction"] == 0.5
+    assert ran.json["changed"]["steps"] == [400, 7] and ran.json["recipe"] == "supervised-embedded"
     assert ran.err == "note: spm.eps=0.1 has no effect: method is supervised\n"
     assert not (tmp_path / "run").exists()
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from stage2_train.inputs import describe
+from stage2_train.dry_run import describe
 from stage2_train.predict import predict_one
 from stage2_train.predict_lines import predict_jsonl
 from stage2_train.segmentor_config import tiny_config
@@ -74,7 +74,7 @@ def test_training_its_plan_and_prediction_say_it_once(mini_root, mini_run, tmp_p
     assert note_in(capfd.readouterr().err) == [planned]
     gone = dataclasses.replace(config.segmentor.text, tokenizer="owner/bert")
     gone_config = dataclasses.replace(config, segmentor=dataclasses.replace(config.segmentor, text=gone))
-    assert "segmentor.text.tokenizer: NOT FOUND" in describe(gone_config)
+    assert describe(gone_config)["pretrained"]["segmentor.text.tokenizer"].startswith("NOT FOUND")
 
     random_image().save(tmp_path / "a.png")
     predict_one(mini_run, tmp_path / "a.png", "red mug", tmp_path / "out")

@@ -30,10 +30,11 @@ from stage2_train.config import (
     RuntimeConfig,
     TrainConfig,
 )
-from stage2_train.inputs import describe
+from stage2_train.dry_run import as_text, describe
 from stage2_train.methods import METHODS
 from stage2_train.monitor import CollapseError
 from stage2_train.owner import RunOwner
+from stage2_train.recipes import RECIPES
 from stage2_train.run_files import load_model, read_run_config, restore_method
 from stage2_train.segmentor_config import tiny_config
 from stage2_train.train import _require_same_step, train
@@ -444,20 +445,41 @@ def test_wrong_inputs_leave_no_folder(mini_root: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_describes_and_writes_nothing(mini_root: Path, tmp_path: Path) -> None:
-    text = describe(config_of(mini_root))
-    assert '"steps": 6' in text and "refshapes.test.zarr" in text and "4 ids" in text
-    assert "epochs" in text and '"sesm"' in text
+    """For a person what matters, for a program all of it."""
+    plan = describe(config_of(mini_root))
+    text = as_text(plan)
+    assert "steps: 6 of 4 labelled + 4 unlabelled samples" in text and "refshapes.test.zarr (ffff" in text
+    assert "labelled: 25% of 16 train images (split_seed 0): 4 images, " in text
+    assert "epochs (passes" in text and ", sesm " in text and "policy: actor 4,738, critic 4,801" in text
+    assert len(text.splitlines()) < 20 and plan["config"]["optim"]["lr"] == 2e-3
     assert not list(tmp_path.iterdir())
     assert "segmentor.vision.weights: none: it starts at random" in text
-    assert "segmentor.vision.weights: NOT FOUND: owner/swin" in describe(with_tower(mini_root, "owner/swin"))
-    assert "store: null" in describe(plain_config(mini_root, "supervised"))
+    lost = as_text(describe(with_tower(mini_root, "owner/swin")))
+    assert "segmentor.vision.weights: NOT FOUND: owner/swin" in lost
+    plain = as_text(describe(plain_config(mini_root, "supervised")))
+    assert "prior store: none is read" in plain and "unlabelled: not read" in plain and "actor" not in plain
+    assert "epochs" not in plain
+    fixed = dataclasses.replace(config_of(mini_root), l2l=L2lConfig(use_rple=False, band_px=0))
+    assert "actor" not in describe(fixed)["parameters"] and "critic" not in describe(fixed)["parameters"]
     shipped = dataclasses.replace(tiny_config(), weight_parts=("text", "fusion"))
-    text = describe(plain_config(mini_root, "supervised", segmentor=shipped))
+    text = as_text(describe(plain_config(mini_root, "supervised", segmentor=shipped)))
     assert "segmentor.vision.weights: none: it starts at random" in text
     assert "segmentor.text.weights: none\n" in text
     wide = dataclasses.replace(shipped, text=dataclasses.replace(shipped.text, hidden=64))
     with pytest.raises(DataError, match=r"text\.\S+ has shape .* --set segmentor.weights=none"):
         describe(plain_config(mini_root, "supervised", segmentor=wide))
+
+
+
+def test_dry_run_says_what_is_not_as_the_recipe_has_it(mini_root: Path) -> None:
+    changes = [f"data.root={mini_root / 'data'}", f"cache_root={mini_root / 'stores'}", "fraction=0.25"]
+    config = apply_overrides(RECIPES["embedded"](), [*changes, "steps=7", "spm.eps=1e-4", "compile=true"])
+    plan = describe(config, "embedded")
+    assert list(plan["changed"]) == ["data.root", "cache_root", "fraction", "steps", "compile"]
+    assert plan["changed"]["steps"] == [400, 7], "spm.eps is what it was"
+    lines = as_text(plan).splitlines()
+    assert "  fraction: 0.01 -> 0.25" in lines and "  compile: false -> true" in lines
+    assert "changes to the recipe: none" in as_text(describe(config_of(mini_root)))
 
 
 # --- collapse ----------------------------------------------------------------------------------------------------

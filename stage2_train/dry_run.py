@@ -1,0 +1,112 @@
+"""What `train --dry-run` says of a run: what it is, what it reads, how large it is; nothing is trained or written."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shared.config import config_to_dict
+from shared.errors import DataError
+from stage2_train.backbones.pretrained import where_pretrained
+from stage2_train.config import TrainConfig
+from stage2_train.inputs import open_inputs, say_lost_text
+from stage2_train.label_share import label_share, percent_text
+from stage2_train.params import count_parameters
+from stage2_train.recipes import RECIPES
+from stage2_train.segmentor import require_fitting_weights
+from stage2_train.segmentor_config import PARTS
+
+
+def describe(config: TrainConfig, recipe: str = "") -> dict[str, Any]:
+    """Open all that a run reads, and count.
+
+    Args:
+        config: The run.
+        recipe: The recipe that its settings are compared with; none if there is no such recipe.
+
+    Returns:
+        `changed` (by field, what the recipe says and what the run says), `labelled` (counts of the split), `store`
+        (None if none is read), `pretrained`, `parameters`, `epochs` (passes over the unlabelled references; None if
+        they are not read) and `config`.
+
+    Raises:
+        DataError: Missing or foreign data, split or store, or `segmentor.weights` that do not fit the network.
+    """
+    inputs = open_inputs(config)
+    require_fitting_weights(config.segmentor)
+    with contextlib.suppress(DataError):  # a tokenizer that is not there is said below
+        say_lost_text(config, inputs.split)
+    summary = inputs.split.summary()
+    counts = count_parameters(config.segmentor)
+    if config.method != "l2l" or not config.l2l.use_rple:
+        counts = {name: number for name, number in counts.items() if name not in ("actor", "critic")}
+    settings = config_to_dict(config)
+    own = dict(_leaves(settings))
+    usual = dict(_leaves(config_to_dict(RECIPES[recipe]()))) if recipe in RECIPES else own
+    seen = config.steps * config.batch_unlabelled / max(1, len(inputs.split.unlabelled))
+    return {
+        "changed": {
+            field: [usual.get(field), own.get(field)]
+            for field in {**usual, **own}
+            if usual.get(field) != own.get(field)
+        },
+        "labelled": {
+            **summary,
+            "image_ids": len(summary["image_ids"]),
+            "num_train_images": len(inputs.dataset.train_image_ids()),
+        },
+        "store": inputs.store,
+        "pretrained": where_pretrained(config.segmentor),
+        "parameters": counts,
+        "epochs": seen if config.uses_unlabelled else None,
+        "config": settings,
+    }
+
+
+def as_text(plan: Mapping[str, Any]) -> str:
+    """The lines for a person, of what `describe` returns."""
+    config, split, store = plan["config"], plan["labelled"], plan["store"]
+    data, counts, size = config["data"], plan["parameters"], config["segmentor"]["vision"]["image_size"]
+    share = label_share(config["fraction"], split["image_ids"], split["num_train_images"])
+    draw = config["image_ids_file"] or f"split_seed {config['split_seed']}"
+    reads = plan["epochs"] is not None
+    parts = ", ".join(f"{name} {counts[name]:,}" for name in PARTS if counts[name])
+    policy = [f"{name} {counts[name]:,}" for name in ("actor", "critic") if name in counts]
+    batch = f"{config['batch_labelled']} labelled + {config['batch_unlabelled'] if reads else 0} unlabelled samples"
+    lines = [
+        f"method: {config['method']}, seed {config['seed']}",
+        "changes to the recipe:" + ("" if plan["changed"] else " none"),
+        *(f"  {field}: {_short(old)} -> {_short(new)}" for field, (old, new) in plan["changed"].items()),
+        f"data: {data['dataset']} ({data['split_by']}) in {data['root']}",
+        f"labelled: {percent_text(share)} of {split['num_train_images']:,} train images ({draw}): "
+        f"{split['image_ids']:,} images, {split['num_refs']:,} references, {split['num_sentences']:,} sentences",
+        "unlabelled: "
+        + (
+            f"{split['num_unlabelled_refs']:,} references, {split['num_unlabelled_sentences']:,} sentences"
+            if reads
+            else "not read"
+        ),
+        f"prior store: {store['path']} ({store['fingerprint']})" if store else "prior store: none is read",
+        f"network: {size} x {size} pixels, {counts['segmentor']:,} parameters ({parts})",
+        *([f"policy: {', '.join(policy)} parameters"] if policy else []),
+        *(f"{field}: {said}" for field, said in plan["pretrained"].items() if said != "none"),
+        f"steps: {config['steps']:,} of {batch}",
+    ]
+    if reads:
+        lines.append(f"epochs (passes over the unlabelled references): {plan['epochs']:.2f}")
+    return "\n".join([*lines, "--json prints every setting"])
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by name, as `--set` takes it."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _short(value: Any) -> str:
+    """A setting as `--set` takes it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
