@@ -61,8 +61,9 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
     Raises:
         DataError: Neither a product nor jobs of one, or a file that is damaged.
     """
-    tasks = _tasks(jobs_folder(target), time.time() if now is None else now)
-    kind = kind_of(target)
+    submitted = read_submitted(jobs_folder(target))
+    tasks = _tasks(jobs_folder(target), submitted, time.time() if now is None else now)
+    kind = _kind(target, submitted)
     if not kind:
         raise DataError(f"{target}: neither a store (*.zarr) nor a run or grid, and no jobs of one")
     if kind == "store":
@@ -82,9 +83,14 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
 
 def kind_of(target: Path) -> str:
     """`store`, `run` or `grid`, by the files of a folder or its jobs; "" for none of them."""
+    return _kind(target, read_submitted(jobs_folder(target)))
+
+
+def _kind(target: Path, submitted: Sequence[Mapping[str, Any]]) -> str:
+    """`kind_of`, of a folder with these submissions."""
     if target.suffix == ".zarr":
         return "store"
-    jobs = {record["name"] for record in read_submitted(jobs_folder(target))}
+    jobs = {record["name"] for record in submitted}
     if (target / "config.json").is_file() or "train" in jobs:
         return "run"
     is_grid = jobs or any((target / name).is_file() for name in (GRID_FILE, "table.json")) or cells_of(target)
@@ -192,11 +198,12 @@ def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[st
     cells = dict.fromkeys(named, "not begun")
     for cell in cells_of(path):
         name = str(cell.relative_to(path))
+        cells.setdefault(name, "not begun")
         if (reason := failure_of(cell)) is not None:
             cells[name] = f"failed: {reason}"
         elif (cell / "done.json").is_file():
             cells[name] = "done" if is_finished(cell) else "trained"
-        else:
+        elif (cell / "config.json").is_file():
             progress = _run(cell)[1]
             cells[name] = progress["steps"] + (f", {progress['left']} left" if "left" in progress else "")
     table = path / "table.json"
@@ -209,11 +216,11 @@ def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[st
     return done, {**({"runs": f"{finished} of {len(named)} done"} if named else {}), "cells": cells}
 
 
-def _tasks(folder: Path, now: float) -> list[dict[str, Any]]:
+def _tasks(folder: Path, submitted: Sequence[Mapping[str, Any]], now: float) -> list[dict[str, Any]]:
     """The tasks of the latest submission of each job, in order."""
     parts = [
         (name, number, part)
-        for name, jobs in _latest(folder).items()
+        for name, jobs in _latest(submitted).items()
         for number, part in sorted(jobs.items())
     ]
     fares = [_fare(folder, name, number, part.job, now) for name, number, part in parts]
@@ -266,11 +273,10 @@ class _Part:
     """The job's script."""
 
 
-def _latest(folder: Path) -> dict[str, dict[int, _Part]]:
+def _latest(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, _Part]]:
     """Parts by task, by name of the job, of the last submission that had such a job."""
     found: dict[str, dict[int, _Part]] = {}
     latest: dict[str, int] = {}
-    records = read_submitted(folder)
     for record in records:
         if record["submission"] != latest.get(record["name"]):
             latest[record["name"]], found[record["name"]] = record["submission"], {}

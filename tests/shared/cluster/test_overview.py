@@ -34,6 +34,17 @@ def test_a_folder_of_products_is_a_line_each(tmp_path):
     assert found["state"] == "failed" and "two/config.json: damaged" in found["progress"]["holds"]["two"]
 
 
+def test_folders_of_a_folder_are_looked_into(tmp_path):
+    for name in ("runs/study/one", "runs/two", "runs/a/b/too-deep"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text(json.dumps({"config": {"steps": 9}}))
+    (tmp_path / "runs" / "two" / "done.json").write_text("{}")
+    assert overview_of(tmp_path / "runs")["progress"]["holds"] == {
+        "study/one": "run, unfinished, steps 0 of 9",
+        "two": "run, done, steps 0 of 9",
+    }
+
+
 def test_a_folder_of_none_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(DataError, match="neither a store"):

@@ -305,7 +305,7 @@ def test_a_grid_and_its_cells(tmp_path):
     assert status["progress"]["cells"] == {
         "l2l/fraction-0.1/seed-1": "done",
         "l2l/fraction-0.1/seed-2": "failed: collapsed",
-        "l2l/fraction-0.1/seed-3": "0 (not begun)",
+        "l2l/fraction-0.1/seed-3": "not begun",
     }
     task(grid / "jobs", "ablate", 0, "5", "ended", 0)
     assert status_of(grid, NOW)["state"] == "done"
@@ -354,6 +354,15 @@ def wait_until(condition):
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_submissions_are_read_once(tmp_path, monkeypatch):
+    """Between two readings jobs may be submitted: kind and tasks are of one."""
+    submitted(tmp_path / "run" / "jobs", 1, "train", "7", [0])
+    asked = []
+    read = module.read_submitted
+    monkeypatch.setattr(module, "read_submitted", lambda folder: asked.append(folder) or read(folder))
+    assert status_of(tmp_path / "run")["kind"] == "run" and asked == [tmp_path / "run" / "jobs"]
 
 
 def test_what_is_nothing_or_damaged_is_named(tmp_path):
