@@ -10,7 +10,7 @@ CELL = re.compile(r"fraction-(\d+(?:\.\d+)?(?:e-\d+)?)/seed-(-?\d+)")
 """Folder of a run below that of its method."""
 
 GRID_FILE = "grid.json"
-"""Name of the file in a grid's folder that names all its runs, begun or not."""
+"""Name of the file in a grid's folder that names all its runs, begun or not, and says what methods are called."""
 
 FAILED_FILE = "failed.json"
 """Name of the file in a run's folder that says why it failed."""
@@ -34,6 +34,20 @@ def names_of(grid: Path) -> list[str]:
     """
     file = grid / GRID_FILE
     return [str(name) for name in read_json(file).get("cells") or []] if file.is_file() else []
+
+
+def method_of(run: Path) -> tuple[str, str] | None:
+    """What a run's grid is called and what it calls the run's method; None for a run that lies in no grid.
+
+    Raises:
+        DataError: The grid's file is damaged.
+    """
+    *_, grid, method, fraction, seed = ("", "", "", "", *run.resolve().parts)
+    if not CELL.fullmatch(f"{fraction}/{seed}"):
+        return None
+    file = run.resolve().parents[2] / GRID_FILE
+    labels = read_json(file).get("labels") or {} if file.is_file() else {}
+    return grid, str(labels.get(method, method))
 
 
 def is_finished(run: Path) -> bool:

@@ -1,7 +1,7 @@
 """Runs a grid of trainings over one data set and ends with one table.
 
     OUT/<method>/fraction-<f>/seed-<s>/           a run folder as `train` leaves it, with its scores, and `cell.log`
-    OUT/grid.json                                 names of all runs, written first
+    OUT/grid.json                                 names of all runs and what methods are called, written first
     OUT/table.json, .csv, .txt, .tex, chart.svg   written at the end of every call, over all cells of the grid
 
 Every cell is a process (`stage2_train.ablate_cell`): a crash is that cell's alone, and whatever ends this process ends
@@ -126,7 +126,8 @@ def run_grid(
     own = [cell for number, cell in enumerate(grid.cells) if number % only[1] == only[0]]
     finished = {cell.name for cell in own if states[cell.name].state == DONE}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / GRID_FILE, {"grid": str(grid.path), "cells": [cell.name for cell in grid.cells]})
+    names, labels = [cell.name for cell in grid.cells], {cell.arm: cell.shown for cell in grid.cells}
+    write_json(out / GRID_FILE, {"grid": str(grid.path), "cells": names, "labels": labels})
     for name in finished:
         (out / name / FAILED_FILE).unlink(missing_ok=True)  # of a time when it was not
     todo = [cell for cell in own if cell.name not in finished]

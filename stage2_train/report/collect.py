@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import DataError
-from shared.grid_folders import CELL
+from shared.grid_folders import CELL, method_of
 from stage2_train.label_share import label_share
 from stage2_train.run_identity import identity_of
 
@@ -29,7 +29,7 @@ FIELDS = tuple(
 )
 """Figures of a sentence that the report reads."""
 
-_SAYS_NOTHING = ("seed=", "split_seed=", "runtime.", "store=", "cache_root=", "data.root=")
+_SAYS_NOTHING = ("seed=", "split_seed=", "fraction=", "runtime.", "store=", "cache_root=", "data.root=")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +133,10 @@ class RunData:
     """Scores by split, in report order."""
     done: dict[str, Any]
     """`done.json`, or empty: the run did not finish."""
+    grid: str = ""
+    """Name of the grid that it is a run of; empty for none."""
+    called: str = ""
+    """What that grid calls its method."""
     missing: list[str] = field(default_factory=list)
     """One line for each part that could not be read."""
 
@@ -142,12 +146,10 @@ class RunData:
         return str(self.config.get("method") or "unknown")
 
     @property
-    def variant(self) -> str:
-        """What it ran, for a person: its recipe and what was changed of it, but for seed and places."""
-        changed = [
-            one for one in self.config.get("overrides") or [] if not str(one).startswith(_SAYS_NOTHING)
-        ]
-        return " ".join([str(self.config.get("recipe") or self.method), *map(str, changed)])
+    def changes(self) -> tuple[str, ...]:
+        """What was changed of its recipe, but for seeds, share of labels and places."""
+        changes = map(str, self.config.get("overrides") or [])
+        return tuple(one for one in changes if not one.startswith(_SAYS_NOTHING))
 
     @cached_property
     def arm(self) -> str:
@@ -242,8 +244,11 @@ def _collect_run(path: Path, name: str) -> RunData:
             evals[file.stem] = EvalData.of(file.stem, summary, rows, sentences)
     if not evals:
         missing.append("eval/: no scores (run the evaluation first)")
+    grid, called = method_of(path) or ("", "")
     return RunData(
         path=path,
+        grid=grid,
+        called=called,
         name=name,
         config=config,
         split=_read_json(path / "split.json", missing),

@@ -69,7 +69,7 @@ class Spread:
     """One recipe with one set of settings over several seeds."""
 
     variant: str
-    """The recipe, and what was changed of it."""
+    """What a grid calls it; else the recipe, and what was changed of it that was not changed of all."""
     fraction: float | None
     """Share of labelled images."""
     split: str
@@ -78,6 +78,8 @@ class Spread:
     """Seeds, in the order of the runs."""
     values: tuple[float, ...]
     """oIoU at the original size, one per seed."""
+    mious: tuple[float, ...]
+    """mIoU at the original size, of the seeds that have it."""
     num_draws: int
     """Different sets of labelled images among the runs."""
 
@@ -85,6 +87,11 @@ class Spread:
     def mean(self) -> float:
         """Mean over seeds."""
         return float(np.mean(self.values))
+
+    @property
+    def miou(self) -> float | None:
+        """Mean mIoU; None if a seed has none."""
+        return float(np.mean(self.mious)) if len(self.mious) == len(self.values) else None
 
     @property
     def sd(self) -> float:
@@ -171,26 +178,44 @@ def spreads(runs: list[RunData]) -> list[Spread]:
 
     Whether the labelled images were drawn anew for each seed is said in `num_draws`.
     """
+    names = _variants(runs)
     groups: dict[tuple[str, float | None, str], dict[str, RunData]] = defaultdict(dict)
     for run in runs:
         for split, data in run.evals.items():
             if data.score("original", "oiou") is not None:
                 groups[run.arm, run.fraction, split].setdefault(str(run.seed), run)
     found = []
-    for (_, fraction, split), by_seed in groups.items():
+    for (arm, fraction, split), by_seed in groups.items():
+        mious = [run.evals[split].score("original", "miou") for run in by_seed.values()]
         values = [run.evals[split].score("original", "oiou") for run in by_seed.values()]
         if len(values) > 1:
             found.append(
                 Spread(
-                    variant=next(iter(by_seed.values())).variant,
+                    variant=names[arm],
                     fraction=fraction,
                     split=split,
                     seeds=tuple(by_seed),
                     values=tuple(value for value in values if value is not None),
+                    mious=tuple(value for value in mious if value is not None),
                     num_draws=len({run.split.get("hash") for run in by_seed.values()}),
                 )
             )
     return found
+
+
+def _variants(runs: list[RunData]) -> dict[str, str]:
+    """What each arm is called: as its grid does (of several grids with the grid's name), or by recipe and changes."""
+    arms: dict[str, RunData] = {}
+    for run in runs:
+        arms.setdefault(run.arm, run)
+    shared = set.intersection(*(set(run.changes) for run in arms.values())) if len(arms) > 1 else set()
+    several = len({run.grid for run in runs}) > 1
+    names = {}
+    for arm, run in arms.items():
+        changes = (change for change in run.changes if change not in shared)
+        name = run.called or " ".join([str(run.config.get("recipe") or run.method), *changes])
+        names[arm] = f"{run.grid}: {name}" if several and run.grid else name
+    return names
 
 
 def summary_disagrees(data: EvalData, tolerance: float = 2e-3) -> str | None:

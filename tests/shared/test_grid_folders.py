@@ -6,7 +6,7 @@ import pytest
 
 from shared import grid_folders
 from shared.errors import DataError
-from shared.grid_folders import cells_of, failure_of, is_finished
+from shared.grid_folders import cells_of, failure_of, is_finished, method_of
 
 
 def test_runs_come_by_method_share_and_seed_whatever_their_numbers_look_like(tmp_path):
@@ -46,3 +46,12 @@ def test_a_failure_may_go_while_it_is_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(grid_folders, "read_json", removed)
     assert failure_of(tmp_path) is None
+
+
+def test_a_grid_says_what_it_calls_the_method_of_a_run(tmp_path):
+    run = tmp_path / "study" / "l2l+plain" / "fraction-0.1" / "seed-1"
+    run.mkdir(parents=True)
+    assert method_of(run) == ("study", "l2l+plain")
+    (tmp_path / "study" / "grid.json").write_text(json.dumps({"labels": {"l2l+plain": "L2L+plain"}}))
+    assert method_of(run) == ("study", "L2L+plain")
+    assert method_of(tmp_path / "study") is None

@@ -334,6 +334,7 @@ def test_a_grid_names_all_its_runs_before_the_first_ends(grid: Grid, tmp_path: P
     out = tmp_path / "out"
     run_grid(grid, out, only=(3, 4), quiet=True, command=light())
     assert names_of(out) == [cell.name for cell in grid.cells] and names_of(tmp_path) == []
+    assert json.loads((out / "grid.json").read_text())["labels"] == {"a": "a", "b": "b"}
     (out / "table.json").unlink()
     status = status_of(out)
     assert status["state"] == "unfinished" and status["progress"]["runs"] == "1 of 4 done"

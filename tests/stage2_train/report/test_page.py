@@ -193,7 +193,7 @@ def test_many_runs_stay_small(make_run):
     runs = [make_run(f"run{seed}", seed=seed, splits=("val", "testA", "testB")) for seed in range(8)]
     html, _ = report(*runs)
     assert len(html.encode()) < 8e6
-    assert "Spread over seeds" in html
+    assert "Means over seeds" in html
 
 
 def test_a_grid_stands_for_its_finished_runs(make_run, tmp_path):
@@ -242,6 +242,29 @@ def test_a_report_of_a_grid_shows_every_method_and_says_what_it_leaves_out(make_
         (f"l2l/{cell}", f"supervised/{cell}")
         for cell in (f"fraction-{f}/seed-{s}" for f in (0.01, 0.05, 0.1) for s in (22, 23, 24))
     ]
+
+
+def test_a_grid_is_summed_up_by_its_own_names_above_its_runs(make_run, tmp_path):
+    for method, quality in (("l2l", 0.9), ("supervised", 0.5)):
+        for seed in (22, 23):
+            path = make_run(f"{method}/fraction-0.05/seed-{seed}", method=method, seed=seed, quality=quality)
+            edit(path / "config.json", overrides=["steps=4", "fraction=0.05", f"seed={seed}"])
+    labels = {"l2l": "L2L <ours>", "supervised": "supervised"}
+    (tmp_path / "runs" / "grid.json").write_text(json.dumps({"cells": [], "labels": labels}))
+    html, _ = report(tmp_path / "runs")
+    start = html.index("<h3>Means over seeds</h3>")
+    assert start < html.index("<h3>val</h3>")
+    table = html[start : html.index("</table>", start)]
+    assert re.findall(r'<tr><th scope="row">([^<]*)</th>', table) == ["supervised", "L2L &lt;ours&gt;"]
+    assert '<th scope="col">method</th>' in table and "steps=4" not in table
+    means = [
+        cells[-4:-1]
+        for cells in (re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in table.split("<tr>")[2:])
+    ]
+    scores = [json.loads((tmp_path / "runs/l2l/fraction-0.05" / f"seed-{seed}/eval/val.json").read_text())["original"]
+              for seed in (22, 23)]  # fmt: skip
+    assert means[1][0] == f"{(scores[0]['oiou'] + scores[1]['oiou']) / 2:.3f}"
+    assert means[1][2] == f"{(scores[0]['miou'] + scores[1]['miou']) / 2:.3f}"
 
 
 def test_runs_of_other_labelled_images_are_not_subtracted(make_run):

@@ -1,5 +1,6 @@
 """The report's arithmetic on cases small enough to do by hand."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,24 @@ def test_spread_is_of_runs_that_differ_in_their_seeds_alone():
     assert (only.variant, only.seeds, only.values) == ("embedded", ("22", "23"), (0.655, 0.665))
     pair = [variant("embedded", seed, 0.1, f"seed={seed}", "steps=9", steps=9) for seed in (1, 2)]
     assert [one.variant for one in stats.spreads(pair)] == ["embedded steps=9"]
+    common = ("steps=9", "fraction=0.1")
+    several = [
+        variant("embedded", seed, 0.1, *common, *more, steps=9, spm={"eps": len(more)})
+        for seed in (1, 2)
+        for more in ((), ("spm.eps=1",))
+    ]
+    assert [one.variant for one in stats.spreads(several)] == ["embedded", "embedded spm.eps=1"]
+
+
+def test_grids_call_their_methods_as_they_do():
+    def cells(grid, called, gain):
+        config = {"method": "l2l", "spm": {"gain": gain}}
+        runs = [run("l2l", seed, 0.5, recipe="embedded", config=config) for seed in (1, 2)]
+        return [dataclasses.replace(one, grid=grid, called=called) for one in runs]
+
+    first, second = cells("a", "Ours", 1), cells("b", "Ours", 2)
+    assert [one.variant for one in stats.spreads(first)] == ["Ours"]
+    assert [one.variant for one in stats.spreads(first + second)] == ["a: Ours", "b: Ours"]
 
 
 def test_seeds_with_draws_of_their_own_have_a_spread_that_says_so():
