@@ -105,11 +105,11 @@ def recipe_of(recipes: Mapping[str, Callable[[], T]], name: str, overrides: Sequ
     return apply_overrides(recipes[name](), overrides or [])
 
 
-def as_arguments(recipe: str, overrides: list[str] | None) -> list[str]:
-    """A recipe and its changes as a command takes them."""
+def as_arguments(recipe: str | None, overrides: list[str] | None) -> list[str]:
+    """A recipe, if any, and its changes as a command takes them."""
     from shared.config import as_options
 
-    return [recipe, *as_options(overrides or [])]
+    return [*([recipe] if recipe else []), *as_options(overrides or [])]
 
 
 def fetched(models: "list[HubModel]") -> list[dict[str, str]]:

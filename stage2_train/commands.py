@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shared.config import as_options
 from shared.console import (
     DryRun,
     Json,
@@ -15,6 +14,7 @@ from shared.console import (
     Quiet,
     Set,
     Site,
+    as_arguments,
     fetched,
     only_answers_on_stdout,
     show,
@@ -365,7 +365,7 @@ def submit_train(
     if not dry_run:
         fetched(hub_models(config.segmentor))
     with only_answers_on_stdout():
-        arguments = [*([recipe] if recipe else []), *as_options(changes)]
+        arguments = as_arguments(recipe, changes)
         work = plan_training(
             config, arguments, folder, nodes, each, after=_jobs_of(after), splits=split or []
         )
