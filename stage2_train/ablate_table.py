@@ -246,11 +246,18 @@ def as_text(answer: Mapping[str, Any]) -> str:
         lines.append(f"{about}{figures}".rstrip())
     several = len(answer["stores"]) > 1
     counts = ", ".join(f"{number} {state}" for state, number in answer["counts"].items())
-    lines += ["", f"cells: {counts}; diff is against {answer['reference']!r}, seeds paired; original size"]
+    lines += ["", f"cells: {counts}; diff is against {_reference(answer)!r}, seeds paired; original size"]
     lines += [f"prior store of {readers(one, 12)}: {one['path']}" for one in answer["stores"] if several]
     lines += remarks(answer)
     lines += [f"{cell['cell']}: {cell['state']}: {cell['reason']}" for cell in answer["unfinished"]]
     return "\n".join(lines)
+
+
+def _reference(answer: Mapping[str, Any]) -> str:
+    """What the reference is called."""
+    name = answer["reference"]
+    own = (row for row in answer["rows"] if row["arm"].partition("+")[0] == name)
+    return next((row["label"].removesuffix(row["arm"].removeprefix(name)) for row in own), name)
 
 
 def labels_text(row: Mapping[str, Any]) -> str:

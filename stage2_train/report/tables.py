@@ -137,26 +137,31 @@ def _run_rows(run: RunData, data: EvalData) -> list[Row]:
 
 
 def _prior_rows(scored: list[RunData], split: str) -> list[Row]:
-    """The frozen prior's own score: one row, or one for each different score if the runs used different stores."""
-    rows: dict[tuple, Row] = {}
-    for run in scored:
+    """The frozen prior's own score: one row, or one for each different score if the runs used different stores.
+
+    Of several each is called after a run, one that read it if there is any.
+    """
+    found: dict[tuple, RunData] = {}
+    for run in sorted(scored, key=lambda run: not run.store):
         data = run.evals[split]
         original = tuple(data.score("original", metric, source="prior") for metric in METRICS)
         model = tuple(data.score("model", metric, source="prior") for metric in METRICS)
-        if original[0] is None or (original, model) in rows:
-            continue
-        rows[original, model] = Row(
-            label="frozen prior alone" if not rows else f"frozen prior alone ({run.name})",
+        if original[0] is not None:
+            found.setdefault((original, model), run)
+    return [
+        Row(
+            label="frozen prior alone" + (f" ({run.called or run.name})" if len(found) > 1 else ""),
             kind="prior",
             method="",
             seed="",
             labels="none",
-            num=data.num,
-            data=_data_name(run, data),
+            num=run.evals[split].num,
+            data=_data_name(run, run.evals[split]),
             original=original,
             model=model,
         )
-    return list(rows.values())
+        for (original, model), run in found.items()
+    ]
 
 
 def _published_rows(scored: list[RunData], split: str) -> list[Row]:

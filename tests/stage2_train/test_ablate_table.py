@@ -149,7 +149,14 @@ def test_labels_name_the_rows(tmp_path: Path) -> None:
     assert {row["arm"]: row["label"] for row in rows} == {"supervised": "supervised", "l2l": "Ours"}
     answer = {"rows": rows, "prior": {}, "stores": [], "reference": "supervised", "image_ids_file": ""}
     said = as_text(answer | {"split_seeds": [0], "codes": {}, "counts": {}, "unfinished": []})
-    assert " Ours " in said and " l2l " not in said and "'supervised'" in said
+    assert " Ours " in said and " l2l " not in said and "against 'supervised'" in said
+    renamed = text.replace("[methods.supervised]", '[methods.supervised]\nlabel = "Sup."') + OVERRIDES
+    grid = read_grid(grid_file(tmp_path, renamed))
+    done = grid.cells[:1]
+    rows = rows_as_json(build_rows(grid, done, {(done[0].name, "val"): result(0.5)}, {}))
+    assert rows[0]["label"] == "Sup.+plain"
+    said = as_text(answer | {"rows": rows, "split_seeds": [0], "codes": {}, "counts": {}, "unfinished": []})
+    assert "against 'Sup.'," in said
 
 
 def test_csv_holds_every_row(grid: Grid) -> None:

@@ -48,6 +48,17 @@ def test_two_runs_scored_against_one_prior_give_one_prior_row(make_run):
     assert [row.kind for row in split_tables(runs)[0].rows].count("prior") == 1
 
 
+def test_each_of_several_priors_is_called_after_a_run_that_read_it(make_run):
+    paths = [make_run("plain", method="supervised"), make_run("box"), make_run("sam", seed=3)]
+    scores = json.loads((paths[1] / "eval" / "val.json").read_text())["prior"]
+    edit(paths[0] / "eval" / "val.json", prior=scores)  # scored beside a store that it does not read
+    better = {size: found | {"oiou": 0.99} for size, found in scores.items()}
+    edit(paths[2] / "eval" / "val.json", prior=better)
+    rows = [row for row in split_tables(collect_runs(paths))[0].rows if row.kind == "prior"]
+    assert [row.label for row in rows] == ["frozen prior alone (box)", "frozen prior alone (sam)"]
+    assert rows[1].original[0] == 0.99
+
+
 def test_scores_of_two_data_sets_have_a_number_and_a_name_of_their_own(make_run):
     one, other = make_run("a"), make_run("b", seed=23)
     num = json.loads((one / "eval" / "val.json").read_text())["num"]
