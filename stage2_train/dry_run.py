@@ -106,7 +106,9 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _short(value: Any) -> str:
-    """A setting as `--set` takes it."""
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    """A setting as `--set` takes it; an empty one in quotes."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (",".join(map(str, value)) if isinstance(value, list) else str(value)) or "''"

@@ -479,6 +479,8 @@ def test_dry_run_says_what_is_not_as_the_recipe_has_it(mini_root: Path) -> None:
     assert plan["changed"]["steps"] == [400, 7], "spm.eps is what it was"
     lines = as_text(plan).splitlines()
     assert "  fraction: 0.01 -> 0.25" in lines and "  compile: false -> true" in lines
+    named = dataclasses.replace(config, store=str(next((mini_root / "stores").glob("*.zarr"))))
+    assert f"  store: '' -> {named.store}" in as_text(describe(named, "embedded")).splitlines()
     assert "changes to the recipe: none" in as_text(describe(config_of(mini_root)))
 
 
