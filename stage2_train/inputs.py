@@ -16,7 +16,6 @@ from stage2_train.prior_source import (
     open_priors,
     require_fitting,
 )
-from stage2_train.segmentor import require_fitting_weights
 from stage2_train.text import Tokenizer, say_unread
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels
 

@@ -470,7 +470,6 @@ def test_dry_run_describes_and_writes_nothing(mini_root: Path, tmp_path: Path) -
         describe(plain_config(mini_root, "supervised", segmentor=wide))
 
 
-
 def test_dry_run_says_what_is_not_as_the_recipe_has_it(mini_root: Path) -> None:
     changes = [f"data.root={mini_root / 'data'}", f"cache_root={mini_root / 'stores'}", "fraction=0.25"]
     config = apply_overrides(RECIPES["embedded"](), [*changes, "steps=7", "spm.eps=1e-4", "compile=true"])
