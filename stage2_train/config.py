@@ -165,8 +165,8 @@ class AlarmConfig:
 
     patience: int = 50
     """Consecutive steps outside the bounds (a loss that is not finite stops at once); 0 never stops."""
-    grace_steps: int = 100
-    """First steps after the burn-in, in which the bounds do not count."""
+    grace_steps: int | None = None
+    """First steps after the burn-in, in which the bounds do not count; None: a fiftieth of all steps, at least 100."""
     min_coverage: float = 0.02
     """Least share of unlabelled pixels that carry a pseudo-label."""
     min_foreground: float = 0.0005
@@ -176,7 +176,7 @@ class AlarmConfig:
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if self.patience < 0 or self.grace_steps < 0:
+        if self.patience < 0 or (self.grace_steps or 0) < 0:
             raise DataError("alarm.patience and alarm.grace_steps must not be negative")
         if not 0 <= self.min_foreground < self.max_foreground <= 1 or not 0 <= self.min_coverage <= 1:
             raise DataError("alarm: need 0 <= min_foreground < max_foreground <= 1 and min_coverage in [0,1]")
@@ -397,6 +397,12 @@ class TrainConfig:
     def method_facts(self) -> MethodFacts:
         """What is true of the method."""
         return METHOD_FACTS[self.method]
+
+    @property
+    def grace_steps(self) -> int:
+        """How many steps after the burn-in the alarm lets pass: a long run takes longer to label its first pixels."""
+        given = self.alarm.grace_steps
+        return max(100, self.steps // 50) if given is None else given
 
     @property
     def uses_unlabelled(self) -> bool:

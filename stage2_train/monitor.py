@@ -83,9 +83,9 @@ def _ratio(part_B: Tensor, whole_B: Tensor) -> Tensor:
 class CollapseAlarm:
     """Counts consecutive steps out of bounds; the counts travel with checkpoints."""
 
-    def __init__(self, config: AlarmConfig, burn_in_steps: int = 0) -> None:
-        """Start with no strikes; the grace begins where the burn-in ends."""
-        self.config, self._first_step = config, burn_in_steps + config.grace_steps
+    def __init__(self, config: AlarmConfig, first_step: int = 0) -> None:
+        """Start with no strikes; the bounds count from `first_step` on."""
+        self.config, self._first_step = config, first_step
         self.strikes: dict[str, int] = {}
 
     def check(self, step: int, loss: float, shares: Mapping[str, float], grad_norm: float = 0.0) -> None:

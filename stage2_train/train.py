@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from shared.config import config_to_dict
 from shared.datasets import load_dataset
@@ -44,7 +45,7 @@ from stage2_train.ema import Ema
 from stage2_train.inputs import Inputs, batch_plan, open_inputs, open_split, say_lost_text
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks
+from stage2_train.methods.base import Networks, Pseudo
 from stage2_train.model_card import write_card
 from stage2_train.monitor import CollapseAlarm, HiddenMasks
 from stage2_train.optim import build_optimizer
@@ -214,7 +215,7 @@ class _Run:
         self.networks = Networks(student, teacher, config.weak_eval)
         self.method = METHODS[config.method](config)
         self.optimizer = build_optimizer(self.model, config.optim, config.segmentor.loaded_parts)
-        self.alarm = CollapseAlarm(config.alarm, config.burn_in_steps)
+        self.alarm = CollapseAlarm(config.alarm, config.burn_in_steps + config.grace_steps)
         self.hidden: HiddenMasks | None = None
         hidden = (sample for ref in inputs.split.unlabelled for sample in ref)
         if (
@@ -307,12 +308,27 @@ class _Run:
 
     def _figures(self, result: StepResult) -> dict[str, float]:
         """One line of the log: this step's figures over all processes."""
-        local = dict(result.metrics)
-        if self.hidden is not None and result.pseudo:
-            compared = [self.hidden.quality(pseudo) for pseudo in result.pseudo]
-            local |= {name: torch.stack([c[name] for c in compared]).mean() for name in compared[0]}
+        local = {**result.metrics, **self._hidden_figures(result.pseudo)}
         figures = mean_over_processes(self.accelerator, local)
         return {"loss": result.loss, **result.global_metrics, **figures, "seconds": round(self.seconds, 3)}
+
+    def _hidden_figures(self, taught: Sequence[Pseudo]) -> dict[str, Tensor]:
+        """Means over micro-batches of what was taught against held-back masks.
+
+        From the first such mask on that some process cannot read there are none, on all processes alike: what is not
+        learnt from never ends a run.
+        """
+        if self.hidden is None or not taught:
+            return {}
+        compared = []
+        try:
+            compared = [self.hidden.quality(pseudo) for pseudo in taught]
+        except DataError as error:
+            say(f"{error}; the run goes on, and its log without what is known by held-back masks")
+        if _on_any_process(self.accelerator, not compared):
+            self.hidden = None
+            return {}
+        return {name: torch.stack([one[name] for one in compared]).mean() for name in compared[0]}
 
     def _validates_now(self) -> bool:
         """Whether a validation belongs to this step."""

@@ -51,6 +51,15 @@ def test_paper_numbers() -> None:
     assert paper_baseline().steps == config.steps and paper_baseline().segmentor.sesm is None
 
 
+def test_the_grace_of_the_alarm_grows_with_the_run() -> None:
+    """Of 100,750 steps the first hundred say nothing yet: a threshold of 0.95 may still be passed by no pixel."""
+    assert paper().grace_steps == paper().steps // 50 == 2015
+    assert (
+        embedded().grace_steps == apply_overrides(embedded(), ["alarm.grace_steps=none"]).grace_steps == 100
+    )
+    assert apply_overrides(paper(), ["alarm.grace_steps=0"]).grace_steps == 0
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -85,7 +85,7 @@ def test_held_back_masks_are_read_anew_each_time() -> None:
 
 
 def test_alarm_counts_steps_in_a_row() -> None:
-    alarm = CollapseAlarm(AlarmConfig(patience=3, grace_steps=2, min_coverage=0.1))
+    alarm = CollapseAlarm(AlarmConfig(patience=3, min_coverage=0.1), first_step=2)
     fine, empty = {"coverage": 0.9, "foreground": 0.1}, {"coverage": 0.05, "foreground": 0.1}
     for step, shares in enumerate([empty, empty, empty, empty, fine, empty, empty]):
         alarm.check(step, 1.0, shares)
@@ -97,7 +97,7 @@ def test_alarm_counts_steps_in_a_row() -> None:
 
 @pytest.mark.parametrize("foreground", [0.0, 0.99])
 def test_alarm_watches_the_foreground(foreground: float) -> None:
-    alarm = CollapseAlarm(AlarmConfig(patience=1, grace_steps=0))
+    alarm = CollapseAlarm(AlarmConfig(patience=1))
     with pytest.raises(CollapseError, match="foreground"):
         alarm.check(0, 1.0, {"coverage": 0.9, "foreground": foreground})
 
@@ -105,15 +105,6 @@ def test_alarm_watches_the_foreground(foreground: float) -> None:
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
     with pytest.raises(CollapseError, match="step 0: the loss is"):
-        CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, loss, {})
+        CollapseAlarm(AlarmConfig(), first_step=100).check(0, loss, {})
     with pytest.raises(CollapseError, match="step 0: the norm of the gradient is"):
-        CollapseAlarm(AlarmConfig(grace_steps=100)).check(0, 1.0, {}, loss)
-
-
-def test_the_grace_begins_where_the_burn_in_ends() -> None:
-    """The first unlabelled steps are the wildest, whenever they come."""
-    alarm = CollapseAlarm(AlarmConfig(patience=1, grace_steps=2), burn_in_steps=5)
-    for step in (5, 6):
-        alarm.check(step, 1.0, {"foreground": 0.0})
-    with pytest.raises(CollapseError, match="step 7: pseudo-label foreground"):
-        alarm.check(7, 1.0, {"foreground": 0.0})
+        CollapseAlarm(AlarmConfig(), first_step=100).check(0, 1.0, {}, loss)

@@ -32,7 +32,8 @@ from stage2_train.config import (
 )
 from stage2_train.dry_run import as_text, describe
 from stage2_train.methods import METHODS
-from stage2_train.monitor import CollapseError
+from stage2_train.methods.base import Pseudo
+from stage2_train.monitor import CollapseError, HiddenMasks
 from stage2_train.owner import RunOwner
 from stage2_train.recipes import RECIPES
 from stage2_train.run_files import load_model, read_run_config, restore_method
@@ -526,6 +527,50 @@ def test_the_burn_in_cannot_collapse(mini_root: Path, tmp_path: Path, patience: 
     config = plain_config(mini_root, "fixmatch", alarm=alarm, runtime=RUNTIME, steps=4)
     config = apply_overrides(config, ["loss.burn_in_share=0.75"])
     assert train(config, tmp_path / "run", quiet=True)["step"] == 4
+
+
+def test_a_held_back_mask_that_cannot_be_read_ends_no_run(
+    whole_run: Path,
+    mini_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """It is for the log alone: said once, and the rest of the log does without."""
+    real, asked = HiddenMasks.quality, 0
+
+    def damaged(self: HiddenMasks, pseudo: Pseudo) -> dict[str, torch.Tensor]:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise DataError("instances.json: annotation 7: damaged")
+        return real(self, pseudo)
+
+    monkeypatch.setattr(HiddenMasks, "quality", damaged)
+    config, out = config_of(mini_root, ema=EmaConfig(decay=0.9)), tmp_path / "run"
+    train(config, out, quiet=True)
+    assert_same_end(whole_run, out)
+    assert asked == 3
+    assert capsys.readouterr().err.count("annotation 7: damaged; the run goes on") == 1
+    known = ["weak_iou" in record for record in figures(out) if record["kind"] == "train"]
+    assert known == [True, True, False, False, False, False]
+
+
+def test_what_one_process_cannot_compare_no_process_logs(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures are reduced by name: all processes must hold the same ones."""
+    from stage2_train import train as module
+
+    monkeypatch.setattr(
+        module, "_on_any_process", lambda accelerator, flag: flag is False and len(asked) == 2
+    )
+    asked: list[Pseudo] = []
+    real = HiddenMasks.quality
+    monkeypatch.setattr(HiddenMasks, "quality", lambda self, one: asked.append(one) or real(self, one))
+    train(config_of(mini_root, steps=4, eval_every=0), tmp_path / "run", quiet=True)
+    known = ["weak_iou" in record for record in figures(tmp_path / "run")]
+    assert known == [True, False, False, False]
 
 
 def test_a_diverged_run_stops(mini_root: Path, tmp_path: Path) -> None:
