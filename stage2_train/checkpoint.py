@@ -118,12 +118,15 @@ def load_weights(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
     """The tensors saved under `name`.
 
     Raises:
-        DataError: The checkpoint has none of that name.
+        DataError: The checkpoint has none of that name, or a damaged one.
     """
     path = checkpoint / f"{name}.safetensors"
     if not path.is_file():
         raise DataError(f"{path}: the checkpoint holds no {name!r}")
-    return load_file(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"{path}: not a safetensors file ({error}); delete {checkpoint}") from error
 
 
 def load_object(checkpoint: Path, name: str) -> Any:

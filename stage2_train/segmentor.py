@@ -297,7 +297,7 @@ def load_pretrained(model: ReferringSegmentor, path: Path, parts: tuple[str, ...
         parts: Names out of `segmentor_config.PARTS`.
 
     Raises:
-        DataError: No such file, or a part of it that lacks a tensor or has one of another shape.
+        DataError: No such file, a damaged one, or a part of it that lacks a tensor or has one of another shape.
     """
     _require_weights(model, path, parts)
     _load_parts(model, path, parts)

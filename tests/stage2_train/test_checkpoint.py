@@ -94,6 +94,16 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
     assert not (tmp_path / "built").exists()
 
 
+@pytest.mark.parametrize("size", [0, 5, 40])
+def test_torn_weights_are_named(tmp_path: Path, size: int) -> None:
+    path = save(tmp_path, 1)
+    os.truncate(path / "model.safetensors", size)
+    with pytest.raises(
+        DataError, match=r"model\.safetensors: not a safetensors file .*; delete .*step_00000001"
+    ):
+        load_weights(path, "model")
+
+
 def test_missing_parts_are_named(tmp_path: Path) -> None:
     path = save(tmp_path, 1)
     with pytest.raises(DataError, match="no 'ema'"):

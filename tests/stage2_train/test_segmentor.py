@@ -1,6 +1,7 @@
 """The segmentor as a whole, on a very small network with random weights."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -203,6 +204,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     wide = build_segmentor(dataclasses.replace(small_config(), decoder_width=16))
     with pytest.raises(DataError, match=r"decoder\.\S+ has shape"):
         load_pretrained(wide, path, ("decoder",))
+    os.truncate(path, path.stat().st_size - 4)
+    with pytest.raises(DataError, match=r"model\.safetensors: not a safetensors file \(.*not fully covered"):
+        load_pretrained(wide, path)
 
 
 CONV = ("kind=convnextv2", "heads=", "window=0", "absolute_positions=false")
