@@ -16,7 +16,7 @@ from stage2_train.data import scorable
 from stage2_train.evaluate import is_scored
 from stage2_train.hub_models import hub_models, pins
 from stage2_train.inputs import open_inputs
-from stage2_train.run_files import with_own_store
+from stage2_train.run_files import has_ended, require_ended_as, with_own_store
 from stage2_train.run_identity import require_same_run, run_record, with_recorded_pins
 from stage2_train.segmentor import require_fitting_weights
 
@@ -42,17 +42,19 @@ def plan_training(
         splits: Splits to score; those that have their scores already are left out.
 
     Raises:
-        DataError: Batches that cannot be shared out, or inputs that are missing or unfit, or a split that
-            cannot be scored, found before anything is queued.
+        DataError: Batches that cannot be shared out, inputs that are missing or unfit, a folder of another run, or
+            a split that cannot be scored, found before anything is queued.
     """
     for name, value in (("--nodes", num_nodes), ("--processes", num_processes)):
         if value < 1:
             raise DataError(f"{name} is {value}, expected at least 1")
     config.require_shares(num_nodes * num_processes)
     pinned = pins(config.segmentor)
-    done = (out / "done.json").is_file()
-    if not done:
-        held = with_recorded_pins(out, apply_overrides(config, pinned))
+    held = with_recorded_pins(out, apply_overrides(config, pinned))
+    done = has_ended(out)
+    if done:
+        require_ended_as(out, held, store_comes=bool(after))
+    else:
         _require_inputs(held, out, store_comes=bool(after))
     command = ("train", *arguments, *as_options(pinned), "--out", str(out), "--resume")
     train = ClusterJob(
@@ -87,7 +89,7 @@ def _unscored(config: TrainConfig, out: Path, splits: Sequence[str]) -> list[str
         samples = {split: scorable(dataset, split) for split in splits}
     except DataError as error:
         raise DataError(f"--split: {error}") from error
-    if not (out / "done.json").is_file():
+    if not has_ended(out):
         return list(samples)
     return [split for split, own in samples.items() if not is_scored(out, split, dataset.masks_hash(own))]
 

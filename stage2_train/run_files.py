@@ -11,16 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from shared.config import config_from_dict
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import read_json
 from shared.store.find import find_stores
 from shared.store.layout import read_header
 from stage2_train.checkpoint import list_checkpoints, load_object
 from stage2_train.config import TrainConfig
-from stage2_train.inputs import Inputs, open_inputs
+from stage2_train.inputs import Inputs, open_inputs, open_split
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Method
-from stage2_train.run_identity import require_same_split, split_record
+from stage2_train.run_identity import require_same_run, require_same_split, run_record, split_record
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
 
 GIVE_BACK = "give the old data back, or train again"
@@ -75,6 +76,43 @@ def open_own_inputs(folder: Path, config: TrainConfig) -> Inputs:
         )
     require_same_split(folder, split_record(config, inputs.split, inputs.dataset), GIVE_BACK)
     return inputs
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether a folder holds a run that was trained to its end."""
+    return (folder / "config.json").is_file() and (folder / "done.json").is_file()
+
+
+def require_ended_as(folder: Path, config: TrainConfig, *, store_comes: bool = False) -> None:
+    """Refuse a run that has ended with other settings, another store or other labels than these.
+
+    Data that are gone say nothing, and neither does the store that it read, if that is gone.
+
+    Args:
+        folder: The run.
+        config: What is asked for, with recorded pins (`run_identity.with_recorded_pins`).
+        store_comes: `config.store` is still being written: nobody knows whether it is the run's.
+
+    Raises:
+        DataError: The first difference, or a store that is named and not there.
+    """
+    recorded = read_json(folder / "config.json")
+    store = recorded.get("store")
+    if config.uses_store and config.store and not store_comes:
+        store = _named_store(config.store, store or {})
+    require_same_run(folder, run_record(config, "", (), store, recorded.get("data_fingerprint"), 1))
+    try:
+        dataset = load_dataset(config.data)
+    except DataError:
+        return
+    require_same_split(folder, split_record(config, open_split(config, dataset), dataset))
+
+
+def _named_store(name: str, own: Mapping[str, str]) -> Mapping[str, str]:
+    """Path and fingerprint of a store that is named; the run's `own`, under its recorded name, may be gone by now."""
+    if name == own.get("path") and not Path(name).exists():
+        return own
+    return {"path": name, "fingerprint": read_header(name).fingerprint}
 
 
 def place_of_store(recorded: Mapping[str, str], cache_root: str | Path) -> Path | None:

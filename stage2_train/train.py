@@ -24,7 +24,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from shared.config import config_to_dict
-from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.runlog import METRICS_FILE, RunLog, has_record, progress, say
@@ -42,7 +41,7 @@ from stage2_train.checkpoint import (
 from stage2_train.config import TrainConfig
 from stage2_train.data import BatchSource, scorable
 from stage2_train.ema import Ema
-from stage2_train.inputs import Inputs, batch_plan, open_inputs, open_split, say_lost_text
+from stage2_train.inputs import Inputs, batch_plan, open_inputs, say_lost_text
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks, Pseudo
@@ -51,7 +50,7 @@ from stage2_train.monitor import CollapseAlarm, HiddenMasks
 from stage2_train.optim import build_optimizer
 from stage2_train.owner import RunOwner
 from stage2_train.processes import start_accelerator
-from stage2_train.run_files import export_model, with_own_store
+from stage2_train.run_files import export_model, has_ended, require_ended_as, with_own_store
 from stage2_train.run_identity import (
     note_moved_data,
     note_moved_weights,
@@ -97,11 +96,8 @@ def train(
     out = Path(out)
     found = (out / "config.json").is_file()
     config = with_recorded_pins(out, config)
-    if found and (out / "done.json").is_file():
-        recorded = read_json(out / "config.json")
-        data = recorded.get("data_fingerprint")
-        require_same_run(out, run_record(config, recipe, overrides, recorded.get("store"), data, 1))
-        _require_same_labels(out, config)
+    if has_ended(out):
+        require_ended_as(out, config)
         return {**read_json(out / "done.json"), "already_finished": True}
     require_installed(config.runtime.trackers)
     accelerator = start_accelerator()
@@ -146,15 +142,6 @@ def _on_any_process(accelerator: Accelerator, flag: bool) -> bool:
     """Whether one of the processes says so; the same on all of them."""
     said = torch.tensor(float(flag), device=accelerator.device)
     return float(accelerator.reduce(said, reduction="sum")) > 0
-
-
-def _require_same_labels(out: Path, config: TrainConfig) -> None:
-    """Refuse a finished run whose data have got other labels since; data that are gone say nothing."""
-    try:
-        dataset = load_dataset(config.data)
-    except DataError:
-        return
-    require_same_split(out, split_record(config, open_split(config, dataset), dataset))
 
 
 def _give_folder_back(out: Path, owner: RunOwner) -> None:

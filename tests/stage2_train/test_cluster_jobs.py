@@ -43,15 +43,24 @@ def test_a_training_goes_on_with_what_is_there(mini_root, tmp_path):
     assert work.folder == out / "jobs" and not out.exists()
 
 
-def test_a_finished_run_is_not_submitted(tmp_path):
-    (tmp_path / "done.json").write_text("{}")
-    work = plan_training(RECIPES["embedded"](), ["embedded"], tmp_path, 1, 1)
-    assert work.jobs == () and work.here == ()
+def test_a_finished_run_is_not_submitted_and_another_one_in_its_folder_is_refused(
+    mini_root, mini_run, tmp_path
+):
+    config = mini_config(mini_root, steps=2)
+    for after in ((), ("7",)):
+        work = plan_training(config, ["r"], mini_run, 1, 1, after=after)
+        assert work.jobs == () and work.here == ()
+    for change, message in (
+        ("optim.lr=1", r"config\.json: belongs to another run \(optim\.lr is 0\.002 there, 1\.0 now\)"),
+        (f"store={tmp_path / 'no.zarr'}", "no.zarr: no prior store here"),
+    ):
+        with pytest.raises(DataError, match=message):
+            plan_training(apply_overrides(config, [change]), ["r"], mini_run, 1, 1, splits=["val"])
 
 
 def test_scores_follow_a_training(mini_root, mini_run, tmp_path):
     """In one job, of the splits that a finished run has no scores of; a wrong one is found before the queue."""
-    config, out = mini_config(mini_root), tmp_path / "run"
+    config, out = mini_config(mini_root, steps=2), tmp_path / "run"
     work = plan_training(config, ["r"], out, 2, 2, splits=["val", "testA", "val"])
     train, score = work.jobs
     splits, root = ("--split", "val", "--split", "testA"), ("--root", config.data.root)

@@ -406,6 +406,30 @@ def test_another_store_is_refused_on_resume(
         train(dataclasses.replace(config, store=str(other)), out, quiet=True)
 
 
+def test_so_it_is_on_a_finished_run_and_one_that_is_not_there(
+    whole_run: Path, mini_root: Path, tmp_path: Path
+) -> None:
+    """By what is in it: a copy of the run's own store is that store, and so is its own name once it is gone."""
+    from shared.refer import load_refer
+
+    config, own = config_of(mini_root, ema=EmaConfig(decay=0.9)), mini_root / "stores" / "refshapes.test.zarr"
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    other = write_priors(tmp_path / "o.zarr", dataset, fingerprint="e" * 16)
+    copy = shutil.copytree(own, tmp_path / "copy.zarr")
+    for store, message in (
+        (other, "store is 'f{16}' there, 'e{16}' now"),
+        (tmp_path / "no.zarr", "no.zarr: no"),
+    ):
+        with pytest.raises(DataError, match=message):
+            train(dataclasses.replace(config, store=str(store)), whole_run, quiet=True)
+    out = shutil.copytree(whole_run, tmp_path / "run")
+    record = read_json(out / "config.json")
+    record["store"]["path"] = str(tmp_path / "gone.zarr")
+    (out / "config.json").write_text(json.dumps(record))
+    for store in (own, copy, tmp_path / "gone.zarr"):
+        assert train(dataclasses.replace(config, store=str(store)), out, quiet=True)["already_finished"]
+
+
 def with_weights(root: Path, path: str) -> TrainConfig:
     base = config_of(root)
     return dataclasses.replace(base, segmentor=dataclasses.replace(base.segmentor, weights=path))
