@@ -20,7 +20,7 @@ from shared.types import Sample
 from stage2_train.config import TrainConfig
 from stage2_train.data import PriorReader, scorable
 from stage2_train.model_card import write_card
-from stage2_train.prior_source import StorePriors, choose_store, made_alike, open_priors
+from stage2_train.prior_source import StorePriors, choose_store, open_priors
 from stage2_train.processes import start_accelerator
 from stage2_train.run_files import load_model, place_of_store, read_run_config
 from stage2_train.run_identity import note_moved_data
@@ -158,7 +158,7 @@ def _prior_for(
 ) -> tuple[PriorReader | None, str]:
     """The store for the prior's own score, or None and why; a store named by the caller must fit.
 
-    Where the run's own store lacks these samples, the one that is found for its data will do, if it was made alike.
+    Where the run's own store lacks these samples, the one that is found for their data will do, if it was made alike.
     """
     if store:
         return open_priors(Path(store), config, dataset, samples), f"from {store}"
@@ -168,21 +168,22 @@ def _prior_for(
         path = Path(recorded) if recorded else choose_store(config, dataset)
         return open_priors(path, config, dataset, samples), f"from {path}"
     except DataError as error:
-        wider = _wider_store(recorded, config, dataset, samples) if recorded else None
-        return (wider, f"from {wider.store.path}") if wider else (None, f"no prior score: {error}")
+        if not recorded:
+            return None, f"no prior score: {error}"
+        if found := _store_alike(recorded, config, dataset, samples):
+            return found, f"from {found.store.path}"
+        return None, f"no prior score: {error}; --store PATH names another store"
 
 
-def _wider_store(
+def _store_alike(
     path: str | Path, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample]
 ) -> StorePriors | None:
-    """Another store than the run's, made alike for the same data; None if there is none with these samples."""
+    """Another store than the run's, made alike for these data; None if there is none with these samples."""
     try:
-        found = choose_store(dataclasses.replace(config, store=""), dataset)
-        if made_alike(PriorStore(path), PriorStore(found)):
-            return open_priors(found, config, dataset, samples)
+        found = choose_store(dataclasses.replace(config, store=""), dataset, PriorStore(path))
+        return open_priors(found, config, dataset, samples)
     except DataError:
-        pass
-    return None
+        return None
 
 
 def _write(folder: Path, split: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -5,6 +5,7 @@ Legend: B samples, G side of the stored grid.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from shared.store.schema import IMAGE_HASH
 from shared.types import STATUS_CODES, Sample
 from stage2_train.config import TrainConfig
 
+_NAME_IT = "name one: --set store=PATH (of `l2l eval`: --store PATH)"
 _RUN_AGAIN = "run `l2l priors run RECIPE` for it again, which asks for what is new alone"
 
 HAS_PRIOR = np.array([code for status, code in STATUS_CODES.items() if status.has_prior], dtype=np.uint8)
@@ -102,10 +104,15 @@ class MisplacedPriors(StorePriors):
         return super().trust(list(map(self.row_read, sample_ids)))
 
 
-def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
+def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStore | None = None) -> Path:
     """The store a run reads: the one that is named, else the one there is.
 
     Of complete stores that were made in the same way (`made_alike`), the one counts that covers the splits of all.
+
+    Args:
+        config: The run.
+        dataset: Its data.
+        like: Stores that were made in another way than this one do not count.
 
     Raises:
         DataError: No complete store for this data, or several and none named.
@@ -119,13 +126,14 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
         split_by=data.split_by,
         data_fingerprint=dataset.fingerprint(),
     )
-    complete = _widest([store for path in found if (store := PriorStore(path)).is_complete])
+    stores = [store for path in found if (store := PriorStore(path)).is_complete]
+    complete = _widest([store for store in stores if like is None or made_alike(like, store)])
     if len(complete) == 1:
         return complete[0]
     if complete:
         names = ", ".join(map(str, complete))
         raise DataError(
-            f"{len(complete)} prior stores fit {data.dataset}({data.split_by}): {names}; set store=PATH"
+            f"{len(complete)} prior stores fit {data.dataset}({data.split_by}): {names}; {_NAME_IT}"
         )
     unfinished = (
         f" (unfinished: {', '.join(map(str, found))}; run the same `l2l priors run` again)" if found else ""
@@ -142,29 +150,37 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset) -> Path:
     )
     raise DataError(
         f"{config.cache_root}: no complete prior store for {data.dataset}({data.split_by}){unfinished}{passed_over}; "
-        "run `l2l priors run RECIPE` for this data first, or set store=PATH"
+        f"run `l2l priors run RECIPE` for this data first, or {_NAME_IT}"
     )
 
 
 def made_alike(one: PriorStore, other: PriorStore) -> bool:
-    """Whether two stores of one data set differ in their splits alone: the same model, asked in the same way.
+    """Whether two stores differ in their data and splits alone: the same model, asked in the same way.
 
-    Where both know the bytes of their images, those of common rows must be the same.
+    Where both are of one data set and know the bytes of their images, those of common rows must be the same.
     """
     ways = []
+    same_data = _made_for(one) == _made_for(other)
     for store in (one, other):
         fields = dict(store.attrs.get("fingerprint_fields", {}))
         fields.pop("splits", None)
-        if isinstance(fields.get("data"), dict):
-            fields["data"] = {key: value for key, value in fields["data"].items() if key != "images"}
+        data = fields.pop("data", None)
+        if same_data and isinstance(data, dict):
+            fields["data"] = {key: value for key, value in data.items() if key != "images"}
         ways.append(fields)
     if not ways[0] or ways[0] != ways[1]:
         return False
-    if IMAGE_HASH not in one.fields or IMAGE_HASH not in other.fields:
+    if not same_data or IMAGE_HASH not in one.fields or IMAGE_HASH not in other.fields:
         return True
     common = sorted(set(one.sample_ids) & set(other.sample_ids))
     own, theirs = (store.batch(IMAGE_HASH, store.rows_of(common)) for store in (one, other))
     return np.array_equal(own, theirs)
+
+
+def _made_for(store: PriorStore) -> dict[str, Any]:
+    """What tells the data of a store from others."""
+    data = store.attrs.get("data", {})
+    return {name: data.get(name) for name in ("dataset", "split_by", "fingerprint")}
 
 
 def _widest(stores: Sequence[PriorStore]) -> list[Path]:
@@ -215,21 +231,20 @@ def require_fitting(
 def _require_made_for(
     store: PriorStore, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample]
 ) -> None:
-    path = store.path
-    made_for = store.attrs.get("data", {})
+    path, made_for = store.path, _made_for(store)
     wanted = {
         "dataset": config.data.dataset,
         "split_by": config.data.split_by,
         "fingerprint": dataset.fingerprint(),
     }
     for name, value in wanted.items():
-        if made_for.get(name) == value:
+        if made_for[name] == value:
             continue
         if name == "fingerprint":
             raise DataError(
                 f"{path}: made for other annotations than {config.data.root} holds now; {_RUN_AGAIN}"
             )
-        raise DataError(f"{path}: made for data with {name} {made_for.get(name)!r}, this run has {value!r}")
+        raise DataError(f"{path}: made for data with {name} {made_for[name]!r}, this run has {value!r}")
     rows = store.rows_of([sample.sample_id for sample in samples])
     stored_hw = store.batch("image_hw", rows)
     own_hw = np.array([(sample.height, sample.width) for sample in samples])

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.refer import ReferDataset, load_refer
 from stage2_train.config import L2lConfig, RuntimeConfig
 from stage2_train.evaluate import _prior_for, evaluate_run
 from stage2_train.train import train
-from tests.stage2_train.miniature import mini_config, plain_config, write_priors
+from tests.stage2_train.miniature import mini_config, plain_config, write_data, write_priors
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,26 @@ def test_a_wider_store_made_alike_gives_the_priors_score(
         assert reader is not None and note == f"from {wide}"
     else:
         assert reader is None and "no row for sample" in note
+
+
+def test_on_other_data_the_store_made_alike_for_them_gives_the_priors_score(
+    tmp_path: Path, mini_root: Path, dataset: ReferDataset
+) -> None:
+    """By model and question, not by the data themselves; one by another model would be another prior."""
+    stores, other = tmp_path / "stores", write_data(tmp_path / "other", 17)
+    config = apply_overrides(
+        mini_config(mini_root, cache_root=str(stores)), [f"data.root={tmp_path / 'other'}"]
+    )
+    own = write_priors(stores / "own.zarr", dataset, fingerprint="own", model="a")
+    (tmp_path / "config.json").write_text(json.dumps({"store": {"path": str(own)}}))
+    for model in ("b", "c"):
+        write_priors(stores / f"{model}.zarr", other, fingerprint=model, splits=("val",), model=model)
+    reader, note = _prior_for(tmp_path, config, other, other.samples("val"), "")
+    assert reader is None
+    assert note.startswith("no prior score: ") and note.endswith("; --store PATH names another store")
+    alike = write_priors(stores / "alike.zarr", other, fingerprint="alike", splits=("val",), model="a")
+    reader, note = _prior_for(tmp_path, config, other, other.samples("val"), "")
+    assert reader is not None and note == f"from {alike}"
 
 
 def test_with_prior_is_another_method_reported_beside(
