@@ -15,7 +15,10 @@
     [methods.l2l]
 
     [methods.l2l-no-field]
-    set = ["l2l.use_sesm=false"]
+    recipe = "embedded-spm-rple"        # l2l.use_sesm=false would keep the module in the network, untrained
+
+    [methods.l2l-static]
+    set = ["l2l.use_rple=false"]
 
     [methods.l2l-sam]                   # a prior of its own, of the same data
     set = ["store=cache/priors/sam.zarr"]

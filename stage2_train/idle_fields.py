@@ -20,7 +20,7 @@ def idle_overrides(config: TrainConfig, overrides: Sequence[str]) -> list[str]:
         overrides: The changes, as `--set` takes them.
 
     Returns:
-        `"<change> has no effect: <why>"`, in order.
+        `"<change> has no effect: <why>"`, in order, and a line on a part of the network that learns nothing.
     """
     idle = dict(idle_fields(config))
     lines = []
@@ -30,6 +30,11 @@ def idle_overrides(config: TrainConfig, overrides: Sequence[str]) -> list[str]:
         why = next((idle[one] for one in beginnings if one in idle), None)
         if why is not None:
             lines.append(f"{change} has no effect: {why}")
+    if config.segmentor.sesm is not None and not config.trains_field:
+        lines.append(
+            "segmentor.sesm is in the network all the same, and no sample trains it; a recipe without SESM, such as "
+            "embedded-spm-rple, leaves it out"
+        )
     return lines
 
 
@@ -42,23 +47,12 @@ def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
             yield section, f"method is {config.method}"
     yield from _of_l2l(config)
     yield from _of_comparisons(config)
+    yield from _of_pseudo_labels(config)
     if not config.uses_prior:
         yield "misplaced_priors", f"{_who(config)} reads no prior"
     if not config.uses_unlabelled:
-        for field in (
-            "batch_unlabelled",
-            "strong",
-            "text",
-            "weak_eval",
-            "runtime.log_with_hidden_masks",
-            "loss.lambda_unlabelled",
-            "loss.unlabelled",
-            "loss.rampup_steps",
-            "alarm.min_coverage",
-            "alarm.min_foreground",
-            "alarm.max_foreground",
-        ):
-            yield field, f"method {config.method} reads labelled samples alone"
+        for field in ("batch_unlabelled", "loss.lambda_unlabelled"):
+            yield field, _labelled_alone(config)
     if config.optim.name == "muon":
         for field in ("lr", "weight_decay", "decay_vectors"):
             yield f"optim.{field}", "optim.name is muon, whose settings are optim.muon.*"
@@ -84,6 +78,50 @@ def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
             yield "split_seed", "image_ids_file names the labelled images"
 
 
+def _of_pseudo_labels(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """What shapes pseudo-labels and the strong view that learns from them."""
+    taught = config.uses_unlabelled and config.loss.lambda_unlabelled > 0
+    why = "loss.lambda_unlabelled is 0: no pseudo-label is made" if config.uses_unlabelled else _labelled_alone(config)
+    if not taught:
+        for field in (
+            "strong",
+            "text",
+            "runtime.log_with_hidden_masks",
+            "loss.unlabelled",
+            "loss.rampup_steps",
+        ):
+            yield field, why
+    elif not config.text.candidates:
+        for field in (
+            "table",
+            "replace_rate",
+            "insert_rate",
+            "swap_rate",
+            "delete_rate",
+            "similarity",
+            "protect",
+        ):
+            yield f"text.{field}", "text.candidates is 0: there is no strong text"
+    if not taught or not config.alarm.patience:
+        for field in ("grace_steps", "min_coverage", "min_foreground", "max_foreground"):
+            yield f"alarm.{field}", "alarm.patience is 0" if taught else why
+    if not taught and not _fuses_for_fields(config):
+        yield "weak_eval", why
+        if config.ema.decay:
+            yield "ema.teacher", why
+    elif config.ema.teacher:
+        yield "weak_eval", "ema.teacher is true: an average predicts in evaluation mode always"
+
+
+def _fuses_for_fields(config: TrainConfig) -> bool:
+    """Whether labelled samples see fields that are made of their own weak view."""
+    return config.trains_field and config.l2l.use_spm
+
+
+def _labelled_alone(config: TrainConfig) -> str:
+    return f"method {config.method} reads labelled samples alone"
+
+
 def _who(config: TrainConfig) -> str:
     return f"method {config.method}" + (" without SPM and SESM" if config.method == "l2l" else "")
 
@@ -94,10 +132,17 @@ def _of_l2l(config: TrainConfig) -> Iterator[tuple[str, str]]:
         for section in ("spm", "rple"):
             yield section, f"method is {config.method}"
         return
+    untaught = (
+        "loss.lambda_unlabelled is 0: no pseudo-label is made in training, by `l2l export-labels` alone"
+    )
     if not own.use_spm:
         yield "spm", "l2l.use_spm is false"
+    elif not config.loss.lambda_unlabelled and not _fuses_for_fields(config):
+        yield "spm", untaught
     elif not config.spm.confidence_gain:
         yield "spm.confidence_centre", "spm.confidence_gain is 0"
+    if own.use_rple and not config.loss.lambda_unlabelled:
+        yield "rple", untaught
     if own.use_rple:
         for field in ("tau_fg", "tau_bg"):
             yield (
@@ -113,7 +158,8 @@ def _of_l2l(config: TrainConfig) -> Iterator[tuple[str, str]]:
 def _of_comparisons(config: TrainConfig) -> Iterator[tuple[str, str]]:
     if config.method == "mllm_blend":
         if config.blend.target == "soft":
-            yield "blend.threshold", "blend.target is soft"
+            for field in ("blend.threshold", "loss.unlabelled"):
+                yield field, "blend.target is soft"
         if config.blend.target == "agree":
             why = "blend.target is agree: nothing is taught by the blend, which only fused IoU and exported masks show"
             yield "blend.prior_share", why

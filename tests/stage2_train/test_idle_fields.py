@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 
 from shared.config import apply_overrides
+from stage2_train.checkpoint import list_checkpoints, load_weights
 from stage2_train.config import L2lConfig, TrainConfig
 from stage2_train.idle_fields import idle_fields, idle_overrides
+from stage2_train.recipes import RECIPES
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, plain_config, segmentor_config
-from tests.stage2_train.test_train import assert_same_end
+from tests.stage2_train.test_train import assert_same_end, equal
 
 CHANGES = {
     "fixmatch": ["fixmatch.threshold=0.9"],
@@ -39,9 +41,17 @@ CHANGES = {
     "text": ["text.candidates=5", "text.similarity=0.9"],
     "weak_eval": ["weak_eval=false"],
     "runtime.log_with_hidden_masks": ["runtime.log_with_hidden_masks=false"],
+    "text.table": ["text.table=photo"],
+    "text.replace_rate": ["text.replace_rate=0.9"],
+    "text.insert_rate": ["text.insert_rate=0.9"],
+    "text.swap_rate": ["text.swap_rate=0.9"],
+    "text.delete_rate": ["text.delete_rate=0.9"],
+    "text.similarity": ["text.similarity=-1"],
+    "text.protect": ["text.protect=false"],
     "loss.lambda_unlabelled": ["loss.lambda_unlabelled=9"],
     "loss.unlabelled": ["loss.unlabelled.dice_weight=9"],
     "loss.rampup_steps": ["loss.rampup_steps=3"],
+    "alarm.grace_steps": ["alarm.grace_steps=0"],
     "alarm.min_coverage": ["alarm.min_coverage=0.9"],
     "alarm.min_foreground": ["alarm.min_foreground=0.5"],
     "alarm.max_foreground": ["alarm.max_foreground=0.51"],
@@ -52,6 +62,7 @@ CHANGES = {
     "optim.pretrained_lr_scale": ["optim.pretrained_lr_scale=0.5"],
     "optim.pretrained_prefixes": ["optim.pretrained_prefixes=decoder."],
     "ema.warmup": ["ema.warmup=false"],
+    "ema.teacher": ["ema.teacher=true"],
     "ema.export": ["ema.export=false"],
     "val_split": ["val_split=testA"],
     "val_limit": ["val_limit=3"],
@@ -66,11 +77,25 @@ def l2l(root: Path, **parts: bool) -> TrainConfig:
     return mini_config(root, segmentor=segmentor, l2l=L2lConfig(band_px=0, **parts))
 
 
+def untaught(root: Path, **parts: bool) -> TrainConfig:
+    """Pseudo-labels weigh nothing."""
+    return apply_overrides(
+        l2l(root, **parts), ["loss.lambda_unlabelled=0", "alarm.patience=1", "ema.decay=0.5"]
+    )
+
+
 CONFIGS = {
     "l2l": l2l,
+    "l2l-untaught": untaught,
+    "l2l-untaught-no-field": lambda root: untaught(root, use_sesm=False),
+    "l2l-no-text": lambda root: apply_overrides(l2l(root), ["text.candidates=0"]),
+    "l2l-teacher": lambda root: apply_overrides(l2l(root), ["ema.decay=0.5", "ema.teacher=true"]),
     "l2l-static": lambda root: l2l(root, use_rple=False),
     "l2l-policy": lambda root: l2l(root, use_spm=False, use_sesm=False),
     "supervised": lambda root: plain_config(root, "supervised"),
+    "supervised-average": lambda root: apply_overrides(
+        plain_config(root, "supervised"), ["ema.decay=0.5", "alarm.patience=1"]
+    ),
     "fixmatch": lambda root: plain_config(root, "fixmatch"),
     "semires": lambda root: plain_config(root, "semires"),
     "semires-cpi": lambda root: apply_overrides(plain_config(root, "semires"), ["semires.match=cpi"]),
@@ -94,7 +119,48 @@ def test_idle_fields_change_nothing(mini_root: Path, tmp_path: Path, name: str) 
     assert [line.partition(" has no effect: ")[0] for line in said] == changes
     for folder, run in (("plain", config), ("changed", changed)):
         train(run, tmp_path / folder, quiet=True)
-    assert_same_end(tmp_path / "plain", tmp_path / "changed")
+    if config.loss.lambda_unlabelled:
+        assert_same_end(tmp_path / "plain", tmp_path / "changed")
+    else:  # a policy that never acts is saved as it began
+        one, two = (load_weights(_checkpoint(tmp_path / name), "model") for name in ("plain", "changed"))
+        assert equal(one, two)
+
+
+def _checkpoint(run: Path) -> Path:
+    return list_checkpoints(run / "checkpoints")[-1]
+
+
+def test_what_these_fields_change_elsewhere_is_not_called_idle(mini_root: Path) -> None:
+    """Each of them acts in the same run but for the one setting that makes it idle."""
+    for name, field in (
+        ("l2l", "weak_eval"),
+        ("l2l", "text.similarity"),
+        ("blend", "loss.unlabelled"),
+        ("l2l-untaught", "spm"),
+        ("l2l-untaught", "weak_eval"),
+    ):
+        assert field not in dict(idle_fields(CONFIGS[name](mini_root)))
+    for name, field in (
+        ("l2l-teacher", "weak_eval"),
+        ("l2l-no-text", "text.similarity"),
+        ("blend-soft", "loss.unlabelled"),
+        ("supervised-average", "ema.teacher"),
+        ("l2l", "alarm.min_coverage"),
+        ("l2l-untaught-no-field", "spm"),
+        ("l2l-untaught-no-field", "rple"),
+    ):
+        assert field in dict(idle_fields(CONFIGS[name](mini_root))), (name, field)
+
+
+def test_a_module_that_nothing_trains_is_told_of(mini_root: Path) -> None:
+    """Switched off, the structural enhancement is still in the network, as it was drawn."""
+    for change in ("l2l.use_sesm=false", "method=fixmatch", "l2l.field_probability=0"):
+        config = apply_overrides(mini_config(mini_root), [change])
+        (line,) = [line for line in idle_overrides(config, [change]) if line.startswith("segmentor.sesm")]
+        assert "no sample trains it" in line and "embedded-spm-rple" in line
+    assert (
+        idle_overrides(RECIPES["embedded-spm-rple"](), []) == idle_overrides(mini_config(mini_root), []) == []
+    )
 
 
 def test_what_acts_is_not_called_idle(mini_root: Path) -> None:
