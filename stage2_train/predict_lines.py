@@ -6,8 +6,9 @@
 A row is written after its files, so a kill costs the pass that was under way, and may tear the last row. The same
 command run again keeps the row of a line if these are what they were: number, `id`, image name and expression of the
 line; the bytes of the image file; the network's weights, settings and vocabulary (both by hash); and if its files are
-there, an overlay where one is wanted. All other rows are dropped: torn ones, of other lines, of another network, and
-errors, so that what failed is tried again. Not looked at: the version of the code, and what is in a mask's file.
+there, an overlay where one is wanted. All other rows are dropped: torn ones, of lines that have changed, and errors, so
+that what failed is tried again. Predictions by another network, or for lines that only another file has, are not lost:
+a folder with such rows is refused. Not looked at: the version of the code, and what is in a mask's file.
 """
 
 import hashlib
@@ -65,12 +66,18 @@ def predict_jsonl(
 
     Raises:
         DataError: An unusable model, a file that cannot be read or holds no line, or a folder that cannot be written
-            to.
+            to or holds predictions of another network or file.
     """
     pairs, out = Path(pairs), Path(out)
     lines = read_pairs(pairs)
     network = hash_model(model_folder(Path(model)))
-    job = _Job(out=out, images=ImageStore(pairs.parent, ("",)), network=network, with_overlay=with_overlay)
+    job = _Job(
+        out=out,
+        source=str(pairs.resolve()),
+        images=ImageStore(pairs.parent, ("",)),
+        network=network,
+        with_overlay=with_overlay,
+    )
     path = out / PREDICTIONS
     writing = partial(disk_errors, out, "the predictions", "those written are safe")
     with writing():
@@ -141,6 +148,8 @@ class _Job:
 
     out: Path
     """Folder of the results."""
+    source: str
+    """Absolute path of the JSONL file."""
     images: ImageStore
     """Images by the names that lines give them."""
     network: str
@@ -171,6 +180,12 @@ class _Job:
         except DataError:
             return False
 
+    def owner_of(self, row: Mapping[str, Any]) -> str:
+        """Whose prediction a row is, in words; "" for this job's own, and for what is none."""
+        if row.get("model_hash") not in (None, self.network):
+            return "another network"
+        return str(row["jsonl"]) if row.get("jsonl") not in (None, self.source) else ""
+
     def _has_files(self, row: Mapping[str, Any]) -> bool:
         files = row.get("files")
         kinds = ("mask", "overlay") if self.with_overlay else ("mask",)
@@ -196,6 +211,7 @@ class _Job:
         record = {
             **_about(line),
             **found.record(line.image, line.expression),
+            "jsonl": self.source,
             "image_hash": one.image_hash,
             "model_hash": self.network,
         }
@@ -215,22 +231,33 @@ def _failed(line: Line | BadLine, fault: str) -> dict[str, Any]:
 
 
 def _keep_answers(path: Path, lines: Mapping[int, Line], job: _Job) -> dict[int, bool]:
-    """Drop the rows of a file that answer no line of the job; of the others, by line, whether the mask is empty."""
+    """Drop the rows of a file that answer no line of the job; of the others, by line, whether the mask is empty.
+
+    Raises:
+        DataError: A prediction would be lost that is not the job's; the file is as it was.
+    """
     kept: dict[int, bool] = {}
     if not path.is_file():
         return kept
     fresh = partial_path(path)
-    with path.open("rb") as old, fresh.open("xb") as new:
-        for data in old:
-            row = _row(data)
-            number = row.get("line")
-            line = lines.get(number) if isinstance(number, int) else None
-            if line is not None and line.number not in kept and job.has_answered(row, line):
-                new.write(data)
-                kept[line.number] = row.get("area_px") == 0
-        new.flush()
-        os.fsync(new.fileno())
-    os.replace(fresh, path)
+    try:
+        with path.open("rb") as old, fresh.open("xb") as new:
+            for data in old:
+                row = _row(data)
+                number = row.get("line")
+                line = lines.get(number) if isinstance(number, int) else None
+                if line is not None and line.number not in kept and job.has_answered(row, line):
+                    new.write(data)
+                    kept[line.number] = row.get("area_px") == 0
+                elif owner := job.owner_of(row):
+                    raise DataError(
+                        f"{path}: holds predictions of {owner}; choose another folder (--out), or remove this file"
+                    )
+            new.flush()
+            os.fsync(new.fileno())
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
     return kept
 
 

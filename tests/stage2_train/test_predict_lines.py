@@ -193,12 +193,6 @@ CHANGES = {
     ),
     "image file moved aside": (lambda run, pairs, out: (pairs.parent / "wide.png").unlink(), 0),
     "a line inserted": (lambda run, pairs, out: pairs.write_text("\n" + pairs.read_text()), 5),
-    "weights": (
-        lambda run, pairs, out: (run / "model" / "config.json").write_text(
-            (run / "model" / "config.json").read_text() + "\n"
-        ),
-        5,
-    ),
     "a mask": (lambda run, pairs, out: next(out.glob("000004.*.mask.png")).unlink(), 1),
     "an overlay": (lambda run, pairs, out: next(out.glob("000004.*.overlay.png")).unlink(), 1),
     "a JSON file": (lambda run, pairs, out: next(out.glob("000004.*.json")).unlink(), 1),
@@ -216,6 +210,28 @@ def test_what_is_no_longer_the_answer_is_asked_again(mini_run, pairs, tmp_path, 
     gone = 2 if change == "image file moved aside" else 0
     assert (len(asked), answer["num_failed"], answer["num_kept"]) == (num_asked, gone, 5 - num_asked - gone)
     assert [row["line"] for row in rows_of(out)] == [n + (change == "a line inserted") for n in range(2, 7)]
+
+
+def test_predictions_of_another_file_or_network_are_not_lost(mini_run, pairs, tmp_path, asked):
+    out, other = tmp_path / "out", tmp_path / "pairs" / "other.jsonl"
+    predict_jsonl(mini_run, pairs, out)
+    before = (out / "predictions.jsonl").read_bytes()
+    other.write_text('{"image": "wide.png", "expression": "green star"}\n')
+    with pytest.raises(
+        DataError, match=r"predictions\.jsonl: holds predictions of .*pairs\.jsonl; choose another"
+    ):
+        predict_jsonl(mini_run, other, out)
+    run = shutil.copytree(mini_run, tmp_path / "run")
+    with (run / "model" / "config.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(DataError, match=r"predictions\.jsonl: holds predictions of another network; choose"):
+        predict_jsonl(run, pairs, out)
+    assert (out / "predictions.jsonl").read_bytes() == before and not list(out.glob(".*.partial"))
+    del asked[:]
+    moved = shutil.copytree(pairs.parent, tmp_path / "moved")
+    assert predict_jsonl(mini_run, moved / "pairs.jsonl", out)["num_kept"] == 5 and not asked
+    (out / "predictions.jsonl").unlink()
+    assert predict_jsonl(mini_run, other, out)["num_kept"] == 0 and asked == ["green star"]
 
 
 def test_rows_of_strange_shapes_are_dropped(mini_run, pairs, tmp_path, asked):
@@ -259,6 +275,7 @@ def test_pairs_that_are_called_alike_have_files_of_their_own(mini_run, pairs, tm
     Image.new("RGB", (60, 40)).save(tmp_path / "b" / "x.png")
     for place in ("a", "b"):
         (tmp_path / place / "own.jsonl").write_text('{"image": "x.png", "expression": "red star"}\n')
+        (out / "predictions.jsonl").unlink(missing_ok=True)
         predict_jsonl(mini_run, tmp_path / place / "own.jsonl", out)
     assert len(list(out.glob("000001.*.mask.png"))) == 2
 
