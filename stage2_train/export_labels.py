@@ -4,10 +4,11 @@
     OUT/<dataset>-pseudo/instances.json          COCO: one annotation a sentence
     OUT/<dataset>-pseudo/refs(<split_by>).p      REFER: one ref a sentence, split `train`
 
-The finished network reads the unmirrored weak view, and the method's own code fuses what it fuses and cuts the label,
-without exploration: what the network would be taught next (of 3DResT without its test of consistency, which needs
-another view). An annotation's mask is the map the label is cut from (of Omni-RES inside the box, or of the object that
-holds the point), at 0.5 and at the image's own size. Beside COCO's fields it carries
+The finished network, or the averaged teacher where that is another one (`ema.teacher`, not `ema.export`), reads the
+unmirrored weak view, and the method's own code fuses what it fuses and cuts the label, without exploration: what the
+network would be taught next (of 3DResT without its test of consistency, which needs another view). An annotation's mask
+is the map the label is cut from (of Omni-RES inside the box, or of the object that holds the point), at 0.5 and at the
+image's own size. Beside COCO's fields it carries
 
 - `score`: mean of that map over the mask, not calibrated (0 for an empty mask);
 - `accepted_area`, `ignored_area`, `ignored` (RLE): pixels the method would teach, and those it would leave out;
@@ -42,7 +43,7 @@ from stage2_train.config import TrainConfig
 from stage2_train.inputs import Inputs, batch_plan
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Method, Networks, Pseudo
-from stage2_train.run_files import load_model, open_own_inputs, read_run_config, restore_method
+from stage2_train.run_files import load_networks, open_own_inputs, read_run_config, restore_method
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig, upsample
@@ -68,9 +69,9 @@ def export_labels(
         Where the files lie, `num` sentences, how many by source, and shares of empty masks and ignored pixels.
 
     Raises:
-        DataError: An unfinished run, one whose method makes no pseudo-labels, data or priors that are gone, annotations
-            or labels that are others than the run's, or a folder that holds labels already or a link to other images,
-            or that cannot be written to.
+        DataError: An unfinished run, one whose method makes no pseudo-labels, data, priors or a teacher that are gone,
+            annotations or labels that are others than the run's, or a folder that holds labels already or a link to
+            other images, or that cannot be written to.
     """
     run, out = Path(run), Path(out)
     config = read_run_config(run, root)
@@ -82,7 +83,7 @@ def export_labels(
     links = _image_links(out, config)
     _require_own_images(links)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = Networks(load_model(run).to(device), weak_eval=config.weak_eval)
+    networks = load_networks(run, config, device)
     method, inputs = restore_method(run, config), open_own_inputs(run, config)
     samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]
     with disk_errors(folder, "the labels", "nothing was lost"):

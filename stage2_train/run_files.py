@@ -6,9 +6,12 @@ model/                   the finished network: model.safetensors, config.json, t
 done.json                written last
 """
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from shared.config import config_from_dict
 from shared.datasets import load_dataset
@@ -16,11 +19,11 @@ from shared.errors import DataError
 from shared.json_files import read_json
 from shared.store.find import find_stores
 from shared.store.layout import read_header
-from stage2_train.checkpoint import list_checkpoints, load_object
+from stage2_train.checkpoint import list_checkpoints, load_object, load_weights
 from stage2_train.config import TrainConfig
 from stage2_train.inputs import Inputs, open_inputs, open_split
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Method
+from stage2_train.methods.base import Method, Networks
 from stage2_train.run_identity import require_same_run, require_same_split, run_record, split_record
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
 
@@ -144,6 +147,37 @@ def load_model(folder: Path) -> ReferringSegmentor:
     if not (folder / "model" / CONFIG_NAME).is_file():
         raise DataError(f"{folder}: holds no finished model; resume the training first")
     return ReferringSegmentor.from_pretrained(folder / "model")
+
+
+def load_networks(folder: Path, config: TrainConfig, device: torch.device | str = "cpu") -> Networks:
+    """The networks of a finished run as its method sees them: the finished one, and the teacher where that is another.
+
+    Args:
+        folder: The run.
+        config: Its configuration.
+        device: Where they are wanted.
+
+    Raises:
+        DataError: The run is not finished, or its teacher, which lies in the last checkpoint alone, is gone.
+    """
+    student = load_model(folder)
+    teacher = None
+    if config.ema.teacher and not config.ema.export:
+        teacher = copy.deepcopy(student)
+        teacher.load_state_dict(_average(folder / "checkpoints"))
+        teacher.to(device)
+    return Networks(student.to(device), teacher, config.weak_eval)
+
+
+def _average(checkpoints: Path) -> dict[str, torch.Tensor]:
+    """The averaged weights of the last checkpoint."""
+    found = list_checkpoints(checkpoints)
+    if not found or not (found[-1] / "ema.safetensors").is_file():
+        raise DataError(
+            f"{checkpoints}: the averaged teacher, which made the pseudo-labels, is gone (runtime.shrink_finished "
+            "deletes it); with ema.export=false model/ holds the other network"
+        )
+    return load_weights(found[-1], "ema")
 
 
 def model_folder(path: Path) -> Path:

@@ -1,8 +1,8 @@
 """What a run was taught from at its end: the pseudo-labels of its last unlabelled micro-batch, made again.
 
-The finished network reads that batch's weak views and the method's own code cuts the pseudo-labels, as in the last
-step but with the weights after it. Needs the run's model and data, and the store and checkpoint of methods that use
-them.
+The finished network, or its averaged teacher where that is another one, reads that batch's weak views and the method's
+own code cuts the pseudo-labels, as in the last step but with the weights after it. Needs the run's model and data, and
+the store and checkpoint of runs that use them.
 
 Legend: B samples, H W model input.
 """
@@ -18,8 +18,8 @@ from stage2_train.batch import UnlabelledPart
 from stage2_train.config import TrainConfig
 from stage2_train.inputs import Inputs, batch_plan
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import Networks, Pseudo
-from stage2_train.run_files import load_model, open_own_inputs, read_run_config, restore_method
+from stage2_train.methods.base import Pseudo
+from stage2_train.run_files import load_networks, open_own_inputs, read_run_config, restore_method
 from stage2_train.text import Tokenizer
 
 
@@ -55,7 +55,7 @@ def taught_by(folder: Path, most: int) -> list[Taught]:
     if not config.uses_unlabelled:
         return []
     inputs = open_own_inputs(folder, config)
-    networks = Networks(load_model(folder), weak_eval=config.weak_eval)
+    networks = load_networks(folder, config)
     method = restore_method(folder, config)
     with torch.no_grad():
         pseudo = method.pseudo(networks, _last_part(config, inputs))

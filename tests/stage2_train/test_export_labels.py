@@ -16,10 +16,11 @@ from shared.refer import load_refer
 from shared.refer_check import check_refer
 from shared.refer_layout import IMAGE_FOLDERS
 from stage2_train import export_labels as module
-from stage2_train.config import METHOD_FACTS, RuntimeConfig
+from stage2_train.config import METHOD_FACTS, EmaConfig, RuntimeConfig
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
 from stage2_train.methods import METHODS
+from stage2_train.report.taught import taught_by
 from stage2_train.run_files import read_run_config
 from stage2_train.train import train
 from tests.stage2_train.miniature import plain_config
@@ -99,6 +100,30 @@ def test_other_methods_export_what_they_teach(mini_root, tmp_path, method):
         "prediction",
         *(["prediction+prior"] if reads_priors else []),
     }
+
+
+def test_the_teacher_makes_the_labels_whichever_network_is_exported(mini_root, tmp_path):
+    """The same training, so the same labels; without its checkpoint the teacher is gone, and nobody stands in."""
+    rows = {}
+    for export in (True, False):
+        config = plain_config(
+            mini_root,
+            "fixmatch",
+            steps=3,
+            ema=EmaConfig(decay=0.9, teacher=True, export=export),
+            runtime=RuntimeConfig(tensorboard=False),
+        )
+        run = tmp_path / f"run-{export}"
+        train(config, run, quiet=True)
+        export_labels(run, tmp_path / f"{export}", limit=4, quiet=True)
+        rows[export] = list(coco_of(tmp_path / f"{export}").anns.values())
+    assert rows[True] == rows[False]
+    taught = [[one.weak_HW.tobytes() for one in taught_by(tmp_path / f"run-{export}", 4)] for export in rows]
+    assert taught[0] == taught[1]
+    next(run.glob("checkpoints/*/ema.safetensors")).unlink()
+    with pytest.raises(DataError, match="checkpoints: the averaged teacher, .*, is gone"):
+        export_labels(run, tmp_path / "none", quiet=True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_link_to_other_images_is_refused_before_anything_is_made(exported, mini_run, tmp_path):
