@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shared.errors import DataError, meant
+from shared.errors import DataError, meant, short
 
 T = TypeVar("T")
 
@@ -164,29 +164,54 @@ def config_from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
         where: File the object came from, for messages.
 
     Raises:
-        DataError: An unknown field or a value its dataclass refuses.
+        DataError: An unknown field, a value of another type than the field declares, or one its dataclass refuses.
     """
+    return _built(cls, values, where, "")
+
+
+def _built(cls: type[T], values: dict[str, Any], where: str, group: str) -> T:
+    """`config_from_dict` of the fields below `group`, "" or a path that ends in a dot."""
     hints = typing.get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in known:
             raise DataError(f"{where}: {cls.__name__} has no field {name!r}")
-    built = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if typing.get_origin(hint) in (typing.Union, types.UnionType) and isinstance(value, dict):
-            hint = next(arg for arg in typing.get_args(hint) if dataclasses.is_dataclass(arg))
-        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-            value = config_from_dict(hint, value, where)  # type: ignore[arg-type]
-        elif isinstance(value, list):
-            value = tuple(tuple(item) if isinstance(item, list) else item for item in value)
-        elif hint is Path and value is not None:
-            value = Path(value)
-        built[name] = value
+    built = {name: _from_json(value, hints[name], where, group + name) for name, value in values.items()}
     try:
         return cls(**built)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {error}") from error
+
+
+def _from_json(value: Any, hint: Any, where: str, path: str) -> Any:
+    """A JSON value as the declared type `hint`; whole numbers do for a float."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _from_json(value, next(arg for arg in args if arg is not type(None)), where, path)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _built(hint, value, where, f"{path}.")  # type: ignore[arg-type]
+    if origin is tuple and isinstance(value, list):
+        kinds = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        if len(kinds) == len(value):
+            return tuple(_from_json(item, kind, where, path) for item, kind in zip(value, kinds, strict=True))
+    if origin is typing.Literal and value in args:
+        return value
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint in (bool, int, float, str) and (type(value) is hint or (hint is float and type(value) is int)):
+        return value
+    raise DataError(f"{where}: {path} is {short(value)}, not {_said(hint)}")
+
+
+def _said(hint: Any) -> str:
+    """A declared type in words."""
+    if dataclasses.is_dataclass(hint):
+        return "an object with fields"
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    return f"of type {getattr(hint, '__name__', hint)}" if typing.get_origin(hint) is None else f"a {hint}"
 
 
 def config_fingerprint(values: Any) -> str:

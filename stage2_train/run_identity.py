@@ -100,9 +100,11 @@ def difference_of_run(folder: Path, record: Mapping[str, Any]) -> str:
     differ. Pretrained files that cannot be found any more are compared by name.
 
     Raises:
-        DataError: The folder's `config.json` cannot be read.
+        DataError: The folder's `config.json` cannot be read, or was written by no training.
     """
     old = read_json(folder / "config.json")
+    if not isinstance(old.get("config"), dict):
+        raise DataError(f"{folder / 'config.json'}: has no 'config' object; not a run's folder")
     both = set(old.get("pretrained") or {}) & set(record.get("pretrained") or {})
     was, now = identity_of(_hashed(old, both)), identity_of(_hashed(record, both))
     differing = _first_difference({**was, "annotations": None}, {**now, "annotations": None})
@@ -173,7 +175,7 @@ def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     config = copy.deepcopy(_filled(record["config"]))
     for name in ("runtime", "store", "cache_root"):
         config.pop(name, None)
-    if "data" in config:
+    if isinstance(config.get("data"), dict):
         config["data"].pop("root", None)
     for field, found in (record.get("pretrained") or {}).items():
         _set(config, field, f"files {found}")

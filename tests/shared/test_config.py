@@ -116,8 +116,32 @@ def test_a_wrong_override_is_named(override, message):
 def test_a_config_survives_json():
     config = Outer(inner=Inner(sides=(7, 8), names=("q",)), maybe=3, path=Path("x"))
     assert config_from_dict(Outer, config_to_dict(config), "file") == config
+    assert config_from_dict(Outer, {"inner": {"rate": 1}, "maybe": None}, "file") == Outer(
+        inner=Inner(rate=1)
+    )
     with pytest.raises(DataError, match="file.*'nope'"):
         config_from_dict(Outer, {"nope": 1}, "file")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"inner": 5}, "inner is 5, not an object"),
+        ({"inner": {"rate": "fast"}}, "inner.rate is 'fast', not of type float"),
+        ({"inner": {"rate": True}}, "inner.rate is True, not of type float"),
+        ({"inner": {"sides": [1]}}, r"inner.sides is \[1\], not a tuple\[int, int\]"),
+        ({"inner": {"sides": [1, "b"]}}, "inner.sides is 'b', not of type int"),
+        ({"inner": {"names": 3}}, "inner.names is 3, not a tuple"),
+        ({"inner": None}, "inner is None"),
+        ({"maybe": 1.5}, "maybe is 1.5, not of type int"),
+        ({"mode": ["a"]}, r"mode is \['a'\], not one of a, b"),
+        ({"path": 1}, "path is 1, not of type Path"),
+        ({"text": {}}, "text is {}, not of type str"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_field(values, message):
+    with pytest.raises(DataError, match=f"file: {message}"):
+        config_from_dict(Outer, values, "file")
 
 
 def test_a_fingerprint_follows_the_values_not_their_order():

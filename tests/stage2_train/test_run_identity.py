@@ -13,6 +13,7 @@ from shared.errors import DataError
 from stage2_train.config import TrainConfig
 from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
+from stage2_train.run_files import read_run_config
 from stage2_train.run_identity import require_same_run, run_record, with_recorded_pins
 from stage2_train.segmentor import build_segmentor
 from stage2_train.train import train
@@ -50,6 +51,20 @@ def test_a_run_outlives_a_move_of_its_data(mini_root: Path, tmp_path: Path) -> N
     require_same_run(run, record)
     with pytest.raises(DataError, match=r"belongs to another run \(the data have other annotations now\)"):
         require_same_run(run, {**record, "data_fingerprint": "others"})
+
+
+def test_a_damaged_record_is_named(mini_run: Path, tmp_path: Path) -> None:
+    record = json.loads((mini_run / "config.json").read_text())
+    now = run_record(mini_config(Path("x"), steps=2), "", (), None, None, 1)
+    for damaged, message in (
+        ({**record, "config": {**record["config"], "data": 5}}, r"config\.json: data is 5, not an object"),
+        ({**record, "config": 5}, r"config\.json: has no 'config' object"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(damaged))
+        with pytest.raises(DataError, match=message):
+            read_run_config(tmp_path)
+        with pytest.raises(DataError, match=r"config\.json: "):
+            require_same_run(tmp_path, now)
 
 
 def test_a_run_outlives_a_move_of_its_weights(mini_root: Path, tmp_path: Path) -> None:
