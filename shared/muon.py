@@ -41,7 +41,11 @@ class MuonConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
-        if self.lr < 0 or self.adam_lr < 0 or not 0 <= self.momentum < 1 or self.num_steps < 1:
+        if (
+            min(self.lr, self.adam_lr, self.weight_decay) < 0
+            or not 0 <= self.momentum < 1
+            or self.num_steps < 1
+        ):
             raise ValueError(f"unusable Muon settings: {self}")
 
 

@@ -5,6 +5,7 @@ order written; steps never fall. It is flushed line by line, so a killed run los
 TensorBoard's own files lie in `tensorboard/` and can be deleted at any time; nothing here reads them.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -82,10 +83,20 @@ class RunLog:
             step: Optimiser steps done.
             kind: `train`, `val` or `resume`.
             **scalars: Numbers (Python, NumPy or torch), texts or None; NaN and infinities are written as null.
+
+        Raises:
+            OSError: The disk is full, for example; the log is closed.
         """
         record = {"step": int(step), "kind": kind, **finite_or_none(scalars)}
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError:
+            with contextlib.suppress(
+                OSError
+            ):  # drops what is still to be written, which closing would try again
+                self._file.close()
+            raise
         if self._tensorboard is not None:
             for name, value in record.items():
                 if name != "step" and isinstance(value, int | float):

@@ -238,9 +238,10 @@ class TrainConfig:
     store: str = ""
     """Prior store; "" takes the one complete store under `cache_root` that was made for `data`."""
     misplaced_priors: float = 0.0
-    """Share of the train sentences given the prior of another object of their image, to study robustness."""
+    """Share of the train sentences given the prior of another object of their image, to study robustness; of a JSONL
+    file every line counts as an object of its own."""
     fraction: float = 0.05
-    """Share of the train images whose masks are used; no more than there are masks."""
+    """Share of the train images that carry a mask whose masks are used; nobody need have drawn one for the others."""
     split_seed: int = 0
     """Seed of that draw."""
     image_ids_file: str = ""
@@ -340,6 +341,11 @@ class TrainConfig:
         if self.uses_field and self.segmentor.sesm is None:
             raise DataError(
                 "l2l.use_sesm needs a segmentor built with sesm; use a recipe with it or l2l.use_sesm=false"
+            )
+        if self.method == "l2l" and self.l2l.use_rple and self.rple.ddpg.capacity < self.batch_unlabelled:
+            raise DataError(
+                f"rple.ddpg.capacity is {self.rple.ddpg.capacity}: a step adds batch_unlabelled "
+                f"{self.batch_unlabelled} transitions, and all must fit in"
             )
         self._check_needs()
 

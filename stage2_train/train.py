@@ -419,7 +419,8 @@ class _Run:
         ):
 
             def write(kind: str, step: int, figures: dict[str, float]) -> None:
-                log.log(step, kind, **figures)
+                with disk_errors(self.out, "the run's log", "its last checkpoint is safe"):
+                    log.log(step, kind, **figures)
                 trackers.log(step, kind, figures)
 
             yield write

@@ -1,7 +1,8 @@
 """The report: run directories in, one self-contained HTML file and a short text table out.
 
-`collect` reads what the runs left on disk, `figures`, `tables`, `notices` and `gallery` turn it into plain data and
-SVG, `page` fills the template. No step trains, loads a model or uses the network.
+`collect` reads what the runs left on disk, `charts`, `curves`, `tables`, `notices` and `gallery` turn it into plain
+data and SVG, `page` fills the template. `taught` alone loads networks, to make their last pseudo-labels again. Nothing
+is trained or fetched.
 """
 
 from pathlib import Path

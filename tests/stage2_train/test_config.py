@@ -100,6 +100,11 @@ def test_the_grace_of_the_alarm_grows_with_the_run() -> None:
         ("catm.lowest=0.9", "lowest <= start"),
         ("catm.momentum=1", "not in"),
         ("rple.ddpg.actor_lr=-1", "ddpg.actor_lr is -1"),
+        ("batch_unlabelled=20000", "rple.ddpg.capacity is 10000: a step adds batch_unlabelled 20000"),
+        (
+            "optim.muon.weight_decay=-1",
+            r"optim.muon.weight_decay=-1': unusable Muon settings.*weight_decay=-1.0",
+        ),
     ],
 )
 def test_rejections_name_the_field(override: str, message: str) -> None:

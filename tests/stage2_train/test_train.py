@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.json_files import read_json
-from shared.runlog import read_records
+from shared.runlog import RunLog, read_records
 from shared.stopping import STOPPED
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
 from stage2_train.config import (
@@ -578,6 +578,26 @@ def test_a_held_back_mask_that_cannot_be_read_ends_no_run(
     assert capsys.readouterr().err.count("annotation 7: damaged; the run goes on") == 1
     known = ["weak_iou" in record for record in figures(out) if record["kind"] == "train"]
     assert known == [True, True, False, False, False, False]
+
+
+def test_a_full_disk_is_said_plainly_by_the_log_too(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = RunLog.log
+
+    def full(self: RunLog, step: int, kind: str, **scalars: Any) -> None:
+        if step == 3:
+            self._file.close()
+            self._file = Path("/dev/full").open("w")
+        real(self, step, kind, **scalars)
+
+    monkeypatch.setattr(RunLog, "log", full)
+    config, out = config_of(mini_root, eval_every=0), tmp_path / "run"
+    with pytest.raises(
+        DataError, match="cannot write the run's log: No space left on device; its last check"
+    ):
+        train(config, out, quiet=True)
+    assert list_checkpoints(out / "checkpoints")[-1].name == "step_00000002"
 
 
 def test_what_one_process_cannot_compare_no_process_logs(
