@@ -81,7 +81,11 @@ def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
 def _of_pseudo_labels(config: TrainConfig) -> Iterator[tuple[str, str]]:
     """What shapes pseudo-labels and the strong view that learns from them."""
     taught = config.uses_unlabelled and config.loss.lambda_unlabelled > 0
-    why = "loss.lambda_unlabelled is 0: no pseudo-label is made" if config.uses_unlabelled else _labelled_alone(config)
+    why = (
+        "loss.lambda_unlabelled is 0: no pseudo-label is made"
+        if config.uses_unlabelled
+        else _labelled_alone(config)
+    )
     if not taught:
         for field in (
             "strong",
