@@ -11,7 +11,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +72,27 @@ def apply_overrides(config: T, overrides: Sequence[str]) -> T:
             group = group.setdefault(name, {})
         group[names[-1]] = _value(config, names, text.strip(), override)
     return _changed(config, changes, ", ".join(map(repr, overrides)))
+
+
+def idle_overrides(idle: Iterable[tuple[str, str]], overrides: Sequence[str]) -> list[str]:
+    """A line for each change that makes no difference to a run.
+
+    Args:
+        idle: Fields and whole groups that the run does not read, each with the reason.
+        overrides: The changes, as `--set` takes them.
+
+    Returns:
+        `"<change> has no effect: <why>"`, in order.
+    """
+    reasons = dict(idle)
+    lines = []
+    for change in overrides:
+        field = change.partition("=")[0].strip()
+        beginnings = [".".join(field.split(".")[:end]) for end in range(1, field.count(".") + 2)]
+        why = next((reasons[one] for one in beginnings if one in reasons), None)
+        if why is not None:
+            lines.append(f"{change} has no effect: {why}")
+    return lines
 
 
 def as_options(overrides: Sequence[str]) -> list[str]:

@@ -58,12 +58,14 @@ def priors_run(
     from stage1_priors.recipes import RECIPES
 
     config = recipe_of(RECIPES, recipe, overrides)
+    from shared.config import idle_overrides
     from shared.ranges import from_ranges
     from shared.runlog import say
     from shared.stopping import said_on_interrupt
     from stage1_priors.config import PriorsConfig
     from stage1_priors.memory import MemoryFull, start_anew
     from stage1_priors.places import num_workers_of
+    from stage1_priors.read_fields import idle_fields
     from stage1_priors.run import describe_plan, run_priors
     from stage1_priors.workers import run_workers
 
@@ -74,6 +76,8 @@ def priors_run(
     if retry_failed and dry_run:
         raise DataError("--retry-failed has no --dry-run: `l2l priors status` counts the rows that failed")
     still, environment = quiet or as_json, dict(os.environ)
+    for line in idle_overrides(idle_fields(config), overrides or []):
+        say(f"note: {line}", still)
     try:
         with only_answers_on_stdout(), said_on_interrupt("the shards that are written are kept", still):
             if dry_run:

@@ -21,7 +21,7 @@ def _share(group: str, **values: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class MllmConfig:
-    """The frozen multimodal model and how it is asked. Every field is part of the store's fingerprint."""
+    """The frozen multimodal model and how it is asked. Every field that the run reads is part of the fingerprint."""
 
     path: str
     """Folder of the model, or a Hugging Face repository id that lies in the local cache already."""
@@ -147,7 +147,7 @@ class EngineConfig:
 class CandidatesConfig:
     """Masks of whatever there is in an image, for method `semires`: SAM's everything mode, off unless `num` is set.
 
-    Every field is part of the fingerprint once `num` is above 0.
+    Every field that is read is part of the fingerprint once `num` is above 0.
     """
 
     num: int = 0
@@ -189,9 +189,7 @@ class CandidatesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProposerConfig:
-    """How a box becomes a soft mask. Every field but the two batch sizes, `own_process` and `threads` is part of the
-    fingerprint.
-    """
+    """How a box becomes a soft mask. What a kind reads, and what of it is part of the fingerprint: `PROPOSERS`."""
 
     kind: Literal["soft-box", "box", "sam2", "sam"] = "soft-box"
     """`soft-box`: product of the four edge distributions. `box`: the covered share of each cell. `sam2`, `sam`: the box

@@ -1,15 +1,15 @@
 """What a store's rows depend on, as one dictionary, and its fingerprint. Imports neither torch nor vLLM.
 
 Everything that can change a row is a part: annotations, image bytes, splits, model files, prompt, sampling, engine and
-package versions, parser and proposer. Speed settings (chunks, caches, memory, number of workers) are not. Rows are
-deterministic up to the numerics of the engine: the same versions with other batch compositions may differ in the last
-bits of a log-probability.
+package versions, parser and proposer. Speed settings (chunks, caches, memory, number of workers) are not, nor is what
+the run does not read (`read_fields.py`). Rows are deterministic up to the numerics of the engine: the same versions
+with other batch compositions may differ in the last bits of a log-probability.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from stage1_priors.mask_source import SOURCE_VERSION
 from stage1_priors.parse import PARSER_VERSION
 from stage1_priors.proposals import PROPOSER_VERSION
 from stage1_priors.proposers import check_sam_folder
+from stage1_priors.read_fields import asked_fields, proposing_fields
 
 MISSING_IMAGE, UNREADABLE_IMAGE = "missing", "unreadable"
 """What stands for an image without bytes."""
@@ -210,17 +211,9 @@ def identity_of(
         images: Hash over the images.
         proposer: The files of the proposer's model; None if it has none.
     """
-    asked, proposing = asdict(config.model), asdict(config.proposer)
-    for name in ("path", "revision"):
-        del asked[name], proposing[name]
-    for name in ("question", "system"):  # part of the prompt
-        del asked[name]
-    for name in ("batch_images", "batch_boxes", "own_process", "threads"):
-        del proposing[name]
-    if config.proposer.candidates.num:
+    proposing = proposing_fields(config.proposer)
+    if "candidates" in proposing:
         proposing["candidates"]["version"] = CANDIDATES_VERSION
-    else:
-        del proposing["candidates"]
     if proposer is not None:
         proposing["model"] = proposer.identity
     identity = {
@@ -233,7 +226,14 @@ def identity_of(
         },
         "splits": list(config.splits),
         "model": model.identity,
-        "asked": {**asked, **how_asked(family, rules), "resampling": RESAMPLING.name, "temperature": 0.0},
+        "asked": {
+            **asked_fields(config),
+            **how_asked(family, rules),
+            "min_pixels": rules.min_pixels,
+            "max_pixels": rules.max_pixels,
+            "resampling": RESAMPLING.name,
+            "temperature": 0.0,
+        },
         "engine": {"kind": config.engine.kind, **engine_versions(config.engine.kind)},
         "parser": {"version": PARSER_VERSION, "clip_tolerance": config.clip_tolerance},
         "proposer": {"version": PROPOSER_VERSION, **proposing},
@@ -273,7 +273,7 @@ def fingerprint_of(identity: dict[str, Any]) -> str:
 
 def graph_fingerprint(identity: dict[str, Any]) -> str:
     """16 hex digits of what the engine compiles: the model, its number format and length, and the engine's versions."""
-    asked = {name: identity["asked"][name] for name in ("dtype", "max_model_len")}
+    asked = {name: identity["asked"].get(name) for name in ("dtype", "max_model_len")}
     return config_fingerprint({"model": identity["model"], "asked": asked, "engine": identity["engine"]})
 
 

@@ -122,13 +122,33 @@ def _sam(config: ProposerConfig, folder: Path | None) -> Proposer:
     return (SamApart if apart else SamHere)(config, folder)
 
 
-PROPOSERS: dict[str, Callable[[ProposerConfig, Path | None], Proposer]] = {
-    "soft-box": _box,
-    "box": _box,
-    "sam2": _sam,
-    "sam": _sam,
+@dataclass(frozen=True, kw_only=True)
+class ProposerKind:
+    """A value of `proposer.kind`: how its proposer is made, and which fields of `ProposerConfig` that one reads.
+
+    Every kind has `kind` and `grid`; a field that is not named here is none of its own.
+    """
+
+    make: Callable[[ProposerConfig, Path | None], Proposer]
+    """(Configuration, folder of its model or None) -> a proposer."""
+    reads: tuple[str, ...] = ()
+    """Fields that its masks depend on: part of the fingerprint of its stores, and of no others."""
+    speed: tuple[str, ...] = ()
+    """Fields that it reads and that no mask depends on."""
+
+
+_SAM = ProposerKind(
+    make=_sam,
+    reads=("path", "revision", "multimask", "dtype", "candidates"),
+    speed=("batch_images", "batch_boxes", "own_process", "threads"),
+)
+PROPOSERS: dict[str, ProposerKind] = {
+    "soft-box": ProposerKind(make=_box, reads=("smoothing", "softness", "max_share")),
+    "box": ProposerKind(make=_box),
+    "sam2": _SAM,
+    "sam": _SAM,
 }
-"""Proposer by `proposer.kind`: (configuration, folder of its model or None) -> a proposer."""
+"""Proposer by `proposer.kind`."""
 
 
 def check_sam_folder(kind: str, folder: Path) -> None:

@@ -155,7 +155,7 @@ def _made_engine(job: Job, factory: EngineFactory, quiet: bool) -> Engine:
 
 def _made_proposer(job: Job, quiet: bool) -> Proposer:
     with starting(f"proposer.kind={job.config.proposer.kind} did not load", quiet):
-        return PROPOSERS[job.config.proposer.kind](job.config.proposer, job.proposer_folder)
+        return PROPOSERS[job.config.proposer.kind].make(job.config.proposer, job.proposer_folder)
 
 
 def _load(proposer: Proposer, job: Job, quiet: bool) -> None:

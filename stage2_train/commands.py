@@ -401,11 +401,12 @@ def submit_ablate(
 
 
 def _say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:
-    """Tell the user of changes that make no difference to a run."""
-    from stage2_train.idle_fields import idle_overrides
+    """Tell the user of changes that make no difference to a run, and of parts that it does not train."""
+    from shared.config import idle_overrides
+    from stage2_train.idle_fields import idle_fields, untrained_parts
 
     if speaks():
-        for line in idle_overrides(config, overrides):
+        for line in (*idle_overrides(idle_fields(config), overrides), *untrained_parts(config)):
             print(f"note: {line}", file=sys.stderr, flush=True)
 
 

@@ -3,7 +3,7 @@
 Nothing is refused: one list of `--set` options may serve several methods. Whoever set such a field is told.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 
 from stage2_train.config import METHOD_FACTS, TrainConfig
@@ -12,30 +12,14 @@ _SECTIONS = {"mllm_blend": "blend"}
 """Section of a method where it is not named after it; a method may have none."""
 
 
-def idle_overrides(config: TrainConfig, overrides: Sequence[str]) -> list[str]:
-    """A line for each change that makes no difference.
-
-    Args:
-        config: The config, changed.
-        overrides: The changes, as `--set` takes them.
-
-    Returns:
-        `"<change> has no effect: <why>"`, in order, and a line on a part of the network that learns nothing.
-    """
-    idle = dict(idle_fields(config))
-    lines = []
-    for change in overrides:
-        field = change.partition("=")[0].strip()
-        beginnings = [".".join(field.split(".")[:end]) for end in range(1, field.count(".") + 2)]
-        why = next((idle[one] for one in beginnings if one in idle), None)
-        if why is not None:
-            lines.append(f"{change} has no effect: {why}")
-    if config.segmentor.sesm is not None and not config.trains_field:
-        lines.append(
-            "segmentor.sesm is in the network all the same, and no sample trains it; a recipe without SESM, such as "
-            "embedded-spm-rple, leaves it out"
-        )
-    return lines
+def untrained_parts(config: TrainConfig) -> list[str]:
+    """A line for each part of the network that no sample trains."""
+    if config.segmentor.sesm is None or config.trains_field:
+        return []
+    return [
+        "segmentor.sesm is in the network all the same, and no sample trains it; a recipe without SESM, such as "
+        "embedded-spm-rple, leaves it out"
+    ]
 
 
 def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:

@@ -128,11 +128,11 @@ class Engines:
         job = make_job(self._config)
         self.num_pairs = len(job.plan.samples)
         kind = self._config.proposer.kind
-        self._kind, self._make = kind, PROPOSERS[kind]
-        self._proposer = self._make(self._config.proposer, job.proposer_folder)
+        self._kind, self._own = kind, PROPOSERS[kind]
+        self._proposer = self._own.make(self._config.proposer, job.proposer_folder)
         self._engine = VllmEngine(job.model_folder, job.family, self._config.model, self._config.engine)
         self._proposer.load()
-        PROPOSERS[kind] = lambda *_: KeptProposer(self._proposer)
+        PROPOSERS[kind] = replace(self._own, make=lambda *_: KeptProposer(self._proposer))
         requests = [
             make_request(job.dataset.image(sample), sample.expression, job.family, job.rules)
             for sample in job.plan.samples
@@ -169,7 +169,7 @@ class Engines:
 
     def close(self) -> None:
         """Stop the engine and the proposer; runs make proposers of their own again."""
-        PROPOSERS[self._kind] = self._make
+        PROPOSERS[self._kind] = self._own
         self._engine.close()
         self._proposer.close()
 

@@ -21,7 +21,7 @@ from stage1_priors.attempts import GIVEN_UP, Attempt, Attempts, read_attempt
 from stage1_priors.engine import Answer, EngineFailed
 from stage1_priors.job import describe_plan, make_job
 from stage1_priors.memory import MemoryFull
-from stage1_priors.proposers import PROPOSERS, BoxProposer, ProposerFailed
+from stage1_priors.proposers import PROPOSERS, BoxProposer, ProposerFailed, ProposerKind
 from stage1_priors.run import run_priors
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer
 
@@ -207,7 +207,7 @@ def test_a_proposer_that_fails_holds_up_no_other_shard(poisoned, monkeypatch, tm
                 raise ProposerFailed(f"SAM failed on {sample.file_name}")
             return super().propose(prompts)
 
-    monkeypatch.setitem(PROPOSERS, "soft-box", lambda config, _: Failing(config))
+    monkeypatch.setitem(PROPOSERS, "soft-box", ProposerKind(make=lambda config, _: Failing(config)))
     done = []
     for _ in range(3):
         with pytest.raises(ProposerFailed):

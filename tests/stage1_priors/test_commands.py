@@ -14,3 +14,15 @@ def test_priors_run_plans_without_an_engine(l2l, refshapes, tmp_path):
     ran = l2l("priors", "run", "embedded", *sets, "--dry-run", "--json")
     assert ran.status == 0
     assert ran.json["pairs"] > 0 and sum(ran.json["splits"].values()) == ran.json["pairs"]
+
+
+def test_a_change_that_the_run_does_not_read_is_told(l2l, refshapes, tmp_path):
+    sets = ("--set", f"data.root={refshapes}", "--set", f"cache_root={tmp_path}")
+    idle = ("--set", "model.sample_temperature=0.2", "--set", "proposer.smoothing=0.1")
+    ran = l2l("priors", "run", "embedded", *sets, *idle, "--dry-run")
+    assert ran.status == 0 and ran.err.splitlines()[:2] == [
+        "note: model.sample_temperature=0.2 has no effect: model.num_samples is 0",
+        "note: proposer.smoothing=0.1 has no effect: proposer.kind is sam2",
+    ]
+    assert "note:" not in l2l("priors", "run", "embedded", *sets, "--dry-run").err
+    assert "note:" not in l2l("priors", "run", "embedded", *sets, *idle, "--dry-run", "--quiet").err

@@ -1,19 +1,24 @@
 """What changes a fingerprint, and what must not."""
 
 import dataclasses
+import functools
 import os
 import resource
 import shutil
 import time
 from dataclasses import replace
+from typing import Literal
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from shared.config import apply_overrides
+from shared.config import DataConfig, apply_overrides, idle_overrides
+from shared.config_fields import config_fields
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from stage1_priors import engine as engine_module
-from stage1_priors.config import MllmConfig, PriorsConfig, ProposerConfig
+from stage1_priors.config import CanaryConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.identity import (
     ImageHasher,
@@ -24,61 +29,225 @@ from stage1_priors.identity import (
     locate_model,
 )
 from stage1_priors.job import describe_plan, make_job
-from stage1_priors.recipes import RECIPES
+from stage1_priors.proposers import PROPOSERS, BoxProposer, Prompts, ProposerKind
+from stage1_priors.read_fields import PROPOSED, idle_fields
+from stage1_priors.recipes import RECIPES, TINY_SAM_WEIGHTS
 from stage1_priors.run import run_priors
 from tests.stage1_priors.fake_engine import FakeEngine, write_model_folder
 
-ROWS_CHANGE = [
-    "splits=train,val",
-    "splits=val,train,testA,testB",
-    "model.dtype=bfloat16",
-    "model.question=Where is the {expression}?",
-    "model.system=Be brief.",
-    "model.max_tokens=32",
-    "model.max_model_len=512",
-    "model.top_logprobs=0",
-    "model.num_samples=4",
-    "model.sample_temperature=0.5",
-    "engine.kind=transformers",
-    "proposer.kind=box",
-    "proposer.grid=32",
-    "proposer.smoothing=0.02",
-    "proposer.multimask=true",
-    "proposer.dtype=bfloat16",
-    "clip_tolerance=0.1",
-    "image_hash=size",
-]
-ROWS_STAY = [
-    "engine.chunk_rows=7",
-    "engine.ahead_rows=7",
-    "engine.image_gb=0.01",
-    "engine.block_size=64",
-    "engine.batch_size=3",
-    "engine.caching=false",
-    "engine.eager=true",
-    "engine.image_cache_gb=0.5",
-    "engine.gpus=2",
-    "engine.memory_gb=9",
-    "engine.kv_cache_gb=9",
-    "engine.memory_gb=9",
-    "proposer.batch_images=3",
-    "proposer.batch_boxes=3",
-    "proposer.own_process=true",
-    "proposer.threads=3",
-    "canary.mode=warn",
-    "error_ceiling=0.9",
-    "answer_failure_ceiling=0.9",
-]
+ROWS = {
+    "splits": "train,val",
+    "image_hash": "size",
+    "clip_tolerance": "0.1",
+    "model.dtype": "bfloat16",
+    "model.question": "Where is the {expression}?",
+    "model.system": "Be brief.",
+    "model.max_model_len": "512",
+    "model.max_tokens": "32",
+    "model.min_pixels": "6272",
+    "model.max_pixels": "25088",
+    "model.top_logprobs": "0",
+    "model.num_samples": "4",
+    "model.sample_temperature": "0.5",
+    "engine.kind": "transformers",
+    "proposer.grid": "32",
+    "proposer.smoothing": "0.02",
+    "proposer.softness": "0.03",
+    "proposer.max_share": "0.1",
+    "proposer.multimask": "true",
+    "proposer.dtype": "bfloat16",
+    "proposer.candidates.num": "5",
+    "proposer.candidates.side": "32",
+    "proposer.candidates.prompts": "boxes",
+    "proposer.candidates.points_per_side": "4",
+    "proposer.candidates.box_sides": "0.5",
+    "proposer.candidates.min_iou": "0.5",
+    "proposer.candidates.min_stability": "0.5",
+    "proposer.candidates.stability_offset": "2",
+    "proposer.candidates.same_iou": "0.5",
+}
+"""Another value of each field on which rows depend where a run reads it."""
+ROWS_STAY = {
+    "reuse": "false",
+    "answer_failure_ceiling": "0.9",
+    "error_ceiling": "0.9",
+    "ceiling_min_rows": "7",
+    "model.revision": "v1",
+    "engine.chunk_rows": "7",
+    "engine.ahead_rows": "7",
+    "engine.image_gb": "0.01",
+    "engine.batch_size": "3",
+    "engine.caching": "false",
+    "engine.image_cache_gb": "0.5",
+    "engine.block_size": "64",
+    "engine.eager": "true",
+    "engine.one_process": "false",
+    "engine.gpus": "2",
+    "engine.kv_cache_gb": "9",
+    "engine.gpu_memory": "0.5",
+    "engine.memory_gb": "9",
+    "engine.quiet": "false",
+    "proposer.revision": "v1",
+    "proposer.batch_images": "3",
+    "proposer.batch_boxes": "3",
+    "proposer.own_process": "true",
+    "proposer.threads": "3",
+    "canary.mode": "warn",
+    "canary.scenes": "3",
+    "canary.scale": "3",
+    "canary.min_mean_iou": "0.9",
+    "canary.seed": "3",
+}
+"""And of each field of speed, place or policy, on which they never depend."""
+ELSEWHERE = {
+    "data.root",
+    "data.dataset",
+    "data.split_by",
+    "model.path",
+    "cache_root",
+    "proposer.kind",
+    "proposer.path",
+}
+"""Folders, of which the content counts, and the kind, which is what the modes below are about."""
+MODES = {
+    "soft-box": [],
+    "box": ["proposer.kind=box"],
+    "sam2": ["proposer.kind=sam2"],
+    "sam": ["proposer.kind=sam"],
+    "points": ["proposer.kind=sam2", "proposer.candidates.num=4"],
+    "boxes": ["proposer.kind=sam2", "proposer.candidates.num=4", "proposer.candidates.prompts=boxes"],
+    "samples": ["model.num_samples=2"],
+    "transformers": ["engine.kind=transformers"],
+    "sizes": ["image_hash=size"],
+    "canary": ["canary.mode=warn"],
+}
 
 
-@pytest.mark.parametrize("override", ROWS_CHANGE)
-def test_a_setting_that_changes_rows_changes_the_store(config, override):
-    assert make_job(apply_overrides(config, [override])).fingerprint != make_job(config).fingerprint
+@pytest.fixture(scope="module")
+def mode_configs(refshapes_root, tmp_path_factory):
+    """A config of each mode; what is behind the folders is not read."""
+    root = tmp_path_factory.mktemp("modes")
+    model = write_model_folder(root / "model", min_pixels=3136, max_pixels=50176)
+    configs = {}
+    for mode, changes in MODES.items():
+        config = PriorsConfig(
+            data=DataConfig(root=str(refshapes_root), dataset="refshapes"),
+            model=MllmConfig(path=str(model), dtype="float32"),
+            splits=("train", "val", "testA", "testB"),
+            proposer=ProposerConfig(grid=16),
+            canary=CanaryConfig(mode="skip"),
+            cache_root=str(root / "cache"),
+        )
+        config = apply_overrides(config, changes)
+        if config.proposer.is_sam:
+            folder = write_model_folder(root / config.proposer.kind)
+            (folder / "config.json").write_text(f'{{"model_type": "{config.proposer.kind}"}}')
+            config = apply_overrides(config, [f"proposer.path={folder}"])
+        configs[mode] = config
+    return configs
 
 
-@pytest.mark.parametrize("override", ROWS_STAY)
-def test_a_setting_of_speed_or_policy_does_not(config, override):
-    assert make_job(apply_overrides(config, [override])).fingerprint == make_job(config).fingerprint
+@pytest.mark.parametrize("mode", MODES)
+def test_a_store_is_named_by_what_its_run_reads(mode_configs, monkeypatch, mode):
+    monkeypatch.setattr("stage1_priors.job.load_dataset", functools.cache(load_dataset))
+    config = mode_configs[mode]
+    own, idle, wrong = make_job(config).fingerprint, dict(idle_fields(config)), []
+    for name, value in (ROWS | ROWS_STAY).items():
+        change = f"{name}={value}"
+        if (name, config.proposer.is_sam) == ("proposer.candidates.num", False) or (name, mode) == (
+            "engine.gpus",
+            "transformers",
+        ):
+            continue  # refused
+        changed = apply_overrides(config, [change])
+        if changed == config:
+            continue  # the mode itself
+        makes_another = make_job(changed).fingerprint != own
+        is_idle = bool(idle_overrides(idle.items(), [change]))
+        if makes_another != (name in ROWS and not is_idle):
+            wrong.append(f"{change} {'makes' if makes_another else 'does not make'} another store")
+    assert not wrong
+
+
+def test_every_field_of_the_configuration_is_decided_upon():
+    names = {field.path for field in config_fields(RECIPES["embedded"]())}
+    decided = {*ROWS, *ROWS_STAY, *ELSEWHERE}
+    assert not names - decided, (
+        f"{', '.join(sorted(names - decided))}: a new field; put another value of it in ROWS or in ROWS_STAY, and if "
+        "rows depend on it, its name among what its kind of proposer `reads` (PROPOSERS), or in read_fields.py"
+    )
+    assert not decided - names, "there is no such field any more"
+
+
+def test_every_field_of_a_proposer_is_read_by_a_kind():
+    declared = {name for kind in PROPOSERS.values() for name in (*kind.reads, *kind.speed)}
+    own = {field.name for field in dataclasses.fields(ProposerConfig)} - {*PROPOSED}
+    assert own == declared, (
+        f"{', '.join(sorted(own ^ declared))}: name each field of ProposerConfig in `reads` of the kinds whose masks "
+        "depend on it (PROPOSERS in proposers.py), or in `speed` where none does"
+    )
+    assert not any({*kind.reads} & {*kind.speed} for kind in PROPOSERS.values())
+
+
+@pytest.mark.parametrize("kind", ["soft-box", "box", "sam2"])
+def test_a_proposer_reads_no_field_that_its_kind_does_not_declare(kind):
+    own = PROPOSERS[kind]
+    allowed = {*PROPOSED, *own.reads, *own.speed}
+    fields = {field.name for field in dataclasses.fields(ProposerConfig)}
+    built = ProposerConfig(kind=kind, grid=8, path=str(TINY_SAM_WEIGHTS), own_process=False)
+
+    class Declared:
+        def __getattr__(self, name):
+            assert name in allowed or name not in fields, (
+                f"proposer.{name} is read, and not declared in PROPOSERS"
+            )
+            return getattr(built, name)
+
+    proposer = own.make(Declared(), TINY_SAM_WEIGHTS)
+    proposer.load()
+    image = Image.new("RGB", (64, 64), "grey")
+    edges = tuple(np.eye(65)[edge] for edge in (16, 16, 48, 48))
+    proposer.propose(
+        Prompts(
+            box_norm_B4=np.array([[0.25, 0.25, 0.75, 0.75]] * 2, np.float32),
+            edges_B=(None, edges),
+            names_B=("a.jpg", "a.jpg"),
+            images_B=(image, image),
+        )
+    )
+    proposer.close()
+
+
+def test_a_field_of_a_new_kind_leaves_the_stores_of_others(config, monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Grown(ProposerConfig):
+        kind: Literal["soft-box", "box", "blob"] = "soft-box"
+        blobs: int = 3
+
+    monkeypatch.setitem(PROPOSERS, "blob", ProposerKind(make=BoxProposer, reads=("blobs",)))
+    own = make_job(config).fingerprint
+    grown = replace(config, proposer=Grown(grid=16, own_process=False))
+    blob = apply_overrides(grown, ["proposer.kind=blob"])
+    for change, is_read in ((grown, False), (blob, True)):
+        other = make_job(apply_overrides(change, ["proposer.blobs=4"])).fingerprint
+        assert (other != make_job(change).fingerprint) == is_read
+    assert make_job(grown).fingerprint == own
+    assert idle_overrides(idle_fields(grown), ["proposer.blobs=4"]) == [
+        "proposer.blobs=4 has no effect: proposer.kind is soft-box"
+    ]
+
+
+def test_the_models_own_limit_is_no_other(mode_configs):
+    config = mode_configs["box"]
+    own = apply_overrides(config, ["model.min_pixels=3136", "model.max_pixels=50176"])
+    assert make_job(own).fingerprint == make_job(config).fingerprint
+
+
+def test_the_order_of_splits_makes_another_store(config):
+    assert (
+        make_job(apply_overrides(config, ["splits=val,train,testA,testB"])).fingerprint
+        != make_job(config).fingerprint
+    )
 
 
 def test_what_is_compiled_depends_on_the_model_and_not_on_the_data(config):
@@ -181,25 +350,6 @@ def test_a_byte_of_one_image_makes_another_store_and_is_named(config, tmp_path, 
     image.write_bytes(image.read_bytes() + b"\0")
     plan = describe_plan(copy)
     assert not plan["exists"] and [line.split(":")[0] for line in plan["changed"]] == ["data.images"]
-
-
-def test_every_field_of_the_configuration_is_decided_upon():
-    """A new field must be put in one of the two lists above, or is about places."""
-    names = set()
-    for field in dataclasses.fields(PriorsConfig):
-        default = getattr(RECIPES["embedded"](), field.name)
-        if dataclasses.is_dataclass(default):
-            names |= {f"{field.name}.{inner.name}" for inner in dataclasses.fields(default)}
-        else:
-            names.add(field.name)
-    tested = {override.partition("=")[0] for override in ROWS_CHANGE + ROWS_STAY}
-    places = {"data.root", "data.dataset", "data.split_by", "model.path", "model.revision", "cache_root"}
-    places |= {"proposer.path", "proposer.revision"}
-    places |= {"proposer.candidates"}  # `test_candidates` decides on each of their fields
-    alike = {"model.min_pixels", "model.max_pixels", "proposer.softness", "proposer.max_share"}
-    policy = {name for name in names if name.startswith("canary.")} | {"ceiling_min_rows"}
-    policy |= {"reuse", "engine.one_process", "engine.gpu_memory", "engine.quiet"}
-    assert names == tested | places | alike | policy
 
 
 def fingerprint_of_images(images, mode, memory):

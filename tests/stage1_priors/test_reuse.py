@@ -420,6 +420,15 @@ def test_masks_of_known_answers_look_at_the_images(config, tmp_path):
     assert np.isfinite(store.column("proposer_iou")).any() and (store.column("candidates") > 0).any()
 
 
+def test_a_field_that_is_not_read_asks_nobody_again(config):
+    store = run(config, FakeEngine())
+    engine = FakeEngine()
+    unread = ["model.sample_temperature=0.2", "proposer.multimask=true", "proposer.dtype=bfloat16"]
+    assert run(apply_overrides(config, unread), engine).path == store.path
+    hard = run(apply_overrides(config, ["proposer.kind=box", "proposer.softness=0.5", *unread]), engine)
+    assert engine.num_started == 0 and hard.path != store.path
+
+
 def test_a_soft_box_needs_more_than_the_box(config):
     """What the model knew about each edge is in no store."""
     run(apply_overrides(config, ["proposer.kind=box"]), FakeEngine())

@@ -33,7 +33,7 @@ from stage1_priors.engine import Answer
 from stage1_priors.job import describe_plan
 from stage1_priors.memory import MemoryFull
 from stage1_priors.proposals import NO_PRIOR
-from stage1_priors.proposers import PROPOSERS, BoxProposer
+from stage1_priors.proposers import PROPOSERS, BoxProposer, ProposerKind
 from stage1_priors.run import run_priors
 from stage1_priors.workers import run_workers
 from tests.stage1_priors.fake_engine import FakeEngine, engine_stopped_after, random_box_answer
@@ -225,7 +225,7 @@ def test_told_to_stop_a_run_does_nothing_in_vain(config, monkeypatch):
     """No chunk in hand ends a shard: none is collected after that in which it was told, and no mask is made of it."""
     made = []
     proposer = WatchedProposer(config.proposer, lambda: made.append(1))
-    monkeypatch.setitem(PROPOSERS, "soft-box", lambda *_arguments: proposer)
+    monkeypatch.setitem(PROPOSERS, "soft-box", ProposerKind(make=lambda *_arguments: proposer))
     engine, calls = told_to_stop_in(2)
     with pytest.raises(SystemExit) as ended:
         run(apply_overrides(config, ["engine.ahead_rows=100"]), engine)
@@ -578,7 +578,7 @@ def test_images_take_no_more_memory_than_they_may(config, monkeypatch, looks):
     proposer = WatchedProposer(config.proposer, lambda: time.sleep(0.01))
     if looks:
         proposer.kept, proposer.kept_hw = keep, lambda size_hw: size_hw
-    monkeypatch.setitem(PROPOSERS, "soft-box", lambda *_arguments: proposer)
+    monkeypatch.setitem(PROPOSERS, "soft-box", ProposerKind(make=lambda *_arguments: proposer))
     bound = 12 * 2**20  # of images that take 0.4 MiB each
     most = apply_overrides(config, ["engine.chunk_rows=512", f"engine.image_gb={bound / 2**30}"])
     store = PriorStore(run(most, Preparing()))
@@ -596,7 +596,7 @@ def test_masks_are_made_while_the_engine_works_on_the_next_chunk(config, monkeyp
             return super().collect(requests)
 
     proposer = WatchedProposer(config.proposer, made.release)
-    monkeypatch.setitem(PROPOSERS, "soft-box", lambda *_arguments: proposer)
+    monkeypatch.setitem(PROPOSERS, "soft-box", ProposerKind(make=lambda *_arguments: proposer))
     path = run(config, Waiting())
     assert PriorStore(path).is_complete and len(waited) >= 5 and all(waited) and proposer.closed
 
@@ -610,7 +610,7 @@ def test_a_failing_proposer_stops_the_run_and_keeps_finished_shards(config, monk
             raise RuntimeError("out of memory")
 
     engine, proposer = FakeEngine(), WatchedProposer(config.proposer, fail_late)
-    monkeypatch.setitem(PROPOSERS, "soft-box", lambda *_arguments: proposer)
+    monkeypatch.setitem(PROPOSERS, "soft-box", ProposerKind(make=lambda *_arguments: proposer))
     with pytest.raises(RuntimeError, match="out of memory"):
         run(config, engine)
     store = PriorStore(describe_plan(config)["store"])

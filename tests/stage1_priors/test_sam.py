@@ -366,7 +366,7 @@ def test_a_run_writes_the_masks_and_what_the_proposer_expects_of_them(config, fo
 @pytest.fixture(scope="module")
 def committed():
     config = ProposerConfig(kind="sam2", path=str(WEIGHTS_DIR), grid=64, own_process=False)
-    proposer = PROPOSERS["sam2"](config, locate_proposer(config).folder)
+    proposer = PROPOSERS["sam2"].make(config, locate_proposer(config).folder)
     proposer.load()
     return proposer
 

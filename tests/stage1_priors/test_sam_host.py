@@ -104,7 +104,7 @@ def test_it_runs_apart_where_there_is_no_gpu(folder, monkeypatch):
     for gpus, asked, want in (([], None, 1), (["0"], None, 0), (["0"], True, 1), ([], False, 0)):
         monkeypatch.setattr(proposers, "visible_gpus", lambda gpus=gpus: gpus)
         started.clear()
-        PROPOSERS["sam2"](ProposerConfig(kind="sam2", path=str(folder), own_process=asked), folder)
+        PROPOSERS["sam2"].make(ProposerConfig(kind="sam2", path=str(folder), own_process=asked), folder)
         assert len(started) == want, (gpus, asked)
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import apply_overrides
+from shared.config import apply_overrides, idle_overrides
 from stage2_train.checkpoint import list_checkpoints, load_weights
 from stage2_train.config import L2lConfig, TrainConfig
-from stage2_train.idle_fields import idle_fields, idle_overrides
+from stage2_train.idle_fields import idle_fields, untrained_parts
 from stage2_train.recipes import RECIPES
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, plain_config, segmentor_config
@@ -115,7 +115,7 @@ def test_idle_fields_change_nothing(mini_root: Path, tmp_path: Path, name: str) 
     changes = [change for field in idle for change in CHANGES[field]]
     changed = apply_overrides(config, changes)
     assert changed != config
-    said = idle_overrides(config, changes)
+    said = idle_overrides(idle_fields(config), changes)
     assert [line.partition(" has no effect: ")[0] for line in said] == changes
     for folder, run in (("plain", config), ("changed", changed)):
         train(run, tmp_path / folder, quiet=True)
@@ -156,11 +156,9 @@ def test_a_module_that_nothing_trains_is_told_of(mini_root: Path) -> None:
     """Switched off, the structural enhancement is still in the network, as it was drawn."""
     for change in ("l2l.use_sesm=false", "method=fixmatch", "l2l.field_probability=0"):
         config = apply_overrides(mini_config(mini_root), [change])
-        (line,) = [line for line in idle_overrides(config, [change]) if line.startswith("segmentor.sesm")]
+        (line,) = untrained_parts(config)
         assert "no sample trains it" in line and "embedded-spm-rple" in line
-    assert (
-        idle_overrides(RECIPES["embedded-spm-rple"](), []) == idle_overrides(mini_config(mini_root), []) == []
-    )
+    assert untrained_parts(RECIPES["embedded-spm-rple"]()) == untrained_parts(mini_config(mini_root)) == []
 
 
 def test_what_acts_is_not_called_idle(mini_root: Path) -> None:
@@ -181,17 +179,19 @@ def test_what_acts_is_not_called_idle(mini_root: Path) -> None:
         "muon": ["optim.muon.lr=1", "optim.power=0"],
     }
     for name, changes in acting.items():
-        assert idle_overrides(CONFIGS[name](mini_root), changes) == []
+        assert idle_overrides(idle_fields(CONFIGS[name](mini_root)), changes) == []
 
 
 def test_the_centre_of_trust_acts_with_its_gain(mini_root: Path) -> None:
     config = apply_overrides(CONFIGS["l2l"](mini_root), ["spm.confidence_gain=0.5"])
-    assert idle_overrides(config, ["spm.confidence_centre=0.9"]) == []
+    assert idle_overrides(idle_fields(config), ["spm.confidence_centre=0.9"]) == []
 
 
 def test_the_line_names_the_change_and_the_reason(mini_root: Path) -> None:
     config = plain_config(mini_root, "fixmatch")
-    assert idle_overrides(config, ["misplaced_priors=0.3", "steps=4", "rple.ddpg.noise_std=0.1"]) == [
+    assert idle_overrides(
+        idle_fields(config), ["misplaced_priors=0.3", "steps=4", "rple.ddpg.noise_std=0.1"]
+    ) == [
         "misplaced_priors=0.3 has no effect: method fixmatch reads no prior",
         "rple.ddpg.noise_std=0.1 has no effect: method is fixmatch",
     ]
