@@ -14,7 +14,6 @@ from shared.types import STATUS_CODES, AnswerStatus
 from stage1_priors.edges import edge_knowledge
 from stage1_priors.engine import Answer, Request
 from stage1_priors.families.family import Family, SizeRules, box_to_norm
-from stage1_priors.parse import parse_answer
 from stage1_priors.proposals import Edges
 
 RESAMPLING = Image.Resampling.BICUBIC
@@ -32,7 +31,7 @@ class AnswerRows:
     box_xyxy_norm_B4: np.ndarray
     """float32 [B, 4] in the normalised frame of the original image, NaN without a usable box."""
     box_raw_xyxy_B4: np.ndarray
-    """float32 [B, 4] as answered, in the model's own frame and order; NaN if no four numbers were found."""
+    """float32 [B, 4] as answered, in the model's own frame, x before y; NaN if no four numbers were found."""
     confidence_B: np.ndarray
     """float32 [B], mean log-probability of the coordinate tokens; NaN if unknown."""
     edge_logprob_B4: np.ndarray
@@ -78,7 +77,7 @@ def read_answers(
     Args:
         answers: B answers; None where the image could not be read and the model was not asked.
         processed_hw_B2: int [B, 2], size of the image the model saw.
-        family: Gives the frame of the numbers.
+        family: Gives notation and frame of the numbers.
         clip_tolerance: Share of the side by which a box may stick out and still be OK.
         image_errors: B texts; why there is no answer, for the rows without one.
     """
@@ -101,7 +100,7 @@ def read_answers(
             status[row], text[row] = STATUS_CODES[AnswerStatus.ENGINE_ERROR], answer.error
             continue
         frame_hw = (int(frame_hw_B2[row, 0]), int(frame_hw_B2[row, 1]))
-        parsed = parse_answer(answer.text, frame_hw, answer.finish_reason, clip_tolerance, family.unit)
+        parsed = family.parse(answer.text, frame_hw, answer.finish_reason, clip_tolerance)
         status[row], text[row] = STATUS_CODES[parsed.status], answer.text
         if parsed.box_raw_xyxy is not None:
             raw[row] = parsed.box_raw_xyxy

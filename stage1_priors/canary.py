@@ -179,7 +179,7 @@ def run_canary(
     mean, chance = float(iou_N.mean()), float(box_iou(rows.box_xyxy_norm_B4, np.roll(truth_N4, 1, 0)).mean())
     original_N2 = np.array([(image.height, image.width) for image in images])
     other = fitting_frame(
-        rows.box_raw_xyxy_B4, truth_N4, processed_N2, original_N2, family.frame, config.min_mean_iou
+        rows.box_raw_xyxy_B4, truth_N4, processed_N2, original_N2, family, config.min_mean_iou
     )
     by_shape = {
         canvas.name: float(iou_N[first :: len(canvases)].mean())
@@ -216,7 +216,7 @@ def fitting_frame(
     truth_N4: np.ndarray,
     processed_N2: np.ndarray,
     original_N2: np.ndarray,
-    own_frame: str,
+    family: Family,
     min_mean_iou: float,
 ) -> str | None:
     """The frame in which the raw numbers fit best, if it is another than the family's own and they fit clearly better.
@@ -224,26 +224,30 @@ def fitting_frame(
     A frame is judged by the images in which it differs from the family's own.
 
     Args:
-        raw_N4: Numbers as answered, NaN if none.
+        raw_N4: Numbers as answered, x before y, NaN if none.
         truth_N4: True boxes in the normalised frame.
         processed_N2: Size (height, width) of each image as the model saw it.
         original_N2: Size of each image as given.
-        own_frame: `frame` of the family.
+        family: Gives its own frame, and the order in which it was read.
         min_mean_iou: Least mean IoU of a frame that is named.
 
     Returns:
         Its name; None if there is no such frame.
     """
-    processed_N4 = processed_N2[:, [1, 0, 1, 0]]
+    processed_N4, own_frame = processed_N2[:, [1, 0, 1, 0]], family.frame
+    own_hw_N2 = np.array(
+        [family.answer_frame_hw((int(height), int(width))) for height, width in processed_N2]
+    )
     extents: dict[str, np.ndarray] = {
         PIXELS_BEFORE: original_N2[:, [1, 0, 1, 0]],
         PIXELS: processed_N4,
         THOUSANDTHS: np.full((len(raw_N4), 4), 1000),
         SHARES: np.ones((len(raw_N4), 4)),
+        own_frame: own_hw_N2[:, [1, 0, 1, 0]],
     }
     arrangements = {
         "": raw_N4,
-        ", y before x": raw_N4[:, [1, 0, 3, 2]],
+        ", y before x" if family.order == "xyxy" else ", x before y": raw_N4[:, [1, 0, 3, 2]],
         ", corner and size": np.concatenate([raw_N4[:, :2], raw_N4[:, :2] + raw_N4[:, 2:]], 1),
     }
     boxes = {

@@ -235,7 +235,12 @@ def identity_of(
             "temperature": 0.0,
         },
         "engine": {"kind": config.engine.kind, **engine_versions(config.engine.kind)},
-        "parser": {"version": PARSER_VERSION, "clip_tolerance": config.clip_tolerance},
+        "parser": {
+            "version": PARSER_VERSION,
+            "notation": f"{family.parser.name} {family.parser.version}",
+            "order": family.order,
+            "clip_tolerance": config.clip_tolerance,
+        },
         "proposer": {"version": PROPOSER_VERSION, **proposing},
     }
     return json.loads(json.dumps(identity))

@@ -16,20 +16,26 @@ Nothing in an answer is evaluated; the text is only searched with regular expres
 Decisions: corners given in another order are sorted and stay OK. The same box several times is one box. A box whose
 parts stick out by at most `tolerance` of the side is clipped silently. Boxes under a `bbox...` key win over other
 numbers in the text; a run of exactly four bare numbers counts only where the text has no brackets at all.
-MULTIPLE wins over CLIPPED. One parser reads every family: JSON under `bbox_2d`, `<box>[[x1, y1, x2, y2]]</box>`,
-`<|box_start|>(x1,y1),(x2,y2)<|box_end|>` and bare lists of shares are all bracketed quadruples.
+MULTIPLE wins over CLIPPED. One notation serves most families: JSON under `bbox_2d`, `<box>[[x1, y1, x2, y2]]</box>`,
+`<|box_start|>(x1,y1),(x2,y2)<|box_end|>` and bare lists of shares are all bracketed quadruples. A family of another
+brings its own `Parser`, which finds the numbers; what they are worth is decided here for all.
 """
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from shared.types import AnswerStatus
 
 PARSER_VERSION = "1"
-"""Changes whenever the same text could get another status or box; part of the store's fingerprint."""
+"""Changes whenever the same numbers could get another status or box; part of the store's fingerprint."""
 
 Box = tuple[float, float, float, float]
 Spans = tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]
+
+Order = Literal["xyxy", "yxyx"]
+"""Order of a box's four numbers in a text."""
 
 _SPACE = r"\s{0,8}"
 _NUMBER = r"(?<![\d.])(-?\d{1,9}(?:\.\d+)?)(?!\d)"
@@ -59,9 +65,42 @@ class ParsedAnswer:
     box_xyxy: Box | None
     """Usable box in the answer frame, corners sorted, inside the frame; None unless `status.has_box`."""
     box_raw_xyxy: Box | None
-    """The four numbers as written, in their order; also kept for boxes that were refused."""
+    """The four numbers as written, corners unsorted, x before y; also kept for boxes that were refused."""
     spans: Spans | None
     """Character spans (start, end) in the text of the numbers that became x1, y1, x2, y2 (after sorting)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parser:
+    """How boxes are found in a text."""
+
+    name: str
+    """Short name of the notation; part of the store's fingerprint."""
+    version: str
+    """Changes whenever other numbers could be found in the same text; part of the store's fingerprint."""
+    find: Callable[[str], Sequence[tuple[Box, Spans]]]
+    """Text -> the boxes in it, in their order: four numbers each, as written, and the character spans (start, end) of
+    their digits, from which the confidence of each number is read. Never raises for any text."""
+
+
+def _find_quads(text: str) -> list[tuple[Box, Spans]]:
+    for pattern in _PATTERNS:
+        found = [_quad([match.span(k) for k in (1, 2, 3, 4)], text) for match in pattern.finditer(text)]
+        if found:
+            return found
+    if "[" in text or "(" in text:
+        return []
+    runs = ([number.span() for number in _IN_RUN.finditer(text, *run.span())] for run in _RUN.finditer(text))
+    return [_quad(spans, text) for spans in runs if len(spans) == 4]
+
+
+def _quad(spans: list[tuple[int, int]], text: str) -> tuple[Box, Spans]:
+    x1, y1, x2, y2 = (float(text[start:end]) for start, end in spans)
+    return (x1, y1, x2, y2), (spans[0], spans[1], spans[2], spans[3])
+
+
+BRACKETS = Parser(name="brackets", version="1", find=_find_quads)
+"""The notation of most families: bracketed quadruples, or four bare numbers."""
 
 
 def parse_answer(
@@ -70,6 +109,8 @@ def parse_answer(
     finish_reason: str | None = "stop",
     tolerance: float = 0.02,
     unit: float = 1.0,
+    parser: Parser = BRACKETS,
+    order: Order = "xyxy",
 ) -> ParsedAnswer:
     """Parse one answer.
 
@@ -79,6 +120,8 @@ def parse_answer(
         finish_reason: `"length"` if the token limit ended the answer; anything else counts as a natural end.
         tolerance: How far, as a share of the side, a box may stick out and still count as OK.
         unit: Step of the answer frame; a box with a shorter side is degenerate.
+        parser: Finds the boxes.
+        order: In which order it finds their numbers.
 
     Returns:
         The parsed answer; never raises for any text.
@@ -87,7 +130,7 @@ def parse_answer(
     if not text.strip():
         return _without_box(AnswerStatus.EMPTY)
     cut = finish_reason == "length"
-    quads = _find_quads(text)
+    quads = [_x_first(*quad, order) for quad in parser.find(text)]
     if not quads:
         if is_looping(text):
             return _without_box(AnswerStatus.REPEATED)
@@ -107,20 +150,11 @@ def _without_box(status: AnswerStatus) -> ParsedAnswer:
     return ParsedAnswer(status=status, box_xyxy=None, box_raw_xyxy=None, spans=None)
 
 
-def _find_quads(text: str) -> list[tuple[Box, Spans]]:
-    for pattern in _PATTERNS:
-        found = [_quad([match.span(k) for k in (1, 2, 3, 4)], text) for match in pattern.finditer(text)]
-        if found:
-            return found
-    if "[" in text or "(" in text:
-        return []
-    runs = ([number.span() for number in _IN_RUN.finditer(text, *run.span())] for run in _RUN.finditer(text))
-    return [_quad(spans, text) for spans in runs if len(spans) == 4]
-
-
-def _quad(spans: list[tuple[int, int]], text: str) -> tuple[Box, Spans]:
-    x1, y1, x2, y2 = (float(text[start:end]) for start, end in spans)
-    return (x1, y1, x2, y2), (spans[0], spans[1], spans[2], spans[3])
+def _x_first(numbers: Box, spans: Spans, order: Order) -> tuple[Box, Spans]:
+    if order == "xyxy":
+        return numbers, spans
+    (y1, x1, y2, x2), (sy1, sx1, sy2, sx2) = numbers, spans
+    return (x1, y1, x2, y2), (sx1, sy1, sx2, sy2)
 
 
 def _place(

@@ -14,7 +14,6 @@ import numpy as np
 from stage1_priors.answers import box_iou
 from stage1_priors.engine import Answer
 from stage1_priors.families.family import Family, box_to_norm
-from stage1_priors.parse import parse_answer
 
 
 def read_samples(
@@ -29,7 +28,7 @@ def read_samples(
     Args:
         answers: B answers; None where the model was not asked.
         processed_hw_B2: int [B, 2], size of the image the model saw.
-        family: Gives the frame of the numbers.
+        family: Gives notation and frame of the numbers.
         num_samples: S.
         clip_tolerance: As for the greedy answer.
 
@@ -49,7 +48,7 @@ def read_samples(
         )
         frame_hw = family.answer_frame_hw((int(processed_hw_B2[row, 0]), int(processed_hw_B2[row, 1])))
         for index, (text, finish_reason) in enumerate(answer.samples):
-            parsed = parse_answer(text, frame_hw, finish_reason, clip_tolerance, family.unit)
+            parsed = family.parse(text, frame_hw, finish_reason, clip_tolerance)
             if parsed.box_xyxy is not None:
                 box_BS4[row, index] = box_to_norm(np.array([parsed.box_xyxy]), np.array([frame_hw]))[0]
         iou_B[row] = mean_pairwise_iou(box_BS4[row])

@@ -91,7 +91,7 @@ def prior_fields(grid: int, compress_proposal: bool = False) -> tuple[FieldSpec,
         Written by the model's run: `raw_text`, `status` (codes of `shared.types.STATUS_CODES`, 0 never
         written), `proposal` (probability x 255 on a G x G grid over the whole original image, row-major,
         centres (i+.5)/G), `box_xyxy_norm` (in [0, 1] of the original image, NaN where there is no box),
-        `box_raw_xyxy` (as answered, in the model's own frame, NaN), `processed_hw` (size the model saw,
+        `box_raw_xyxy` (as answered, in the model's own frame, x before y, NaN), `processed_hw` (size the model saw,
         pixels), `confidence` (mean log-probability of the coordinate tokens, NaN if unknown), `edge_logprob`
         (the same for each coordinate), `num_tokens`, `proposer_iou` (what the mask proposer thinks its mask's
         IoU is, NaN if it does not say).

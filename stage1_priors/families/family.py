@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import DataError
+from stage1_priors.parse import BRACKETS, Order, ParsedAnswer, Parser, parse_answer
 
 PIXELS = "pixels of the resized image"
 THOUSANDTHS = "0 to 1000"
@@ -57,9 +58,13 @@ class Family:
     answer_frame_hw: Callable[[tuple[int, int]], tuple[int, int]]
     """processed (height, width) -> extent (height, width) of the numbers in an answer."""
     frame: str
-    """What the numbers are, in words: `PIXELS`, `THOUSANDTHS` or `SHARES`."""
+    """What the numbers are, in words: `PIXELS`, `THOUSANDTHS`, `SHARES`, or words of its own."""
     unit: float = 1.0
     """Step in which the numbers are counted: shorter sides are no box, and edge distributions live on its multiples."""
+    parser: Parser = BRACKETS
+    """How the numbers of a box are found in an answer."""
+    order: Order = "xyxy"
+    """The order in which they are written; everything behind the parser has x before y."""
     num_image_tokens: Callable[[tuple[int, int], SizeRules], int]
     """processed (height, width) -> tokens the image takes in the prompt; checked against what the engine did."""
 
@@ -76,6 +81,12 @@ class Family:
         if not self.system:
             return [turn]
         return [{"role": "system", "content": [{"type": "text", "text": self.system}]}, turn]
+
+    def parse(
+        self, text: str, frame_hw: tuple[int, int], finish_reason: str | None, tolerance: float
+    ) -> ParsedAnswer:
+        """An answer in the family's own notation, order and unit; arguments as of `parse_answer`."""
+        return parse_answer(text, frame_hw, finish_reason, tolerance, self.unit, self.parser, self.order)
 
     def asking(self, question: str, system: str) -> "Family":
         """The family with other words; "" keeps its own."""
