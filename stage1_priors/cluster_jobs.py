@@ -49,11 +49,16 @@ def plan_work(
             packages that fill it, so that one is asked for the name.
 
     Raises:
-        DataError: Unusable data, no model on this machine, no engine in its environment, pairs that the model has no
-            room for, or an interpreter that does not answer; found before anything is queued.
+        DataError: A limit on the pairs, unusable data, no model on this machine, no engine in its environment, pairs
+            that the model has no room for, or an interpreter that does not answer; found before anything is queued.
     """
     if num_tasks < 1:
         raise DataError(f"--tasks is {num_tasks}, expected at least 1")
+    if isinstance(config, PriorsConfig) and config.limit is not None:
+        raise DataError(
+            f"limit is {config.limit}: so few pairs need no batch jobs; use `l2l priors run RECIPE --limit "
+            f"{config.limit}`"
+        )
     if not elsewhere:
         require_engine(config)
     pinned = pins(config)

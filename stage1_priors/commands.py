@@ -30,6 +30,14 @@ from shared.errors import DataError
 def priors_run(
     recipe: Annotated[str, typer.Argument(help="Name in stage1_priors/recipes.py.")],
     overrides: Set = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="The first N pairs alone, as a store of its own, which a run without it takes over.",
+        ),
+    ] = None,
     dry_run: DryRun = False,
     worker: Annotated[int, typer.Option(help="Number of this process, from 0.")] = 0,
     num_workers: Annotated[int, typer.Option(help="Independent processes that share the store.")] = 1,
@@ -69,6 +77,13 @@ def priors_run(
     from stage1_priors.run import describe_plan, run_priors
     from stage1_priors.workers import run_workers
 
+    if limit is not None:
+        if not isinstance(config, PriorsConfig):
+            raise DataError(
+                "--limit is for recipes that ask a model; masks from elsewhere are read all at once"
+            )
+        overrides = [*(overrides or []), f"limit={limit}"]
+        config = recipe_of(RECIPES, recipe, overrides)
     if (num_workers > 1 or shards) and workers != "1":
         raise DataError("--workers starts its own workers; it does not go with --worker and --num-workers")
     dealt = from_ranges(shards, "--shards") if shards else None
@@ -120,6 +135,11 @@ def _text_of_status(found: Mapping[str, Any]) -> str:
         "path": found["path"],
         "complete": found["complete"],
         "rows": f"{found['rows_done']} of {found['num_rows']}",
+        **(
+            {}
+            if found["limit"] is None
+            else {"limit": f"the first {found['limit']} pairs of its splits alone"}
+        ),
         "shards": f"{len(found['done_shards'])} of {found['num_shards']}",
         **({"pending_shards": left} if left else {}),
         **{name: found[name] for name in ("status_counts", "reused", "answers", "canary", "data")},

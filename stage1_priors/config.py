@@ -284,6 +284,9 @@ class PriorsConfig:
     """The frozen model."""
     splits: tuple[str, ...]
     """Splits to cover, in store order."""
+    limit: int | None = None
+    """The first so many pairs of the splits alone, in store order, as a store of its own that trainings pass over;
+    None: all of them."""
     engine: EngineConfig = field(default_factory=EngineConfig)
     """What runs the model."""
     proposer: ProposerConfig = field(default_factory=ProposerConfig)
@@ -320,7 +323,7 @@ class PriorsConfig:
             answer_failure_ceiling=self.answer_failure_ceiling,
             error_ceiling=self.error_ceiling,
         )
-        _positive("priors", ceiling_min_rows=self.ceiling_min_rows)
+        _positive("priors", ceiling_min_rows=self.ceiling_min_rows, limit=self.limit)
 
 
 @dataclass(frozen=True, kw_only=True)

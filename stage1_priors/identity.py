@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from stage1_priors.proposals import PROPOSER_VERSION
 from stage1_priors.proposers import check_sam_folder
 from stage1_priors.read_fields import asked_fields, proposing_fields
 
+SHORT, CONTEXT = 60, 24
+"""Letters of a text that is told whole, and of those around a difference in a longer one."""
 MISSING_IMAGE, UNREADABLE_IMAGE = "missing", "unreadable"
 """What stands for an image without bytes."""
 
@@ -199,6 +202,7 @@ def identity_of(
     data_fingerprint: str,
     images: str,
     proposer: ModelFiles | None,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Everything the rows depend on, as JSON gives it back (so that it compares equal to what a store holds).
 
@@ -210,6 +214,7 @@ def identity_of(
         data_fingerprint: Hash of the annotation files.
         images: Hash over the images.
         proposer: The files of the proposer's model; None if it has none.
+        limit: Rows, where these are not all of the splits.
     """
     proposing = proposing_fields(config.proposer)
     if "candidates" in proposing:
@@ -225,6 +230,7 @@ def identity_of(
             "image_hash": config.image_hash,
         },
         "splits": list(config.splits),
+        **({} if limit is None else {"limit": limit}),
         "model": model.identity,
         "asked": {
             **asked_fields(config),
@@ -282,13 +288,39 @@ def graph_fingerprint(identity: dict[str, Any]) -> str:
     return config_fingerprint({"model": identity["model"], "asked": asked, "engine": identity["engine"]})
 
 
+WHICH_ROWS = ("data", "splits", "limit")
+"""Parts of an identity that say which rows there are; all others say what is in them."""
+
+
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Leaves in which two identities differ, as `"a.b: old -> new"`, in key order."""
+    """Leaves in which two identities differ, in words: `"a.b: old -> new"`, in key order."""
     lines = []
     for key in sorted({*old, *new}):
         left, right = old.get(key), new.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
             lines += differences(left, right, f"{prefix}{key}.")
         elif left != right:
-            lines.append(f"{prefix}{key}: {left!r} -> {right!r}")
+            lines.append(f"{prefix}{key}: {' -> '.join(_where_they_differ(_words(left), _words(right)))}")
     return lines
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        return " / ".join(map(_words, value))
+    return "none" if value is None else str(value)
+
+
+def _where_they_differ(left: str, right: str) -> tuple[str, str]:
+    """Two long texts without most of what both begin and end with; short ones as they are."""
+    if max(len(left), len(right)) <= SHORT:
+        return left, right
+    start = len(commonprefix([left, right]))
+    end = len(commonprefix([left[start:][::-1], right[start:][::-1]]))
+    first, last = max(start - CONTEXT, 0), max(end - CONTEXT, 0)
+    before, after = "..." if first else "", "..." if last else ""
+    return (
+        f"{before}{left[first : len(left) - last]}{after}",
+        f"{before}{right[first : len(right) - last]}{after}",
+    )

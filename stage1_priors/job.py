@@ -106,7 +106,14 @@ def make_job(config: PriorsConfig) -> Job:
         ((name, dataset.image_identity(name)) for name in names), config.image_hash, memory
     )
     identity = identity_of(
-        config, family, rules, model, dataset.fingerprint(), images_fingerprint(images), proposer
+        config,
+        family,
+        rules,
+        model,
+        dataset.fingerprint(),
+        images_fingerprint(images),
+        proposer,
+        limit=len(plan.samples) if plan.left_out else None,
     )
     fingerprint = fingerprint_of(identity)
     return Job(
@@ -209,6 +216,7 @@ def create(job: StoreJob, attrs: dict[str, Any]) -> None:
             "fingerprint": job.dataset.fingerprint(),
         },
         "splits": list(job.plan.splits),
+        **({"limit": len(samples)} if job.plan.left_out else {}),
         "grid": grid,
         "config": config_to_dict(config),
     }
@@ -221,7 +229,8 @@ def _path(config: PriorsConfig | ImportConfig, fingerprint: str) -> Path:
 
 def _plan(config: PriorsConfig | ImportConfig, dataset: ReferDataset) -> Plan:
     where = f"{config.data.dataset} ({config.data.split_by}) in {config.data.root}"
-    return make_plan(dataset.samples(), config.splits, SHARD_ROWS, where)
+    limit = config.limit if isinstance(config, PriorsConfig) else None
+    return make_plan(dataset.samples(), config.splits, SHARD_ROWS, where, limit)
 
 
 def pending_of(job: StoreJob) -> list[int]:
@@ -233,9 +242,9 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
     """What a run would do, JSON-able; nothing is written but the memory of image hashes.
 
     Returns:
-        Data set, pairs per split, images, shards in all and pending, engine (or the source of imported masks), and, if
-        the model is on this machine, the store's path, what differs from the nearest store, and how many pairs each
-        other store already holds. `problem` says what a run would stop at, else None.
+        Data set, pairs per split, limit on them, images, shards in all and pending, engine (or the source of imported
+        masks), and, if the model is on this machine, the store's path, what differs from the nearest store, and how
+        many pairs each other store already holds. `problem` says what a run would stop at, else None.
 
     Raises:
         DataError: Missing or unusable data.
@@ -246,6 +255,7 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         "data": f"{config.data.dataset} ({config.data.split_by}) in {config.data.root}",
         "splits": dict(Counter(sample.split for sample in plan.samples)),
         "pairs": len(plan.samples),
+        "limit": _limit_of(plan),
         "images": len({sample.image_id for sample in plan.samples}),
         "shards": plan.num_shards,
         **_tools(config),
@@ -287,6 +297,11 @@ def _known_elsewhere(job: StoreJob, pending: Sequence[int], known: Reusable) -> 
     num = len(job.plan.samples)
     reused, answers = known.counts(0, num), find_known_answers(job).counts(0, num)
     return {"reused": reused, "answers": {name: n for name, n in answers.items() if name not in reused}}
+
+
+def _limit_of(plan: Plan) -> str | None:
+    num = len(plan.samples)
+    return f"the first {num} of {num + plan.left_out} pairs" if plan.left_out else None
 
 
 def _tools(config: PriorsConfig | ImportConfig) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Plan:
     """Split names; a row's split code is the index here."""
     shard_rows: int
     """Rows per shard; the last shard may be shorter."""
+    left_out: int = 0
+    """Samples of the splits behind a limit."""
 
     @property
     def num_shards(self) -> int:
@@ -42,7 +44,13 @@ class Plan:
         return self.samples[start:stop]
 
 
-def make_plan(samples: Iterable[Sample], splits: Sequence[str], shard_rows: int, where: str) -> Plan:
+def make_plan(
+    samples: Iterable[Sample],
+    splits: Sequence[str],
+    shard_rows: int,
+    where: str,
+    limit: int | None = None,
+) -> Plan:
     """Order the samples: by split (as listed in `splits`), then image id, then sentence id.
 
     Args:
@@ -50,6 +58,7 @@ def make_plan(samples: Iterable[Sample], splits: Sequence[str], shard_rows: int,
         splits: Splits to cover.
         shard_rows: Rows per shard.
         where: Name of the data set, for messages.
+        limit: Most samples, the first in that order; None: all.
 
     Raises:
         DataError: A split without samples, or a sample id that occurs twice.
@@ -70,7 +79,9 @@ def make_plan(samples: Iterable[Sample], splits: Sequence[str], shard_rows: int,
     kept.sort(key=lambda sample: sample.sent_id)
     kept.sort(key=lambda sample: sample.image_id)
     kept.sort(key=lambda sample: code[sample.split])
-    return Plan(samples=tuple(kept), splits=tuple(splits), shard_rows=shard_rows)
+    first = tuple(kept[:limit])
+    left_out = len(kept) - len(first)
+    return Plan(samples=first, splits=tuple(splits), shard_rows=shard_rows, left_out=left_out)
 
 
 def shards_of_worker(

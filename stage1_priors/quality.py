@@ -35,7 +35,7 @@ def score_store(path: str | Path, split: str | None = None, root: str = "") -> d
         imported, without boxes), `auroc` (of the confidence for box IoU >= 0.5; None if all rows are alike),
         `proposer_auroc` (of the proposer's own IoU for mask IoU >= 0.5), `status` (share of each) and, if boxes were
         sampled, `sample_auroc` (as `auroc`, for their mean pairwise IoU). Sentences without a drawn mask
-        are left out; `num` alone, 0, for a split that has none.
+        are left out, as are those behind the store's limit; `num` alone, 0, for a split that has none.
 
     Raises:
         DataError: An incomplete store, a split it does not hold, or data that differ from what it was written for.
@@ -46,9 +46,11 @@ def score_store(path: str | Path, split: str | None = None, root: str = "") -> d
     splits = list(store.attrs["splits"])
     if split is not None and split not in splits:
         raise DataError(f"{path}: holds no split {split!r} (it has {', '.join(splits)})")
-    result = {}
+    result, held = {}, set(store.sample_ids)
     for name in [split] if split else splits:
         samples = [sample for sample in dataset.samples(name) if dataset.has_mask(sample)]
+        if store.limit is not None:
+            samples = [sample for sample in samples if sample.sample_id in held]
         result[name] = _score_split(store, dataset, samples) if samples else {"num": 0}
     return result
 

@@ -3,7 +3,7 @@ same images.
 
 A row is the answer of one frozen model about the bytes of one image and one expression. Where a store under the same
 cache folder was made with the same model, prompt, sampling, engine, parser and proposer (everything of its identity but
-data and splits), a row of the same bytes and expression is taken over and nobody is asked. Neither its sample id nor
+`WHICH_ROWS`), a row of the same bytes and expression is taken over and nobody is asked. Neither its sample id nor
 its place matter, unless boxes were sampled: their seed is the sample id's, which must be the same then.
 
 Not taken over: rows of unfinished shards, rows whose image or request failed, expressions that a store may have cut,
@@ -28,6 +28,7 @@ from shared.store.reader import PriorStore
 from shared.store.schema import EXPRESSION_BYTES, IMAGE_HASH, decode_text_rows, first_rows
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.config import PriorsConfig
+from stage1_priors.identity import WHICH_ROWS
 
 UNCUT_BYTES = EXPRESSION_BYTES - 3
 """A stored expression shorter than this was not cut: a cut at a whole character leaves at least so many bytes."""
@@ -233,7 +234,7 @@ def merge_rows(
 def _fits(header: StoreHeader, identity: Mapping[str, Any]) -> bool:
     """Whether a row of a store is what the run would write for the same image and expression."""
     theirs = header.attrs.get("fingerprint_fields", {})
-    same = all(theirs.get(key) == identity[key] for key in identity if key not in ("data", "splits"))
+    same = all(theirs.get(key) == identity[key] for key in identity if key not in WHICH_ROWS)
     return same and IMAGE_HASH in header.fields
 
 

@@ -107,7 +107,8 @@ class MisplacedPriors(StorePriors):
 def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStore | None = None) -> Path:
     """The store a run reads: the one that is named, else the one there is.
 
-    Of complete stores that were made in the same way (`made_alike`), the one counts that covers the splits of all.
+    Of complete stores that were made in the same way (`made_alike`), the one counts that covers the splits of all. One
+    of the first pairs alone (`priors run --limit`) counts only where it is named.
 
     Args:
         config: The run.
@@ -126,8 +127,10 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStor
         split_by=data.split_by,
         data_fingerprint=dataset.fingerprint(),
     )
-    stores = [store for path in found if (store := PriorStore(path)).is_complete]
-    complete = _widest([store for store in stores if like is None or made_alike(like, store)])
+    stores = [PriorStore(path) for path in found]
+    whole = [store for store in stores if store.limit is None]
+    fitting = [store for store in whole if store.is_complete and (like is None or made_alike(like, store))]
+    complete = _widest(fitting)
     if len(complete) == 1:
         return complete[0]
     if complete:
@@ -136,8 +139,13 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStor
             f"{len(complete)} prior stores fit {data.dataset}({data.split_by}): {names}; {_NAME_IT}"
         )
     unfinished = (
-        f" (unfinished: {', '.join(map(str, found))}; run the same `l2l priors run` again)" if found else ""
+        f" (unfinished: {', '.join(str(store.path) for store in whole)}; run the same `l2l priors run` again)"
+        if whole
+        else ""
     )
+    limited = ", ".join(str(store.path) for store in stores if store.limit is not None)
+    if limited:
+        unfinished += f" (of the first pairs alone: {limited}; a run without --limit takes them over)"
     if not found and (
         earlier := find_stores(config.cache_root, dataset=data.dataset, split_by=data.split_by)
     ):
@@ -155,7 +163,7 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStor
 
 
 def made_alike(one: PriorStore, other: PriorStore) -> bool:
-    """Whether two stores differ in their data and splits alone: the same model, asked in the same way.
+    """Whether two stores differ in data, splits and limit alone: the same model, asked in the same way.
 
     Where both are of one data set and know the bytes of their images, those of common rows must be the same.
     """
@@ -163,7 +171,8 @@ def made_alike(one: PriorStore, other: PriorStore) -> bool:
     same_data = _made_for(one) == _made_for(other)
     for store in (one, other):
         fields = dict(store.attrs.get("fingerprint_fields", {}))
-        fields.pop("splits", None)
+        for name in ("splits", "limit"):
+            fields.pop(name, None)
         data = fields.pop("data", None)
         if same_data and isinstance(data, dict):
             fields["data"] = {key: value for key, value in data.items() if key != "images"}

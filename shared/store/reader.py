@@ -87,6 +87,11 @@ class PriorStore:
         return self.num_rows
 
     @property
+    def limit(self) -> int | None:
+        """Number of rows, where they are the first of the splits alone; None: the splits are covered."""
+        return self.attrs.get("limit")
+
+    @property
     def done_shards(self) -> list[int]:
         """Shards that are marked complete now, in order (the folder is listed each time)."""
         names = [file.stem for file in (self.path / "done").glob("*.json")]
@@ -137,10 +142,16 @@ class PriorStore:
         try:
             return np.array([self._row_by_id[sample_id] for sample_id in sample_ids], np.int64)
         except KeyError as error:
-            data = self.attrs.get("data", {})
             raise DataError(
-                f"{self.path}: no row for sample {error.args[0]!r} (the store holds {data})"
+                f"{self.path}: no row for sample {error.args[0]!r}; it holds {self._what_it_holds()}"
             ) from None
+
+    def _what_it_holds(self) -> str:
+        """Data set, splits and number of rows, for a person."""
+        data, splits = self.attrs.get("data", {}), ", ".join(self.attrs.get("splits", ()))
+        of = f"{data['dataset']} ({data['split_by']})" if {"dataset", "split_by"} <= data.keys() else "data"
+        pairs = f"{self.num_rows} pairs" if self.limit is None else f"the first {self.limit} pairs alone"
+        return f"{pairs} of {of}, splits {splits or 'unnamed'}"
 
     def column(self, name: str) -> np.ndarray:
         """A whole field, [N, *row_shape], read-only for small fields; every shard must be finished."""

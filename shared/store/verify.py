@@ -14,7 +14,8 @@ def store_status(path: str | Path) -> dict[str, Any]:
     """Counts of a store, from its JSON files alone.
 
     Returns:
-        `path`, `fingerprint`, `fingerprint_fields`, `data`, `num_rows`, `rows_done`, `num_shards`,
+        `path`, `fingerprint`, `fingerprint_fields`, `data`, `num_rows`, `limit` (the same where the store holds the
+        first rows of its splits alone, else None), `rows_done`, `num_shards`,
         `done_shards` and `pending_shards` (lists; a damaged mark counts as pending), `complete`,
         `status_counts` (answers by status), `reused` (rows that were taken over, by the store they came from),
         `answers` (rows of which the answer was, and the mask was not),
@@ -39,6 +40,7 @@ def store_status(path: str | Path) -> dict[str, Any]:
         "fingerprint_fields": header.attrs.get("fingerprint_fields", {}),
         "data": header.attrs.get("data", {}),
         "num_rows": header.num_rows,
+        "limit": header.attrs.get("limit"),
         "rows_done": rows,
         "num_shards": header.num_shards,
         "done_shards": done,

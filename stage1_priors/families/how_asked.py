@@ -22,8 +22,8 @@ def how_asked(family: Family, rules: SizeRules) -> dict[str, Any]:
         rules: Its limits for one model.
 
     Returns:
-        `family`; `prompt`, the messages about `EXPRESSION`; `sizes`, a hash over images of `SIZES_HW`: in which size
-        the model sees them, the extent of an answer's numbers and the image's tokens; `unit` of the numbers.
+        `family`; `prompt`, the messages about `EXPRESSION`, a text each; `sizes`, a hash over images of `SIZES_HW`: in
+        which size the model sees them, the extent of an answer's numbers and the image's tokens; `unit` of the numbers.
 
     Raises:
         DataError: The limits leave no size.
@@ -34,7 +34,13 @@ def how_asked(family: Family, rules: SizeRules) -> dict[str, Any]:
         sizes.append([seen_hw, family.answer_frame_hw(seen_hw), family.num_image_tokens(seen_hw, rules)])
     return {
         "family": family.name,
-        "prompt": family.messages(EXPRESSION, None),
+        "prompt": [_text_of(message) for message in family.messages(EXPRESSION, None)],
         "sizes": config_fingerprint(sizes),
         "unit": family.unit,
     }
+
+
+def _text_of(message: dict[str, Any]) -> str:
+    """A chat message as `role: text`, `<image>` where the image is."""
+    parts = ("<image>" if part["type"] == "image" else part["text"] for part in message["content"])
+    return f"{message['role']}: {''.join(parts)}"

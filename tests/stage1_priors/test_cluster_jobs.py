@@ -121,3 +121,11 @@ def test_a_new_store_is_said_to_be_one(config):
 def test_no_worker_is_refused(config):
     with pytest.raises(DataError, match="--tasks is 0"):
         plan_work(config, RECIPE, 0)
+
+
+def test_a_limit_needs_no_batch_jobs(config):
+    with pytest.raises(
+        DataError,
+        match="limit is 30: so few pairs need no batch jobs; use `l2l priors run RECIPE --limit 30`",
+    ):
+        plan_work(apply_overrides(config, ["limit=30"]), RECIPE, 1)

@@ -26,3 +26,13 @@ def test_a_change_that_the_run_does_not_read_is_told(l2l, refshapes, tmp_path):
     ]
     assert "note:" not in l2l("priors", "run", "embedded", *sets, "--dry-run").err
     assert "note:" not in l2l("priors", "run", "embedded", *sets, *idle, "--dry-run", "--quiet").err
+
+
+def test_a_few_pairs_are_planned_by_limit(l2l, refshapes, tmp_path):
+    sets = ("--set", f"data.root={refshapes}", "--set", f"cache_root={tmp_path}")
+    ran = l2l("priors", "run", "embedded", *sets, "--limit", 8, "--dry-run")
+    assert ran.status == 0
+    assert {"pairs: 8", "shards: 1"} <= {*ran.out.splitlines()} and "limit: the first 8 of " in ran.out
+    ran = l2l("priors", "run", "import", "--limit", 8)
+    assert ran.status == 2 and "--limit is for recipes that ask a model" in ran.err
+    assert l2l("priors", "run", "embedded", *sets, "--limit", 0, "--dry-run").status == 2

@@ -37,6 +37,7 @@ from tests.stage1_priors.fake_engine import FakeEngine, write_model_folder
 
 ROWS = {
     "splits": "train,val",
+    "limit": "30",
     "image_hash": "size",
     "clip_tolerance": "0.1",
     "model.dtype": "bfloat16",
@@ -444,5 +445,21 @@ def test_a_repository_in_the_cache_is_named_by_its_commit(monkeypatch, tmp_path)
 def test_differences_name_leaves():
     assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4}) == [
         "a.c: 2 -> 3",
-        "d: None -> 4",
+        "d: none -> 4",
     ]
+
+
+def test_differences_are_told_in_words(config):
+    own = make_job(config).identity
+    lines = differences(own, make_job(apply_overrides(config, ["model.system=Be brief."])).identity)
+    assert lines == [
+        "asked.prompt: system: You are a helpful assistant. / user: <image>Output ... -> "
+        "system: Be brief. / user: <image>Output ..."
+    ]
+    asked = "model.question=Please output the bounding box of {expression} in the image."
+    (line,) = differences(own, make_job(apply_overrides(config, [asked])).identity)
+    assert line.startswith("asked.prompt: ...") and "'" not in line and len(line) < 300
+    (line,) = differences(
+        {"a": {}}, {"a": {"model": {"repository": "some/model", "commit": "ab"}, "sides": [1, 2]}}
+    )[:1]
+    assert line == "a.model: none -> repository some/model, commit ab"

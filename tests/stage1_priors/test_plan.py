@@ -89,3 +89,11 @@ def test_a_worker_that_starts_later_keeps_to_what_was_dealt():
     dealt = [2, 3, 8, 9, 11]
     still = [3, 8, 11, 12]  # others have written some since then, and one was damaged
     assert shards_of_worker(still, 0, 2, dealt) == [8, 11] and shards_of_worker(still, 1, 2, dealt) == [3]
+
+
+def test_a_limit_keeps_the_first_in_the_order_of_the_store():
+    whole = make_plan(SAMPLES, ("val", "train"), 64, "d")
+    plan = make_plan(SAMPLES, ("val", "train"), 64, "d", limit=7)
+    assert plan.samples == whole.samples[:7] and plan.left_out == len(whole.samples) - 7
+    assert (plan.num_shards, plan.splits) == (1, whole.splits)
+    assert make_plan(SAMPLES, ("val", "train"), 64, "d", limit=len(whole.samples)) == whole

@@ -72,3 +72,9 @@ def test_auroc_by_hand():
     assert auroc(score, np.array([False, True, True, False, True])) == 0.5
     assert auroc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
     assert auroc(score, np.array([True] * 5)) is None
+
+
+def test_the_first_pairs_are_scored_alone(config):
+    config = apply_overrides(config, ["splits=val,train", "limit=20"])
+    scores = score_store(run_priors(config, engine_factory=oracle(config).factory, quiet=True))
+    assert scores["val"]["num"] == 20 and scores["train"] == {"num": 0}

@@ -445,3 +445,31 @@ def test_shards_with_new_rows_are_asked_for_beside_those_of_known_answers(config
     answers = store_status(store.path)["answers"]
     assert sum(answers.values()) == 512 and 0 < engine.num_requests == store.num_rows - 512
     assert_same_rows(alone(hard_config, tmp_path), store)
+
+
+def test_the_first_pairs_are_a_store_of_their_own_and_are_taken_over(config, tmp_path, capsys):
+    few_config = apply_overrides(config, ["limit=30"])
+    plan = describe_plan(few_config)
+    assert (plan["pairs"], plan["splits"]) == (30, {"train": 30})
+    whole_plan = describe_plan(config)
+    assert plan["limit"] == f"the first 30 of {whole_plan['pairs']} pairs" and whole_plan["limit"] is None
+    few = run(few_config, FakeEngine())
+    assert (few.num_rows, few.limit, store_status(few.path)["limit"]) == (30, 30, 30)
+    assert few.attrs["fingerprint_fields"]["limit"] == 30 and few.path == Path(plan["store"])
+    assert verify_store(few.path)["ok"]
+    engine = FakeEngine()
+    whole = PriorStore(run_priors(config, engine_factory=engine.factory))
+    assert (
+        f"30 of {whole.num_rows} pairs are known already (30 from {few.path.name})" in capsys.readouterr().err
+    )
+    assert (engine.num_requests, whole.limit) == (whole.num_rows - 30, None)
+    assert whole.sample_ids[:30] == few.sample_ids and "limit" not in whole.attrs["fingerprint_fields"]
+    assert_same_rows(alone(config, tmp_path), whole)
+    fewer = run(apply_overrides(config, ["limit=10"]), engine := FakeEngine())
+    assert engine.num_started == 0 and fewer.num_rows == 10
+
+
+def test_a_limit_beyond_the_pairs_is_the_whole_store(config):
+    whole = describe_plan(config)
+    beyond = describe_plan(apply_overrides(config, ["limit=99999"]))
+    assert (beyond["store"], beyond["limit"]) == (whole["store"], None)

@@ -62,12 +62,13 @@ def write_priors(
     data: dict | None = None,
     splits: tuple = ("train",),
     model: str = "",
+    limit: int | None = None,
 ) -> Path:
     """A complete store whose proposals are noisy versions of the masks; some rows have no box.
 
     Stores of the same named `model` were made alike, nothing is known of one without.
     """
-    samples = [sample for split in splits for sample in dataset.samples(split)]
+    samples = [sample for split in splits for sample in dataset.samples(split)][:limit]
     num, fields = len(samples), prior_fields(GRID)
     made_for = {
         "dataset": dataset.dataset, "split_by": dataset.split_by, "fingerprint": dataset.fingerprint(), **(data or {})
@@ -90,6 +91,7 @@ def write_priors(
             "data": made_for,
             "splits": list(splits),
             "grid": GRID,
+            **({} if limit is None else {"limit": limit}),
         },
         static=static,
     )

@@ -378,6 +378,27 @@ def test_of_stores_made_alike_the_widest_counts(mini_root: Path, tmp_path: Path)
         choose_store(config, dataset)
 
 
+def test_a_store_of_the_first_pairs_is_passed_over_and_refused_in_words(
+    mini_root: Path, tmp_path: Path
+) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    config, samples = mini_config(mini_root, cache_root=str(tmp_path)), dataset.samples("train")
+    few = write_priors(tmp_path / "few.zarr", dataset, fingerprint="few", limit=5)
+    with pytest.raises(
+        DataError, match=r"no complete prior store .*\(of the first pairs alone: .*few\.zarr; a run "
+    ):
+        choose_store(config, dataset)
+    assert choose_store(dataclasses.replace(config, store=str(few)), dataset) == few
+    with pytest.raises(
+        DataError,
+        match=r"no row for sample '.*'; it holds the first 5 pairs alone of refshapes \(unc\), splits train$",
+    ):
+        open_priors(few, config, dataset, samples)
+    assert open_priors(few, config, dataset, samples[:5]).store.limit == 5
+    all_of_them = write_priors(tmp_path / "all.zarr", dataset, fingerprint="all")
+    assert choose_store(config, dataset) == all_of_them
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [({"fingerprint": "0" * 32}, "other annotations"), ({"dataset": "refcoco"}, "dataset 'refcoco'")],
