@@ -118,7 +118,14 @@ def priors_run(
     except MemoryFull as full:
         say(str(full), still)
         start_anew(environment)
-    show(answer, as_json, text_of_mapping if dry_run else lambda made: made["store"])
+    show(answer, as_json, _text_of_plan if dry_run else lambda made: made["store"])
+
+
+def _text_of_plan(plan: Mapping[str, Any]) -> str:
+    """A plan with a line for each difference from the nearest store."""
+    if "changed" not in plan:
+        return text_of_mapping(plan)
+    return text_of_mapping({**plan, "changed": dict(line.split(": ", 1) for line in plan["changed"])})
 
 
 def priors_status(store: Store, as_json: Json = False) -> None:

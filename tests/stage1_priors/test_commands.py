@@ -28,6 +28,13 @@ def test_a_change_that_the_run_does_not_read_is_told(l2l, refshapes, tmp_path):
     assert "note:" not in l2l("priors", "run", "embedded", *sets, *idle, "--dry-run", "--quiet").err
 
 
+def test_what_changed_is_told_a_line_each(monkeypatch, l2l):
+    lines = ["asked.prompt: system: one, two -> none (from a.zarr)", "proposer.grid: 16 -> 8 (from a.zarr)"]
+    monkeypatch.setattr("stage1_priors.run.describe_plan", lambda config: {"pairs": 3, "changed": lines})
+    ran = l2l("priors", "run", "embedded", "--dry-run")
+    assert ran.out.splitlines() == ["pairs: 3", "changed:", *(f"  {line}" for line in lines)]
+
+
 def test_a_few_pairs_are_planned_by_limit(l2l, refshapes, tmp_path):
     sets = ("--set", f"data.root={refshapes}", "--set", f"cache_root={tmp_path}")
     ran = l2l("priors", "run", "embedded", *sets, "--limit", 8, "--dry-run")
