@@ -45,6 +45,7 @@ from stage1_priors.identity import (
     locate_proposer,
 )
 from stage1_priors.mask_source import source_files
+from stage1_priors.memory_left import weights_gb
 from stage1_priors.plan import Plan, make_plan
 from stage1_priors.preflight import require_room
 from stage1_priors.reuse import Reusable, find_reusable, nothing_reusable
@@ -84,6 +85,12 @@ class Job(StoreJob):
     """Where the proposer's model lies; None if it has none."""
     image_hashes: dict[str, bytes]
     """Content hash of each image by file name; empty where `image_hash` does not read them."""
+
+    @property
+    def weights_gb(self) -> float:
+        """Memory for the weights of the models, GiB; SAM's are float32 whatever its encoder works with."""
+        own = weights_gb(self.model_folder, self.config.model.dtype)
+        return own + (0 if self.proposer_folder is None else weights_gb(self.proposer_folder, "float32"))
 
 
 def make_job(config: PriorsConfig) -> Job:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from shared.errors import DataError
+from shared.json_files import read_json
+from shared.model_files import model_files
+from stage1_priors.chunks import NUMBER_BYTES
 from stage1_priors.config import ImportConfig, PriorsConfig
 
 _NO_LIMIT = 1 << 60
@@ -40,24 +43,50 @@ _V2 = _Version(
 )
 
 
-def require_memory(config: PriorsConfig | ImportConfig, num_workers: int, on_gpus: bool) -> None:
-    """Refuse workers whose images and caches alone take more than there is left: the kernel would kill one of them.
+def require_memory(
+    config: PriorsConfig | ImportConfig, num_workers: int, on_gpus: bool, model_gb: float
+) -> None:
+    """Refuse workers whose images, caches and weights alone take more than there is left: the kernel would kill one.
+
+    Args:
+        config: The recipe.
+        num_workers: Processes, each with a copy of everything.
+        on_gpus: Whether key-value cache and weights lie on GPUs.
+        model_gb: Memory for the weights of the models, GiB.
 
     Raises:
         DataError: Says what they take and what there is.
     """
-    if isinstance(config, ImportConfig) or config.engine.kind != "vllm":
+    if isinstance(config, ImportConfig):
         return
-    engine = config.engine
-    each = engine.image_gb + (engine.image_cache_gb if engine.caching else 0)
-    each += 0 if on_gpus else engine.kv_cache_gb
+    engine, caches, names = config.engine, 0.0, "engine.image_gb, engine.image_cache_gb"
+    if engine.kind == "vllm":
+        caches = engine.image_gb + (engine.image_cache_gb if engine.caching else 0)
+        if not on_gpus:
+            caches, names = caches + engine.kv_cache_gb, f"{names}, engine.kv_cache_gb"
+    weights = 0.0 if on_gpus else model_gb
     free = free_gb()
-    if free is not None and num_workers * each > free:
-        names = f"engine.image_gb, engine.image_cache_gb{'' if on_gpus else ', engine.kv_cache_gb'}"
+    if free is not None and num_workers * (caches + weights) > free:
+        parts = [f"{num_workers * caches:.3g} GiB for images and caches ({names})"] if caches else []
+        if weights:
+            parts.append(f"{num_workers * weights:.3g} GiB for the weights of the models")
         raise DataError(
-            f"{f'{num_workers} workers take' if num_workers > 1 else 'this run takes'} {num_workers * each:.3g} GiB "
-            f"for images and caches ({names}), and {free:.3g} GiB are left on this machine or in this job"
+            f"{f'{num_workers} workers take' if num_workers > 1 else 'this run takes'} {' and '.join(parts)}, and "
+            f"{free:.3g} GiB are left on this machine or in this job"
         )
+
+
+def weights_gb(folder: Path, dtype: str) -> float:
+    """Memory for a model's weights, GiB: the size of its files, where these hold numbers of the format asked for.
+
+    Args:
+        folder: The model's folder.
+        dtype: Number format of the weights in memory.
+    """
+    size = sum(path.stat().st_size for path in model_files(folder))
+    config = read_json(folder / "config.json")
+    stored = config.get("dtype") or config.get("torch_dtype") or dtype
+    return size * NUMBER_BYTES[dtype] / NUMBER_BYTES.get(stored, NUMBER_BYTES[dtype]) / 2**30
 
 
 def free_gb(root: Path = Path("/")) -> float | None:

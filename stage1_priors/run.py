@@ -128,7 +128,7 @@ def run_priors(
         gpus = visible_gpus()
         require_usable_gpus(", ".join(gpus))
         require_gpus(config.engine, 1, gpus)
-        require_memory(config, 1, bool(gpus))
+        require_memory(config, 1, bool(gpus), job.weights_gb)
     with (
         closing(_made_proposer(job, quiet)) as proposer,
         closing(_made_engine(job, engine_factory or ENGINES[config.engine.kind], quiet)) as engine,

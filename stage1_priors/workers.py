@@ -28,7 +28,7 @@ from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import require_gpus, visible_gpus
 from stage1_priors.failures import failed_shards, told_failures
-from stage1_priors.job import StoreJob, job_of, pending_of, require_engine
+from stage1_priors.job import Job, StoreJob, job_of, pending_of, require_engine
 from stage1_priors.memory_left import require_memory
 from stage1_priors.places import Worker, plan_workers
 
@@ -107,7 +107,7 @@ def run_workers(
     if isinstance(config, PriorsConfig):
         gpus_each = config.engine.gpus
         require_gpus(config.engine, num_workers, gpus)
-    require_memory(config, num_workers, bool(gpus))
+    require_memory(config, num_workers, bool(gpus), job.weights_gb if isinstance(job, Job) else 0)
     log_folder = Path(config.cache_root) / "logs"
     log_folder.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0))

@@ -5,7 +5,9 @@ import pytest
 from shared.config import apply_overrides
 from shared.errors import DataError
 from stage1_priors import memory_left
-from stage1_priors.memory_left import free_gb, require_memory
+from stage1_priors.job import make_job
+from stage1_priors.memory_left import free_gb, require_memory, weights_gb
+from stage1_priors.recipes import TINY_SAM_WEIGHTS
 
 GIB = 2**30
 
@@ -63,12 +65,43 @@ def test_more_workers_than_memory_are_refused(config, monkeypatch):
     """Their caches are known before they start."""
     monkeypatch.setattr(memory_left, "free_gb", lambda: 14.0)
     own = apply_overrides(config, ["engine.image_gb=2", "engine.image_cache_gb=0.25", "engine.kv_cache_gb=4"])
-    require_memory(own, 2, on_gpus=False)
+    require_memory(own, 2, on_gpus=False, model_gb=0)
     with pytest.raises(
         DataError, match=r"3 workers take 18.8 GiB .*image_gb.*kv_cache_gb\), and 14 GiB are left"
     ):
-        require_memory(own, 3, on_gpus=False)
-    require_memory(own, 6, on_gpus=True)
+        require_memory(own, 3, on_gpus=False, model_gb=0)
+    require_memory(own, 6, on_gpus=True, model_gb=0)
     with pytest.raises(DataError, match=r"7 workers take 15.8 GiB .*image_cache_gb\), and"):
-        require_memory(own, 7, on_gpus=True)
-    require_memory(apply_overrides(own, ["engine.kind=transformers"]), 30, on_gpus=False)
+        require_memory(own, 7, on_gpus=True, model_gb=0)
+    require_memory(apply_overrides(own, ["engine.kind=transformers"]), 30, on_gpus=False, model_gb=0)
+
+
+def test_the_weights_must_fit_as_well_where_no_gpu_holds_them(config, monkeypatch):
+    monkeypatch.setattr(memory_left, "free_gb", lambda: 14.0)
+    own = apply_overrides(config, ["engine.image_gb=2", "engine.image_cache_gb=1", "engine.kv_cache_gb=4"])
+    require_memory(own, 1, on_gpus=False, model_gb=5)
+    said = r"this run takes 7 GiB for images and caches \(.*\) and 8 GiB for the weights of the models, and 14 GiB are"
+    with pytest.raises(DataError, match=said):
+        require_memory(own, 1, on_gpus=False, model_gb=8)
+    require_memory(own, 4, on_gpus=True, model_gb=8)
+    other = apply_overrides(own, ["engine.kind=transformers"])
+    require_memory(other, 1, on_gpus=False, model_gb=8)
+    with pytest.raises(DataError, match="2 workers take 16 GiB for the weights of the models, and 14 GiB"):
+        require_memory(other, 2, on_gpus=False, model_gb=8)
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "gib"),
+    [("bfloat16", "bfloat16", 5), ("bfloat16", "float32", 10), ("float32", "bfloat16", 2.5)],
+)
+def test_weights_take_the_size_of_their_files_in_the_format_asked_for(tmp_path, stored, dtype, gib):
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(5 * GIB)  # takes no room on the disk
+    (tmp_path / "config.json").write_text(f'{{"dtype": "{stored}"}}')
+    assert weights_gb(tmp_path, dtype) == pytest.approx(gib)
+
+
+def test_both_models_of_a_run_are_counted(config):
+    sam = apply_overrides(config, ["proposer.kind=sam2", f"proposer.path={TINY_SAM_WEIGHTS}"])
+    both, one = make_job(sam).weights_gb, make_job(config).weights_gb
+    assert both - one == pytest.approx(weights_gb(TINY_SAM_WEIGHTS, "float32"))
