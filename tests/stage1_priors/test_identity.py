@@ -188,6 +188,7 @@ def test_every_field_of_a_proposer_is_read_by_a_kind():
         "depend on it (PROPOSERS in proposers.py), or in `speed` where none does"
     )
     assert not any({*kind.reads} & {*kind.speed} for kind in PROPOSERS.values())
+    assert {*PROPOSERS} <= {*MODES}, "name each kind of PROPOSERS in MODES"
 
 
 @pytest.mark.parametrize("kind", ["soft-box", "box", "sam2"])
