@@ -151,6 +151,7 @@ REAL_MODELS = [
     Row(command="ablate stage2_train/grids/paper-headline.toml --jobs 8 --set accumulation=4", says="supervised",
         more=f"{TOWERS} {SMALL_TOWERS} --set batch_labelled=4 --set batch_unlabelled=4 --set precision=fp32 "
         "--set runtime.workers=0"),
+    Row(command="priors run refcoco-qwen2.5-vl-7b --limit 64", more=SMALL_MODELS, says="refcoco-unc"),
     Row(command="priors run import --set source=MASKS", swap={"MASKS": "masks"}, says="refcoco-unc"),
 ]  # fmt: skip
 
@@ -178,6 +179,8 @@ COMPARING_RUNS = [
         more=f"{BRIEFLY} {A_QUARTER}", says="2 steps"),
     Row(command="eval runs/l2l-$seed", each={"$seed": ("22", "23", "24")}, says="val .*network"),
     Row(command="report runs/l2l-22 runs/l2l-23 runs/l2l-24", says="l2l-24"),
+    Row(command="train --resume --out runs/l2l-22", says="finished"),
+    Row(command="train runs/l2l-22 --set seed=25 --out runs/l2l-25", says="2 steps"),
 ]  # fmt: skip
 
 OTHER_PAGES = [
@@ -186,6 +189,8 @@ OTHER_PAGES = [
     Row(command="train semires-embedded --set store=STORE --out runs/semires", swap=STORE,
         more=f"{BRIEFLY} {A_QUARTER}", says="2 steps"),
     Row(command="priors run embedded --set proposer.kind=<name> --dry-run", swap={"<name>": "soft-box"}, says="pairs"),
+    Row(command="priors run embedded --set proposer.kind=<name> --limit 64", swap={"<name>": "soft-box"},
+        more=f"{BY_TRANSFORMERS} --set splits=val", says="refshapes-unc"),
     Row(command="priors run embedded --set proposer.kind=<name>", swap={"<name>": "sam2"}, how="process", vllm=True,
         more="--set splits=val --quiet", says="refshapes-unc"),
     Row(command="priors inspect STORE", swap=STORE, how="serve", says="^http://127.0.0.1"),
