@@ -37,17 +37,14 @@ from stage1_priors.commands import (
     priors_verify,
     submit_priors,
 )
+from stage2_train.cluster_commands import fetch_ablate, fetch_train, submit_ablate, submit_train
 from stage2_train.commands import (
     ablate,
     evaluate,
     export_labels_of,
-    fetch_ablate,
-    fetch_train,
     params,
     predict,
     report,
-    submit_ablate,
-    submit_train,
     train,
     weights_convert,
 )

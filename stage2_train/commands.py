@@ -1,4 +1,4 @@
-"""The commands of stage 2: training, scoring, grids, prediction, reports, and their batch jobs."""
+"""The commands of stage 2 that work here: training, scoring, grids, prediction, reports."""
 
 import sys
 from collections.abc import Mapping
@@ -13,34 +13,21 @@ from shared.console import (
     MovedRoot,
     Quiet,
     Set,
-    Site,
-    as_arguments,
-    fetched,
     only_answers_on_stdout,
     show,
     speaks,
-    submit_work,
     text_of_mapping,
-    text_of_models,
 )
 from shared.errors import DataError
 
 if TYPE_CHECKING:
     from stage2_train.config import TrainConfig
 
-_RECIPE_HELP = "Name of a recipe (`l2l recipes`), or a run's folder, for its settings."
+RECIPE_HELP = "Name of a recipe (`l2l recipes`), or a run's folder, for its settings."
 
 Recipe = Annotated[
     str | None,
-    typer.Argument(metavar="RECIPE|RUN", help=f"{_RECIPE_HELP} Without it the run in --out is gone on with."),
-]
-After = Annotated[
-    Path | None,
-    typer.Option(
-        "--after",
-        metavar="STORE",
-        help="Read this store, and begin once the jobs that fill it have ended well; else be cancelled.",
-    ),
+    typer.Argument(metavar="RECIPE|RUN", help=f"{RECIPE_HELP} Without it the run in --out is gone on with."),
 ]
 
 
@@ -63,7 +50,7 @@ def train(
 
     start, folder = start_in(recipe, overrides or [], out, resume=resume)
     config = start.config
-    _say_what_is_idle(config, overrides or [])
+    say_what_is_idle(config, overrides or [])
     if dry_run:
         from stage2_train.dry_run import as_text, describe
 
@@ -249,7 +236,7 @@ def export_labels_of(
 
 
 def params(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help=_RECIPE_HELP)],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help=RECIPE_HELP)],
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -303,104 +290,7 @@ def report(
     )
 
 
-def fetch_train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE|RUN", help=_RECIPE_HELP)],
-    overrides: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Fetch the network's towers and tokenizer."""
-    from stage2_train.run_again import start_of
-
-    config = start_of(recipe, overrides or []).config
-    from stage2_train.hub_models import hub_models
-
-    show({"models": fetched(hub_models(config.segmentor))}, as_json, text_of_models)
-
-
-def fetch_ablate(
-    grid: Annotated[Path, typer.Argument(metavar="GRID", help="TOML file.")],
-    overrides: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Fetch the towers and tokenizers of all runs of a grid."""
-    from stage2_train.ablate_grid import read_grid
-    from stage2_train.cluster_jobs import hub_models_of
-
-    models = hub_models_of(read_grid(grid, overrides or []))
-    show({"models": fetched(models)}, as_json, text_of_models)
-
-
-def submit_train(
-    recipe: Recipe = None,
-    overrides: Set = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Run folder; default runs/<recipe>.")
-    ] = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
-    processes: Annotated[
-        int, typer.Option(min=0, help="Processes per node; 0: one per GPU of the site's nodes.")
-    ] = 0,
-    split: Annotated[
-        list[str] | None,
-        typer.Option("--split", help="Split to score once the run is finished; may be repeated."),
-    ] = None,
-    after: After = None,
-    site: Site = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Train a run, or go on with it. Before its time is up it writes a checkpoint and is queued again."""
-    from shared.cluster.site import read_site
-
-    changes = _with_store_of(after, overrides)
-    from stage2_train.run_again import start_in
-
-    start, folder = start_in(recipe, changes, out, resume=True)
-    config = start.config
-    from stage2_train.cluster_jobs import plan_training
-    from stage2_train.hub_models import hub_models
-
-    _say_what_is_idle(config, overrides or [])
-    each = processes or max(1, read_site(site).gpus_per_node)
-    if not dry_run:
-        fetched(hub_models(config.segmentor))
-    with only_answers_on_stdout():
-        arguments = as_arguments(recipe, changes)
-        work = plan_training(
-            config, arguments, folder, nodes, each, after=_jobs_of(after), splits=split or []
-        )
-    submit_work(work, site, dry_run, as_json)
-
-
-def submit_ablate(
-    grid: Annotated[Path, typer.Argument(metavar="GRID", help="TOML file.")],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the runs; default runs/<name of the file>.")
-    ] = None,
-    overrides: Set = None,
-    tasks: Annotated[int, typer.Option(min=0, help="Tasks, one GPU each; 0: one per run of the grid.")] = 0,
-    after: After = None,
-    site: Site = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Train and score a grid of runs by an array. Submit it again to go on, with any --tasks."""
-    from stage2_train.ablate_grid import read_grid
-    from stage2_train.cluster_jobs import hub_models_of, plan_grid
-
-    cells, changes = read_grid(grid, overrides or []), overrides or []
-    if after is not None and not any(Path(cell.config.store) == after for cell in cells.cells):
-        changes = _with_store_of(after, overrides)
-        cells = read_grid(grid, changes)
-    if not dry_run:
-        fetched(hub_models_of(cells))
-    with only_answers_on_stdout():
-        folder = out or Path("runs") / grid.stem
-        work = plan_grid(cells, folder, tasks, changes, after, _jobs_of(after))
-    submit_work(work, site, dry_run, as_json)
-
-
-def _say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:
+def say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:
     """Tell the user of changes that make no difference to a run, and of parts that it does not train."""
     from shared.config import idle_overrides
     from stage2_train.idle_fields import idle_fields, untrained_parts
@@ -408,27 +298,6 @@ def _say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:
     if speaks():
         for line in (*idle_overrides(idle_fields(config), overrides), *untrained_parts(config)):
             print(f"note: {line}", file=sys.stderr, flush=True)
-
-
-def _with_store_of(after: Path | None, overrides: list[str] | None) -> list[str]:
-    """Changes to a recipe, and the one that lets it read the store it waits for.
-
-    Raises:
-        DataError: A store is named besides.
-    """
-    given = list(overrides or [])
-    if after is None:
-        return given
-    if any(change.partition("=")[0].strip() == "store" for change in given):
-        raise DataError("--after names the store that is read; leave out --set store=...")
-    return [*given, f"store={after}"]
-
-
-def _jobs_of(after: Path | None) -> tuple[str, ...]:
-    """Ids of the jobs that still write a store; none if it is written, or nobody writes it."""
-    from shared.cluster.submit import jobs_folder, unended
-
-    return () if after is None else tuple(unended(jobs_folder(after)))
 
 
 def _text_of_run(folder: Path, done: Mapping[str, Any]) -> str:

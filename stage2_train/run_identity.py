@@ -34,6 +34,7 @@ AFTERWARDS = (
     "stage2_train/ablate",
     "stage2_train/card_template",
     "stage2_train/cluster_jobs",
+    "stage2_train/cluster_commands",
     "stage2_train/commands",
     "stage2_train/dry_run",
     "stage2_train/export_labels",

@@ -22,7 +22,13 @@ FORBIDDEN = {
 
 COMMANDS = {"cli": "cli.py"} | {
     name: f"{name.replace('.', '/')}.py"
-    for name in ("shared.console", "shared.data_commands", "stage1_priors.commands", "stage2_train.commands")
+    for name in (
+        "shared.console",
+        "shared.data_commands",
+        "stage1_priors.commands",
+        "stage2_train.cluster_commands",
+        "stage2_train.commands",
+    )
 }
 LIGHT = {"typer", *sys.stdlib_module_names, "shared.errors", *COMMANDS}
 """What the command line may import outside its functions."""

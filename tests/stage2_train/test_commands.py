@@ -138,18 +138,6 @@ def test_a_run_goes_on_and_starts_another_without_its_recipe(l2l, mini_run, tmp_
     assert new["store"] == old["store"] and new["config"]["segmentor"] == old["config"]["segmentor"]
 
 
-def test_jobs_take_a_run_for_a_recipe_too(l2l, mini_run, tmp_path):
-    assert (
-        l2l("submit", "train", "--out", mini_run, "--dry-run", "--json").json["jobs"] == []
-    )  # it is finished
-    (job,) = l2l(
-        "submit", "train", mini_run, "--out", tmp_path / "r", "--set", "seed=3", "--dry-run", "--json"
-    ).json["jobs"]
-    assert f"train {mini_run} --set seed=3 --out {tmp_path / 'r'} --resume" in job["text"]
-    assert l2l("params", mini_run, "--json").json["segmentor"] > 0
-    assert l2l("submit", "train", "--dry-run").status == 2
-
-
 def test_ablate_dry_run_lists_the_cells(l2l, grid, tmp_path):
     ran = l2l("ablate", grid, "--out", tmp_path / "out", "--dry-run", "--json")
     assert ran.status == 0, ran.err
@@ -194,13 +182,6 @@ def test_ablate_hands_everything_on_and_says_whether_its_share_is_done(l2l, monk
     ran = l2l("ablate", grid)
     assert ran.status == 1 and "cells: 4 done" in ran.out
     assert seen[1] == (4, Path("runs/grid"), {"jobs": 1, "only": (0, 1), "quiet": False})
-
-
-@pytest.mark.parametrize("command", [("train", "embedded"), ("ablate", "GRID")])
-def test_a_store_is_named_once(l2l, grid, command):
-    words = [grid if word == "GRID" else word for word in command]
-    ran = l2l("submit", *words, "--after", "a.zarr", "--set", "store=b.zarr", "--dry-run")
-    assert ran.status == 2 and "leave out --set store=" in ran.err
 
 
 def test_predict_hands_everything_on(l2l, monkeypatch, tmp_path):
