@@ -107,7 +107,7 @@ def burnt_in(
         plain = plain_config(root, method, segmentor=segmentor)
     config = apply_overrides(plain, ["steps=4", "loss.burn_in_share=0.25"])
     model = model_of(config)
-    optimizer = build_optimizer(model, config.optim)
+    optimizer = build_optimizer(model, config.optim, config.segmentor.loaded_parts)
     learner = METHODS[method](config)
     result = train_step(
         Accelerator(cpu=True), Networks(model), learner, optimizer, [batch or batch_of(config)], config
