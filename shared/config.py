@@ -87,12 +87,17 @@ def idle_overrides(idle: Iterable[tuple[str, str]], overrides: Sequence[str]) ->
     reasons = dict(idle)
     lines = []
     for change in overrides:
-        field = change.partition("=")[0].strip()
+        field = changed_field(change)
         beginnings = [".".join(field.split(".")[:end]) for end in range(1, field.count(".") + 2)]
         why = next((reasons[one] for one in beginnings if one in reasons), None)
         if why is not None:
             lines.append(f"{change} has no effect: {why}")
     return lines
+
+
+def changed_field(change: str) -> str:
+    """What a change as `--set` takes it is made to."""
+    return change.partition("=")[0].strip()
 
 
 def as_options(overrides: Sequence[str]) -> list[str]:

@@ -26,13 +26,18 @@ class ConfigField:
     @property
     def text(self) -> str:
         """The value as `--set` takes it."""
-        if self.value is None:
-            return "none"
-        if isinstance(self.value, bool):
-            return str(self.value).lower()
-        if isinstance(self.value, tuple):
-            return ",".join(map(str, self.value))
-        return str(self.value)
+        return text_of_value(self.value)
+
+
+def text_of_value(value: Any) -> str:
+    """A field's value as `--set` takes it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
 
 
 def config_fields(config: Any, prefix: str = "") -> Iterator[ConfigField]:

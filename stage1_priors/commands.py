@@ -66,7 +66,7 @@ def priors_run(
     from stage1_priors.recipes import RECIPES
 
     config = recipe_of(RECIPES, recipe, overrides)
-    from shared.config import idle_overrides
+    from shared.config import apply_overrides, idle_overrides
     from shared.ranges import from_ranges
     from shared.runlog import say
     from shared.stopping import said_on_interrupt
@@ -83,7 +83,7 @@ def priors_run(
                 "--limit is for recipes that ask a model; masks from elsewhere are read all at once"
             )
         overrides = [*(overrides or []), f"limit={limit}"]
-        config = recipe_of(RECIPES, recipe, overrides)
+        config = apply_overrides(config, overrides[-1:])
     if (num_workers > 1 or shards) and workers != "1":
         raise DataError("--workers starts its own workers; it does not go with --worker and --num-workers")
     dealt = from_ranges(shards, "--shards") if shards else None

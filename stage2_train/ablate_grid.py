@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.config import apply_overrides
+from shared.config import apply_overrides, changed_field
 from shared.errors import DataError, unknown_recipe
 from stage2_train.config import TrainConfig
 from stage2_train.recipes import RECIPES
@@ -204,7 +204,7 @@ def _changes(path: Path, document: Mapping[str, Any], where: str, values: Any) -
     axes = {field: key for field, key in _OWN_AXES.items() if key in document}
     found = _list(path, where, values, str, may_be_empty=True)
     for change in found:
-        if (axis := axes.get(_field(change))) is not None:
+        if (axis := axes.get(changed_field(change))) is not None:
             raise DataError(f"{path}: {where}: {change!r} belongs under {axis}")
     return found
 
@@ -220,18 +220,13 @@ def _require_own_labels(path: Path, methods: Mapping[str, Mapping[str, Any]]) ->
 
 def _require_no_other_store(path: Path, document: Mapping[str, Any], changes: Sequence[str]) -> None:
     """Refuse one store from outside for methods that are compared by their stores."""
-    given = [change for change in changes if _field(change) == "store"]
+    given = [change for change in changes if changed_field(change) == "store"]
     for kind in ("methods", "overrides") if given else ():
         for name, table in document.get(kind, {}).items():
-            if any(_field(str(change)) == "store" for change in table.get("set", [])):
+            if any(changed_field(str(change)) == "store" for change in table.get("set", [])):
                 raise DataError(
                     f"{path}: --set: {given[-1]!r}: {kind}.{name} names a store of its own; change it in the file"
                 )
-
-
-def _field(change: str) -> str:
-    """What a change as `--set` takes it is made to."""
-    return change.partition("=")[0].strip()
 
 
 def _require_one_comparison(path: Path, cells: tuple[Cell, ...]) -> None:

@@ -16,7 +16,7 @@ from stage2_train.data import scorable
 from stage2_train.evaluate import is_scored
 from stage2_train.inputs import open_split
 from stage2_train.prior_source import choose_store, open_priors, require_fitting
-from stage2_train.run_files import with_own_store
+from stage2_train.run_files import has_ended, with_own_store
 from stage2_train.run_identity import (
     difference_of_run,
     difference_of_split,
@@ -94,7 +94,7 @@ def open_grid(grid: Grid, out: Path, *, coming: Path | None = None) -> Opened:
     splits: dict[Draw, dict[str, Any]] = {}
     for cell in grid.cells:
         own = cell.config
-        if own.segmentor not in networks and not (out / cell.name / "done.json").is_file():
+        if own.segmentor not in networks and not has_ended(out / cell.name):
             networks.add(own.segmentor)
             try:
                 require_fitting_weights(own.segmentor)

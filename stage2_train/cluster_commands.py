@@ -130,10 +130,12 @@ def _with_store_of(after: Path | None, overrides: list[str] | None) -> list[str]
     Raises:
         DataError: A store is named besides.
     """
+    from shared.config import changed_field
+
     given = list(overrides or [])
     if after is None:
         return given
-    if any(change.partition("=")[0].strip() == "store" for change in given):
+    if any(changed_field(change) == "store" for change in given):
         raise DataError("--after names the store that is read; leave out --set store=...")
     return [*given, f"store={after}"]
 

@@ -100,8 +100,7 @@ def _require_inputs(config: TrainConfig, out: Path, *, store_comes: bool) -> Non
     Raises:
         DataError: Data, split, store or weights that are missing or unfit, or a folder that belongs to another run.
     """
-    if not (out / "done.json").is_file():
-        require_fitting_weights(config.segmentor)
+    require_fitting_weights(config.segmentor)
     inputs = open_inputs(with_own_store(out, config), store_comes=store_comes)
     if (out / "config.json").is_file() and not store_comes:
         data = inputs.dataset.fingerprint()

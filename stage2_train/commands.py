@@ -1,6 +1,5 @@
 """The commands of stage 2 that work here: training, scoring, grids, prediction, reports."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -293,11 +292,11 @@ def report(
 def say_what_is_idle(config: "TrainConfig", overrides: list[str]) -> None:
     """Tell the user of changes that make no difference to a run, and of parts that it does not train."""
     from shared.config import idle_overrides
+    from shared.runlog import say
     from stage2_train.idle_fields import idle_fields, untrained_parts
 
-    if speaks():
-        for line in (*idle_overrides(idle_fields(config), overrides), *untrained_parts(config)):
-            print(f"note: {line}", file=sys.stderr, flush=True)
+    for line in (*idle_overrides(idle_fields(config), overrides), *untrained_parts(config)):
+        say(f"note: {line}", not speaks())
 
 
 def _text_of_run(folder: Path, done: Mapping[str, Any]) -> str:

@@ -342,7 +342,7 @@ class TrainConfig:
             raise DataError(
                 "l2l.use_sesm needs a segmentor built with sesm; use a recipe with it or l2l.use_sesm=false"
             )
-        if self.method == "l2l" and self.l2l.use_rple and self.rple.ddpg.capacity < self.batch_unlabelled:
+        if self.uses_policy and self.rple.ddpg.capacity < self.batch_unlabelled:
             raise DataError(
                 f"rple.ddpg.capacity is {self.rple.ddpg.capacity}: a step adds batch_unlabelled "
                 f"{self.batch_unlabelled} transitions, and all must fit in"
@@ -438,6 +438,11 @@ class TrainConfig:
             return ""
         kind: Literal["box", "point"] = getattr(self, self.method).weak_label
         return kind
+
+    @property
+    def uses_policy(self) -> bool:
+        """Whether a policy picks the thresholds."""
+        return self.method == "l2l" and self.l2l.use_rple
 
     @property
     def uses_field(self) -> bool:

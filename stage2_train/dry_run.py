@@ -1,10 +1,11 @@
 """What `train --dry-run` says of a run: what it is, what it reads, how large it is; nothing is trained or written."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from shared.config import config_to_dict
+from shared.config_fields import config_fields, text_of_value
 from shared.errors import DataError
 from stage2_train.backbones.pretrained import where_pretrained
 from stage2_train.config import TrainConfig
@@ -37,11 +38,12 @@ def describe(config: TrainConfig, recipe: str = "") -> dict[str, Any]:
         say_lost_text(config, inputs.split)
     summary = inputs.split.summary()
     counts = count_parameters(config.segmentor)
-    if config.method != "l2l" or not config.l2l.use_rple:
+    if not config.uses_policy:
         counts = {name: number for name, number in counts.items() if name not in ("actor", "critic")}
-    settings = config_to_dict(config)
-    own = dict(_leaves(settings))
-    usual = dict(_leaves(config_to_dict(RECIPES[recipe]()))) if recipe in RECIPES else own
+    own = {field.path: field.value for field in config_fields(config)}
+    usual = (
+        {field.path: field.value for field in config_fields(RECIPES[recipe]())} if recipe in RECIPES else own
+    )
     seen = config.steps * config.batch_unlabelled / max(1, len(inputs.split.unlabelled))
     return {
         "changed": {
@@ -58,7 +60,7 @@ def describe(config: TrainConfig, recipe: str = "") -> dict[str, Any]:
         "pretrained": where_pretrained(config.segmentor),
         "parameters": counts,
         "epochs": seen if config.uses_unlabelled else None,
-        "config": settings,
+        "config": config_to_dict(config),
     }
 
 
@@ -75,7 +77,7 @@ def as_text(plan: Mapping[str, Any]) -> str:
     lines = [
         f"method: {config['method']}, seed {config['seed']}",
         "changes to the recipe:" + ("" if plan["changed"] else " none"),
-        *(f"  {field}: {_short(old)} -> {_short(new)}" for field, (old, new) in plan["changed"].items()),
+        *(f"  {field}: {_quoted(old)} -> {_quoted(new)}" for field, (old, new) in plan["changed"].items()),
         f"data: {data['dataset']} ({data['split_by']}) in {data['root']}",
         f"labelled: {percent_text(share)} of {split['num_train_images']:,} train images ({draw}): "
         f"{split['image_ids']:,} images, {split['num_refs']:,} references, {split['num_sentences']:,} sentences",
@@ -96,19 +98,6 @@ def as_text(plan: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "--json prints every setting"])
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by name, as `--set` takes it."""
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _short(value: Any) -> str:
+def _quoted(value: Any) -> str:
     """A setting as `--set` takes it; an empty one in quotes."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return (",".join(map(str, value)) if isinstance(value, list) else str(value)) or "''"
+    return text_of_value(value) or "''"
