@@ -25,7 +25,7 @@ from stage1_priors.candidates import CANDIDATES_VERSION
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.engine import engine_versions
 from stage1_priors.families import Family, SizeRules
-from stage1_priors.families.how_asked import how_asked
+from stage1_priors.families.identity import family_identity
 from stage1_priors.hub_models import hub_model
 from stage1_priors.mask_source import SOURCE_VERSION
 from stage1_priors.parse import PARSER_VERSION
@@ -234,7 +234,7 @@ def identity_of(
         "model": model.identity,
         "asked": {
             **asked_fields(config),
-            **how_asked(family, rules),
+            **family_identity(family, rules),
             "min_pixels": rules.min_pixels,
             "max_pixels": rules.max_pixels,
             "resampling": RESAMPLING.name,

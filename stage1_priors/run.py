@@ -45,11 +45,11 @@ from stage1_priors.job import (
 )
 from stage1_priors.known_shards import copy_shards, found_with, mask_shards
 from stage1_priors.memory_left import require_memory
-from stage1_priors.places import separate_from_other_workers
 from stage1_priors.plan import Plan, shards_of_worker
 from stage1_priors.proposers import PROPOSERS, Proposer
 from stage1_priors.reuse import Reusable, nothing_reusable
 from stage1_priors.starting import starting
+from stage1_priors.worker_env import separate_from_other_workers
 
 __all__ = ["describe_plan", "run_priors"]
 

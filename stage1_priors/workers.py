@@ -30,7 +30,7 @@ from stage1_priors.devices import require_gpus, visible_gpus
 from stage1_priors.failures import failed_shards, told_failures
 from stage1_priors.job import Job, StoreJob, job_of, pending_of, require_engine
 from stage1_priors.memory_left import require_memory
-from stage1_priors.places import Worker, plan_workers
+from stage1_priors.worker_env import Worker, plan_workers
 
 STAGGER_S = 2.0
 """Pause between starts: models are read from one disk, and engines choose their ports one after the other."""

@@ -17,7 +17,7 @@ from shared.errors import DataError
 from shared.runlog import say
 from shared.store.publish import publish_file
 from stage2_train.label_share import percent_text
-from stage2_train.report import made, stats
+from stage2_train.report import provenance, stats
 from stage2_train.report.charts import Line, LineChart, line_chart
 from stage2_train.report.choice import TAGS, choose_runs
 from stage2_train.report.collect import RunData, collect_runs
@@ -104,11 +104,11 @@ def render(
         "gallery_splits": list(dict.fromkeys(card.split for card in cards)),
         "taught": taught,
         "gallery_missing": list(sources.missing),
-        "facts": made.fact_rows(runs),
-        "versions": made.version_rows(runs),
-        "settings": made.differing_settings(runs) if len(runs) > 1 else [],
-        "commands": made.commands(runs),
-        "configs": [(run.name, made.pretty_config(run)) for run in runs],
+        "facts": provenance.fact_rows(runs),
+        "versions": provenance.version_rows(runs),
+        "settings": provenance.differing_settings(runs) if len(runs) > 1 else [],
+        "commands": provenance.commands(runs),
+        "configs": [(run.name, provenance.pretty_config(run)) for run in runs],
     }
     return _environment().get_template("page.html.j2").render(context)
 

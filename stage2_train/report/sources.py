@@ -18,7 +18,7 @@ from stage2_train.report.collect import EvalData, RunData
 from stage2_train.run_files import place_of_store
 
 if TYPE_CHECKING:
-    from stage2_train.report.taught import Taught
+    from stage2_train.report.pseudo_labels import Taught
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class Sources:
         """The pseudo-labels of a run's last micro-batch, or none if they cannot be made again."""
         if run.method == "supervised" or not run.done:
             return []
-        from stage2_train.report.taught import taught_by
+        from stage2_train.report.pseudo_labels import taught_by
 
         try:
             return taught_by(run.path, most)

@@ -20,9 +20,9 @@ from shared.store.reader import PriorStore
 from shared.store.verify import verify_store
 from stage1_priors import workers
 from stage1_priors.job import describe_plan
-from stage1_priors.places import Worker
 from stage1_priors.recipes import RECIPES
 from stage1_priors.run import run_priors
+from stage1_priors.worker_env import Worker
 from stage1_priors.workers import Started, run_workers
 from tests.stage1_priors.fake_engine import FakeEngine
 

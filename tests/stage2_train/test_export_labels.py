@@ -20,7 +20,7 @@ from stage2_train.config import METHOD_FACTS, EmaConfig, RuntimeConfig
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
 from stage2_train.methods import METHODS
-from stage2_train.report.taught import taught_by
+from stage2_train.report.pseudo_labels import taught_by
 from stage2_train.run_files import read_run_config
 from stage2_train.train import train
 from tests.stage2_train.miniature import plain_config

@@ -7,8 +7,8 @@ import pytest
 from shared.types import AnswerStatus
 from stage2_train.report import write_report
 from stage2_train.report.collect import collect_runs
-from stage2_train.report.made import fact_rows
 from stage2_train.report.notices import PriorHealth, notices, prior_health
+from stage2_train.report.provenance import fact_rows
 from stage2_train.report.reference import published
 from stage2_train.report.tables import split_tables, text_table
 from tests.stage2_train.report.fake_runs import FAILED, PASSED, write_store

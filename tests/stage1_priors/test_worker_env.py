@@ -6,7 +6,7 @@ import pytest
 
 from shared.cluster.port import FIRST, NUM
 from shared.errors import DataError
-from stage1_priors.places import (
+from stage1_priors.worker_env import (
     FIRST_PORT,
     PORTS,
     num_workers_of,

@@ -8,7 +8,7 @@ from shared.errors import DataError
 from stage2_train.evaluate import evaluate_run
 from stage2_train.report import write_report
 from stage2_train.report.collect import collect_runs
-from stage2_train.report.taught import taught_by
+from stage2_train.report.pseudo_labels import taught_by
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, plain_config
 

@@ -4,7 +4,7 @@ import shlex
 import shutil
 
 from stage2_train.report.collect import collect_runs
-from stage2_train.report.made import commands
+from stage2_train.report.provenance import commands
 from tests.stage2_train.report.test_tables import edit
 
 

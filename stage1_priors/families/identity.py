@@ -1,4 +1,4 @@
-"""How a family asks, tried out and written down, so that a store knows one way of asking from another."""
+"""How a family asks, tried out and written down: its part of a store's identity."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ SIZES_HW = (
 """Height and width of the images whose sizes are tried, pixels."""
 
 
-def how_asked(family: Family, rules: SizeRules) -> dict[str, Any]:
+def family_identity(family: Family, rules: SizeRules) -> dict[str, Any]:
     """The messages and the sizes of a family, JSON-able.
 
     Args:
