@@ -212,21 +212,23 @@ class PriorStore:
         Chunks that may lie on the disk are announced to the kernel together, and copied after the others.
         """
         opened = self._shards.setdefault(spec.name, {})
-        out = np.empty((len(rows), *spec.row_shape), spec.numpy_dtype)
-        flat = out.reshape(-1).view(np.uint8).reshape(len(rows), spec.row_bytes)
-        rows_of_shard, cold = self._header.shard_rows(spec.name), self._cold > 0
+        rows_of_shard, row_bytes, cold = self._header.shard_rows(spec.name), spec.row_bytes, self._cold > 0
+        parts: list[Any] = []  # joined at once, which costs less than an assignment of NumPy for each row
         later = []
         start = time.perf_counter()
-        for place, row in enumerate(rows):
+        for row in rows:
             number, local = divmod(row, rows_of_shard)
             shard = opened.get(number) or self._open(spec, number)
             if cold or not shard.checked[local]:
                 shard.announce(local)
-                later.append((place, shard, local))
+                later.append((len(parts), shard, local))
+                parts.append(b"")
             else:
-                flat[place] = shard.rows[local]
+                begin = shard.begin[local]
+                parts.append(shard.view[begin : begin + row_bytes])
         for place, shard, local in later:
-            flat[place] = shard.rows[local] if shard.checked[local] else shard.decode(local)
+            parts[place] = shard.row(local)
+        out: np.ndarray = np.ndarray((len(rows), *spec.row_shape), spec.numpy_dtype, bytearray().join(parts))
         if cold:
             self._cold -= 1
         if time.perf_counter() - start > _WAIT_SECONDS * len(rows):
@@ -356,8 +358,10 @@ class _RowShard:
     """One mapped shard file whose inner chunks are rows.
 
     Attributes:
-        rows: u8 [rows, row_bytes] view of the file; empty if chunks are compressed or not in row order.
-        checked: One byte per row: whether `rows` may be used, that is, its checksum was verified by this process.
+        view: The file's bytes.
+        begin: Offset of each row's chunk.
+        checked: One byte per row: whether it may be read from `view` as it is, that is, it is stored uncompressed and
+            its checksum was verified by this process.
     """
 
     def __init__(
@@ -388,27 +392,27 @@ class _RowShard:
             raise DataError(f"{error}; {REPAIR_HINT}") from None
         if (index[:, 0] == MISSING).any():
             raise DataError(f"{self._file}: rows are missing, though their shard is marked; {REPAIR_HINT}")
-        self._begin, self._length = index[:, 0].tolist(), index[:, 1].tolist()
+        self.view = memoryview(self._map)
+        self.begin: list[int] = index[:, 0].tolist()
+        self._length: list[int] = index[:, 1].tolist()
+        self._plain = not spec.compress and bool((index[:, 1] == spec.row_bytes + CRC_BYTES).all())
         self.checked = bytearray(num_rows) if checked is None else checked
-        self.rows = np.empty((0, spec.row_bytes), np.uint8)
-        stride = spec.row_bytes + CRC_BYTES
-        if not spec.compress and (index[:, 1] == stride).all() and (np.diff(index[:, 0]) == stride).all():
-            first = self._begin[0]
-            block = self._bytes[first : first + num_rows * stride].reshape(num_rows, stride)
-            self.rows = block[:, : spec.row_bytes]
 
     def announce(self, local: int) -> None:
         """Ask the kernel to read a row's chunk ahead; returns at once."""
-        begin = self._begin[local] // mmap.PAGESIZE * mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_WILLNEED, begin, self._begin[local] + self._length[local] - begin)
+        begin = self.begin[local] // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_WILLNEED, begin, self.begin[local] + self._length[local] - begin)
 
-    def decode(self, local: int) -> np.ndarray:
-        """A row's bytes, checksum verified: u8 [row_bytes]."""
-        begin = self._begin[local]
-        stored = self._bytes[begin : begin + self._length[local]]
+    def row(self, local: int) -> np.ndarray:
+        """A row's bytes in memory, its checksum verified if that was not done before: u8 [row_bytes]."""
+        begin, end = self.begin[local], self.begin[local] + self._length[local]
+        if self.checked[local]:
+            return self._bytes[begin : end - CRC_BYTES].copy()  # NumPy lets other threads run while it waits
         try:
-            row = decode_chunk(stored, self._spec, 1, f"{self._file}, row {local} of shard {self._number}")
+            row = decode_chunk(
+                self._bytes[begin:end], self._spec, 1, f"{self._file}, row {local} of shard {self._number}"
+            )
         except DataError as error:
             raise DataError(f"{error}; {REPAIR_HINT}") from None
-        self.checked[local] = len(self.rows) > 0
+        self.checked[local] = self._plain
         return row.reshape(-1).view(np.uint8)
