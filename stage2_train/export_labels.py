@@ -43,6 +43,7 @@ from stage2_train.config import TrainConfig
 from stage2_train.inputs import Inputs, batch_plan
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Method, Networks, Pseudo
+from stage2_train.processes import own_device
 from stage2_train.run_files import load_networks, open_own_inputs, read_run_config, restore_method
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
@@ -82,7 +83,7 @@ def export_labels(
         raise DataError(f"{folder} holds labels already; remove it or choose another folder")
     links = _image_links(out, config)
     _require_own_images(links)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     networks = load_networks(run, config, device)
     method, inputs = restore_method(run, config), open_own_inputs(run, config)
     samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.errors import DataError
+from stage2_train.constants import constant
 
 IGNORE = 255
 """Label of a pixel that does not count."""
@@ -54,12 +55,12 @@ def supervised_loss(
         Loss and metrics (`ce`, `accuracy`). No labelled pixel at all gives 0 with zero gradient.
     """
     counted_BHW = mask_BHW != IGNORE
-    if not bool(counted_BHW.any()):
-        zero = logit_B2HW.sum() * 0.0
-        return zero, {"ce": zero.detach(), "accuracy": zero.detach()}
-    loss = F.cross_entropy(logit_B2HW, mask_BHW, weight=logit_B2HW.new_tensor(weights), ignore_index=IGNORE)
+    some = counted_BHW.any()  # not looked at here, which would wait for the device
+    target_BHW = torch.where(some, mask_BHW, 0)
+    mean = F.cross_entropy(logit_B2HW, target_BHW, weight=constant(weights, logit_B2HW), ignore_index=IGNORE)
+    loss = mean * some
     right_BHW = (logit_B2HW.detach().argmax(dim=1) == mask_BHW) & counted_BHW
-    return loss, {"ce": loss.detach(), "accuracy": right_BHW.sum() / counted_BHW.sum()}
+    return loss, {"ce": loss.detach(), "accuracy": right_BHW.sum() / counted_BHW.sum().clamp(min=1)}
 
 
 def unsupervised_loss(
@@ -84,7 +85,7 @@ def unsupervised_loss(
     selected_BHW = label_BHW != IGNORE
     target_BHW = torch.where(selected_BHW, label_BHW, 0)
     ce_BHW = F.cross_entropy(
-        logit_B2HW, target_BHW, weight=logit_B2HW.new_tensor(config.class_weights), reduction="none"
+        logit_B2HW, target_BHW, weight=constant(config.class_weights, logit_B2HW), reduction="none"
     )
     weight_BHW = selected_BHW.to(ce_BHW.dtype)
     if pixel_weight_BHW is not None:

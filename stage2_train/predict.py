@@ -20,6 +20,7 @@ from shared.images import read_image
 from shared.masks import encode_rle, mask_box_xyxy_px
 from shared.store.publish import disk_errors
 from stage2_train.backbones.images import normalise_image
+from stage2_train.processes import own_device
 from stage2_train.run_files import model_folder
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.text import Tokenizer, say_unread
@@ -81,7 +82,7 @@ class Predictor:
             DataError: A device that this machine does not have.
         """
         try:
-            self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+            self.device = torch.device(device or own_device())
             self.model = model.to(self.device).eval()
         except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch's, by the kind of device
             raise DataError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error

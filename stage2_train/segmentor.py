@@ -93,7 +93,7 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         token_ids_BT: Tensor,
         token_mask_BT: Tensor,
         field_B1HW: Tensor | None = None,
-        field_on_B: Tensor | None = None,
+        field_rows_F: Tensor | None = None,
     ) -> Tensor:
         """Segment.
 
@@ -103,8 +103,8 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
             token_ids_BT: int64.
             token_mask_BT: bool, True at tokens of the sentence.
             field_B1HW: Prior probability map in [0, 1], any resolution, or None.
-            field_on_B: bool, samples that see the field; None means all. A sample that sees none gets exactly the
-                pass without a field.
+            field_rows_F: int64, samples that see the field, each once; None means all. A sample that sees none gets
+                exactly the pass without a field. (Rows, not flags: finding them waits for the device.)
 
         Returns:
             Logits [B, 2, H, W]; class 1 is the object referred to.
@@ -112,7 +112,7 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         Raises:
             ValueError: A field for a network without structural enhancement.
         """
-        maps = self.features(image_B3HW, token_ids_BT, token_mask_BT, field_B1HW, field_on_B)
+        maps = self.features(image_B3HW, token_ids_BT, token_mask_BT, field_B1HW, field_rows_F)
         return _at_input_size(self.decoder(maps.read), image_B3HW)
 
     def both_branches(self, image_B3HW: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> BranchMaps:
@@ -143,16 +143,15 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         token_ids_BT: Tensor,
         token_mask_BT: Tensor,
         field_B1HW: Tensor | None = None,
-        field_on_B: Tensor | None = None,
+        field_rows_F: Tensor | None = None,
     ) -> StageMaps:
         """The maps of the four stages; arguments as `forward`."""
-        rows_F: Tensor | None = None
+        rows_F = field_rows_F
         if field_B1HW is not None:
             if self.sesm is None:
                 raise ValueError("a field was given to a segmentor built without sesm")
-            if field_on_B is None:
-                field_on_B = torch.ones(len(field_B1HW), dtype=torch.bool, device=field_B1HW.device)
-            rows_F = field_on_B.nonzero()[:, 0]
+            if rows_F is None:
+                rows_F = torch.arange(len(field_B1HW), device=field_B1HW.device)
         text_BTL = self.text(token_ids_BT, token_mask_BT)
         tokens_BNC, grid_hw = self.vision.embed(image_B3HW)
         maps = StageMaps(visual=[], read=[])

@@ -15,6 +15,7 @@ from shared.muon import set_learning_rate
 from shared.seeding import seed_of
 from stage2_train.batch import Batch
 from stage2_train.config import TrainConfig
+from stage2_train.constants import constant
 from stage2_train.ema import Ema
 from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput
 from stage2_train.optim import average_gradients, broadcast_buffers, lr_factor
@@ -79,12 +80,12 @@ def train_step(
     broadcast_buffers(networks.student)
     # Without clipping the norm is wanted all the same: it tells of a gradient that is not finite before the update.
     norm = accelerator.clip_grad_norm_(networks.student.parameters(), config.optim.grad_clip or math.inf)
-    global_metrics = {"lr_factor": factor, "grad_norm": float(norm)}
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if ema is not None:
         ema.update(networks.student)
-    global_metrics |= method.finish_step(accelerator.gather)
+    # Read after the update is under way: it waits for the device.
+    global_metrics = {"lr_factor": factor, "grad_norm": float(norm)} | method.finish_step(accelerator.gather)
     metrics = {name: torch.stack([m[name].float() for m in collected]).mean() for name in collected[0]}
     loss, shares, stop = _reduce(accelerator, torch.stack(losses).mean(), metrics, stop_requested())
     return StepResult(
@@ -107,7 +108,7 @@ def _reduce(
 ) -> tuple[float, dict[str, float], bool]:
     """Loss, shares and stop flag over all processes: one reduction, one synchronisation."""
     names = [name for name in _SHARES if name in metrics]
-    parts = [loss.float(), *(metrics[name].float() for name in names), loss.new_tensor(float(stop))]
+    parts = [loss.float(), *(metrics[name].float() for name in names), constant(float(stop), loss)]
     values = torch.stack([part.to(accelerator.device) for part in parts])
     values = accelerator.reduce(values, reduction="mean").tolist()
     return values[0], dict(zip(names, values[1:-1], strict=True)), values[-1] > 0

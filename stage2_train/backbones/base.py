@@ -85,7 +85,12 @@ class TextTower(nn.Module, ABC):
         Returns:
             Features [B, T, C], float.
         """
-        return self.encoder(input_ids=token_ids_BT, attention_mask=token_mask_BT.long()).last_hidden_state
+        mask = self.attention_mask(token_mask_BT)
+        return self.encoder(input_ids=token_ids_BT, attention_mask=mask).last_hidden_state
+
+    def attention_mask(self, token_mask_BT: Tensor) -> Tensor:
+        """The mask as the library wants it, int64 [B, T]; a subclass may spare the library its look at the values."""
+        return token_mask_BT.long()
 
 
 TEXT_SIZES = (

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from stage2_train.backbones.base import TEXT_SIZES, TextTower, text_sizes
@@ -37,6 +38,15 @@ class BertText(TextTower):
             same=SAME,
             add_pooling_layer=False,
         )
+
+    def attention_mask(self, token_mask_BT: Tensor) -> Tensor:
+        """See `TextTower.attention_mask`; bool [B, 1, 1, T] on a GPU.
+
+        Of [B, T] the library asks whether every token counts, which waits for all that the device has still to do.
+        """
+        if token_mask_BT.device.type == "cpu":
+            return super().attention_mask(token_mask_BT)
+        return token_mask_BT[:, None, None, :]
 
     @property
     def encoder(self) -> Any:

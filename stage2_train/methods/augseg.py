@@ -22,6 +22,7 @@ from torch import Tensor
 from shared.seeding import rng
 from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import AugsegConfig
+from stage2_train.constants import constant
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import (
     Method,
@@ -42,7 +43,7 @@ class AugSeg(Method):
         part, labelled, config = batch.unlabelled, batch.labelled, self.config.augseg
         assert part is not None
         pseudo = self.pseudo(networks, part)
-        draw_B4 = self._draws(batch).to(pseudo.weak_B1HW.device)
+        draw_B4 = self._draws(batch).to(pseudo.weak_B1HW.device, non_blocking=True)
         pasted_BHW = regions(draw_B4, sureness(pseudo.weak_B1HW), pseudo.label_BHW.shape[1:], config)
         taught_BHW = paste_label(pseudo.label_BHW, pasted_BHW, labelled.target_BHW, config)
         strong_BHW3 = torch.where(pasted_BHW[..., None], labelled.image_BHW3, part.strong_BHW3)
@@ -72,7 +73,7 @@ class AugSeg(Method):
 def sureness(weak_B1HW: Tensor) -> Tensor:
     """Confidence rho of each sample, [B] in [0, 1]."""
     prob_BU2 = torch.stack((weak_B1HW.flatten(1), 1.0 - weak_B1HW.flatten(1)), dim=2)
-    entropy_BU = -torch.xlogy(prob_BU2, prob_BU2).sum(2) / torch.log(prob_BU2.new_tensor(2.0))
+    entropy_BU = -torch.xlogy(prob_BU2, prob_BU2).sum(2) / torch.log(constant(2.0, prob_BU2))
     return (prob_BU2.amax(2) * (1.0 - entropy_BU)).mean(1)
 
 

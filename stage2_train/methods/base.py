@@ -74,13 +74,13 @@ class Networks:
         ids_BT: Tensor,
         token_mask_BT: Tensor,
         field_B1HW: Tensor | None = None,
-        field_on_B: Tensor | None = None,
+        field_rows_F: Tensor | None = None,
     ) -> Tensor:
         """The student's f32 logits [B,2,H,W] with gradient; images are u8."""
         if field_B1HW is None:
             return self.student(normalise_image(image_BHW3), ids_BT, token_mask_BT).float()
         return self.student(
-            normalise_image(image_BHW3), ids_BT, token_mask_BT, field_B1HW, field_on_B
+            normalise_image(image_BHW3), ids_BT, token_mask_BT, field_B1HW, field_rows_F
         ).float()
 
     def branches(self, image_BHW3: Tensor, ids_BT: Tensor, token_mask_BT: Tensor) -> BranchMaps:
@@ -288,7 +288,7 @@ def joint_logits(
     unlabelled: UnlabelledPart,
     strong_text: tuple[Tensor, Tensor],
     field_B1HW: Tensor | None = None,
-    field_on_B: Tensor | None = None,
+    field_rows_F: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One pass with gradient over labelled weak views and unlabelled strong views, labelled first.
 
@@ -297,7 +297,7 @@ def joint_logits(
     """
     ids_BT, token_mask_BT = join_texts((labelled.ids_BT, labelled.token_mask_BT), strong_text)
     image_BHW3 = torch.cat((labelled.image_BHW3, unlabelled.strong_BHW3))
-    logit_B2HW = networks.logit(image_BHW3, ids_BT, token_mask_BT, field_B1HW, field_on_B)
+    logit_B2HW = networks.logit(image_BHW3, ids_BT, token_mask_BT, field_B1HW, field_rows_F)
     num = len(labelled.samples)
     return logit_B2HW[:num], logit_B2HW[num:]
 

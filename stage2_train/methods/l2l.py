@@ -21,6 +21,7 @@ from torch import Tensor
 
 from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
 from stage2_train.config import TrainConfig
+from stage2_train.constants import constant
 from stage2_train.methods.base import (
     Method,
     Networks,
@@ -60,13 +61,14 @@ class L2l(Method):
         """See `Method.loss`."""
         labelled, part = batch.labelled, batch.unlabelled
         assert part is not None
-        field_on_B = self._field_on(labelled, part)
-        labelled_weak_F1HW, weak_B1HW = self._weak(networks, labelled, part, field_on_B)
+        rows = self._field_rows(labelled, part)
+        labelled_weak_F1HW, weak_B1HW = self._weak(networks, labelled, part, rows)
         target_B1HW, lam = self._target(part, weak_B1HW)
-        field_B1HW = self._field(labelled, labelled_weak_F1HW, part, target_B1HW, field_on_B)
+        field_B1HW = self._field(labelled, labelled_weak_F1HW, part, target_B1HW, rows)
+        rows_F = None if rows is None else torch.cat((rows[0], rows[1] + len(labelled.samples)))
         ids_BT, token_mask_BT, survivors = networks.strong_text(part, self.config.text.similarity)
         labelled_logit, strong_logit = joint_logits(
-            networks, labelled, part, (ids_BT, token_mask_BT), field_B1HW, field_on_B
+            networks, labelled, part, (ids_BT, token_mask_BT), field_B1HW, rows_F
         )
         # After the pass, which needs no labels: the policy acts on the CPU, so it waits for the device.
         # A reward is a small difference of two means: bfloat16 would round it away.
@@ -98,34 +100,38 @@ class L2l(Method):
 
         Every process makes the same passes, whichever samples see a field: layers may wait for each other's batches.
         """
-        field_on_B = self._field_on(part)
-        if field_on_B is None:
+        rows = self._field_rows(part)
+        if rows is None:
             return super().labelled_only(networks, part)
         inputs = part.image_BHW3, part.ids_BT, part.token_mask_BT
-        weak_F1HW = networks.weak_prob(*inputs)[field_on_B] if self.config.l2l.use_spm else None
-        field_B1HW = self._labelled_field(part, weak_F1HW, field_on_B)
-        logit_B2HW = networks.logit(*inputs, field_B1HW, field_on_B)
+        weak_F1HW = networks.weak_prob(*inputs)[rows[0]] if self.config.l2l.use_spm else None
+        field_B1HW = self._labelled_field(part, weak_F1HW, rows[0])
+        logit_B2HW = networks.logit(*inputs, field_B1HW, rows[0])
         return self.labelled_output(*self.labelled_loss(logit_B2HW, part))
 
-    def _field_on(self, *parts: LabelledPart | UnlabelledPart) -> Tensor | None:
-        """Which samples see a prior field, part after part; None where the network takes none."""
+    def _field_rows(self, *parts: LabelledPart | UnlabelledPart) -> list[Tensor] | None:
+        """The samples of each part that see a prior field, int64; None where the network takes none.
+
+        To be asked for before anything else is: the answer waits for the device.
+        """
         if not self.config.uses_field:
             return None
-        on = []
+        rows = []
         for part in parts:
             assert part.has_prior_B is not None
-            on.append((part.field_uniform_B < self.config.l2l.field_probability) & part.has_prior_B)
-        return torch.cat(on)
+            on_B = (part.field_uniform_B < self.config.l2l.field_probability) & part.has_prior_B
+            rows.append(on_B.nonzero()[:, 0])
+        return rows
 
     def _weak(
-        self, networks: Networks, labelled: LabelledPart, part: UnlabelledPart, field_on_B: Tensor | None
+        self, networks: Networks, labelled: LabelledPart, part: UnlabelledPart, rows: list[Tensor] | None
     ) -> tuple[Tensor | None, Tensor]:
         """Pw of the F labelled samples whose field is made of it and of the unlabelled ones, in one pass."""
-        if field_on_B is None or not self.config.l2l.use_spm:
+        if rows is None or not self.config.l2l.use_spm:
             return None, networks.weak_prob(part.weak_BHW3, *weak_text(part))
-        on_B = field_on_B[: len(labelled.samples)]
-        text = join_texts((labelled.ids_BT[on_B], labelled.token_mask_BT[on_B]), weak_text(part))
-        both_B1HW = networks.weak_prob(torch.cat((labelled.image_BHW3[on_B], part.weak_BHW3)), *text)
+        rows_F = rows[0]
+        text = join_texts((labelled.ids_BT[rows_F], labelled.token_mask_BT[rows_F]), weak_text(part))
+        both_B1HW = networks.weak_prob(torch.cat((labelled.image_BHW3[rows_F], part.weak_BHW3)), *text)
         num = len(both_B1HW) - len(part.samples)
         return both_B1HW[:num], both_B1HW[num:]
 
@@ -144,23 +150,23 @@ class L2l(Method):
         labelled_weak_F1HW: Tensor | None,
         part: UnlabelledPart,
         target_B1HW: Tensor,
-        field_on_B: Tensor | None,
+        rows: list[Tensor] | None,
     ) -> Tensor | None:
         """The field of labelled then unlabelled samples: P̃†, or P† without SPM. Rows that see none are not read."""
-        if field_on_B is None:
+        if rows is None:
             return None
         assert part.prior_B1HW is not None
-        own_B1HW = self._labelled_field(labelled, labelled_weak_F1HW, field_on_B[: len(labelled.samples)])
+        own_B1HW = self._labelled_field(labelled, labelled_weak_F1HW, rows[0])
         other_B1HW = part.prior_B1HW if labelled_weak_F1HW is None else target_B1HW
         return torch.cat((own_B1HW, other_B1HW))
 
-    def _labelled_field(self, part: LabelledPart, weak_F1HW: Tensor | None, on_B: Tensor) -> Tensor:
-        """That of the labelled samples; `weak_F1HW` is Pw of those that `on_B` names, None without SPM."""
+    def _labelled_field(self, part: LabelledPart, weak_F1HW: Tensor | None, rows_F: Tensor) -> Tensor:
+        """That of the labelled samples; `weak_F1HW` is Pw of those that `rows_F` names, None without SPM."""
         assert part.prior_B1HW is not None and part.trust_B is not None
         if weak_F1HW is None:
             return part.prior_B1HW
         field_B1HW = part.prior_B1HW.clone()
-        field_B1HW[on_B] = fuse(field_B1HW[on_B], weak_F1HW, self.config.spm, part.trust_B[on_B])[0]
+        field_B1HW[rows_F] = fuse(field_B1HW[rows_F], weak_F1HW, self.config.spm, part.trust_B[rows_F])[0]
         return field_B1HW
 
     def _label(
@@ -169,9 +175,11 @@ class L2l(Method):
         """Pseudo-labels and metrics; with a policy also its transitions, [B, s a R s']."""
         if self.agent is None:
             own = self.config.l2l
-            fixed_BA = target_B1HW.new_tensor([[own.tau_fg, own.tau_bg]]).expand(len(target_B1HW), -1)
+            fixed_BA = constant((own.tau_fg, own.tau_bg), target_B1HW).expand(len(target_B1HW), -1)
             return pseudo_label(target_B1HW, fixed_BA[:, 0], fixed_BA[:, 1], self.band_px), {}, None
-        before_BA = self.agent.thresholds_A.to(target_B1HW.device).expand(len(target_B1HW), -1)
+        before_BA = self.agent.thresholds_A.to(target_B1HW.device, non_blocking=True).expand(
+            len(target_B1HW), -1
+        )
         old_BHW = pseudo_label(target_B1HW, before_BA[:, 0], before_BA[:, 1], self.band_px)
         state_BS = state(target_B1HW, weak_B1HW, old_BHW)
         greedy_BA = self.agent.act(state_BS)

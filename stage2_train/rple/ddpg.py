@@ -105,7 +105,7 @@ class Agent:
     @torch.no_grad()
     def act(self, state_BS: Tensor) -> Tensor:
         """The policy's thresholds [B, 2], ordered, on the state's device; without exploration noise."""
-        return self.actor(state_BS.detach().float().cpu()).to(state_BS.device)
+        return self.actor(state_BS.detach().float().cpu()).to(state_BS.device, non_blocking=True)
 
     def observe(self, state_BS: Tensor, action_BA: Tensor, reward_B: Tensor, next_BS: Tensor) -> None:
         """Store transitions and put their mean action in force."""

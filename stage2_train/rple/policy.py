@@ -120,7 +120,8 @@ class Critic(nn.Module):
 def project_action(action_BA: Tensor, config: PolicyConfig) -> Tensor:
     """Allowed thresholds: tau_fg moved into its range, then tau_bg into what that leaves it."""
     foreground_B = action_BA[:, 0].clamp(config.least_fg, 1.0)
-    most_B = torch.as_tensor(config.most_bg(foreground_B), dtype=action_BA.dtype, device=action_BA.device)
+    most = config.most_bg(foreground_B)
+    most_B = most if isinstance(most, Tensor) else torch.full_like(foreground_B, most)
     background_B = torch.minimum(action_BA[:, 1].clamp(min=0.0), most_B)
     return torch.stack((foreground_B, background_B), dim=1)
 

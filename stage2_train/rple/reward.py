@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.errors import DataError
+from stage2_train.constants import constant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def reward(
     Returns:
         R [B] in [-clip, clip].
     """
-    weight_3 = before_B3.new_tensor((config.margin, config.consistency, config.coverage))
+    weight_3 = constant((config.margin, config.consistency, config.coverage), before_B3)
     moved_B = (action_BA - previous_BA).abs().sum(dim=1)
     gain_B = ((after_B3 - before_B3) * weight_3).sum(dim=1) - config.instability * moved_B
     return gain_B.clamp(-config.clip, config.clip)
