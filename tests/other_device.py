@@ -105,30 +105,31 @@ class OtherDevice(TorchDispatchMode):
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    leaves = pytree.tree_leaves((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     others = [tensor for tensor in tensors if isinstance(tensor, OtherTensor)]
     name = func._schema.name.removeprefix("aten::")
-    ours = bool(others)
-    device = kwargs.get("device")
+    ours, copies = bool(others), name in ("_to_copy", "to")
     if name == "copy_":
         ours = isinstance(args[0], OtherTensor)
-    elif name != "_to_copy" and others:
+    elif others and not copies and name != "index":  # numbers of the CPU may be an index
         alien = [t for t in tensors if not isinstance(t, OtherTensor) and t.ndim]
         if alien:
             raise RuntimeError(
                 f"{func}: tensors of the CPU and of {DEVICE}, shapes {[*map(_shape, tensors)]}"
             )
-    if device is not None:
-        ours = torch.device(device).type == DEVICE.type
-        kwargs = {**kwargs, "device": torch.device("cpu")}
+    for device in (leaf for leaf in leaves if isinstance(leaf, torch.device)):
+        ours = device.type == DEVICE.type
     if kwargs.get("pin_memory"):
         kwargs = {**kwargs, "pin_memory": False}
     if others and (name in READS or _looks_at_flags(name, args)):
         _note(name)
-    if name == "_to_copy" and ours != bool(others):
-        if others or not kwargs.get("non_blocking"):
-            _note("copy to the device" if ours else "copy from the device")
+    if copies and ours != bool(others) and (others or not kwargs.get("non_blocking")):
+        _note("copy to the device" if ours else "copy from the device")
     plain_args, plain_kwargs = pytree.tree_map_only(OtherTensor, lambda t: t.held, (args, kwargs))
+    plain_args, plain_kwargs = pytree.tree_map_only(
+        torch.device, lambda _: torch.device("cpu"), (plain_args, plain_kwargs)
+    )
     result = func(*plain_args, **plain_kwargs)
     if not ours:
         return result
