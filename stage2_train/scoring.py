@@ -171,8 +171,8 @@ def score_samples(
         if self_guided:
             passes["self_guided_"] = _margin(model(*inputs, logit_B2HW.softmax(1)[:, 1:]).float())
         if with_prior is not None:
-            field_B1HW, on_B = _prior_field(item, logit_B2HW.softmax(1)[:, 1:], with_prior)
-            passes["with_prior_"] = _margin(model(*inputs, field_B1HW, on_B).float())
+            field_B1HW, rows_F = _prior_field(item, logit_B2HW.softmax(1)[:, 1:], with_prior)
+            passes["with_prior_"] = _margin(model(*inputs, field_B1HW, rows_F).float())
         if item.prior_BGG is not None:
             passes["prior_"] = item.prior_BGG[:, None].float() / 255.0 - 0.5
         rows += _score_batch(item, passes, size_hw, keep_masks)
@@ -184,11 +184,11 @@ def score_samples(
 
 
 def _prior_field(item: _EvalBatch, weak_B1HW: Tensor, rule: FieldRule) -> tuple[Tensor, Tensor]:
-    """The field made of P† and bool [B]: whether the sample sees it; without a proposal it does not."""
+    """The field made of P†, and int64 [F]: the samples that see it, which are those with a proposal."""
     assert item.prior_BGG is not None and item.has_prior_B is not None and item.trust_B is not None
     prior_B1HW = resize_prior(item.prior_BGG, *weak_B1HW.shape[-2:]).to(weak_B1HW.device)
     field_B1HW = rule(prior_B1HW, weak_B1HW, item.trust_B.to(weak_B1HW.device))
-    return field_B1HW, item.has_prior_B.to(weak_B1HW.device)
+    return field_B1HW, item.has_prior_B.nonzero()[:, 0].to(weak_B1HW.device)
 
 
 def _margin(logit_B2HW: Tensor) -> Tensor:

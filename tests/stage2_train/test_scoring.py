@@ -38,7 +38,7 @@ class Oracle(torch.nn.Module):
             self.answers[i] = torch.zeros(SIZE_HW)
         self.asked, self.fields = 0, []
 
-    def forward(self, image, ids, mask, field=None, field_on=None):  # type: ignore[no-untyped-def]
+    def forward(self, image, ids, mask, field=None, rows=None):  # type: ignore[no-untyped-def]
         assert not self.training and not torch.is_grad_enabled() and field is None
         assert image.dtype == torch.float32 and image.shape[1:] == (3, *SIZE_HW)
         own = torch.stack(self.answers[self.asked : self.asked + len(image)])
@@ -181,9 +181,9 @@ class Listener(torch.nn.Module):
         self.given: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.logit_2HW = torch.randn(2, *SIZE_HW, generator=torch.Generator().manual_seed(0))
 
-    def forward(self, image, ids, mask, field=None, field_on=None):  # type: ignore[no-untyped-def]
+    def forward(self, image, ids, mask, field=None, rows=None):  # type: ignore[no-untyped-def]
         if field is not None:
-            self.given.append((field, field_on))
+            self.given.append((field, torch.zeros(len(image), dtype=torch.bool).index_fill(0, rows, True)))
         return self.logit_2HW.expand(len(image), -1, -1, -1)
 
 
