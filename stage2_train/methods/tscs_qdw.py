@@ -1,7 +1,8 @@
 """3DResT's rules: sampling by teacher-student consistency (TSCS) and quality-driven dynamic weighting (QDW).
 
-The teacher is the moving average (`ema`), in the paper after a burn-in on labelled samples (`loss.burn_in_share`). With
-t its weak mask and r the student's strong one, both cut at 0.5:
+The teacher is the moving average (`ema`), after a burn-in on labelled samples (`loss.burn_in_share`): an average of few
+steps agrees with the student before either can find anything, and agreement is all these rules ask for. With t its weak
+mask and r the student's strong one, both cut at 0.5:
 
     TSCS   IoU(t, r) > join_iou: the sample joins the labelled set; every pixel of t is taught, with the labelled loss
     QDW    otherwise: FixMatch's loss on the teacher's confident pixels, times IoU(t, r)
