@@ -13,17 +13,18 @@ NUM_CLASSES = 2
 """Class 0 is background, class 1 the object referred to."""
 
 
-def _norm(kind: str, width: int) -> nn.Module:
+def norm_layer(kind: str, width: int) -> nn.Module:
+    """`batch` norm, or a group norm of 8 groups."""
     return nn.BatchNorm2d(width) if kind == "batch" else nn.GroupNorm(8, width)
 
 
 def _conv_pair(channels_in: int, width: int, norm: str) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(channels_in, width, 3, padding=1, bias=False),
-        _norm(norm, width),
+        norm_layer(norm, width),
         nn.ReLU(inplace=True),
         nn.Conv2d(width, width, 3, padding=1, bias=False),
-        _norm(norm, width),
+        norm_layer(norm, width),
         nn.ReLU(inplace=True),
     )
 
