@@ -4,9 +4,9 @@ CCVC trains two whole networks. Here the towers and the word attention are share
 that method keeps the others' parameter budget and the network that is evaluated is exactly theirs; the second branch
 lies in the exported model and is not used. The branches start from different random weights.
 
-As in CCVC's released code the second branch maps its hidden channels (1 x 1 convolution, norm, ReLU) and reads its
-logits off the mapped ones. A linear map beside that path would satisfy a discrepancy loss by itself: it learns to
-negate, and both decoders stay alike. Of two maps that are nowhere negative the cosine is at least 0.
+As in CCVC's released code the second branch maps its channels (1 x 1 convolution, norm, ReLU) before the last two
+convolutions, which read the mapped ones. A linear map beside that path would satisfy a discrepancy loss by itself: it
+learns to negate, and both decoders stay alike. Of two maps that are nowhere negative the cosine is at least 0.
 
 Left out: the released code's dropout of whole mapped channels.
 """
@@ -28,13 +28,13 @@ class BranchMaps:
     second_logit_B2HW: Tensor
     """Logits of the other."""
     first_BCHW: Tensor
-    """Hidden map of the first branch, at the resolution of stage 1."""
+    """Map of the first branch before its last two convolutions, at the resolution of stage 2."""
     second_BCHW: Tensor
-    """Mapped hidden map of the second, which its logits are read off."""
+    """That of the second, mapped."""
 
 
 class SecondBranch(nn.Module):
-    """A decoder, and a map of its hidden channels to those that its logits are read off."""
+    """A decoder, and the map of its channels that its last two convolutions read."""
 
     def __init__(self, dims: Sequence[int], width: int, norm: str, upscale: int) -> None:
         """Arguments as `TopDownDecoder`."""
