@@ -170,7 +170,7 @@ class CcvcConfig:
     conflict_weight: float = 2.0
     """Weight of such a pixel; all others have 1."""
     discrepancy: float = 1.0
-    """Weight of the discrepancy loss 1 + cos (ours)."""
+    """Weight of the discrepancy loss 1 + cos (the released script's)."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

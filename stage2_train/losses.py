@@ -5,6 +5,7 @@ count. Every loss returns `(loss, metrics)`: a scalar that carries gradient, and
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,9 +33,14 @@ class UnsupervisedLossConfig:
     """Cross-entropy weights of background and foreground. On pseudo-labels unequal ones feed on themselves."""
     dice_smooth: float = 1.0
     """Added to numerator and denominator of Dice, pixels."""
+    mean_over: Literal["selected", "all"] = "selected"
+    """Pixels that the loss of a sample is a mean over; under `all`, few selected ones mean a small loss, as in the
+    released code of AugSeg and Omni-RES."""
 
     def __post_init__(self) -> None:
-        """Check signs."""
+        """Check signs and choices."""
+        if self.mean_over not in ("selected", "all"):
+            raise DataError(f"unsupervised loss: mean_over is {self.mean_over!r}, not selected or all")
         if min(self.ce_weight, self.dice_weight, *self.class_weights) < 0 or self.dice_smooth <= 0:
             raise DataError(
                 "unsupervised loss: weights must not be negative and dice_smooth must be positive"
@@ -76,7 +82,8 @@ def unsupervised_loss(
         label_BHW: int64 pseudo-labels; `IGNORE` is not selected.
         config: Weights.
         pixel_weight_BHW: Optional quality of each pixel's label, float >= 0. The cross-entropy stays a mean over the
-            number of selected pixels, so that lower quality means a smaller loss; Dice takes a sample's mean weight.
+            number of pixels (`mean_over`), so that lower quality means a smaller loss; Dice takes a sample's mean
+            weight over the same pixels.
 
     Returns:
         Loss and metrics (`ce`, `dice`, `coverage`, `foreground`: shares of all pixels). Nothing selected gives 0 with
@@ -90,8 +97,10 @@ def unsupervised_loss(
     weight_BHW = selected_BHW.to(ce_BHW.dtype)
     if pixel_weight_BHW is not None:
         weight_BHW = weight_BHW * pixel_weight_BHW
-    ce = (ce_BHW * weight_BHW).sum() / selected_BHW.sum().clamp(min=1)
-    dice = _foreground_dice(logit_B2HW, label_BHW, weight_BHW, config.dice_smooth)
+    counted_BHW = torch.ones_like(selected_BHW) if config.mean_over == "all" else selected_BHW
+    ce = (ce_BHW * weight_BHW).sum() / counted_BHW.sum().clamp(min=1)
+    quality_B = weight_BHW.flatten(1).sum(1) / counted_BHW.flatten(1).sum(1).clamp(min=1)
+    dice = _foreground_dice(logit_B2HW, label_BHW, quality_B, config.dice_smooth)
     loss = config.ce_weight * ce + config.dice_weight * dice
     metrics = {
         "ce": ce.detach(),
@@ -102,14 +111,13 @@ def unsupervised_loss(
     return loss, metrics
 
 
-def _foreground_dice(logit_B2HW: Tensor, label_BHW: Tensor, weight_BHW: Tensor, smooth: float) -> Tensor:
-    """Mean over samples with confident foreground of 1 - Dice(foreground probability, label) on selected pixels."""
+def _foreground_dice(logit_B2HW: Tensor, label_BHW: Tensor, quality_B: Tensor, smooth: float) -> Tensor:
+    """Mean over samples with confident foreground of quality (1 - Dice(probability, label)) on selected pixels."""
     prob_BHW = logit_B2HW.softmax(dim=1)[:, 1]
     selected_BHW = (label_BHW != IGNORE).to(prob_BHW.dtype)
     foreground_BHW = (label_BHW == 1).to(prob_BHW.dtype)
     overlap_B = (prob_BHW * foreground_BHW).flatten(1).sum(dim=1)
     total_B = (prob_BHW * selected_BHW).flatten(1).sum(dim=1) + foreground_BHW.flatten(1).sum(dim=1)
     dice_B = 1.0 - (2.0 * overlap_B + smooth) / (total_B + smooth)
-    quality_B = weight_BHW.flatten(1).sum(dim=1) / selected_BHW.flatten(1).sum(dim=1).clamp(min=1.0)
     has_foreground_B = foreground_BHW.flatten(1).any(dim=1).to(prob_BHW.dtype)
     return (dice_B * quality_B * has_foreground_B).sum() / has_foreground_B.sum().clamp(min=1.0)

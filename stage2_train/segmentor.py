@@ -129,12 +129,17 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
                 "METHOD_FACTS of stage2_train/config.py, and the field"
             )
         maps = self.features(image_B3HW, token_ids_BT, token_mask_BT)
-        first_BCHW, second_BCHW = self.decoder.hidden(maps.read), self.branch.decoder.hidden(maps.read)
+        first_BCHW = self.decoder.deep(maps.read)
+        second_BCHW = self.branch.match(self.branch.decoder.deep(maps.read))
+        first_B2HW, second_B2HW = (
+            decoder.logit(decoder.finish(deep_BCHW, maps.read))
+            for decoder, deep_BCHW in ((self.decoder, first_BCHW), (self.branch.decoder, second_BCHW))
+        )
         return BranchMaps(
-            first_logit_B2HW=_at_input_size(self.decoder.logit(first_BCHW), image_B3HW),
-            second_logit_B2HW=_at_input_size(self.branch.decoder.logit(second_BCHW), image_B3HW),
+            first_logit_B2HW=_at_input_size(first_B2HW, image_B3HW),
+            second_logit_B2HW=_at_input_size(second_B2HW, image_B3HW),
             first_BCHW=first_BCHW,
-            second_BCHW=self.branch.match(second_BCHW),
+            second_BCHW=second_BCHW,
         )
 
     def features(

@@ -10,6 +10,9 @@ In semantic segmentation pasted pixels keep their labels; here a label belongs t
 never asked about this one, so OURS leaves it untaught by default. What is logged and exported are the labels of the
 unlabelled image itself, before anything was pasted into it.
 
+The loss is a mean over all pixels, not over the selected ones (`loss.unlabelled.mean_over`, set by its recipes), as in
+the released code: the first pixels to pass a threshold of 0.95 are few, and all foreground.
+
 Left out: its random-intensity views (all methods here share one set of strong views) and CutMix between unlabelled
 images (a sample's gradient would depend on its neighbour). Unlabelled sample i is mixed with labelled sample i.
 """

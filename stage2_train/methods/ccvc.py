@@ -6,12 +6,14 @@ probability of branch i and y_i = (p_i >= 0.5):
     consistency   branch i is taught every pixel of y_j (j the other) on the strong view; a pixel weighs
                   `conflict_weight` where y_1 != y_2 and branch j is sure of it (max(p_j, 1 - p_j) >=
                   `conflict_confidence`), and 1 elsewhere
-    discrepancy   1 + mean cosine of the branches' hidden maps (the second's through a linear map), on labelled weak and
-                  unlabelled strong views; mean of two terms that have a gradient to one branch each, as in the released
-                  code, which halves the gradient
+    discrepancy   1 + mean cosine of the maps that the branches' last two convolutions read, on labelled weak and
+                  unlabelled strong views; mean of two terms that have a gradient to one branch each, as in the
+                  released code, which halves the gradient. Neither map is negative, so that it is at least 1
     loss          lambda_l mean_i supervised_i + lambda_u (mean_i consistency_i + `discrepancy` * discrepancy)
 
-Halving the sums over branches (OURS) keeps each loss at the size of the other methods'. The first branch is evaluated.
+Halving the sums over branches, as in the released code, keeps each loss at the size of the other methods'. The first
+branch is evaluated (there: the better of either and of their mean, on val). The map of stage 1, which both branches
+join last and share here, is no part of the discrepancy.
 
 Left out: consistency and discrepancy on the raw unlabelled view (a third pass with gradient, under labels of its own,
 which has as much say as the strong view), and CutMix between unlabelled images (a sample's gradient would depend on

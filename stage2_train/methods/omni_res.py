@@ -13,6 +13,10 @@ foreground may be, and 0 elsewhere and in dropped samples.
 
 The method sees more than its rivals: one box or point for every unlabelled object. It never sees their masks
 (`stage2_train.weak_labels`). In a comparison that has to be said.
+
+The released code differs where this is OURS: it has no Dice, and both its losses are sums over pixels, so that a sample
+of which little is selected weighs little (`loss.unlabelled.mean_over=all`); its point is the centre of the mask, and
+what stays is the foreground within the box around the object that holds it.
 """
 
 import torch

@@ -9,6 +9,10 @@ mask (Pw >= 0.5) and c the class-agnostic candidates of the image (`stage2_train
 
 A matched mask has weight 1 everywhere; every pixel is taught. The loss is the one all methods share; SemiRES's class
 weights 0.9 / 1.1 are set by its recipes, OURS: on pseudo-labels alone.
+
+The released code differs where this is OURS: its burn-in is a whole supervised run, whose best network both copies
+start from; it has no Dice; unmatched samples have no class weights, and count, all together, as much as the matched
+ones of the batch; its IOM script (not the CPI one) multiplies the labelled loss by 10 (`loss.lambda_labelled`).
 """
 
 import math

@@ -1,17 +1,20 @@
 """3DResT's rules: sampling by teacher-student consistency (TSCS) and quality-driven dynamic weighting (QDW).
 
-The teacher is the moving average (`ema`), in the paper after a burn-in on labelled samples (`loss.burn_in_share`). With
-t its weak mask and r the student's strong one, both cut at 0.5:
+The teacher is the moving average (`ema`), after a burn-in on labelled samples (`loss.burn_in_share`): an average of few
+steps agrees with the student before either can find anything, and agreement is all these rules ask for. With t its weak
+mask and r the student's strong one, both cut at 0.5:
 
-    TSCS   IoU(t, r) > join_iou: the sample joins the labelled set; every pixel of t is taught, with the labelled loss
+    TSCS   IoU(t, r) > join_iou: the sample joins the labelled set; every pixel of t is taught, with the labelled loss,
+           but under the class weights of pseudo-labels (`loss.unlabelled.class_weights`)
     QDW    otherwise: FixMatch's loss on the teacher's confident pixels, times IoU(t, r)
 
 Where both masks are empty the IoU is 0: that neither found anything is no reason to teach the image as background. That
 a sentence names nothing (`no_target`) is a label, which is not looked at for unlabelled samples.
 
 OURS: a sample joins for the step at hand, not for good, so that a mask the teacher has since corrected is not kept, and
-the part it joins stays a mean over the unlabelled samples under lambda_u. 3DResT segments point clouds; its rules are
-taken over, its network is not.
+the part it joins stays a mean over the unlabelled samples under lambda_u. The class weights of labelled samples are not
+3DResT's, and on its own masks they would make the network's foreground grow without end. 3DResT segments point clouds;
+its rules are taken over, its network is not.
 """
 
 from dataclasses import dataclass
@@ -45,8 +48,9 @@ class TscsQdw(Method):
         weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
         labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
         labels = self._labels(weak_B1HW, strong_logit)
+        weights = self.config.loss.unlabelled.class_weights
         as_labelled, _ = per_sample(
-            lambda logit, label: supervised_loss(logit, label, self.config.loss.class_weights),
+            lambda logit, label: supervised_loss(logit, label, weights),
             strong_logit,
             labels.whole_BHW,
             weight_B=labels.joins_B.float(),

@@ -74,6 +74,22 @@ def test_pixel_weights_scale_and_zero_weight_has_zero_gradient() -> None:
     assert logit.grad is not None and logit.grad.abs().max() == 0
 
 
+def test_over_all_pixels_a_loss_counts_by_the_share_that_is_selected() -> None:
+    label = torch.tensor([[[1, 0, IGNORE, IGNORE]]])
+    weight = torch.tensor([[[0.5, 1.0, 1.0, 1.0]]])
+    logit = two_class_logit([1.0, -2.0, 3.0, 0.5])
+    over_all = UnsupervisedLossConfig(mean_over="all")
+    for weights in ((), (weight,)):
+        sparse, metrics = unsupervised_loss(logit, label, over_all, *weights)
+        full, _ = unsupervised_loss(logit, label, UnsupervisedLossConfig(), *weights)
+        assert sparse.item() == pytest.approx(0.5 * full.item(), rel=1e-5)
+        assert metrics["coverage"] == 0.5
+    nothing, _ = unsupervised_loss(logit, torch.full_like(label, IGNORE), over_all)
+    assert nothing.item() == 0.0
+
+
 def test_bad_weights_are_refused() -> None:
+    with pytest.raises(DataError, match="mean_over is 'some', not selected or all"):
+        UnsupervisedLossConfig(mean_over="some")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="must not be negative"):
         UnsupervisedLossConfig(ce_weight=-1.0)

@@ -59,9 +59,12 @@ def test_the_first_branch_is_the_network_that_is_evaluated(mini_root: Path) -> N
         assert torch.equal(model.both_branches(*inputs).first_logit_B2HW, model(*inputs))
 
 
-def test_without_discrepancy_nothing_holds_the_branches_apart(mini_root: Path) -> None:
-    """The linear map between the branches is trained by the discrepancy alone."""
+def test_the_second_branch_reads_its_logits_off_the_map_that_is_kept_apart(mini_root: Path) -> None:
+    """Beside that path the map alone would satisfy the discrepancy: it would negate, both decoders staying alike."""
     config = dataclasses.replace(plain_config(mini_root, "ccvc"), ccvc=CcvcConfig(discrepancy=0.0))
-    model = model_of(config)
+    model, part = model_of(config), batch_of(config).labelled
     METHODS["ccvc"](config).loss(Networks(model), batch_of(config)).loss.backward()
-    assert all(float(p.grad.abs().sum()) == 0 for p in model.branch.match.parameters())
+    assert all(float(p.grad.abs().sum()) > 0 for p in model.branch.match.parameters())
+    maps = model.both_branches(normalise_image(part.image_BHW3), part.ids_BT, part.token_mask_BT)
+    assert min(maps.first_BCHW.min(), maps.second_BCHW.min()) >= 0
+    assert discrepancy(maps.first_BCHW, maps.second_BCHW).min() >= 1.0

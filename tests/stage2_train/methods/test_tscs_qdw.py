@@ -41,11 +41,11 @@ def test_an_inconsistent_sample_counts_by_its_consistency(mini_root: Path) -> No
 
 
 def test_a_consistent_sample_is_a_labelled_one(mini_root: Path) -> None:
-    """Every pixel of the teacher's mask, under the labelled class weights 0.5 / 1.5, and not by its IoU."""
+    """Every pixel of the teacher's mask, and not by its IoU; both classes alike, as in every pseudo-label."""
     output = run(mini_root, *maps(), join_iou=0.49)
     assert output.metrics["joined"] == 1 and output.metrics["coverage"] == 1
-    foreground = 1.5 * (-math.log(0.8) - math.log(0.2)) / 2
-    background = 0.5 * -math.log(0.8)
+    foreground = (-math.log(0.8) - math.log(0.2)) / 2
+    background = -math.log(0.8)
     assert output.loss.item() == pytest.approx((foreground + background) / 2.0, rel=1e-5)
 
 
