@@ -39,7 +39,7 @@ def _folded(name: str) -> str:
 
 @lru_cache(maxsize=4)
 def _names_by_fold(folder: Path) -> dict[str, str]:
-    """Names in a folder by what is left of them without case and form. Remembered: many files may be missing at once."""
+    """Names in a folder by what is left of them without case and form. Remembered: many files may be missing."""
     try:
         return {_folded(name): name for name in os.listdir(folder)}
     except OSError:
