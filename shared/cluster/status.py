@@ -40,7 +40,7 @@ _TAIL_BYTES = 65_536
 
 _RAISED = re.compile(r"(\[rank\d+\]: )?([A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception)(: |$)")
 _LAUNCHER = re.compile(r"[\w.]*ChildFailedError")
-_QUEUED_AGAIN = re.compile(r"DUE TO (JOB REQUEUE|PREEMPTION)")
+_QUEUED_AGAIN = re.compile(r"DUE TO (JOB REQUEUE|PREEMPTION|NODE FAILURE)")
 _PACE_RECORDS = 20
 """Records of a log that the pace of a training is taken from."""
 _CHECKPOINT = re.compile(r"step_(\d{8})")
