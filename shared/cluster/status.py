@@ -305,6 +305,8 @@ def _fare(folder: Path, name: str, number: int, job: str, now: float) -> dict[st
         state, why = "running", ""
         if silent > SILENT_S:
             state, why = "lost", f"no sign of life for {silent:.0f} s; it last said: {said}"
+    elif record["state"] == "cancelled":
+        state, why = "cancelled", f"cancelled while it ran: {said}"
     elif record["status"] == 0:
         state, why = "done", ""
     elif record["status"] == STOPPED or any(map(_QUEUED_AGAIN.search, lines)):

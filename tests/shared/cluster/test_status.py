@@ -234,6 +234,15 @@ def test_a_task_that_slurm_took_back_waits_in_the_queue(tmp_path, cause):
     assert status["state"] == "waiting" and status["tasks"][0]["state"] == "stopped"
 
 
+def test_a_task_that_was_cancelled_while_it_ran_is_told_from_one_that_was_stopped(tmp_path):
+    path, jobs = store(tmp_path / "s.zarr", []), tmp_path / "s.jobs"
+    submitted(jobs, 1, "priors", "7", [0])
+    task(jobs, "priors", 0, "7", "cancelled", 75, said="stopped at a signal")
+    status = status_of(path, NOW)
+    assert (status["state"], status["tasks"][0]["state"]) == ("cancelled", "cancelled")
+    assert status["tasks"][0]["why"] == "cancelled while it ran: stopped at a signal"
+
+
 def test_jobs_that_wait_need_no_product_yet(tmp_path):
     submitted(tmp_path / "s.jobs", 1, "priors", "7", [0, 1])
     status = status_of(tmp_path / "s.zarr", NOW)
