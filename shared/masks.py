@@ -28,7 +28,9 @@ from shared.json_files import is_finite_number
 MAX_COORDINATE_PX = 100_000
 """Polygon corners further from the origin are refused: rasterising costs memory in proportion to edge length."""
 
-_UPRIGHT = "; its sides are swapped: a photo is turned upright by its EXIF orientation, and so must its mask be"
+_UPRIGHT = (
+    "; its sides are swapped: a photo is turned upright by its EXIF orientation, and so must its mask be"
+)
 """What a mask of the image's size but for that was probably drawn over."""
 
 MIN_POLYGON_NUMBERS = 6
