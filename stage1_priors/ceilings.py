@@ -8,7 +8,6 @@ from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows
 from stage1_priors.config import PriorsConfig
 
-
 ERRORS = frozenset({AnswerStatus.IMAGE_ERROR, AnswerStatus.ENGINE_ERROR})
 """What became of rows of which nobody could be asked."""
 WITHOUT_BOX = frozenset(status for status in AnswerStatus if not status.has_box) - ERRORS
