@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from shared.errors import DataError, short
+from shared.near_names import nearly_named
 
 MAX_PIXELS = 80_000_000
 """Largest image decoded, height x width: a few kilobytes can claim gigabytes. Below the bound at which Pillow warns."""
@@ -80,10 +81,11 @@ def find_image(root: Path, file_name: str, folders: Sequence[str]) -> Path:
         path = root / folder / file_name
         if file_exists(path):
             return path
+    hint = next(filter(None, (nearly_named(root / folder, file_name) for folder in folders)), "")
     if list(folders) == [""]:
-        raise DataError(f"{root / file_name}: not found")
+        raise DataError(f"{root / file_name}: not found{hint}")
     places = ", ".join(folder or "the folder itself" for folder in folders)
-    raise DataError(f"{root}: image {file_name} is in none of {places}")
+    raise DataError(f"{root}: image {file_name} is in none of {places}{hint}")
 
 
 def file_exists(path: Path) -> bool:

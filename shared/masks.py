@@ -28,6 +28,11 @@ from shared.json_files import is_finite_number
 MAX_COORDINATE_PX = 100_000
 """Polygon corners further from the origin are refused: rasterising costs memory in proportion to edge length."""
 
+_UPRIGHT = (
+    "; its sides are swapped: a photo is turned upright by its EXIF orientation, and so must its mask be"
+)
+"""What a mask of the image's size but for that was probably drawn over."""
+
 MIN_POLYGON_NUMBERS = 6
 """Three corners; pycocotools would take four numbers for a box."""
 
@@ -91,8 +96,9 @@ def segmentation_rle(segmentation: Any, height: int, width: int) -> dict[str, An
         mask_HW = read_mask(segmentation.path)
         if mask_HW.shape != (height, width):
             found = f"height {mask_HW.shape[0]} and width {mask_HW.shape[1]}"
+            turned = _UPRIGHT if mask_HW.shape == (width, height) else ""
             raise DataError(
-                f"mask {segmentation.path} of {found} for an image of height {height} and width {width}"
+                f"mask {segmentation.path} of {found} for an image of height {height} and width {width}{turned}"
             )
         return coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
     if not isinstance(segmentation, list) or not segmentation:
@@ -174,7 +180,10 @@ def _check_polygon(polygon: Any) -> None:
 def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        raise DataError(f"RLE of size {short(size)} for an image of height {height} and width {width}")
+        turned = _UPRIGHT if isinstance(size, list | tuple) and list(size) == [width, height] else ""
+        raise DataError(
+            f"RLE of size {short(size)} for an image of height {height} and width {width}{turned}"
+        )
     if isinstance(counts, str | bytes):
         data = counts.encode("ascii", errors="replace") if isinstance(counts, str) else counts
         runs = _compressed_runs(data)

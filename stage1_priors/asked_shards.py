@@ -21,7 +21,7 @@ from shared.types import AnswerStatus
 from stage1_priors.answers import AnswerRows, read_answers
 from stage1_priors.attempts import GIVEN_UP, PATIENCE, Attempts
 from stage1_priors.canary import CanaryResult
-from stage1_priors.ceilings import check_ceilings, shares_of
+from stage1_priors.ceilings import check_ceilings, shares_of, told_ceilings
 from stage1_priors.chunks import Bounds, Chunk, bytes_of_images, chunks_of
 from stage1_priors.engine import Answer, Engine, collect_isolated
 from stage1_priors.finishing import Finisher
@@ -133,6 +133,7 @@ def write_asked_shards(
             judging=not retrying,
             threads=(reading, finishing),
             bar=bar,
+            quiet=quiet,
             told_to_stop=told_to_stop,
         )
         asker.ask(open_ones, Bounds.of(job.config))
@@ -180,6 +181,8 @@ class _Asker:
     """Of one thread each: the one that reads and submits, and the one that makes masks and writes."""
     bar: ProgressBar
     """Shows how far it is."""
+    quiet: bool
+    """Whether nothing is said."""
     told_to_stop: Callable[[], bool]
     """Whether a signal has arrived."""
     timing: Timing = field(default_factory=Timing)
@@ -252,14 +255,23 @@ class _Asker:
         return not self.ahead and not chunk.is_last
 
     def _judge(self, chunk: Chunk, rows: AnswerRows) -> None:
-        """Count what became of a chunk's rows; raises DataError above a ceiling."""
+        """Count what became of a chunk's rows; raises DataError above a ceiling.
+
+        A small trial of the first pairs is there to be looked at, whatever became of them: what would stop a run of all
+        is said at its end.
+        """
         config = self.job.config
         self.tally.update(statuses_of(rows.status_B))
         self.fresh.update(statuses_of(rows.status_B[~chunk.failed_A]))
         if not self.judging:
             return
         judged = self.known_tally + self.tally
-        if (not self.ahead and chunk.is_last) or judged.total() >= config.ceiling_min_rows:
+        is_end = not self.ahead and chunk.is_last
+        are_many = judged.total() >= config.ceiling_min_rows
+        if self.job.plan.left_out and is_end and not are_many:
+            for line in told_ceilings(config, judged, chunk.asked, rows):
+                say(f"note: {line}", self.quiet)
+        elif is_end or are_many:
             check_ceilings(config, judged, chunk.asked, rows)
         if self.fresh.total() >= config.ceiling_min_rows:
             check_ceilings(config, self.fresh, chunk.asked, rows)

@@ -308,8 +308,9 @@ class PriorsConfig:
     error_ceiling: float = 0.05
     """Stop if a larger share of the rows has an unreadable image or a failed request. 1 lets everything through."""
     ceiling_min_rows: int = 256
-    """Rows seen before the two ceilings count (a smaller run is judged at its end). Rows taken over from other stores
-    are seen, too; so many that are asked for and did not fail there before are judged by themselves as well."""
+    """Rows seen before the two ceilings count (a smaller run is judged at its end, one of the first pairs alone never
+    stopped). Rows taken over from other stores are seen, too; so many that are asked for and did not fail there before
+    are judged by themselves as well."""
 
     def __post_init__(self) -> None:
         """Refuse empty or repeated splits and shares outside [0, 1]."""

@@ -61,15 +61,18 @@ def save_checkpoint(
             save_file(copies, temporary / f"{name}.safetensors")
         for name, value in states.items():
             torch.save(value, temporary / f"{name}.pt")
-    except (SafetensorError, RuntimeError) as error:  # their words for a full disk
+        sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
+        (temporary / _STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1) + "\n")
+        for path in (*temporary.iterdir(), temporary):
+            _flush(path)
+    except (SafetensorError, RuntimeError, OSError) as error:  # words for a full disk
+        shutil.rmtree(temporary, ignore_errors=True)  # a full disk is not the place for parts of no use
+        kept = list_checkpoints(folder)
+        safe = f"{kept[-1].name} is safe" if kept else "there is none yet"
         raise DataError(
-            f"{folder}: cannot write a checkpoint of step {step}: {error}; the last one is safe: make room and run the "
-            "same command again"
+            f"{folder}: cannot write a checkpoint of step {step}: {error}; {safe}: make room and run the same command "
+            "again with --resume"
         ) from error
-    sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
-    (temporary / _STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1) + "\n")
-    for path in (*temporary.iterdir(), temporary):
-        _flush(path)
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)

@@ -251,7 +251,8 @@ def _require_made_for(
             continue
         if name == "fingerprint":
             raise DataError(
-                f"{path}: made for other annotations than {config.data.root} holds now; {_RUN_AGAIN}"
+                f"{path}: made for other annotations than {config.data.root} holds now; "
+                f"{_made_since(config, dataset) or _RUN_AGAIN}"
             )
         raise DataError(f"{path}: made for data with {name} {made_for[name]!r}, this run has {value!r}")
     rows = store.rows_of([sample.sample_id for sample in samples])
@@ -263,3 +264,18 @@ def _require_made_for(
             f"{path}: row {rows[first]} ({samples[first].sample_id}) was made for an image of "
             f"{stored_hw[first].tolist()} pixels, {samples[first].file_name} has {own_hw[first].tolist()}"
         )
+
+
+def _made_since(config: TrainConfig, dataset: ReferringDataset) -> str:
+    """Which store of the data as they are now there is, for a run that names an older one; "" if there is none."""
+    data = config.data
+    found = find_stores(
+        config.cache_root,
+        dataset=data.dataset,
+        split_by=data.split_by,
+        data_fingerprint=dataset.fingerprint(),
+    )
+    complete = [path for path in found if (store := PriorStore(path)).is_complete and store.limit is None]
+    if not complete:
+        return ""
+    return f"{complete[-1]} was made for those, and a new run reads it by --set store={complete[-1]}"

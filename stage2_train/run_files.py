@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from shared.config import config_from_dict
 from shared.datasets import load_dataset
@@ -134,8 +135,18 @@ def place_of_store(recorded: Mapping[str, str], cache_root: str | Path) -> Path 
 
 
 def export_model(model: ReferringSegmentor, folder: Path) -> None:
-    """Write `model/`, the finished network as a folder of its own."""
-    model.save_pretrained(folder / "model")
+    """Write `model/`, the finished network as a folder of its own.
+
+    Raises:
+        DataError: The disk is full; the run's checkpoint has all of it.
+    """
+    try:
+        model.save_pretrained(folder / "model")
+    except SafetensorError as error:  # its words for a full disk
+        raise DataError(
+            f"{folder / 'model'}: cannot write the network: {error}; the last checkpoint is safe: make room and run "
+            "the same command again with --resume"
+        ) from error
 
 
 def load_model(folder: Path) -> ReferringSegmentor:

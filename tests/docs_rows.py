@@ -137,6 +137,8 @@ OWN_PHOTOS = [
         more=f"--set 'store={LAST_STORE}' {BRIEFLY}", says="2 steps"),
     Row(command="eval runs/trial", says="val .*frozen prior"),
     Row(command="predict runs/photos --jsonl PAIRS", swap={"PAIRS": "photos/photos.jsonl"}, says="num_failed: 0"),
+    Row(command="train RUN --set store=STORE --out NEW", swap=STORE | {"RUN": "runs/trial", "NEW": "runs/grown"},
+        says="2 steps"),
 ]  # fmt: skip
 
 REAL_MODELS = [

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.cluster.status import kind_of, status_of
+from shared.cluster.submit import read_submitted
 from shared.errors import DataError
 
 _GRAVEST = ("failed", "running", "waiting", "cancelled", "unfinished", "done")
@@ -36,9 +37,11 @@ def overview_of(target: Path, now: float | None = None) -> dict[str, Any]:
 
 
 def _products(folder: Path, depth: int) -> list[Path]:
-    """Stores, runs and grids in a folder, and in the folders in it down to a depth."""
+    """Stores, runs and grids in a folder, and in the folders in it down to a depth; stores that only have jobs, too."""
     found: list[Path] = []
-    for path in sorted(filter(Path.is_dir, folder.iterdir())):
+    inside = set(filter(Path.is_dir, folder.iterdir()))
+    stores = {path.with_suffix(".zarr") for path in inside if path.suffix == ".jobs" and read_submitted(path)}
+    for path in sorted(inside | stores):
         if kind_of(path):
             found.append(path)
         elif depth > 1:

@@ -165,11 +165,21 @@ record() {{ # STATE STATUS: how this task fares, for `l2l status`
 owns() {{ # whether no later start of this task has taken the file over, as when Slurm lost sight of this one
   [[ $(<"$file") == *'"job": "'"$job"'", '*'"restarts": '"$restarts, "* ]]
 }}
+is_cancelled() {{ # whether somebody has: Slurm then sends what it sends at the limit, and its words alone differ
+  local id=$SLURM_JOB_ID
+  if [ -n "$SLURM_ARRAY_JOB_ID" ]; then id=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID; fi
+  [[ $(scontrol --oneliner show job "$id" 2>/dev/null) == *" JobState=COMPLETING "* ]] &&
+    grep -a "JOB $SLURM_JOB_ID ON .* CANCELLED AT" "$folder/$log" | tail -n 1 | grep -qv "DUE TO"
+}}
 finish() {{
   local status=$?
   trap '' TERM USR1
   kill "$beat" 2>/dev/null || true
   if ! owns; then exit "$status"; fi
+  if [ "$status" -ne 0 ] && is_cancelled; then
+    record cancelled "$status"
+    exit 143
+  fi
   if [ "$status" -eq {stopped} ] && [ "$restarts" -ge {max_restarts} ]; then
     echo "error: stopped and queued again $restarts times without coming to an end" >&2
     status=1

@@ -40,7 +40,7 @@ _TAIL_BYTES = 65_536
 
 _RAISED = re.compile(r"(\[rank\d+\]: )?([A-Za-z_]\w*\.)*[A-Z]\w*(Error|Exception)(: |$)")
 _LAUNCHER = re.compile(r"[\w.]*ChildFailedError")
-_QUEUED_AGAIN = re.compile(r"DUE TO (JOB REQUEUE|PREEMPTION)")
+_QUEUED_AGAIN = re.compile(r"DUE TO (JOB REQUEUE|PREEMPTION|NODE FAILURE)")
 _PACE_RECORDS = 20
 """Records of a log that the pace of a training is taken from."""
 _CHECKPOINT = re.compile(r"step_(\d{8})")
@@ -305,6 +305,8 @@ def _fare(folder: Path, name: str, number: int, job: str, now: float) -> dict[st
         state, why = "running", ""
         if silent > SILENT_S:
             state, why = "lost", f"no sign of life for {silent:.0f} s; it last said: {said}"
+    elif record["state"] == "cancelled":
+        state, why = "cancelled", f"cancelled while it ran: {said}"
     elif record["status"] == 0:
         state, why = "done", ""
     elif record["status"] == STOPPED or any(map(_QUEUED_AGAIN.search, lines)):

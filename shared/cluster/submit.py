@@ -7,6 +7,7 @@ has one line a job: its id, its tasks, which submission it was part of, and the 
 less its index).
 """
 
+import fcntl
 import json
 import os
 import re
@@ -15,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,13 +119,19 @@ def submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
         DataError: Jobs of an earlier submission have not ended; or sbatch refuses a job, and those before it stay
             submitted and are named.
     """
+    site = with_array_size(site)
+    work.folder.mkdir(parents=True, exist_ok=True)
+    with _nobody_else(work.folder / SUBMITTED_FILE):
+        return _submit(work, site)
+
+
+def _submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
+    """`submit`, while nobody else submits the same work."""
     if jobs := [f"job {job} ({', '.join(states)})" for job, states in unended(work.folder).items()]:
         raise DataError(
             f"{work.target}: {', '.join(jobs)} of an earlier submission would do the same work; wait for what has not "
             "ended, or scancel it"
         )
-    site = with_array_size(site)
-    work.folder.mkdir(parents=True, exist_ok=True)
     submitted: list[dict[str, Any]] = []
     submission = time.time_ns()
     for job, (file, text) in zip(work.jobs, scripts(work, site).items(), strict=True):
@@ -141,6 +149,15 @@ def submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
                 log.write(json.dumps({**record, "offset": offset, "submission": submission}) + "\n")
             submitted.append(record)
     return submitted
+
+
+@contextmanager
+def _nobody_else(file: Path) -> Iterator[None]:
+    """Let submissions of the same work come one after the other, so that the later finds the jobs of the earlier."""
+    with file.open("a") as held:
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def read_submitted(folder: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 560, 290
 """Size of a line chart, user units."""
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 46
-"""Margins of a line chart that hold the axis labels, user units."""
+"""Margins of a line chart that hold the axis labels, user units; the left one is wider where its figures are."""
+AXIS_NAME, DIGIT = 29, 7
+"""User units that the name of the vertical axis takes with what is free around it, and a character of its figures."""
 MAX_POINTS = 160
 """Points drawn per line; longer curves are averaged over equal stretches of steps."""
 MAX_TABLE_ROWS = 12
@@ -139,7 +141,10 @@ def line_chart(
     ys = [y for line in drawn for _, y in line.points]
     x_low, x_high = (-0.5, len(categories) - 0.5) if categories else _x_range(min(xs), max(xs))
     y_low, y_high = _y_range(min(ys), max(ys), unit_interval)
-    box = (LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
+    y_values = ticks(y_low, y_high, 5)
+    y_texts = tick_texts(y_values)
+    left = max(LEFT, AXIS_NAME + DIGIT * max(map(len, y_texts), default=0))
+    box = (left, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM)
 
     def place(x: float, y: float) -> tuple[float, float]:
         right = box[0] + (x - x_low) / (x_high - x_low) * (box[2] - box[0])
@@ -149,7 +154,6 @@ def line_chart(
     steps = [value for value in ticks(x_low, x_high, 6) if abs(value - round(value)) < 1e-6]
     x_values = [float(at) for at in range(len(categories))] if categories else steps
     x_texts = categories or tick_texts(x_values)
-    y_values = ticks(y_low, y_high, 5)
     placed = [
         {
             "label": line.label,
@@ -165,7 +169,8 @@ def line_chart(
         x_label=x_label,
         y_label=y_label,
         x_ticks=[(place(x, y_low)[0], text) for x, text in zip(x_values, x_texts, strict=True)],
-        y_ticks=[(place(x_low, y)[1], text) for y, text in zip(y_values, tick_texts(y_values), strict=True)],
+        y_ticks=[(place(x_low, y)[1], text) for y, text in zip(y_values, y_texts, strict=True)],
+        box=box,
         lines=placed,
         summary=_summary(title, x_label, y_label, drawn, categories),
         table=_table(x_label, drawn, categories),

@@ -104,6 +104,21 @@ def assert_stopped_once(slurm, on_slurm, tmp_path):
     assert task(tmp_path)["state"] == "done" and task(tmp_path)["restarts"] == 1
 
 
+@pytest.mark.parametrize("tasks", [(), (0, 1)])
+def test_a_job_that_is_cancelled_while_it_runs_does_not_come_back(slurm, on_slurm, tmp_path, tasks):
+    """It is sent what a job at its limit is sent, saves, and would queue itself again."""
+    job = ClusterJob(name="ablate", command=("stop-once", str(tmp_path)), tasks=tasks)
+    (number,) = on_slurm(job, max_running=1)
+    wait_for((tmp_path / "begun").exists, "the command has begun", 60)
+    slurm.call("scancel", number)
+    wait_for(lambda: task(tmp_path)["state"] not in ("running", "waiting"), "it has ended", 60)
+    assert (tmp_path / "place").exists(), "it had time to save"
+    time.sleep(8)  # longer than a job that is queued again waits here
+    found = task(tmp_path)
+    assert (found["state"], found["restarts"]) == ("cancelled", 0), found
+    assert status_of(tmp_path / "grid")["state"] == "cancelled"
+
+
 def test_a_job_that_stops_while_the_controller_is_down_is_queued_again(slurm, on_slurm, tmp_path):
     (job,) = on_slurm(ClusterJob(name="ablate", command=("stop-once", str(tmp_path))))
     wait_for((tmp_path / "begun").exists, "the command has begun", 60)

@@ -203,3 +203,17 @@ def test_round_trip_of_mask_images(mask_HW, mode):
         assert {**rle, "counts": rle["counts"].decode()} == encode_rle(mask_HW)
         with pytest.raises(DataError, match="mask.png of height"):
             segmentation_rle(MaskFile(path=path), height + 1, width)
+
+
+def test_a_mask_drawn_over_a_photo_that_is_not_turned_yet_is_told_so(tmp_path):
+    """Cameras leave a photo lying and note its orientation; tools that do not read the note draw over it as it lies."""
+    Image.new("L", (6, 4), 255).save(tmp_path / "lying.png")
+    Image.new("L", (6, 5), 255).save(tmp_path / "other.png")
+    lying = {"size": [4, 6], "counts": [24]}
+    for mask in (MaskFile(path=tmp_path / "lying.png"), lying):
+        with pytest.raises(
+            DataError, match="height 6 and width 4; its sides are swapped: .* EXIF orientation"
+        ):
+            decode_segmentation(mask, 6, 4)
+    with pytest.raises(DataError, match="height 6 and width 4$"):
+        decode_segmentation(MaskFile(path=tmp_path / "other.png"), 6, 4)

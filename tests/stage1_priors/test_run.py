@@ -30,7 +30,7 @@ from stage1_priors.asked_shards import Timing
 from stage1_priors.chunks import PIXEL_BYTES, PREPARED_NUMBERS
 from stage1_priors.cluster_jobs import plan_work
 from stage1_priors.engine import Answer
-from stage1_priors.job import describe_plan
+from stage1_priors.job import describe_plan, make_job
 from stage1_priors.memory import MemoryFull
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.proposers import PROPOSERS, BoxProposer, ProposerKind
@@ -430,6 +430,36 @@ def test_a_small_run_is_judged_at_its_end(config):
 
     with pytest.raises(DataError, match="answers held no box"):
         run(small, FakeEngine(prose))
+
+
+def test_a_small_trial_of_the_first_pairs_is_kept_whatever_became_of_them(config, capsys):
+    """It is there to be looked at; the run of all pairs, which takes it over, is judged as ever."""
+
+    def prose(request):
+        return Answer(text="Over there.", num_tokens=5, finish_reason="stop")
+
+    trial = run_priors(
+        apply_overrides(config, ["limit=6"]), engine_factory=FakeEngine(prose).factory, quiet=False
+    )
+    assert PriorStore(trial).status_counts() == {"no_box": 6}
+    said = capsys.readouterr().err
+    assert "note: a run of all pairs stops at such a share: 6 of 6 answers held no box" in said
+    assert "answer_failure_ceiling is 0.5. Latest: refshapes.unc." in said
+    for whole in (["splits=val"], ["splits=val", "limit=100000"], ["limit=300"]):
+        with pytest.raises(DataError, match="answers held no box"):
+            run(apply_overrides(config, whole), FakeEngine(prose))
+
+
+def test_the_failure_that_is_shown_is_of_the_kind_that_stopped_the_run(config):
+    def answers(request):
+        if request.expression == first:
+            raise ValueError("prompt too long")
+        return Answer(text="Over there.", num_tokens=5, finish_reason="stop")
+
+    small = apply_overrides(config, ["splits=val", "error_ceiling=0"])
+    first = make_job(small).plan.samples[0].expression
+    with pytest.raises(DataError, match="rows had an error.* engine_error: '.*prompt too long"):
+        run(small, FakeEngine(answers))
 
 
 def test_changes_are_named(config, capsys):

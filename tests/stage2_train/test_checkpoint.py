@@ -113,7 +113,12 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [SafetensorError("I/O error: No space left on device"), RuntimeError("file write failed")]
+    "error",
+    [
+        SafetensorError("I/O error: No space left on device"),
+        RuntimeError("file write failed"),
+        OSError("No space left on device"),
+    ],
 )
 def test_a_full_disk_is_an_error_of_one_line_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -123,10 +128,10 @@ def test_a_full_disk_is_an_error_of_one_line_and_loses_nothing(
     def full(*_arguments: Any) -> None:
         raise error
 
-    name = "save_file" if isinstance(error, SafetensorError) else "torch.save"
+    name = {SafetensorError: "save_file", RuntimeError: "torch.save", OSError: "_flush"}[type(error)]
     monkeypatch.setattr(f"stage2_train.checkpoint.{name}", full)
-    with pytest.raises(
-        DataError, match=f"cannot write a checkpoint of step 2: {error}; the last one is safe"
-    ):
+    with pytest.raises(DataError, match=f"of step 2: {error}; step_00000001 is safe: .* again with --resume"):
         save(tmp_path, 2)
-    assert list_checkpoints(tmp_path) == [kept]
+    assert list_checkpoints(tmp_path) == [kept] == list(tmp_path.iterdir()), "no room is taken by parts"
+    with pytest.raises(DataError, match="there is none yet: make room"):
+        save(tmp_path / "fresh", 2)

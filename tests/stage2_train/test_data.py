@@ -351,6 +351,23 @@ def test_a_store_made_for_the_file_of_before_is_named(mini_root: Path, monkeypat
         open_priors(store, config, dataset, [])
 
 
+def test_the_store_of_the_data_as_they_are_now_is_named_to_a_run_of_the_old_one(
+    mini_root: Path, tmp_path: Path
+) -> None:
+    """A run keeps to the store that it read; its settings are wanted for data that have grown since."""
+    config = mini_config(mini_root)
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    now = choose_store(config, dataset)
+    old = write_priors(
+        tmp_path / "old.zarr", dataset, fingerprint="a" * 16, data={"fingerprint": "of before"}
+    )
+    told = (
+        f"old.zarr: made for other annotations than .* holds now; {now} was made for those, .* store={now}$"
+    )
+    with pytest.raises(DataError, match=told):
+        open_priors(old, config, dataset, [])
+
+
 def test_several_stores_are_listed(mini_root: Path, tmp_path: Path) -> None:
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
     for name in ("one", "two"):

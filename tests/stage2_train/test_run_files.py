@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from shared.errors import DataError
 from shared.json_files import write_json
@@ -18,8 +19,9 @@ from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
 from stage2_train.prior_source import choose_store
-from stage2_train.run_files import read_run_config, restore_method, with_own_store
+from stage2_train.run_files import export_model, read_run_config, restore_method, with_own_store
 from stage2_train.run_identity import require_same_run, run_record
+from stage2_train.segmentor import build_segmentor
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, write_priors
 
@@ -141,3 +143,18 @@ def _keep_whole(checkpoint: Path) -> None:
     state = load_state(checkpoint)
     state["files"]["method.pt"] = (checkpoint / "method.pt").stat().st_size
     write_json(checkpoint / "state.json", state)
+
+
+def test_a_finished_network_that_the_disk_has_no_room_for_is_an_error_of_one_line(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_segmentor(mini_config(mini_root).segmentor)
+
+    def full(_folder: Path) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(model, "save_pretrained", full)
+    with pytest.raises(
+        DataError, match="model: cannot write the network: .*No space left.* again with --resume"
+    ):
+        export_model(model, tmp_path)

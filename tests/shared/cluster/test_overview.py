@@ -45,6 +45,17 @@ def test_folders_of_a_folder_are_looked_into(tmp_path):
     }
 
 
+def test_a_store_whose_jobs_wait_is_in_the_line_before_there_is_any(tmp_path):
+    jobs = tmp_path / "priors" / "own-jsonl.0123.jobs"
+    jobs.mkdir(parents=True)
+    line = {"name": "priors", "job": "7", "tasks": [0], "script": "priors.sh", "offset": 0, "submission": 1}
+    (jobs / "submitted.jsonl").write_text(json.dumps(line) + "\n")
+    (tmp_path / "priors" / "other.jobs").mkdir()
+    assert overview_of(tmp_path / "priors")["progress"]["holds"] == {
+        "own-jsonl.0123.zarr": "store, waiting, shards 0 (no store yet)"
+    }
+
+
 def test_a_folder_of_none_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(DataError, match="neither a store"):

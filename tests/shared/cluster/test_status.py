@@ -223,13 +223,24 @@ def test_a_run_is_done_with_its_scores_if_the_latest_submission_asked_for_them(t
     assert found["state"] == "failed" and [one["name"] for one in found["tasks"]] == ["train", "eval"]
 
 
-def test_a_preempted_task_waits_in_the_queue(tmp_path):
+@pytest.mark.parametrize("cause", ["JOB REQUEUE", "NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS"])
+def test_a_task_that_slurm_took_back_waits_in_the_queue(tmp_path, cause):
+    """A node that its keepers take down ends its tasks by a signal, and they are queued again."""
     path, jobs = store(tmp_path / "s.zarr", []), tmp_path / "s.jobs"
     submitted(jobs, 1, "priors", "7", [0])
-    said = "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2030-01-01T00:00:00 DUE TO JOB REQUEUE ***"
+    said = f"slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 2030-01-01T00:00:00 DUE TO {cause} ***"
     task(jobs, "priors", 0, "7", "ended", 143, said=said)
     status = status_of(path, NOW)
     assert status["state"] == "waiting" and status["tasks"][0]["state"] == "stopped"
+
+
+def test_a_task_that_was_cancelled_while_it_ran_is_told_from_one_that_was_stopped(tmp_path):
+    path, jobs = store(tmp_path / "s.zarr", []), tmp_path / "s.jobs"
+    submitted(jobs, 1, "priors", "7", [0])
+    task(jobs, "priors", 0, "7", "cancelled", 75, said="stopped at a signal")
+    status = status_of(path, NOW)
+    assert (status["state"], status["tasks"][0]["state"]) == ("cancelled", "cancelled")
+    assert status["tasks"][0]["why"] == "cancelled while it ran: stopped at a signal"
 
 
 def test_jobs_that_wait_need_no_product_yet(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,20 @@ def test_the_same_work_is_not_submitted_twice_at_once(sbatch, tmp_path):
         DataError, match="Batch job submission failed"
     ):  # the third call: nobody could be asked
         submit(todo, SiteConfig())
+
+
+def test_of_two_submissions_at_the_same_moment_the_second_finds_the_jobs_of_the_first(sbatch, tmp_path):
+    """A slow queue that knows whatever has been handed to sbatch by then."""
+    todo = work(tmp_path, ARRAY)
+    listed = f'while read job; do echo "$job|0|PENDING|None|{todo.folder}/priors.sh"; done <{tmp_path}/queue'
+    write_program(tmp_path / "bin" / "sbatch", f"/bin/sleep 0.3; echo 101 >>{tmp_path}/queue; echo 101")
+    write_program(tmp_path / "bin" / "squeue", listed)
+    with ThreadPoolExecutor(2) as both:
+        ends = [both.submit(submit, todo, SiteConfig()) for _ in range(2)]
+        failed = [end.exception() for end in ends if end.exception()]
+    assert (tmp_path / "queue").read_text() == "101\n"
+    (error,) = failed
+    assert isinstance(error, DataError) and "job 101 (PENDING) of an earlier submission" in str(error)
 
 
 def test_the_answer_must_be_a_number(tmp_path, monkeypatch):

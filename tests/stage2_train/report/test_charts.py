@@ -2,7 +2,7 @@
 
 import pytest
 
-from stage2_train.report.charts import MAX_POINTS, Dot, Line, dot_plot, line_chart, tick_texts, ticks
+from stage2_train.report.charts import LEFT, MAX_POINTS, Dot, Line, dot_plot, line_chart, tick_texts, ticks
 
 
 def chart(points, **options):
@@ -44,6 +44,15 @@ def test_one_point_is_drawn_inside_the_box():
 def test_steps_are_whole_numbers(step):
     texts = [text for _, text in chart([(float(step), 0.5)]).x_ticks]
     assert texts and all(text.replace(",", "").isdecimal() for text in texts)
+
+
+def test_long_figures_have_room_beside_the_name_of_the_axis():
+    """Rewards near nought have seven characters, each of less than 7 units; four have always fitted."""
+    near, plain = chart([(1, -0.0009), (2, -0.0017)]), chart([(1, 0.1), (2, 0.5)])
+    longest = max(len(text) for _, text in near.y_ticks)
+    assert longest >= 7 and near.box[0] - 7 - 7 * longest >= 20
+    assert near.lines[0]["points"][0][0] >= near.box[0] == near.x_ticks[0][0]
+    assert plain.box[0] == LEFT
 
 
 def test_points_keep_their_order_and_direction():
