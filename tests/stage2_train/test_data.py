@@ -113,6 +113,22 @@ def test_every_cycle_holds_every_reference_once(mini_root: Path) -> None:
     assert len(orders) == 3
 
 
+def test_every_cycle_and_every_stream_has_an_order_of_its_own(mini_root: Path) -> None:
+    refs = group_by_ref(load_refer(mini_root / "data", "refshapes", "unc").samples("train"))
+    orders = {
+        tuple(draw(5, stream, cycle * len(refs) + i, refs).sample.ref_id for i in range(len(refs)))
+        for stream in ("labelled", "unlabelled")
+        for cycle in range(3)
+    }
+    assert len(orders) == 6
+
+
+def test_references_to_one_object_are_drawn_apart(mini_root: Path) -> None:
+    sample = load_refer(mini_root / "data", "refshapes", "unc").samples("train")[0]
+    other = dataclasses.replace(sample, ref_id=sample.ref_id + 1)
+    assert group_by_ref([sample, other, sample]) == [(sample, sample), (other,)]
+
+
 def test_sentences_are_drawn_from_the_reference(mini_root: Path) -> None:
     refs = group_by_ref(load_refer(mini_root / "data", "refshapes", "unc").samples("train"))
     longest = max(range(len(refs)), key=lambda i: len(refs[i]))

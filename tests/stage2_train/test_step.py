@@ -50,6 +50,14 @@ def test_a_long_gradient_is_shortened_and_a_short_one_is_not(mini_root: Path) ->
     assert torch.allclose(short, whole / 4, atol=1e-6)
 
 
+def test_parts_of_a_batch_move_the_weights_as_the_whole_does(mini_root: Path) -> None:
+    """Of the labelled loss: a pseudo-label on its threshold may fall to either side."""
+    one, whole = moved(mini_root, "loss.lambda_unlabelled=0")
+    two, parts = moved(mini_root, "loss.lambda_unlabelled=0", "accumulation=2")
+    assert float((parts - whole).norm()) <= 1e-4 * float(whole.norm())
+    assert two.loss == pytest.approx(one.loss, rel=1e-5)
+
+
 def test_clipping_looks_at_the_whole_batch_not_at_its_parts(mini_root: Path) -> None:
     _, whole = moved(mini_root, "optim.grad_clip=0.1")
     _, parts = moved(mini_root, "optim.grad_clip=0.1", "accumulation=2")
