@@ -77,9 +77,16 @@ def test_who_has_a_mask_is_labelled(tmp_path):
     assert [dataset.has_mask(sample) for sample in dataset.samples("train")] == [False, True, False, True]
     assert dataset.train_image_ids() == [1, 2] and dataset.drawn_image_ids() == [2]
     absent = dataset.samples()[3]
-    assert absent.no_target and not dataset.mask(absent).any()
+    assert [sample.no_target for sample in dataset.samples()] == [False, False, False, True]
+    assert not dataset.mask(absent).any()
     with pytest.raises(DataError, match="photos.jsonl: line 1: has no mask"):
         dataset.mask(dataset.samples()[0])
+
+
+def test_a_mask_of_another_split_labels_no_train_image(tmp_path):
+    rows = [pair(), pair("b.jpg", mask="mask.png"), pair(expression="the lid", mask="mask.png", split="val")]
+    dataset = load_jsonl(write(tmp_path, rows))
+    assert dataset.train_image_ids() == [1, 2] and dataset.drawn_image_ids() == [2]
 
 
 def test_a_reader_without_masks_does_not_know_where_they_lie(tmp_path):
