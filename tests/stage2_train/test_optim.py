@@ -92,7 +92,7 @@ class _Other:
         self.reductions += 1
 
 
-@pytest.mark.parametrize(("bucket", "reductions"), [(1 << 24, 1), (7, 2), (1, 3)])
+@pytest.mark.parametrize(("bucket", "reductions"), [(1 << 24, 1), (7, 2), (6, 2), (1, 3)])
 def test_gradients_are_averaged_with_those_of_the_other_process(
     monkeypatch: pytest.MonkeyPatch, bucket: int, reductions: int
 ) -> None:

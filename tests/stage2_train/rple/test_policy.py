@@ -13,6 +13,7 @@ from stage2_train.rple.policy import (
     band_px,
     project_action,
     pseudo_label,
+    relabelled,
     shares,
     state,
 )
@@ -111,6 +112,19 @@ def test_state_by_hand() -> None:
         fused_B1HW, weak_B1HW, pseudo_label(fused_B1HW, torch.tensor([0.7]), torch.tensor([0.2]), 0)
     )
     assert state_BS[0].tolist() == pytest.approx([0.5, 0.125**0.5, 0.25, 0.25, 0.5, 1 - 0.6 / 4])
+
+
+def test_other_labels_change_the_shares_alone() -> None:
+    fused_B1HW, weak_B1HW = (
+        torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(s)) for s in (0, 1)
+    )
+    one, other = (
+        pseudo_label(fused_B1HW, *torch.tensor([[fg] * 3, [bg] * 3]), 0)
+        for fg, bg in ((0.7, 0.2), (0.9, 0.4))
+    )
+    assert torch.equal(
+        relabelled(state(fused_B1HW, weak_B1HW, one), other), state(fused_B1HW, weak_B1HW, other)
+    )
 
 
 def test_shares_add_up() -> None:
