@@ -71,6 +71,8 @@ def test_thresholds_in_force_are_the_mean_action() -> None:
 
 def test_target_follows_softly() -> None:
     agent = Agent(DdpgConfig(target_rate=0.005), PolicyConfig(), 0)
+    for old, critic in zip(agent.target.parameters(), agent.critic.parameters(), strict=True):
+        assert torch.equal(old, critic)
     transitions(agent, torch.Generator().manual_seed(0))
     before = [p.clone() for p in agent.target.parameters()]
     agent.update()
@@ -112,6 +114,7 @@ def test_resumed_agent_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> N
     world_state = world.get_state()
     resumed = Agent(config, PolicyConfig(), 99)
     resumed.load_state_dict(torch.load(path, weights_only=True))
+    assert torch.equal(resumed.thresholds_A, agent.thresholds_A)
     ends = []
     for one in (agent, resumed):
         world.set_state(world_state)
