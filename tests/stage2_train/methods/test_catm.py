@@ -50,6 +50,7 @@ def test_thresholds_move_once_per_step_from_the_whole_batch_and_travel(mini_root
     other = METHODS["catm"](config)
     other.load_state_dict(copy.deepcopy(method.state_dict()))
     assert torch.equal(other.threshold_2, expected)
-    method.loss(networks, batch_of(config, 2))
+    weak = method.loss(networks, batch_of(config, 2)).pseudo.weak_B1HW
     method.finish_step(lambda rows: rows)
+    assert torch.equal(method.threshold_2, follow(expected, confidence_sums(weak), config.catm))
     assert torch.equal(other.threshold_2, expected)  # a copy, not a view

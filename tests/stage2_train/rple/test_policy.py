@@ -95,6 +95,12 @@ def test_band_ignores_both_sides_of_a_boundary() -> None:
     assert pseudo_label(fused_B1HW, tau_fg_B, tau_bg_B, 2)[0, 3].tolist() == [0, X, X, X, X, 1]
 
 
+def test_what_is_not_selected_has_a_boundary_too() -> None:
+    fused_B1HW = torch.tensor([[[[1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0]]]]).expand(1, 1, 3, 7)
+    label_BHW = pseudo_label(fused_B1HW, torch.tensor([0.7]), torch.tensor([0.2]), 1)
+    assert label_BHW[0, 1].tolist() == [1, 1, X, X, X, 0, 0]
+
+
 def test_image_border_is_no_boundary() -> None:
     label_BHW = pseudo_label(torch.ones(1, 1, 4, 4), torch.tensor([0.7]), torch.tensor([0.2]), 2)
     assert (label_BHW == 1).all()
