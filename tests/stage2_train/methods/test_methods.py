@@ -206,7 +206,7 @@ def test_a_labelled_field_is_fused_with_its_own_trust(
         l2l=L2lConfig(field_probability=1.0, band_px=0),
         spm=SpmConfig(confidence_gain=0.5),
     )
-    batch, model = read_batch(config), make_model(config).eval()
+    batch, model = with_missing(read_batch(config), [False, True, False, False]), make_model(config).eval()
     labelled = dataclasses.replace(
         batch.labelled,
         has_prior_B=torch.tensor([False, True, True, True]),
