@@ -19,7 +19,7 @@ from stage2_train.batch import Batch
 from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
 from stage2_train.inputs import open_inputs
 from stage2_train.loader import _KeyedDataset, iterate
-from stage2_train.order import draw, group_by_ref, micro_positions
+from stage2_train.order import Draw, draw, group_by_ref, micro_positions
 from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
@@ -158,6 +158,32 @@ def test_batches_are_a_function_of_the_key(make_source: Callable[..., BatchSourc
     late_first = [backwards(key) for key in (3, 2, 1, 0)][::-1]
     assert all(same(forwards(key), late_first[key]) for key in range(4))
     assert not same(forwards(0), make_source(seed=2)(0))
+
+
+def test_views_are_drawn_anew_in_every_cycle_and_every_run(make_source: Callable[..., BatchSource]) -> None:
+    source, other = make_source(), make_source(seed=2)
+    sample = source.split.unlabelled[0][0]
+
+    def noise(source: BatchSource, cycle: int) -> torch.Tensor:
+        return source._unlabelled([Draw(cycle=cycle, sample=sample)]).noise_B2
+
+    assert torch.equal(noise(source, 0), noise(source, 0))
+    assert len({tuple(one[0].tolist()) for one in (noise(source, 0), noise(source, 1), noise(other, 0))}) == 3
+
+
+def test_no_two_draws_of_a_sample_share_their_numbers(
+    make_source: Callable[..., BatchSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, purposes = make_source(), list[str]()
+    real = BatchSource._rng
+
+    def noted(self: BatchSource, item: Draw, purpose: str) -> np.random.Generator:
+        purposes.append(purpose)
+        return real(self, item, purpose)
+
+    monkeypatch.setattr(BatchSource, "_rng", noted)
+    source._unlabelled([Draw(cycle=0, sample=source.split.unlabelled[0][0])])
+    assert len(purposes) == len(set(purposes)) == 6
 
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(0, 0), (0, 2), (0, 9)])
