@@ -125,9 +125,9 @@ def test_a_checkpoint_is_whole_while_it_shrinks(tmp_path: Path, monkeypatch: pyt
     path, seen, unlink = save(tmp_path, 1), [], Path.unlink
 
     def noted(file: Path, **options: bool) -> None:
+        unlink(file, **options)
         seen.append(file.name)
         assert list_checkpoints(tmp_path) == [path]
-        unlink(file, **options)
 
     monkeypatch.setattr(Path, "unlink", noted)
     shrink_checkpoint(path, ["optimizer.pt"])
