@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from stage2_train.methods.base import (
     known_prior,
     mask_iou,
     per_sample,
+    weak_text,
 )
 from tests.stage2_train.miniature import mini_config
 
@@ -79,6 +81,25 @@ def test_parts_of_the_loss_have_their_weights(mini_root: Path) -> None:
     assert (output.metrics["coverage"], output.metrics["foreground"]) == (0.75, 0.5)
     alone = method.labelled_output(torch.tensor(2.0), {})
     assert alone.loss == 6.0 and alone.metrics["labelled_loss"] == 2.0
+
+
+def test_the_weak_text_is_the_original() -> None:
+    part = SimpleNamespace(
+        candidate_ids_BKT=torch.tensor([[[5, 6], [7, 0]]]),
+        candidate_mask_BKT=torch.tensor([[[True, True], [True, False]]]),
+    )
+    ids_BT, token_mask_BT = weak_text(part)  # type: ignore[arg-type]
+    assert ids_BT.tolist() == [[5, 6]] and token_mask_BT.tolist() == [[True, True]]
+
+
+def test_the_network_says_where_the_object_is() -> None:
+    """The second class is the foreground; no gradient is kept."""
+    student = torch.nn.Module()
+    student.shift = torch.nn.Parameter(torch.tensor(2.0))
+    student.forward = lambda *given: torch.stack((0 * student.shift, student.shift)).reshape(1, 2, 1, 1)
+    image_BHW3 = torch.zeros(1, 1, 1, 3, dtype=torch.uint8)
+    found = Networks(student).weak_prob(image_BHW3, torch.zeros(1, 1), torch.ones(1, 1))
+    assert found.item() == pytest.approx(1 / (1 + math.exp(-2.0))) and not found.requires_grad
 
 
 class Embedder(torch.nn.Module):
