@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from shared.errors import DataError
+from shared.jsonl import load_jsonl
 from shared.refer import MaskAccessError, load_refer
 from shared.store.find import find_stores
 from shared.store.reader import PriorStore
@@ -98,6 +100,18 @@ def test_split_from_a_file(mini_root: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps([*chosen, 999_999]))
     with pytest.raises(DataError, match="999999"):
         make_split(dataset, 0.9, 7, str(path))
+
+
+def test_what_nobody_has_drawn_is_unlabelled_beside_what_somebody_has(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    mask = [[1, 1, 5, 1, 5, 5]]
+    rows: list[dict] = [{"expression": "the mug", "mask": mask}, {"expression": "the lid"}]
+    (tmp_path / "photos.jsonl").write_text(
+        "".join(json.dumps({"image": "a.png", **row}) + "\n" for row in rows)
+    )
+    split = make_split(load_jsonl(tmp_path / "photos.jsonl"), 1.0, 0)
+    ((mug,),), ((lid,),) = split.labelled, split.unlabelled
+    assert (mug.expression, lid.expression) == ("the mug", "the lid")
 
 
 # --- order -------------------------------------------------------------------------------------------------------
