@@ -174,6 +174,24 @@ def test_batches_are_a_function_of_the_key(make_source: Callable[..., BatchSourc
     assert not same(forwards(0), make_source(seed=2)(0))
 
 
+@pytest.mark.parametrize(("probability", "side"), [(0.0, "left"), (1.0, "right")])
+def test_words_are_mirrored_with_their_image(
+    make_source: Callable[..., BatchSource], probability: float, side: str
+) -> None:
+    source = make_source(weak=WeakConfig(flip_probability=probability))
+    labelled, unlabelled = (
+        dataclasses.replace(refs[0][0], expression="star on the left")
+        for refs in (source.split.labelled, source.split.unlabelled)
+    )
+    batch = source.of([labelled], [unlabelled])
+    ids_BT, token_mask_BT = source.tokenise([f"star on the {side}"])
+    assert not equal(ids_BT, source.tokenise(["star on the top"])[0])
+    assert equal(batch.labelled.ids_BT, ids_BT)
+    assert batch.unlabelled is not None
+    weak_T, mask_T = batch.unlabelled.candidate_ids_BKT[0, 0], batch.unlabelled.candidate_mask_BKT[0, 0]
+    assert equal(weak_T[mask_T], ids_BT[token_mask_BT])
+
+
 def test_views_are_drawn_anew_in_every_cycle_and_every_run(make_source: Callable[..., BatchSource]) -> None:
     source, other = make_source(), make_source(seed=2)
     sample = source.split.unlabelled[0][0]
@@ -327,6 +345,7 @@ def test_resized_reader_matches_the_data(mini_root: Path) -> None:
     assert np.array_equal(reader.mask(sample), dataset.mask(sample))
     assert np.array_equal(reader.image(sample), np.asarray(dataset.image(sample)))
     assert reader.image(sample) is reader.image(sample)
+    assert reader.mask(sample) is reader.mask(sample)
 
 
 def test_unlabelled_masks_cannot_be_reached_from_the_source(make_source: Callable[..., BatchSource]) -> None:
