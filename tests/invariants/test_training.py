@@ -111,7 +111,7 @@ def test_image_mask_prior_and_words_flip_together(mini_root: Path) -> None:
         config = dataclasses.replace(base, weak=WeakConfig(flip_probability=probability))
         with pytest.MonkeyPatch.context() as patch:
             texts[probability] = _recorded_texts(patch)
-            batches[probability] = batch_of(config)
+            batches[probability] = [batch_of(config, key) for key in range(4)][0]
     never, always = batches[0.0], batches[1.0]
     for name, columns in (("image_BHW3", 2), ("target_BHW", 2), ("prior_B1HW", 3)):
         assert torch.equal(getattr(never.labelled, name).flip(columns), getattr(always.labelled, name)), name
@@ -119,7 +119,7 @@ def test_image_mask_prior_and_words_flip_together(mini_root: Path) -> None:
         assert torch.equal(getattr(never.unlabelled, name).flip(columns), getattr(always.unlabelled, name)), (
             name
         )
-    assert [mirror_words(text) for text in texts[0.0]] == texts[1.0] and texts[0.0]
+    assert [mirror_words(text) for text in texts[0.0]] == texts[1.0] != texts[0.0]
     assert always.labelled.flip_B.all() and not never.labelled.flip_B.any()
 
 

@@ -77,9 +77,16 @@ def test_who_has_a_mask_is_labelled(tmp_path):
     assert [dataset.has_mask(sample) for sample in dataset.samples("train")] == [False, True, False, True]
     assert dataset.train_image_ids() == [1, 2] and dataset.drawn_image_ids() == [2]
     absent = dataset.samples()[3]
-    assert absent.no_target and not dataset.mask(absent).any()
+    assert [sample.no_target for sample in dataset.samples()] == [False, False, False, True]
+    assert not dataset.mask(absent).any()
     with pytest.raises(DataError, match="photos.jsonl: line 1: has no mask"):
         dataset.mask(dataset.samples()[0])
+
+
+def test_a_mask_of_another_split_labels_no_train_image(tmp_path):
+    rows = [pair(), pair("b.jpg", mask="mask.png"), pair(expression="the lid", mask="mask.png", split="val")]
+    dataset = load_jsonl(write(tmp_path, rows))
+    assert dataset.train_image_ids() == [1, 2] and dataset.drawn_image_ids() == [2]
 
 
 def test_a_reader_without_masks_does_not_know_where_they_lie(tmp_path):
@@ -112,6 +119,14 @@ def test_weak_labels(tmp_path):
     assert not dataset.has_mask(weak)
 
 
+def test_weak_labels_may_fill_their_image(tmp_path):
+    """Of width 10 and height 8, and half a pixel more."""
+    dataset = load_jsonl(write(tmp_path, [pair(box=[-0.5, -0.5, 11, 9], point=[10, 8])]))
+    (sample,) = dataset.samples()
+    assert dataset.weak_box_xyxy_px(sample).tolist() == [-0.5, -0.5, 10.5, 8.5]
+    assert dataset.weak_point_xy_px(sample).tolist() == [10, 8]
+
+
 def test_a_config_names_the_data_set_after_its_file(tmp_path):
     config = DataConfig(root=str(tmp_path / "my-photos.jsonl"), dataset="refcoco", split_by="umd")
     assert (config.dataset, config.split_by, config.is_jsonl) == ("my-photos", "jsonl", True)
@@ -133,8 +148,10 @@ BROKEN = {
     "short box": (pair(box=[1, 2, 3]), r"'box' is \[1, 2, 3\], not a list of 4 numbers"),
     "nan box": ('{"image": "a.jpg", "expression": "x", "box": [1, 2, NaN, 3]}', "'box' is"),
     "outside box": (pair(box=[5, 5, 9, 2]), r"box \[5.0, 5.0, 9.0, 2.0\] .* width 10 and height 8"),
+    "box below": (pair(box=[1, 5, 2, 5]), r"box \[1.0, 5.0, 2.0, 5.0\] .* width 10 and height 8"),
     "flat box": (pair(box=[5, 5, 0, 2]), "is empty or leaves"),
     "outside point": (pair(point=[11, 2]), "point .* lies outside"),
+    "point below": (pair(point=[2, 9]), "point .* lies outside"),
     "absent image": (pair("absent.jpg"), "image 'absent.jpg': .*/absent.jpg: not found"),
     "escape": (pair("../a.jpg"), "leads out of the image folder"),
     "absolute": (pair("/etc/passwd"), "leads out of the image folder"),

@@ -111,11 +111,13 @@ def test_list_of_rles_is_their_union():
         ([1, 2, 3], "not a list of numbers"),
         ([[1, 1, 3, 3]], "polygon of 4 numbers"),
         ([[0, 0, 4, 0, 4]], "polygon of 5 numbers"),
+        ([[0, 0, 4, 0, 4, 4, 0]], "polygon of 7 numbers"),
         ([[0, 0, 4, 0, 4, float("nan")]], "not a finite number"),
         ([[0, 0, 4, 0, 4, float("inf")]], "not a finite number"),
         ([[0, 0, 4, 0, 4, 10**400]], "not a finite number"),
         ([[0, 0, 4, 0, 4, "4"]], "not a finite number"),
         ([[0, 0, 4, 0, 4, 1e9]], "further than"),
+        ([[0, 0, 4, 0, 4, -1e9]], "further than"),
         ([[0, 0, 4, 0, 4, 4], {"size": [4, 4], "counts": [16]}], "not a list of numbers"),
         ({"size": [4, 5], "counts": [20]}, "RLE of size"),
         ({"counts": [16]}, "RLE of size None"),
@@ -217,3 +219,12 @@ def test_a_mask_drawn_over_a_photo_that_is_not_turned_yet_is_told_so(tmp_path):
             decode_segmentation(mask, 6, 4)
     with pytest.raises(DataError, match="height 6 and width 4$"):
         decode_segmentation(MaskFile(path=tmp_path / "other.png"), 6, 4)
+
+
+def test_a_mask_of_the_other_orientation_is_refused(tmp_path):
+    mask_HW = np.eye(3, 5, dtype=bool)
+    Image.fromarray(mask_HW).save(tmp_path / "mask.png")
+    for segmentation in (encode_rle(mask_HW), MaskFile(path=tmp_path / "mask.png")):
+        assert decode_segmentation(segmentation, 3, 5).sum() == 3
+        with pytest.raises(DataError, match=r"for an image of height 5 and width 3$"):
+            decode_segmentation(segmentation, 5, 3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.metrics import SegmentationMeter, iou, iou_counts
+from shared.metrics import LENGTH_BUCKETS, SegmentationMeter, iou, iou_counts
 
 
 def meter_of(rows):
@@ -45,6 +45,13 @@ def test_four_sentences_by_hand():
         "pr@0.9": 0.25,
         "num": 4,
     }
+
+
+def test_lengths_fall_where_their_names_say():
+    fewest = 1
+    for name, most in LENGTH_BUCKETS:
+        assert name in (f"{fewest}-{most}", f"{fewest}+")
+        fewest = most + 1
 
 
 @pytest.mark.parametrize("tenths", [5, 6, 7, 8, 9])

@@ -185,6 +185,14 @@ def test_without_masks_holds_no_other_mask(written, dataset):
     assert dataset.mask(other).any()
 
 
+def test_without_masks_forgets_which_masks_were_read(dataset):
+    samples = dataset.samples()
+    dataset.require_masks(samples)
+    reader = dataset.without_masks([101])
+    with pytest.raises(MaskAccessError):
+        reader.require_masks(samples)
+
+
 def test_without_masks_cannot_be_widened_again(dataset):
     reader = dataset.without_masks([101]).without_masks([101, 102])
     samples = {sample.image_id: sample for sample in reader.samples()}

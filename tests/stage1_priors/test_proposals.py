@@ -39,6 +39,12 @@ def test_a_thing_smaller_than_a_cell_fills_the_one_that_holds_most_of_it():
     np.testing.assert_array_equal(prob, [[0] * 4, [0, 64, 255, 0], [0, 7, 28, 0], [0] * 4])
 
 
+def test_a_small_thing_that_counts_as_inside_is_left_as_it_is():
+    box = np.array([[1.0, 1.0, 1.75, 2.0]]) / 4
+    (prob,) = propose(box, [None], ProposerConfig(kind="box", grid=4))
+    np.testing.assert_array_equal(prob, [[0] * 4, [0, 191, 0, 0], [0] * 4, [0] * 4])
+
+
 @pytest.mark.parametrize("kind", ["box", "soft-box"])
 @settings(max_examples=200, deadline=None)
 @given(

@@ -60,6 +60,14 @@ def test_columns_are_in_the_familys_frame():
     assert columns["sample_iou"][0] == pytest.approx(0.5)
 
 
+def test_a_sample_is_read_as_the_answer_is():
+    """Pixels of a wide image are shares of their own side, and what loops to the limit says nothing."""
+    box = '{"bbox_2d": [56, 28, 168, 84]}, '
+    asked = Answer(text="", samples=((box, "stop"), (box * 9, "length")))
+    columns = read_samples([asked], np.array([[112, 224]]), QWEN2_5_VL, 2, 0.02)
+    np.testing.assert_allclose(columns["sample_box_xyxy_norm"][0], [(0.25, 0.25, 0.75, 0.75), NONE])
+
+
 def test_nothing_is_kept_unless_asked_for():
     assert read_samples([Answer(text="")], np.full((1, 2), 112), QWEN2_5_VL, 0, 0.02) == {}
     assert sample_fields(0) == ()

@@ -15,6 +15,7 @@ from stage2_train.checkpoint import (
     load_state,
     load_weights,
     save_checkpoint,
+    shrink_checkpoint,
 )
 
 
@@ -61,6 +62,77 @@ def test_the_old_one_stays_until_the_new_one_is_whole(
     assert list_checkpoints(tmp_path) == [old]
     new = save(tmp_path, 2)
     assert [p.name for p in tmp_path.iterdir()] == [new.name]
+
+
+def test_all_is_on_the_disk_before_it_is_published_and_that_before_the_old_one_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = save(tmp_path, 1)
+    done: list[tuple[str, str]] = []
+    flush, replace, rmtree = checkpoint._flush, os.replace, checkpoint.shutil.rmtree
+
+    def noted_flush(path: Path) -> None:
+        flush(path)
+        done.append(("flush", path.name))
+
+    def noted_replace(here: Path, there: Path) -> None:
+        replace(here, there)
+        done.append(("publish", there.name))
+
+    def noted_rmtree(path: Path) -> None:
+        rmtree(path)
+        done.append(("delete", path.name))
+
+    monkeypatch.setattr(checkpoint, "_flush", noted_flush)
+    monkeypatch.setattr(checkpoint.os, "replace", noted_replace)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", noted_rmtree)
+    new = save(tmp_path, 2)
+    assert sorted(done[:3]) == [
+        ("flush", name) for name in ("model.safetensors", "optimizer.pt", "state.json")
+    ]
+    assert done[3:] == [
+        ("flush", f".writing_{new.name}"),
+        ("publish", new.name),
+        ("flush", tmp_path.name),
+        ("delete", old.name),
+    ]
+
+
+def test_a_step_that_is_taken_again_replaces_what_was_there(tmp_path: Path) -> None:
+    """A run that goes on from before a damaged checkpoint comes by that step once more."""
+    path = save(tmp_path, 3)
+    os.truncate(path / "model.safetensors", 40)
+    assert save(tmp_path, 3) == path and list_checkpoints(tmp_path) == [path]
+    assert torch.equal(load_weights(path, "model")["a"], torch.full((2, 3), 3.0))
+
+
+def test_what_a_killed_process_left_of_another_step_goes(tmp_path: Path) -> None:
+    (tmp_path / ".writing_step_00000002").mkdir()
+    assert list(tmp_path.iterdir()) == [tmp_path / ".writing_step_00000002"]
+    new = save(tmp_path, 3)
+    assert list(tmp_path.iterdir()) == [new]
+
+
+def test_weights_that_do_not_lie_in_order_are_kept_as_they_are(tmp_path: Path) -> None:
+    """As those of a network in `channels_last` do."""
+    weight = torch.arange(6.0).view(2, 3).t()
+    assert not weight.is_contiguous()
+    path = save_checkpoint(tmp_path, 1, {"model": {"w": weight}}, {}, {})
+    assert torch.equal(load_weights(path, "model")["w"], weight)
+
+
+def test_a_checkpoint_is_whole_while_it_shrinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen, unlink = save(tmp_path, 1), [], Path.unlink
+
+    def noted(file: Path, **options: bool) -> None:
+        unlink(file, **options)
+        seen.append(file.name)
+        assert list_checkpoints(tmp_path) == [path]
+
+    monkeypatch.setattr(Path, "unlink", noted)
+    shrink_checkpoint(path, ["optimizer.pt"])
+    assert seen == ["model.safetensors"] and list_checkpoints(tmp_path) == [path]
+    assert sorted(file.name for file in path.iterdir()) == ["optimizer.pt", "state.json"]
 
 
 @pytest.mark.parametrize("harm", ["no state", "short file", "missing file", "torn state"])

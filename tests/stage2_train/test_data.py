@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from shared.errors import DataError
+from shared.jsonl import load_jsonl
 from shared.refer import MaskAccessError, load_refer
 from shared.store.find import find_stores
 from shared.store.reader import PriorStore
@@ -19,7 +21,7 @@ from stage2_train.batch import Batch
 from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
 from stage2_train.inputs import open_inputs
 from stage2_train.loader import _KeyedDataset, iterate
-from stage2_train.order import draw, group_by_ref, micro_positions
+from stage2_train.order import Draw, draw, group_by_ref, micro_positions
 from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
@@ -100,6 +102,18 @@ def test_split_from_a_file(mini_root: Path, tmp_path: Path) -> None:
         make_split(dataset, 0.9, 7, str(path))
 
 
+def test_what_nobody_has_drawn_is_unlabelled_beside_what_somebody_has(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    mask = [[1, 1, 5, 1, 5, 5]]
+    rows: list[dict] = [{"expression": "the mug", "mask": mask}, {"expression": "the lid"}]
+    (tmp_path / "photos.jsonl").write_text(
+        "".join(json.dumps({"image": "a.png", **row}) + "\n" for row in rows)
+    )
+    split = make_split(load_jsonl(tmp_path / "photos.jsonl"), 1.0, 0)
+    ((mug,),), ((lid,),) = split.labelled, split.unlabelled
+    assert (mug.expression, lid.expression) == ("the mug", "the lid")
+
+
 # --- order -------------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +125,22 @@ def test_every_cycle_holds_every_reference_once(mini_root: Path) -> None:
         assert {d.cycle for d in drawn} == {cycle}
     orders = {tuple(draw(s, "unlabelled", i, refs).sample.ref_id for i in range(len(refs))) for s in range(3)}
     assert len(orders) == 3
+
+
+def test_every_cycle_and_every_stream_has_an_order_of_its_own(mini_root: Path) -> None:
+    refs = group_by_ref(load_refer(mini_root / "data", "refshapes", "unc").samples("train"))
+    orders = {
+        tuple(draw(5, stream, cycle * len(refs) + i, refs).sample.ref_id for i in range(len(refs)))
+        for stream in ("labelled", "unlabelled")
+        for cycle in range(3)
+    }
+    assert len(orders) == 6
+
+
+def test_references_to_one_object_are_drawn_apart(mini_root: Path) -> None:
+    sample = load_refer(mini_root / "data", "refshapes", "unc").samples("train")[0]
+    other = dataclasses.replace(sample, ref_id=sample.ref_id + 1)
+    assert group_by_ref([sample, other, sample]) == [(sample, sample), (other,)]
 
 
 def test_sentences_are_drawn_from_the_reference(mini_root: Path) -> None:
@@ -142,6 +172,50 @@ def test_batches_are_a_function_of_the_key(make_source: Callable[..., BatchSourc
     late_first = [backwards(key) for key in (3, 2, 1, 0)][::-1]
     assert all(same(forwards(key), late_first[key]) for key in range(4))
     assert not same(forwards(0), make_source(seed=2)(0))
+
+
+@pytest.mark.parametrize(("probability", "side"), [(0.0, "left"), (1.0, "right")])
+def test_words_are_mirrored_with_their_image(
+    make_source: Callable[..., BatchSource], probability: float, side: str
+) -> None:
+    source = make_source(weak=WeakConfig(flip_probability=probability))
+    labelled, unlabelled = (
+        dataclasses.replace(refs[0][0], expression="star on the left")
+        for refs in (source.split.labelled, source.split.unlabelled)
+    )
+    batch = source.of([labelled], [unlabelled])
+    ids_BT, token_mask_BT = source.tokenise([f"star on the {side}"])
+    assert not equal(ids_BT, source.tokenise(["star on the top"])[0])
+    assert equal(batch.labelled.ids_BT, ids_BT)
+    assert batch.unlabelled is not None
+    weak_T, mask_T = batch.unlabelled.candidate_ids_BKT[0, 0], batch.unlabelled.candidate_mask_BKT[0, 0]
+    assert equal(weak_T[mask_T], ids_BT[token_mask_BT])
+
+
+def test_views_are_drawn_anew_in_every_cycle_and_every_run(make_source: Callable[..., BatchSource]) -> None:
+    source, other = make_source(), make_source(seed=2)
+    sample = source.split.unlabelled[0][0]
+
+    def noise(source: BatchSource, cycle: int) -> torch.Tensor:
+        return source._unlabelled([Draw(cycle=cycle, sample=sample)]).noise_B2
+
+    assert torch.equal(noise(source, 0), noise(source, 0))
+    assert len({tuple(one[0].tolist()) for one in (noise(source, 0), noise(source, 1), noise(other, 0))}) == 3
+
+
+def test_no_two_draws_of_a_sample_share_their_numbers(
+    make_source: Callable[..., BatchSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, purposes = make_source(), list[str]()
+    real = BatchSource._rng
+
+    def noted(self: BatchSource, item: Draw, purpose: str) -> np.random.Generator:
+        purposes.append(purpose)
+        return real(self, item, purpose)
+
+    monkeypatch.setattr(BatchSource, "_rng", noted)
+    source._unlabelled([Draw(cycle=0, sample=source.split.unlabelled[0][0])])
+    assert len(purposes) == len(set(purposes)) == 6
 
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(0, 0), (0, 2), (0, 9)])
@@ -271,6 +345,7 @@ def test_resized_reader_matches_the_data(mini_root: Path) -> None:
     assert np.array_equal(reader.mask(sample), dataset.mask(sample))
     assert np.array_equal(reader.image(sample), np.asarray(dataset.image(sample)))
     assert reader.image(sample) is reader.image(sample)
+    assert reader.mask(sample) is reader.mask(sample)
 
 
 def test_unlabelled_masks_cannot_be_reached_from_the_source(make_source: Callable[..., BatchSource]) -> None:

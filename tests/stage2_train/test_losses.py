@@ -53,6 +53,13 @@ def test_unsupervised_loss_by_hand() -> None:
     assert logit.grad is not None and logit.grad[..., 2].abs().max() == 0
 
 
+def test_class_weights_of_pseudo_labels_are_background_then_foreground() -> None:
+    logit, label = two_class_logit([1.0, -2.0]), torch.tensor([[[1, 0]]])
+    _, metrics = unsupervised_loss(logit, label, UnsupervisedLossConfig(class_weights=(0.9, 1.1)))
+    expected = (1.1 * -math.log(sigmoid(1.0)) + 0.9 * -math.log(1 - sigmoid(-2.0))) / 2
+    assert metrics["ce"].item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_dice_counts_only_samples_with_foreground() -> None:
     with_fg = two_class_logit([1.0, -2.0])
     both = torch.cat((with_fg, two_class_logit([4.0, 4.0])))

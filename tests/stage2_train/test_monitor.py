@@ -1,5 +1,7 @@
 """Pseudo-labels against held-back masks, on maps of four pixels whose figures are counted by hand; and the alarm."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -63,6 +65,28 @@ def test_of_four_pixels_three_are_disputed_and_two_of_them_taught() -> None:
     )
 
 
+def test_a_false_find_beside_a_small_object() -> None:
+    """The object is the first pixel; the network finds three, of which the prior contests two, rightly."""
+    pseudo = dataclasses.replace(
+        four_pixels(),
+        weak_B1HW=torch.tensor([[[[0.9, 0.9, 0.8, 0.1]]]]),
+        prior_B1HW=torch.tensor([[[[0.9, 0.1, 0.1, 0.1]]]]),
+        label_BHW=torch.tensor([[[1, 1, IGNORE, 0]]]),
+    )
+    found = pseudo_quality(pseudo, torch.tensor([[[True, False, False, False]]]))
+    expected = {
+        "weak_iou": 1 / 3,
+        "prior_iou": 1.0,
+        "selected_accuracy": 2 / 3,  # an ignored pixel is neither right nor wrong
+        "foreground_recall": 1.0,
+        "disputed": 2 / 4,
+        "disputed_prior_right": 2 / 4,
+        "disputed_taught": 1 / 4,
+        "disputed_taught_right": 0.0,
+    }
+    assert {name: float(found[name]) for name in expected} == pytest.approx(expected)
+
+
 def test_without_a_prior_nothing_is_disputed() -> None:
     """The figures of the prior are left out."""
     figures = figures_of(four_pixels(with_prior=False))
@@ -82,6 +106,25 @@ def test_held_back_masks_are_read_anew_each_time() -> None:
     for _ in range(3):
         hidden.quality(four_pixels())
     assert reads == [7, 7, 7]
+
+
+def test_a_held_back_mask_is_mirrored_with_its_sample() -> None:
+    class Masks:
+        def mask(self, sample: Sample) -> np.ndarray:
+            return np.array([[False, False, True, True]])
+
+    hidden = HiddenMasks(Masks(), 1, 4)  # type: ignore[arg-type]
+    mirrored = dataclasses.replace(four_pixels(), flip_B=torch.ones(1, dtype=torch.bool))
+    found = {name: float(value) for name, value in hidden.quality(mirrored).items()}
+    assert found == figures_of(four_pixels())
+
+
+def test_alarm_takes_its_bounds_for_fine() -> None:
+    alarm = CollapseAlarm(
+        AlarmConfig(patience=1, min_coverage=0.25, min_foreground=0.25, max_foreground=0.75)
+    )
+    for coverage, foreground in ((0.25, 0.25), (1.0, 0.75)):
+        alarm.check(0, 1.0, {"coverage": coverage, "foreground": foreground})
 
 
 def test_alarm_counts_steps_in_a_row() -> None:

@@ -2,11 +2,12 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from shared.config import apply_overrides
 from shared.muon import Muon, MuonConfig, set_learning_rate
-from stage2_train.optim import OptimConfig, average_gradients, build_optimizer, lr_factor
+from stage2_train.optim import OptimConfig, average_gradients, broadcast_buffers, build_optimizer, lr_factor
 from stage2_train.recipes import embedded
 
 
@@ -62,6 +63,65 @@ def test_one_process_keeps_its_gradients() -> None:
     model.vision.weight.grad = torch.ones(3, 2)
     average_gradients(model)
     assert torch.equal(model.vision.weight.grad, torch.ones(3, 2)) and model.decoder.weight.grad is None
+
+
+class _Other:
+    """Another process, whose gradients are given: what `torch.distributed` does with one."""
+
+    def __init__(self, gradients: dict[int, torch.Tensor], model: nn.Module) -> None:
+        self.gradients = [gradients.get(number) for number, _ in enumerate(model.parameters())]
+        self.used: list[bool] = []
+        self.reductions = 0
+
+    def all_reduce(self, own: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> None:
+        if not self.used:
+            other = torch.tensor([one is not None for one in self.gradients], dtype=own.dtype)
+            own.copy_({dist.ReduceOp.MAX: torch.maximum, dist.ReduceOp.MIN: torch.minimum}[op](own, other))
+            self.used = own.bool().tolist()
+            self.left = torch.cat(
+                [
+                    torch.zeros(size) if gradient is None else gradient.reshape(-1)
+                    for gradient, size, used in zip(self.gradients, (6, 3, 6, 2), self.used, strict=True)
+                    if used
+                ]
+            )
+            return
+        assert op == dist.ReduceOp.SUM
+        mine, self.left = self.left.split([own.numel(), self.left.numel() - own.numel()])
+        own += mine
+        self.reductions += 1
+
+
+@pytest.mark.parametrize(("bucket", "reductions"), [(1 << 24, 1), (7, 2), (6, 2), (1, 3)])
+def test_gradients_are_averaged_with_those_of_the_other_process(
+    monkeypatch: pytest.MonkeyPatch, bucket: int, reductions: int
+) -> None:
+    """One that a process lacks is zero there, one that both lack stays away; however many are sent at once."""
+    model = _Towers()
+    model.vision.weight.grad = torch.full((3, 2), 2.0)
+    model.vision.bias.grad = torch.full((3,), 8.0)
+    other = _Other({0: torch.full((3, 2), 4.0), 2: torch.full((2, 3), 10.0)}, model)
+    monkeypatch.setattr("stage2_train.optim._BUCKET_NUMEL", bucket)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", other.all_reduce)
+    average_gradients(model)
+    assert torch.equal(model.vision.weight.grad, torch.full((3, 2), 3.0))
+    assert torch.equal(model.vision.bias.grad, torch.full((3,), 4.0))
+    assert model.decoder.weight.grad is not None and model.decoder.bias.grad is None
+    assert torch.equal(model.decoder.weight.grad, torch.full((2, 3), 5.0))
+    assert other.reductions == reductions
+
+
+def test_statistics_are_those_of_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sent = nn.BatchNorm1d(2), list[tuple[torch.Tensor, int]]()
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "broadcast", lambda buffer, src: sent.append((buffer, src)))
+    broadcast_buffers(model)
+    assert [(id(buffer), source) for buffer, source in sent] == [
+        (id(buffer), 0) for buffer in model.buffers()
+    ]
 
 
 def test_muon_trains_pretrained_parts_at_a_lower_rate() -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from shared.errors import DataError
 from shared.masks import decode_segmentation
 from shared.refer import load_refer
 from stage2_train.evaluate import evaluate_run
-from stage2_train.predict import OVERLAY_RGB, Predictor, overlay, predict_one
+from stage2_train.predict import OVERLAY_RGB, Prediction, Predictor, file_stem, overlay, predict_one
+from stage2_train.segmentor import ReferringSegmentor
 
 
 def test_one_image_agrees_with_the_evaluation(mini_run, mini_root, tmp_path):
@@ -119,6 +121,37 @@ def test_a_full_disk_is_said_plainly(mini_run, tmp_path, monkeypatch):
     Image.new("RGB", (60, 40)).save(tmp_path / "wide.png")
     with pytest.raises(DataError, match="cannot write a prediction: No space left on device.*make room"):
         predict_one(mini_run, tmp_path / "wide.png", "star", tmp_path / "out")
+
+
+def test_the_box_is_a_corner_and_a_size():
+    mask = np.zeros((20, 30), dtype=bool)
+    mask[5:15, 7:10] = True
+    record = Prediction(mask_hw=mask, confidence=0.9, margin_HW=np.zeros((4, 4), np.float32)).record("a", "b")
+    assert record["box_xywh_px"] == [7, 5, 3, 10] and record["area_px"] == 30
+
+
+def test_one_half_is_foreground(mini_run, monkeypatch):
+    """As in the evaluation."""
+    predictor = Predictor.from_pretrained(mini_run)
+    monkeypatch.setattr(
+        predictor.model, "forward", lambda image, ids, mask: torch.zeros(len(image), 2, 32, 32)
+    )
+    (found,) = predictor([Image.new("RGB", (50, 30))], ["red square"])
+    assert found.mask_hw.all() and found.confidence == 0.5
+
+
+def test_a_network_that_is_being_trained_predicts_without_dropout(mini_run):
+    model = ReferringSegmentor.from_pretrained(mini_run / "model").train()
+    assert not Predictor(model).model.training
+
+
+def test_files_are_named_after_the_image_itself(tmp_path, monkeypatch):
+    """However its path is spelled, and not after another of that name."""
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    own, other = file_stem(Path("a.png"), "star"), file_stem(Path("other/a.png"), "star")
+    assert own == file_stem(tmp_path / "a.png", "star") == file_stem(Path("other/../a.png"), "star") != other
+    assert own != file_stem(Path("a.png"), "Star") and own.startswith("a.star.")
 
 
 def test_the_overlay_tints_inside_and_outlines_the_border():

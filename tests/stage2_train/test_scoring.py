@@ -60,6 +60,16 @@ def score(mini_root: Path, dataset: ReferDataset) -> Callable[..., list]:
     return run
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_is_left_in_the_mode_it_came_in(
+    score: Callable[..., list], dataset: ReferDataset, training: bool
+) -> None:
+    samples = dataset.samples("val")[:2]
+    model = Oracle(dataset, samples).train(training)
+    score(model, samples)
+    assert model.training is training
+
+
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_a_perfect_answer_is_perfect_at_the_models_size(
     score: Callable[..., list], dataset: ReferDataset, batch: int
@@ -95,6 +105,39 @@ def test_one_half_is_foreground(score: Callable[..., list], dataset: ReferDatase
     assert score(model, samples)[0]["union_model"] == 32 * 32
 
 
+def test_finding_nothing_is_right_where_nothing_is_named(dataset: ReferDataset) -> None:
+    sample = dataset.samples("val")[0]
+    for no_target, expected in ((True, 1.0), (False, 0.0)):
+        item = SimpleNamespace(
+            samples=(dataclasses.replace(sample, no_target=no_target),), masks=(np.zeros((8, 8), bool),)
+        )
+        (row,) = scoring._score_batch(item, {"": torch.full((1, 1, 4, 4), -1.0)}, (4, 4), False)  # type: ignore[arg-type]
+        assert row["iou_original"] == row["iou_model"] == expected
+
+
+def test_height_and_width_are_told_apart(dataset: ReferDataset) -> None:
+    mask_hw = np.zeros((8, 12), bool)
+    mask_hw[:, :4] = True
+    item = SimpleNamespace(samples=tuple(dataset.samples("val")[:1]), masks=(mask_hw,))
+    margin_B1HW = torch.full((1, 1, 4, 6), -1.0)
+    margin_B1HW[..., :2] = 1.0
+    (row,) = scoring._score_batch(item, {"": margin_B1HW}, (4, 6), False)  # type: ignore[arg-type]
+    assert (row["inter_model"], row["union_model"]) == (8, 8)
+    assert (row["inter_original"], row["union_original"]) == (32, 32)
+
+
+def test_a_row_without_a_proposal_scores_as_an_empty_one(
+    score: Callable[..., list], dataset: ReferDataset
+) -> None:
+    """Whatever its map holds."""
+    samples = dataset.samples("val")[:2]
+    proposals = torch.full((2, 4, 4), 255, dtype=torch.uint8), torch.tensor([True, False])
+    prior = SimpleNamespace(read=lambda ids: proposals, trust=lambda ids: torch.full((2,), torch.nan))
+    there, absent = score(Oracle(dataset, samples), samples, prior=prior)
+    assert there["prior_union_model"] == 32 * 32
+    assert absent["prior_inter_model"] == 0 and absent["prior_union_model"] < 32 * 32
+
+
 def test_a_sentence_twice_is_refused(score: Callable[..., list], dataset: ReferDataset) -> None:
     samples = dataset.samples("val")[:2] * 2
     with pytest.raises(AssertionError):
@@ -126,7 +169,7 @@ def test_the_priors_own_score_stands_beside(
     assert summarise(score(Oracle(dataset, samples), samples))["prior"] is None
 
 
-@pytest.mark.parametrize(("num", "expected"), [(5, 1), (1, 0)])
+@pytest.mark.parametrize(("num", "expected"), [(5, 1), (7, 2), (1, 0)])
 def test_processes_with_unequal_shares_are_asked_equally_often(
     mini_root: Path, dataset: ReferDataset, monkeypatch: pytest.MonkeyPatch, num: int, expected: int
 ) -> None:
@@ -167,6 +210,36 @@ def test_lengths_are_counted_once(score: Callable[..., list], dataset: ReferData
     assert by_length.get("1-2", {"num": 0})["num"] == short
 
 
+def scored(sample_id: str, words: int, model: tuple, original: tuple, **more: Any) -> dict[str, Any]:
+    row = {"sample_id": sample_id, "expression": " ".join(["word"] * words), **more}
+    for frame, (inter, union) in (("model", model), ("original", original)):
+        row |= {f"inter_{frame}": inter, f"union_{frame}": union, f"iou_{frame}": inter / max(union, 1)}
+    return row
+
+
+def test_lengths_by_hand() -> None:
+    """Bounds are of the shorter ones, and scores those at the original size."""
+    rows = [
+        scored("a", 2, (1, 4), (3, 4)),
+        scored("b", 3, (1, 4), (2, 4)),
+        scored("c", 11, (1, 4), (1, 4)),
+        scored("d", 12, (1, 4), (4, 4)),
+    ]
+    by_length = summarise(rows)["by_length"]
+    found = {name: (one["num"], one["oiou"]) for name, one in by_length.items()}
+    assert found == {"1-2": (1, 0.75), "3-4": (1, 0.5), "8-11": (1, 0.25), "12+": (1, 1.0)}
+
+
+def test_sentences_that_name_nothing_have_their_own_rule() -> None:
+    rows = [scored("a", 2, (1, 4), (3, 4)), scored("b", 2, (0, 0), (0, 0), no_target=True)]
+    result = summarise(rows)["original"]
+    assert result["miou"] == (0.75 + 1) / 2 and result["no_target_acc"] == 1.0
+
+
+def test_some_are_taken_from_all_of_the_split() -> None:
+    assert spaced(list(range(10)), 3) == [0, 3, 6]  # type: ignore[arg-type, comparison-overlap]
+
+
 @pytest.mark.parametrize(("limit", "kept"), [(0, 10), (10, 10), (99, 10), (5, 5), (3, 3), (1, 1)])
 def test_spaced(limit: int, kept: int) -> None:
     chosen = spaced(list(range(10)), limit)  # type: ignore[arg-type]
@@ -185,6 +258,16 @@ class Listener(torch.nn.Module):
         if field is not None:
             self.given.append((field, torch.zeros(len(image), dtype=torch.bool).index_fill(0, rows, True)))
         return self.logit_2HW.expand(len(image), -1, -1, -1)
+
+
+def test_self_guided_the_network_sees_where_it_found_the_object(
+    score: Callable[..., list], dataset: ReferDataset
+) -> None:
+    samples, model = dataset.samples("val")[:3], Listener()
+    rows = score(model, samples, self_guided=True)
+    ((field_B1HW, _),) = model.given
+    assert torch.equal(field_B1HW, model.logit_2HW.softmax(0)[None, 1:].expand(3, -1, -1, -1))
+    assert all(row["self_guided_iou_model"] == row["iou_model"] for row in rows)
 
 
 def test_with_prior_the_network_sees_what_it_saw_in_training(

@@ -53,6 +53,17 @@ def test_certain_maps_stay_finite() -> None:
     assert torch.isfinite(fused_B1HW).all()
 
 
+def test_eps_bounds_what_both_maps_can_say() -> None:
+    prior_B1HW, weak_B1HW = torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([[[[0.0, 0.3]]]])
+    fused_B1HW, lam_B1HW = fuse(prior_B1HW, weak_B1HW, SpmConfig(eps=0.2))
+    first, second = lam_B1HW.flatten().tolist()
+    expected = [
+        1 / (1 + math.exp(-(first * logit(0.8) + (1 - first) * logit(0.2)))),
+        1 / (1 + math.exp(-(second * logit(0.8) + (1 - second) * logit(0.3)))),
+    ]
+    assert fused_B1HW.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_confidently_wrong_weak_prediction_is_not_overruled() -> None:
     """The documented limit of eq. 6."""
     fused_B1HW, _ = fuse(torch.full((1, 1, 4, 4), 0.98), torch.full((1, 1, 4, 4), 0.02), SpmConfig())
@@ -80,6 +91,15 @@ def test_a_timid_prior_can_be_made_bolder_by_hand() -> None:
     found = fuse(prior_B1HW, weak_B1HW, SpmConfig(prior_sharpness=3.0))
     for a, b in zip(found, expected, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_prior_is_sharpened_before_eps_bounds_it() -> None:
+    prior_B1HW, weak_B1HW = torch.full((1, 1, 2, 2), 0.9), torch.full((1, 1, 2, 2), 0.3)
+    lam = fuse(prior_B1HW, weak_B1HW, SpmConfig(eps=0.2, prior_sharpness=2.0))[1].mean().item()
+    sharp = 1 / (1 + math.exp(-2 * logit(0.9)))
+    agree = 1.0 - (sharp - 0.3)
+    by_hand = 0.25 + 0.40 * (2 * sharp - 1) ** 2 - 0.25 * 0.16 + 0.20 * (agree - 0.5)
+    assert lam == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_confidence_moves_the_weight_of_the_prior_by_hand() -> None:

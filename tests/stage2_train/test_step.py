@@ -2,6 +2,8 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +11,11 @@ from accelerate import Accelerator
 
 from shared.config import apply_overrides
 from stage2_train.batch import Batch
+from stage2_train.ema import Ema
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Method, Networks
 from stage2_train.optim import build_optimizer
-from stage2_train.step import StepResult, train_step
+from stage2_train.step import StepResult, _reduce, train_step
 from tests.stage2_train.miniature import batch_of, mini_config, model_of, plain_config, segmentor_config
 
 
@@ -48,6 +51,65 @@ def test_a_long_gradient_is_shortened_and_a_short_one_is_not(mini_root: Path) ->
     tight, short = moved(mini_root, f"optim.grad_clip={norm / 4}")
     assert tight.global_metrics["grad_norm"] == pytest.approx(norm, rel=1e-6)
     assert torch.allclose(short, whole / 4, atol=1e-6)
+
+
+def test_parts_of_a_batch_move_the_weights_as_the_whole_does(mini_root: Path) -> None:
+    """Of the labelled loss: a pseudo-label on its threshold may fall to either side."""
+    one, whole = moved(mini_root, "loss.lambda_unlabelled=0")
+    two, parts = moved(mini_root, "loss.lambda_unlabelled=0", "accumulation=2")
+    assert float((parts - whole).norm()) <= 1e-4 * float(whole.norm())
+    assert two.loss == pytest.approx(one.loss, rel=1e-5)
+
+
+def test_a_step_leaves_no_gradient_and_moves_the_average(mini_root: Path) -> None:
+    config = plain_config(
+        mini_root, "supervised", segmentor=segmentor_config(mini_root / "tokenizer", sesm=False)
+    )
+    model = model_of(config).eval()
+    ema = Ema(model, 0.5)
+    before = torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    optimizer = build_optimizer(model, config.optim, config.segmentor.loaded_parts)
+    learner = METHODS["supervised"](config)
+    train_step(
+        Accelerator(cpu=True), Networks(model), learner, optimizer, [batch_of(config)], config, ema=ema
+    )
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    after = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    average = torch.nn.utils.parameters_to_vector(ema.module.parameters())
+    assert not torch.equal(after, before)
+    assert torch.allclose(average, 0.1 * before + 0.9 * after, atol=1e-6)  # the first decay of the warm-up
+
+
+def test_dropout_has_a_seed_for_each_part_of_each_step_in_each_process(
+    mini_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = plain_config(mini_root, "supervised", accumulation=2)
+    seeds: list[int] = []
+    real = Method.labelled_only
+
+    def noted(self: Method, *given: Any) -> Any:
+        seeds.append(torch.initial_seed())
+        return real(self, *given)
+
+    monkeypatch.setattr(Method, "labelled_only", noted)
+    model = model_of(config)
+    optimizer = build_optimizer(model, config.optim, config.segmentor.loaded_parts)
+    for process in (0, 1, 0):
+        monkeypatch.setattr(Accelerator, "process_index", process)
+        for step in (0, 1):
+            batches = [batch_of(config, 2 * step + micro) for micro in range(2)]
+            learner = METHODS["supervised"](config)
+            train_step(Accelerator(cpu=True), Networks(model), learner, optimizer, batches, config)
+    assert seeds[:4] == seeds[8:] and len(set(seeds)) == 8
+
+
+def test_one_process_of_many_may_ask_for_a_stop() -> None:
+    """What the others give is zero."""
+    four = SimpleNamespace(device=torch.device("cpu"), reduce=lambda values, reduction: values / 4)
+    metrics = {"coverage": torch.tensor(0.8), "tau_fg": torch.tensor(0.7)}
+    found = _reduce(four, torch.tensor(2.0), metrics, True)  # type: ignore[arg-type]
+    assert found == (0.5, {"coverage": pytest.approx(0.2)}, True)
+    assert _reduce(four, torch.tensor(2.0), metrics, False)[2] is False  # type: ignore[arg-type]
 
 
 def test_clipping_looks_at_the_whole_batch_not_at_its_parts(mini_root: Path) -> None:

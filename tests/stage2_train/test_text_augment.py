@@ -68,6 +68,12 @@ def test_swaps_exchange_neighbours() -> None:
     assert variants == {"a b c", "b a c", "a c b"}
 
 
+@pytest.mark.parametrize("text", ["circle left square", "circle left", "left square"])
+def test_no_word_changes_sides_with_a_place(text: str) -> None:
+    config = StrongTextConfig(**{**ONLY, "swap_rate": 1.0})
+    assert set(draw_candidates(text, rng(0), config)) == {text}
+
+
 def test_insertion_adds_one_synonym() -> None:
     config = StrongTextConfig(**{**ONLY, "insert_rate": 0.1})
     variants = {c for seed in range(60) for c in draw_candidates("red couch", rng(seed), config)}
@@ -99,6 +105,11 @@ def test_the_choice_is_uniform_among_survivors(uniform: float, index: int) -> No
     """Candidate 1 falls below 0.8; 0, 2 and 3 survive with a third each."""
     chosen, survivors = choose_candidate(_embeddings(0.5, 0.81, 0.99), torch.tensor([uniform]), 0.8)
     assert (chosen.tolist(), survivors.tolist()) == ([index], [3])
+
+
+def test_candidates_are_compared_with_the_original() -> None:
+    chosen, survivors = choose_candidate(_embeddings(0.9, 0.0), torch.tensor([0.9]), 0.8)
+    assert (chosen.tolist(), survivors.tolist()) == ([1], [2])
 
 
 def test_the_original_survives_even_alone() -> None:

@@ -281,6 +281,75 @@ def test_killed_at_random_moments_and_run_again(tmp_path):
     assert _files(path) == reference and not _partials(path)
 
 
+# ---------------------------------------------------------------- a machine that loses its power
+
+
+def _noted(monkeypatch):
+    """What is made durable, renamed and removed from here on, in order: (what, path or paths)."""
+    done = []
+    fsync, replace, rename, unlink = os.fsync, os.replace, os.rename, os.unlink
+
+    def noted_fsync(descriptor):
+        fsync(descriptor)
+        done.append(("sync", os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def noted_replace(here, there):
+        replace(here, there)
+        done.append(("rename", str(here), str(there)))
+
+    def noted_rename(here, there):
+        rename(here, there)
+        done.append(("rename", str(here), str(there)))
+
+    def noted_unlink(path):
+        unlink(path)
+        done.append(("remove", str(path)))
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(os, "unlink", noted_unlink)
+    return done
+
+
+def test_a_shard_is_on_the_disk_before_its_mark_is(empty_store, monkeypatch):
+    """What a kill cannot show: the kernel holds what was written, a machine without power does not."""
+    done = _noted(monkeypatch)
+    store_factory.fill(empty_store, range(1))
+    place = {entry[2]: number for number, entry in enumerate(done) if entry[0] == "rename"}
+    mark = str(empty_store / "done" / "0.json")
+    for there, renamed in place.items():
+        assert ("sync", done[renamed][1]) in done[:renamed], there
+    for spec in store_factory.RUN_FIELDS:
+        (file,) = (one for one in place if os.path.dirname(one) == str(empty_store / spec.name))
+        assert ("sync", str(empty_store / spec.name)) in done[place[file] : place[mark]], spec.name
+    assert ("sync", str(empty_store / "done")) in done[place[mark] :]
+
+
+def test_a_mark_is_off_the_disk_before_its_shard_is_replaced(full_store, monkeypatch):
+    done = _noted(monkeypatch)
+    write_shard(full_store, 1, store_factory.shard_arrays(1, salt="other"), {}, overwrite=True)
+    first = next(number for number, entry in enumerate(done) if entry[0] == "rename")
+    assert done[:first].index(("remove", str(full_store / "done" / "1.json"))) < done[:first].index(
+        ("sync", str(full_store / "done"))
+    )
+
+
+def test_a_store_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = _noted(monkeypatch)
+    path = store_factory.create(tmp_path / "a.zarr")
+    (named,) = (number for number, entry in enumerate(done) if entry[0] == "rename")
+    partial = done[named][1]
+    synced = [entry[1].removeprefix(partial) for entry in done[:named]]
+    there = [path, *path.rglob("*")]
+    lacking = {str(one).removeprefix(str(path)) for one in there} - set(synced)
+    assert lacking == {"/done"}  # an empty folder, of which its parent's entry is all there is
+    for file in (one for one in there if one.is_file()):
+        folder = str(file.parent).removeprefix(str(path))
+        assert folder in synced[synced.index(str(file).removeprefix(str(path))) :], file
+    assert synced[-1] == "" and ("sync", str(tmp_path)) in done[named:]
+
+
 # ---------------------------------------------------------------- several writers
 
 

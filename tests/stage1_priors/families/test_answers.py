@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shared.types import STATUS_BY_CODE
 from shared.types import AnswerStatus as S
-from stage1_priors.answers import read_answers
+from stage1_priors.answers import box_iou, make_request, read_answers
 from stage1_priors.engine import Answer
-from stage1_priors.families import FAMILIES
+from stage1_priors.families import FAMILIES, QWEN2_5_VL, SizeRules
 
 SIZE_HW = (224, 448)
 """Size of the image the model saw."""
@@ -162,3 +163,43 @@ def test_raw_numbers_stay_in_the_familys_own_frame(name):
     numbers = {"qwen2_5_vl": QWEN2_5, "llava_onevision": LLAVA}.get(name, QWEN3)
     np.testing.assert_allclose(rows.box_raw_xyxy_B4[0], [float(part) for part in numbers.split(",")])
     assert math.isnan(rows.confidence_B[0])
+
+
+def test_raw_numbers_of_a_box_that_was_cut_are_as_they_were_written():
+    rows = read("qwen3_vl", qwen("250, 125, 1100, 750"))
+    assert rows.box_raw_xyxy_B4[0].tolist() == [250, 125, 1100, 750]
+
+
+def test_rows_without_an_answer_say_why():
+    answers = [
+        None,
+        Answer(text="", error="the prompt is too long", num_tokens=7),
+        Answer(text=qwen(QWEN3), finish_reason="stop", num_tokens=5),
+    ]
+    rows = read_answers(
+        answers,
+        np.array([(0, 0), SIZE_HW, SIZE_HW]),
+        FAMILIES["qwen3_vl"],
+        clip_tolerance=0.02,
+        image_errors=["cannot be read", "", ""],
+    )
+    assert [STATUS_BY_CODE[code] for code in rows.status_B.tolist()] == [S.IMAGE_ERROR, S.ENGINE_ERROR, S.OK]
+    assert rows.raw_text_B == ("cannot be read", "the prompt is too long", qwen(QWEN3))
+    assert rows.num_tokens_B.tolist() == [0, 7, 5]
+    assert np.isfinite(rows.box_xyxy_norm_B4).all(1).tolist() == [False, False, True]
+
+
+def test_overlap_of_boxes_by_hand():
+    first = [(0, 0, 2, 1), (0, 0, 1, 1), (0, 0, 1, 1), (0, 0, 0, 1), (np.nan,) * 4]
+    second = [(1, 0, 3, 1), (2, 2, 3, 3), (0, 2, 1, 3), (0, 0, 0, 1), (0, 0, 1, 1)]
+    np.testing.assert_allclose(box_iou(np.array(first), np.array(second)), [1 / 3, 0, 0, 0, 0])
+
+
+def test_the_model_sees_a_wide_image_wide_and_samples_have_seeds_of_their_own():
+    rules = SizeRules(
+        factor=28, min_pixels=784, max_pixels=10**6, processor_min_pixels=784, processor_max_pixels=10**6
+    )
+    image = Image.new("RGB", (300, 100))
+    one, other = (make_request(image, "a star", QWEN2_5_VL, rules, name) for name in ("a", "b"))
+    assert one.image.size == (308, 112) and one.num_image_tokens == 44
+    assert one.seed == make_request(image, "a cat", QWEN2_5_VL, rules, "a").seed != other.seed

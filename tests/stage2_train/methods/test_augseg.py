@@ -30,6 +30,8 @@ def test_region_by_hand() -> None:
     expected = torch.zeros(1, 4, 4, dtype=torch.bool)
     expected[0, 2:, 1:3] = True
     assert torch.equal(region, expected)
+    draw = torch.tensor([[0.9, 0.0, 0.99, 0.0]])
+    assert torch.equal(regions(draw, torch.tensor([0.3]), SIZE, QUARTER), expected.roll((-2, 1), (1, 2)))
 
 
 @pytest.mark.parametrize(("sure", "area"), [(0.89, 4), (0.91, 0)])

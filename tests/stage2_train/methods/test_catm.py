@@ -43,13 +43,18 @@ def test_thresholds_move_once_per_step_from_the_whole_batch_and_travel(mini_root
         weak = method.loss(networks, batch_of(config, key)).pseudo.weak_B1HW
         blocks.append(confidence_sums(weak))
         assert method.threshold_2.tolist() == pytest.approx([0.7, 0.7])
-    figures = method.finish_step(lambda rows: rows)
+    elsewhere = confidence_sums(torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+    figures = method.finish_step(lambda rows: torch.cat((rows, elsewhere)))
+    blocks += [elsewhere, elsewhere]
     expected = follow(torch.tensor([0.7, 0.7]), torch.cat(blocks), config.catm)
-    assert torch.equal(method.threshold_2, expected) and not torch.equal(expected, torch.full((2,), 0.7))
-    assert list(figures.values()) == expected.tolist()
+    assert not torch.equal(expected, follow(torch.tensor([0.7, 0.7]), torch.cat(blocks[:2]), config.catm))
+    assert torch.allclose(method.threshold_2, expected) and not torch.equal(expected, torch.full((2,), 0.7))
+    assert list(figures.values()) == method.threshold_2.tolist()
     other = METHODS["catm"](config)
     other.load_state_dict(copy.deepcopy(method.state_dict()))
-    assert torch.equal(other.threshold_2, expected)
-    method.loss(networks, batch_of(config, 2))
+    assert torch.equal(other.threshold_2, method.threshold_2)
+    before = other.threshold_2.clone()
+    weak = method.loss(networks, batch_of(config, 2)).pseudo.weak_B1HW
     method.finish_step(lambda rows: rows)
-    assert torch.equal(other.threshold_2, expected)  # a copy, not a view
+    assert torch.equal(method.threshold_2, follow(before, confidence_sums(weak), config.catm))
+    assert torch.equal(other.threshold_2, before)  # a copy, not a view

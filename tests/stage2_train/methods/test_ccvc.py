@@ -7,7 +7,7 @@ import torch
 from stage2_train.backbones.images import normalise_image
 from stage2_train.config import CcvcConfig
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks
+from stage2_train.methods.base import Networks, join_texts, weak_text
 from stage2_train.methods.ccvc import discrepancy, taught
 from tests.stage2_train.miniature import batch_of, model_of, plain_config
 
@@ -68,3 +68,29 @@ def test_the_second_branch_reads_its_logits_off_the_map_that_is_kept_apart(mini_
     maps = model.both_branches(normalise_image(part.image_BHW3), part.ids_BT, part.token_mask_BT)
     assert min(maps.first_BCHW.min(), maps.second_BCHW.min()) >= 0
     assert discrepancy(maps.first_BCHW, maps.second_BCHW).min() >= 1.0
+
+
+def test_the_whole_loss_by_its_parts(mini_root: Path) -> None:
+    """Means over branches, and over labelled and unlabelled views, of which there are not as many."""
+    config = plain_config(mini_root, "ccvc", batch_labelled=2, ccvc=CcvcConfig(discrepancy=0.3))
+    networks, batch, method = Networks(model_of(config).eval()), batch_of(config), METHODS["ccvc"](config)
+    labelled, part = batch.labelled, batch.unlabelled
+    assert part is not None
+    ids_BT, token_mask_BT, _ = networks.strong_text(part, config.text.similarity)
+    text = join_texts((labelled.ids_BT, labelled.token_mask_BT), (ids_BT, token_mask_BT))
+    maps = networks.branches(torch.cat((labelled.image_BHW3, part.strong_BHW3)), *text)
+    weak = networks.weak_branches(part.weak_BHW3, *weak_text(part))
+    logits = maps.first_logit_B2HW, maps.second_logit_B2HW
+    supervised = sum(method.labelled_loss(logit[:2], labelled)[0] for logit in logits) / 2
+    consistent = (
+        sum(
+            method.pseudo_loss(logits[own][2:], *taught(weak[other], weak[own], config.ccvc))[0]
+            for own, other in ((0, 1), (1, 0))
+        )
+        / 2
+    )
+    apart_B = discrepancy(maps.first_BCHW, maps.second_BCHW)
+    apart = (apart_B[:2].mean() + apart_B[2:].mean()) / 2
+    loss = config.loss
+    expected = loss.lambda_labelled * supervised + loss.lambda_unlabelled * (consistent + 0.3 * apart)
+    assert method.loss(networks, batch).loss.item() == pytest.approx(expected.item(), rel=1e-5)

@@ -15,7 +15,9 @@ from stage2_train.losses import IGNORE
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
 from stage2_train.methods.l2l import L2l
-from stage2_train.spm import fuse
+from stage2_train.rple.policy import project_action, pseudo_label, state
+from stage2_train.rple.reward import quality, reward
+from stage2_train.spm import SpmConfig, fuse
 from stage2_train.text_augment import StrongTextConfig
 from tests.stage2_train.miniature import mini_config, plain_config
 
@@ -195,6 +197,32 @@ def test_field_is_the_own_detached_target(
     assert call["rows"].tolist() == seen.nonzero()[:, 0].tolist()
 
 
+def test_a_labelled_field_is_fused_with_its_own_trust(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    config = mini_config(
+        mini_root,
+        l2l=L2lConfig(field_probability=1.0, band_px=0),
+        spm=SpmConfig(confidence_gain=0.5),
+    )
+    batch, model = with_missing(read_batch(config), [False, True, False, False]), make_model(config).eval()
+    labelled = dataclasses.replace(
+        batch.labelled,
+        has_prior_B=torch.tensor([False, True, True, True]),
+        trust_B=torch.tensor([0.0, 0.1, 0.9, torch.nan]),
+    )
+    recorder = Recorder(model).eval()
+    output = METHODS["l2l"](config).loss(Networks(recorder), dataclasses.replace(batch, labelled=labelled))
+    inputs = labelled.image_BHW3, labelled.ids_BT, labelled.token_mask_BT
+    weak_B1HW = Networks(model).weak_prob(*inputs)
+    expected, _ = fuse(labelled.prior_B1HW, weak_B1HW, config.spm, labelled.trust_B)
+    assert torch.allclose(recorder.calls[1]["field"][1:4], expected[1:], atol=1e-5)
+    part = batch.unlabelled
+    _, lam_B1HW = fuse(part.prior_B1HW, output.pseudo.weak_B1HW, config.spm, part.trust_B)
+    has_B111 = part.has_prior_B[:, None, None, None]
+    assert output.metrics["lam"] == pytest.approx(float((lam_B1HW * has_B111).mean()), rel=1e-5)
+
+
 @pytest.mark.parametrize(("probability", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
 def test_field_probability(
     mini_root: Path, read_batch: ReadBatch, make_model: MakeModel, probability: float, share: float
@@ -295,6 +323,57 @@ def test_policy_state_travels(mini_root: Path, read_batch: ReadBatch, make_model
     assert all(torch.equal(a["actor"][k], b["actor"][k]) for k in a["actor"])
 
 
+def test_a_transition_by_its_parts(mini_root: Path) -> None:
+    """Unprimed under the thresholds in force, primed under those of the action, which is allowed."""
+    config = mini_config(mini_root)
+    method, generator = L2l(config), torch.Generator().manual_seed(0)
+    target_B1HW, weak_B1HW = (torch.rand(3, 1, 8, 8, generator=generator) for _ in range(2))
+    noise_B2 = torch.tensor([[0.0, 0.0], [10.0, -5.0], [-90.0, 90.0]])
+    label_BHW, extra, transition_B = method._label(target_B1HW, weak_B1HW, noise_B2)
+    weights, before_BA = config.rple.reward, method.agent.thresholds_A.expand(3, 2)
+    old_BHW = pseudo_label(target_B1HW, before_BA[:, 0], before_BA[:, 1], 0)
+    state_BS = state(target_B1HW, weak_B1HW, old_BHW)
+    noisy_BA = method.agent.act(state_BS) + config.rple.ddpg.noise_std * noise_B2
+    action_BA = project_action(noisy_BA, config.rple.policy)
+    assert not torch.allclose(noisy_BA, action_BA)
+    assert torch.equal(label_BHW, pseudo_label(target_B1HW, action_BA[:, 0], action_BA[:, 1], 0))
+    old_B3, new_B3 = (quality(weak_B1HW, target_B1HW, one, weights.beta) for one in (old_BHW, label_BHW))
+    reward_B = reward(old_B3, new_B3, before_BA, action_BA, weights)
+    next_BS = state(target_B1HW, weak_B1HW, label_BHW)
+    expected = torch.cat((state_BS, action_BA, reward_B[:, None], next_BS), dim=1)
+    assert torch.allclose(transition_B, expected, atol=1e-6) and len(reward_B.unique()) == 3
+    assert float(extra["reward"]) == pytest.approx(float(reward_B.mean()), abs=1e-6)
+
+
+def test_the_policy_learns_from_all_processes(
+    mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
+) -> None:
+    """Of two that saw the same, as of one that saw it twice."""
+    ends, config = [], mini_config(mini_root)
+    for times, gather in ((1, lambda rows: torch.cat((rows, rows))), (2, lambda rows: rows)):
+        method, networks = L2l(config), Networks(make_model(config).eval())
+        for _ in range(times):
+            method.loss(networks, read_batch(config))
+        method.finish_step(gather)
+        ends.append(method.state_dict())
+    assert ends[0]["replay_seen"] == 8
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-6)
+
+
+def test_every_run_has_a_policy_of_its_own(mini_root: Path) -> None:
+    one, same, other = (L2l(mini_config(mini_root, seed=seed)).agent.actor for seed in (1, 1, 2))
+    assert torch.equal(one.net[0].weight, same.net[0].weight)
+    assert not torch.equal(one.net[0].weight, other.net[0].weight)
+
+
+@pytest.mark.parametrize(("asked", "band"), [(-1, 2), (0, 0), (5, 5)])
+def test_the_band_is_scaled_unless_it_is_given(mini_root: Path, asked: int, band: int) -> None:
+    config = mini_config(mini_root, l2l=L2lConfig(band_px=asked))
+    vision = dataclasses.replace(config.segmentor.vision, image_size=320)
+    wide = dataclasses.replace(config, segmentor=dataclasses.replace(config.segmentor, vision=vision))
+    assert L2l(wide).band_px == band
+
+
 def test_exploration_noise_comes_with_the_sample(
     mini_root: Path, read_batch: ReadBatch, make_model: MakeModel
 ) -> None:
@@ -322,6 +401,9 @@ def test_lambda_u_is_zero_in_the_burn_in(mini_root: Path) -> None:
     loss = SampleLossConfig(lambda_unlabelled=2.0, rampup_steps=2, burn_in_share=0.5)
     method = METHODS["l2l"](mini_config(mini_root, loss=loss))
     assert [method.unlabelled_weight(step) for step in (0, 2, 3, 4, 5)] == [0.0, 0.0, 1.0, 2.0, 2.0]
+    at_once = SampleLossConfig(lambda_unlabelled=2.0, rampup_steps=0, burn_in_share=0.5)
+    method = METHODS["l2l"](mini_config(mini_root, loss=at_once))
+    assert [method.unlabelled_weight(step) for step in (0, 1, 2, 3, 5)] == [0.0, 0.0, 0.0, 2.0, 2.0]
 
 
 def test_strong_text_without_candidates_is_the_weak_text(

@@ -48,6 +48,25 @@ def test_outside_the_box_nothing_is_foreground_and_nothing_becomes_background() 
     assert torch.equal(out, label_of("##??", "##?.", "?...", "?..?")) and kept == [True]
 
 
+@pytest.mark.parametrize(
+    ("box", "inside"),
+    [
+        ((0.25, 0.5, 0.75, 1.0), ("....", "....", ".##.", ".##.")),
+        ((0.3, 0.0, 0.6, 0.2), (".#..", "....", "....", "....")),  # where the centre of a pixel is
+    ],
+)
+def test_inside_by_hand(box: tuple[float, ...], inside: tuple[str, ...]) -> None:
+    mask = torch.ones(1, 4, 4, dtype=torch.bool)
+    assert torch.equal(in_box(mask, torch.tensor([box]), 0.0)[0][0], picture(*inside))
+
+
+def test_a_dropped_sample_teaches_no_background() -> None:
+    prob = prob_of("##?#", "##?.", "?...", "#..?")
+    for weak_label in ({"box_B4": torch.full((1, 4), NAN)}, {"point_B2": torch.tensor([[0.6, 0.6]])}):
+        out, kept = corrected_by(prob, **weak_label)
+        assert (out == IGNORE).all() and kept == [False]
+
+
 @pytest.mark.parametrize(("least", "kept"), [(0.25, True), (0.26, False)])
 def test_a_box_hardly_filled_is_dropped(least: float, kept: bool) -> None:
     mask = picture("#..#", "..##", "####", "####")[None]  # 1 of the 4 pixels in the box

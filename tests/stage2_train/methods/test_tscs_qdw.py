@@ -1,10 +1,12 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from stage2_train.backbones.images import normalise_image
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks, StepOutput
 from tests.stage2_train.methods.scripted import Scripted
@@ -61,3 +63,17 @@ def test_a_sentence_nothing_is_found_for_is_not_taught_as_background(
     output = run(mini_root, nothing, nothing, join_iou=join_iou)
     assert output.metrics["joined"] == 0 and output.metrics["consistency"] == 0
     assert output.loss.item() == 0
+
+
+def test_for_export_too_the_student_looks_at_the_strong_view(mini_root: Path) -> None:
+    class Noted(Scripted):
+        def forward(self, image: torch.Tensor, *rest: Any) -> torch.Tensor:
+            seen.append(image)
+            return super().forward(image, *rest)
+
+    config = plain_config(mini_root, "tscs_qdw", batch_labelled=1, batch_unlabelled=1)
+    part, seen = batch_of(config).unlabelled, list[torch.Tensor]()
+    assert part is not None and not torch.equal(part.weak_BHW3, part.strong_BHW3)
+    METHODS["tscs_qdw"](config).pseudo(Networks(Noted(*maps())), part)
+    views = (normalise_image(one) for one in (part.weak_BHW3, part.strong_BHW3))
+    assert all(torch.equal(one, view) for one, view in zip(seen, views, strict=True))

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shared.seeding import rng
@@ -58,6 +59,17 @@ def test_interval_holds_the_estimate_and_is_the_same_every_time():
     assert stats.overall_interval(scored(rows)) == interval
 
 
+def test_interval_leaves_out_a_twentieth():
+    found = stats._interval(500.0, np.arange(1001.0))
+    assert (found.low, found.high) == (25.0, 975.0)
+
+
+def test_an_unknown_count_has_no_interval():
+    rows = [sentence(n, inter=n, union=12) for n in range(1, 12)]
+    del rows[3]["union_original"]
+    assert stats.overall_interval(scored(rows)) is None
+
+
 def test_interval_is_wider_when_sentences_share_images():
     alone = [sentence(n, inter=10 * (n % 2), union=10) for n in range(40)]
     shared = [sentence(n, inter=10 * (n // 10 % 2), union=10, image=n // 10) for n in range(40)]
@@ -75,6 +87,8 @@ def test_a_constant_gain_has_an_interval_of_no_width():
 def test_runs_scored_on_other_sentences_are_not_compared():
     first = [sentence(n, inter=4, union=10) for n in range(9)]
     assert stats.paired_difference(scored(first), scored(first[:-1])) is None
+    other = [sentence(n, inter=4, union=10, image=n % 9) for n in range(1, 10)]
+    assert stats.paired_difference(scored(first), scored(other)) is None
 
 
 def test_agreement_counts_the_four_cases():
@@ -85,6 +99,8 @@ def test_agreement_counts_the_four_cases():
         (0.2, 0.2, 0.2, 0.4)
     )
     assert found.num == 5
+    at_the_border = stats.agreement(scored([sentence(0, inter=5, union=10, prior=0.5)]))
+    assert at_the_border.both == 1.0
 
 
 def test_spread_needs_two_seeds_of_one_method_and_share_of_labels():

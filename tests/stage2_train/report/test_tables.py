@@ -34,6 +34,7 @@ def test_rows_are_baseline_prior_and_the_others(make_run):
     written = runs[0].evals["val"].summary
     assert table.rows[2].original == tuple(written["original"][name] for name in ("oiou", "miou", "pr@0.5"))
     assert table.rows[2].model == tuple(written["model"][name] for name in ("oiou", "miou", "pr@0.5"))
+    assert table.rows[2].oiou == written["original"]["oiou"] != written["original"]["miou"]
     assert table.resolution == "64×64"
 
 

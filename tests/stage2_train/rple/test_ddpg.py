@@ -47,8 +47,32 @@ def test_target_is_reward_plus_discounted_value() -> None:
     assert agent.update()["critic_loss"] == pytest.approx((value - (0.25 + 0.9 * 2.0)) ** 2, rel=1e-4)
 
 
+def test_target_looks_at_the_state_that_came_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent(DdpgConfig(gamma=0.5, batch=1, capacity=1), PolicyConfig(), 0)
+    monkeypatch.setattr(agent.target, "forward", lambda state_BS, action_BA: state_BS[:, 0])
+    state_BS, next_BS, action_BA = (
+        torch.full((1, 6), 0.2),
+        torch.full((1, 6), 0.8),
+        torch.tensor([[0.7, 0.2]]),
+    )
+    agent.observe(state_BS, action_BA, torch.tensor([0.25]), next_BS)
+    value = agent.critic(state_BS, action_BA).item()
+    assert agent.update()["critic_loss"] == pytest.approx((value - (0.25 + 0.5 * 0.8)) ** 2, rel=1e-4)
+
+
+def test_thresholds_in_force_are_the_mean_action() -> None:
+    agent = Agent(DdpgConfig(), PolicyConfig(), 0)
+    assert agent.thresholds_A.tolist() == pytest.approx([0.7, 0.2])
+    agent.observe(
+        torch.zeros(2, 6), torch.tensor([[0.6, 0.1], [0.8, 0.4]]), torch.zeros(2), torch.zeros(2, 6)
+    )
+    assert agent.thresholds_A.tolist() == pytest.approx([0.7, 0.25])
+
+
 def test_target_follows_softly() -> None:
     agent = Agent(DdpgConfig(target_rate=0.005), PolicyConfig(), 0)
+    for old, critic in zip(agent.target.parameters(), agent.critic.parameters(), strict=True):
+        assert torch.equal(old, critic)
     transitions(agent, torch.Generator().manual_seed(0))
     before = [p.clone() for p in agent.target.parameters()]
     agent.update()
@@ -69,6 +93,16 @@ def test_buffer_keeps_the_last_transitions() -> None:
     assert sorted(buffer.rows[:, 0].tolist()) == [1.0, 2.0, 2.0, 3.0, 3.0]
 
 
+def test_only_what_was_seen_is_replayed() -> None:
+    buffer = ReplayBuffer(100)
+    for value in (1.0, 2.0):
+        ones = torch.full((1, 6), value)
+        buffer.add(ones, ones[:, :2] + 10, ones[:, 0] + 20, ones + 30)
+    drawn = buffer.sample(40, torch.Generator().manual_seed(0))
+    columns = torch.cat([one.reshape(40, -1)[:, :1] for one in drawn], dim=1)
+    assert {tuple(row) for row in columns.tolist()} == {(1.0, 11.0, 21.0, 31.0), (2.0, 12.0, 22.0, 32.0)}
+
+
 def test_resumed_agent_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     config = DdpgConfig(capacity=64, batch=16)
     agent, world = Agent(config, PolicyConfig(), 3), torch.Generator().manual_seed(0)
@@ -80,6 +114,7 @@ def test_resumed_agent_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> N
     world_state = world.get_state()
     resumed = Agent(config, PolicyConfig(), 99)
     resumed.load_state_dict(torch.load(path, weights_only=True))
+    assert torch.equal(resumed.thresholds_A, agent.thresholds_A)
     ends = []
     for one in (agent, resumed):
         world.set_state(world_state)

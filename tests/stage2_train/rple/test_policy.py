@@ -13,6 +13,7 @@ from stage2_train.rple.policy import (
     band_px,
     project_action,
     pseudo_label,
+    relabelled,
     shares,
     state,
 )
@@ -94,6 +95,12 @@ def test_band_ignores_both_sides_of_a_boundary() -> None:
     assert pseudo_label(fused_B1HW, tau_fg_B, tau_bg_B, 2)[0, 3].tolist() == [0, X, X, X, X, 1]
 
 
+def test_what_is_not_selected_has_a_boundary_too() -> None:
+    fused_B1HW = torch.tensor([[[[1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0]]]]).expand(1, 1, 3, 7)
+    label_BHW = pseudo_label(fused_B1HW, torch.tensor([0.7]), torch.tensor([0.2]), 1)
+    assert label_BHW[0, 1].tolist() == [1, 1, X, X, X, 0, 0]
+
+
 def test_image_border_is_no_boundary() -> None:
     label_BHW = pseudo_label(torch.ones(1, 1, 4, 4), torch.tensor([0.7]), torch.tensor([0.2]), 2)
     assert (label_BHW == 1).all()
@@ -111,6 +118,19 @@ def test_state_by_hand() -> None:
         fused_B1HW, weak_B1HW, pseudo_label(fused_B1HW, torch.tensor([0.7]), torch.tensor([0.2]), 0)
     )
     assert state_BS[0].tolist() == pytest.approx([0.5, 0.125**0.5, 0.25, 0.25, 0.5, 1 - 0.6 / 4])
+
+
+def test_other_labels_change_the_shares_alone() -> None:
+    fused_B1HW, weak_B1HW = (
+        torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(s)) for s in (0, 1)
+    )
+    one, other = (
+        pseudo_label(fused_B1HW, *torch.tensor([[fg] * 3, [bg] * 3]), 0)
+        for fg, bg in ((0.7, 0.2), (0.9, 0.4))
+    )
+    assert torch.equal(
+        relabelled(state(fused_B1HW, weak_B1HW, one), other), state(fused_B1HW, weak_B1HW, other)
+    )
 
 
 def test_shares_add_up() -> None:

@@ -74,6 +74,12 @@ def test_balanced_classes_count_alike() -> None:
     )
 
 
+def test_balanced_coverage_is_of_the_sides_of_the_target() -> None:
+    weak_B1HW, fused_B1HW = torch.tensor([[[[0.9, 0.9]]]]), torch.tensor([[[[0.9, 0.1]]]])
+    found = quality(weak_B1HW, fused_B1HW, torch.tensor([[[1, X]]]), beta=5.0, balanced=True)
+    assert found[0, 2].item() == pytest.approx((1 + 0) / 2)
+
+
 def test_a_class_that_is_given_up_earns_nothing_when_balanced() -> None:
     weak_B1HW = torch.tensor([[[[0.9, 0.0, 0.0, 0.0]]]])
     kept = quality(weak_B1HW, weak_B1HW, torch.tensor([[[1, 0, 0, 0]]]), beta=5.0, balanced=True)[0]
