@@ -226,5 +226,5 @@ def test_a_mask_of_the_other_orientation_is_refused(tmp_path):
     Image.fromarray(mask_HW).save(tmp_path / "mask.png")
     for segmentation in (encode_rle(mask_HW), MaskFile(path=tmp_path / "mask.png")):
         assert decode_segmentation(segmentation, 3, 5).sum() == 3
-        with pytest.raises(DataError, match=r"for an image of height 5 and width 3$"):
+        with pytest.raises(DataError, match="for an image of height 5 and width 3; its sides are swapped"):
             decode_segmentation(segmentation, 5, 3)

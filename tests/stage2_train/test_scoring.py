@@ -256,6 +256,7 @@ class Listener(torch.nn.Module):
 
     def forward(self, image, ids, mask, field=None, rows=None):  # type: ignore[no-untyped-def]
         if field is not None:
+            rows = torch.arange(len(image)) if rows is None else rows
             self.given.append((field, torch.zeros(len(image), dtype=torch.bool).index_fill(0, rows, True)))
         return self.logit_2HW.expand(len(image), -1, -1, -1)
 
@@ -265,8 +266,8 @@ def test_self_guided_the_network_sees_where_it_found_the_object(
 ) -> None:
     samples, model = dataset.samples("val")[:3], Listener()
     rows = score(model, samples, self_guided=True)
-    ((field_B1HW, _),) = model.given
-    assert torch.equal(field_B1HW, model.logit_2HW.softmax(0)[None, 1:].expand(3, -1, -1, -1))
+    ((field_B1HW, on_B),) = model.given
+    assert on_B.all() and torch.equal(field_B1HW, model.logit_2HW.softmax(0)[None, 1:].expand(3, -1, -1, -1))
     assert all(row["self_guided_iou_model"] == row["iou_model"] for row in rows)
 
 
