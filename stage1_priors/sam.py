@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import Sam2Model, Sam2Processor, SamModel, SamProcessor
 
 from shared.errors import DataError
+from shared.own_device import own_device
 from shared.runlog import say
 from stage1_priors.candidates import choose, prompt_boxes, prompt_points
 from stage1_priors.config import ProposerConfig
@@ -73,7 +74,7 @@ class SamProposer:
         """
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         self._config = config
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = own_device()
         model_class, processor_class = CLASSES[config.kind]
         self._processor: Any = processor_class.from_pretrained(folder, local_files_only=True)
         model, info = model_class.from_pretrained(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shared.own_device import own_device
 from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.edges import Token
 from stage1_priors.engine import Answer, EngineFailed, Request, check_image_tokens, failed_answer, taken_apart
@@ -29,7 +30,7 @@ class TransformersEngine:
         self._family, self._batch_size, self._top = family, engine.batch_size, model.top_logprobs
         self._num_samples, self._temperature = model.num_samples, model.sample_temperature
         self._image_token_id = image_token_id_of(folder)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = own_device()
         self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
         self._processor.tokenizer.padding_side = "left"
         loaded: Any = AutoModelForImageTextToText.from_pretrained(

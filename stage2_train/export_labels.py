@@ -35,6 +35,7 @@ import torch
 from shared.errors import DataError
 from shared.image_pack import PACK_NAME
 from shared.masks import encode_rle, mask_box_xyxy_px, resize_mask_nearest
+from shared.own_device import own_device
 from shared.runlog import progress
 from shared.store.publish import disk_errors, publish_file
 from shared.types import Sample
@@ -43,7 +44,6 @@ from stage2_train.config import TrainConfig
 from stage2_train.inputs import Inputs, batch_plan
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Method, Networks, Pseudo
-from stage2_train.processes import own_device
 from stage2_train.run_files import load_networks, open_own_inputs, read_run_config, restore_method
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig

@@ -18,9 +18,9 @@ from PIL import Image
 from shared.errors import DataError
 from shared.images import read_image
 from shared.masks import encode_rle, mask_box_xyxy_px
+from shared.own_device import own_device
 from shared.store.publish import disk_errors
 from stage2_train.backbones.images import normalise_image
-from stage2_train.processes import own_device
 from stage2_train.run_files import model_folder
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.text import Tokenizer, say_unread

@@ -40,11 +40,6 @@ def start_accelerator() -> Accelerator:
     return accelerator
 
 
-def own_device() -> torch.device:
-    """Where a process that works alone computes: the GPU, if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _lost_by_accelerate() -> bool:
     """Whether `accelerate launch` wanted several processes: only then does it set the address they would meet at."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ

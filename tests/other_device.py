@@ -12,6 +12,8 @@ stops the host until everything queued before has been computed.
 
     with OtherDevice():
         model.to(DEVICE)(x.to(DEVICE, non_blocking=True))
+
+Tensors of `torch.inference_mode` cannot stand for others; `torch.no_grad` must take its place.
 """
 
 import sys
@@ -34,6 +36,9 @@ class _Module(backend_registration._DummyBackendModule):
 
 backend_registration._setup_privateuseone_for_python_backend("other", backend_module=_Module())
 DEVICE = torch.device("other:0")
+_kernels = torch.library.Library("aten", "IMPL")
+# `torch.tensor` of a list that holds tensors reads them past every dispatch mode.
+_kernels.impl("_local_scalar_dense", lambda tensor: tensor.held.item(), "PrivateUse1")
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
 """Operations whose result Python needs the values for."""
 
