@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from shared.errors import DataError
 from shared.store import reader
+from shared.store.layout import read_header
 from shared.store.reader import PriorStore
 from shared.store.schema import candidate_fields, prior_fields
 from shared.store.writer import pending_shards, write_shard
@@ -164,6 +165,19 @@ def test_no_store_is_refused(tmp_path):
     (tmp_path / "zarr.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
         PriorStore(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shard_rows": 256}, {"num_rows": 0}, {"fingerprint": 7}, {"fields": 3}, {"static_fields": None}],
+)
+def test_attributes_that_this_code_cannot_read_are_refused(full_store, change):
+    """Shards of other rows would give the rows of other samples."""
+    group = json.loads((full_store / "zarr.json").read_text())
+    group["attributes"] |= change
+    (full_store / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(DataError, match=r"zarr\.json: damaged or foreign attributes.*priors verify --repair"):
+        read_header(full_store)
 
 
 @pytest.mark.parametrize("rows", [[-1], [1200], [0, 5000]])
