@@ -326,6 +326,15 @@ def test_pickled_by_path(full_store):
     np.testing.assert_array_equal(pickle.loads(data).batch("status", [5]), store.batch("status", [5]))
 
 
+def test_a_pickled_reader_still_refuses_another_store(full_store):
+    fingerprint = store_factory.ATTRS["fingerprint"]
+    data = pickle.dumps(PriorStore(full_store, fingerprint))
+    header = full_store / "zarr.json"
+    header.write_text(header.read_text().replace(fingerprint, "f" * 16))
+    with pytest.raises(DataError, match=f"fingerprint {'f' * 16}, expected {fingerprint}"):
+        pickle.loads(data)
+
+
 def _child_reads(store, rows, queue):
     queue.put((os.getpid(), store.batch("proposal", rows), store.batch("confidence", rows)))
 
