@@ -22,7 +22,7 @@ from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
 from stage2_train.inputs import open_inputs
 from stage2_train.loader import _KeyedDataset, iterate
 from stage2_train.order import Draw, draw, group_by_ref, micro_positions
-from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
+from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, made_alike, open_priors
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig
@@ -470,6 +470,57 @@ def test_of_stores_made_alike_the_widest_counts(mini_root: Path, tmp_path: Path)
         choose_store(config, dataset)
 
 
+def test_an_unfinished_store_is_passed_over_and_refused(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    config, samples = mini_config(mini_root, cache_root=str(tmp_path)), dataset.samples("train")
+    begun = write_priors(tmp_path / "begun.zarr", dataset, fingerprint="begun")
+    (begun / "done" / "0.json").unlink()
+    with pytest.raises(
+        DataError, match=r"no complete prior store .*\(unfinished: .*begun\.zarr; run the same"
+    ):
+        choose_store(config, dataset)
+    with pytest.raises(DataError, match=r"begun\.zarr: 1 of 1 shards are not finished"):
+        open_priors(begun, config, dataset, samples)
+    whole = write_priors(tmp_path / "whole.zarr", dataset, fingerprint="whole")
+    assert choose_store(config, dataset) == whole
+
+
+@pytest.mark.parametrize(("bytes_of_wide", "alike"), [("first", True), ("second", False), ("", True)])
+def test_stores_of_other_bytes_of_their_images_are_not_alike(
+    mini_root: Path, tmp_path: Path, bytes_of_wide: str, alike: bool
+) -> None:
+    """Where one does not know them, they are taken for the same."""
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    config = mini_config(mini_root, cache_root=str(tmp_path))
+    write_priors(tmp_path / "narrow.zarr", dataset, fingerprint="narrow", model="a", images="first")
+    both = ("val", "train")
+    write_priors(
+        tmp_path / "wide.zarr", dataset, fingerprint="wide", splits=both, model="a", images=bytes_of_wide
+    )
+    if alike:
+        assert choose_store(config, dataset) == tmp_path / "wide.zarr"
+    else:
+        with pytest.raises(DataError, match=r"2 prior stores"):
+            choose_store(config, dataset)
+
+
+def test_a_store_of_the_first_pairs_is_made_alike(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    few, whole, others, unknown = (
+        PriorStore(
+            write_priors(tmp_path / f"{name}.zarr", dataset, fingerprint=name, model=model, limit=limit)
+        )
+        for name, model, limit in (
+            ("few", "a", 5),
+            ("whole", "a", None),
+            ("others", "b", 5),
+            ("unknown", "", 5),
+        )
+    )
+    assert made_alike(few, whole) and made_alike(whole, few)
+    assert not made_alike(few, others) and not made_alike(unknown, unknown)
+
+
 def test_a_store_of_the_first_pairs_is_passed_over_and_refused_in_words(
     mini_root: Path, tmp_path: Path
 ) -> None:
@@ -493,7 +544,11 @@ def test_a_store_of_the_first_pairs_is_passed_over_and_refused_in_words(
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [({"fingerprint": "0" * 32}, "other annotations"), ({"dataset": "refcoco"}, "dataset 'refcoco'")],
+    [
+        ({"fingerprint": "0" * 32}, "other annotations"),
+        ({"dataset": "refcoco"}, "dataset 'refcoco'"),
+        ({"split_by": "google"}, "split_by 'google'"),
+    ],
 )
 def test_a_store_of_other_data_is_refused(mini_root: Path, tmp_path: Path, data: dict, message: str) -> None:
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
@@ -506,6 +561,7 @@ def test_a_store_of_other_images_is_refused(mini_root: Path, tmp_path: Path) -> 
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
     path = write_priors(tmp_path / "other.zarr", dataset)
     samples = dataset.samples("train")
+    assert open_priors(path, mini_config(mini_root), dataset, samples).store.path == path
     samples[3] = dataclasses.replace(samples[3], height=64)
     with pytest.raises(DataError, match=r"row 3 .*\[128, 128\].*\[64, 128\]"):
         open_priors(path, mini_config(mini_root), dataset, samples)
@@ -550,3 +606,4 @@ def test_misplaced_priors_are_another_objects_of_the_same_image(mini_root: Path)
     half = MisplacedPriors(store, samples, 0.5, 0)
     assert 0 < len(half) < len(whole) and len(MisplacedPriors(store, samples, 0.0, 0)) == 0
     assert half._taken_from == MisplacedPriors(store, samples, 0.5, 0)._taken_from
+    assert half._taken_from != MisplacedPriors(store, samples, 0.5, 1)._taken_from
