@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.jsonl import load_jsonl
 from shared.refer import MaskAccessError, load_refer
@@ -26,7 +27,14 @@ from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig
-from tests.stage2_train.miniature import NO_BOX_EVERY, mini_config, segmentor_config, write_priors
+from stage2_train.weak_labels import collect_weak_labels
+from tests.stage2_train.miniature import (
+    NO_BOX_EVERY,
+    mini_config,
+    plain_config,
+    segmentor_config,
+    write_priors,
+)
 
 PLAN = BatchPlan(
     seed=1,
@@ -607,3 +615,28 @@ def test_misplaced_priors_are_another_objects_of_the_same_image(mini_root: Path)
     assert 0 < len(half) < len(whole) and len(MisplacedPriors(store, samples, 0.0, 0)) == 0
     assert half._taken_from == MisplacedPriors(store, samples, 0.5, 0)._taken_from
     assert half._taken_from != MisplacedPriors(store, samples, 0.5, 1)._taken_from
+
+
+def test_a_run_misplaces_priors_by_its_own_seed(mini_root: Path) -> None:
+    """Not by that of the labelled images, which runs that are compared have in common."""
+    config = dataclasses.replace(mini_config(mini_root), misplaced_priors=0.5)
+
+    def taken(seed: int, split_seed: int) -> dict[str, str]:
+        inputs = open_inputs(dataclasses.replace(config, seed=seed, split_seed=split_seed))
+        assert isinstance(inputs.priors, MisplacedPriors)
+        return inputs.priors._taken_from
+
+    assert taken(1, 2) == taken(1, 3) != taken(2, 2)
+
+
+def test_labels_are_drawn_by_the_seed_of_the_split(mini_root: Path) -> None:
+    """Of images and of points: runs of several seeds are given the same ones."""
+    config = apply_overrides(plain_config(mini_root, "omni_res"), ["omni_res.weak_label=point"])
+    one, other = (open_inputs(dataclasses.replace(config, seed=seed, split_seed=3)) for seed in (1, 2))
+    split = make_split(one.dataset, config.fraction, 3)
+    samples = [sample for ref in split.unlabelled for sample in ref]
+    assert one.split.image_ids == other.split.image_ids == split.image_ids
+    points = collect_weak_labels(one.dataset, samples, "point", 3).read(samples)
+    for inputs in (one, other):
+        assert inputs.weak_labels is not None and equal(inputs.weak_labels.read(samples), points)
+    assert not equal(collect_weak_labels(one.dataset, samples, "point", 4).read(samples), points)
