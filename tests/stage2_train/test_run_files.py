@@ -138,6 +138,20 @@ def test_a_methods_state_of_another_code_is_named(mini_run: Path, tmp_path: Path
         restore_method(run, read_run_config(run))
 
 
+def test_the_last_checkpoint_says_what_a_method_has_learnt(mini_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(mini_run, tmp_path / "run"))
+    (last,) = list_checkpoints(run / "checkpoints")
+    earlier = Path(shutil.copytree(last, last.with_name("step_00000001")))
+    learnt = load_object(last, "method")
+    actor = {name: torch.zeros_like(value) for name, value in learnt["actor"].items()}
+    torch.save(learnt | {"actor": actor}, earlier / "method.pt")
+    _keep_whole(earlier)
+    assert list_checkpoints(run / "checkpoints") == [earlier, last]
+    found = restore_method(run, read_run_config(run)).state_dict()["actor"]
+    assert all(torch.equal(found[name], value) for name, value in learnt["actor"].items())
+    assert not all(torch.equal(found[name], value) for name, value in actor.items())
+
+
 def _keep_whole(checkpoint: Path) -> None:
     """Let the checkpoint know the size of its changed file."""
     state = load_state(checkpoint)
