@@ -24,7 +24,7 @@ from shared.stopping import STOPPED
 from stage2_train.ablate import command_of, parse_share, run_grid
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
-from stage2_train.ablate_state import PART, Opened, describe_grid, open_grid, state_of
+from stage2_train.ablate_state import DONE, PART, Opened, describe_grid, open_grid, state_of
 from stage2_train.ablate_table import METRICS
 from stage2_train.cluster_jobs import plan_grid
 from stage2_train.inputs import open_split
@@ -134,6 +134,35 @@ recipe = "omni-res-box-embedded"
         (run / "split.json").write_text(json.dumps(split))
     states = {cell.method: state_of(cell, grid, tmp_path / "out", opened) for cell in grid.cells}
     assert {name: state.state for name, state in states.items()} == dict.fromkeys(states, PART), states
+
+
+def test_a_cell_is_done_once_it_has_ended_and_every_split_is_scored(mini_root: Path, tmp_path: Path) -> None:
+    text = GRID.format(root=mini_root).replace("[methods.a]", 'splits = ["val", "testA"]\n[methods.a]')
+    grid, out = read_grid(grid_file(tmp_path, text)), tmp_path / "out"
+    opened, cell = open_grid(grid, out), grid.cells[0]
+    run = out / cell.name
+    (run / "eval").mkdir(parents=True)
+    record = run_record(cell.config, cell.recipe, cell.changes, None, opened.data_fingerprint, 1)
+    (run / "config.json").write_text(json.dumps(record))
+
+    def score(split: str, masks: str) -> None:
+        (run / "eval" / f"{split}.json").write_text(json.dumps({"masks": masks}))
+
+    def state() -> str:
+        return state_of(cell, grid, out, opened).state
+
+    for split, masks in opened.masks.items():
+        score(split, masks)
+    assert state() == PART, "scores of a run that goes on"
+    (run / "done.json").write_text("{}")
+    assert state() == DONE
+    for split in grid.splits:
+        score(split, "of before they were redrawn")
+        assert state() == PART
+        (run / "eval" / f"{split}.json").unlink()
+        assert state() == PART
+        score(split, opened.masks[split])
+    assert state() == DONE
 
 
 TWO_PRIORS = """
