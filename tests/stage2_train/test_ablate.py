@@ -111,12 +111,13 @@ def test_all_cells_run_once_and_a_second_call_runs_none(grid: Grid, tmp_path: Pa
 
 
 def test_cells_are_held_to_the_labels_that_each_of_them_is_given(mini_root: Path, tmp_path: Path) -> None:
-    """Weak labels are other labels of the same share and draw."""
+    """Weak labels are other labels of the same share and draw, and each seed has a draw of its own here."""
     text = f"""
 reference = "plain"
 recipe = "supervised-embedded"
 fractions = [0.25]
-seeds = [1]
+seeds = [1, 2]
+split_seeds = [0, 3]
 set = ["data.root={mini_root}/data"]
 [methods.plain]
 [methods.box]
@@ -132,7 +133,7 @@ recipe = "omni-res-box-embedded"
         dataset = load_dataset(cell.config.data)
         split = split_record(cell.config, open_split(cell.config, dataset), dataset)
         (run / "split.json").write_text(json.dumps(split))
-    states = {cell.method: state_of(cell, grid, tmp_path / "out", opened) for cell in grid.cells}
+    states = {cell.name: state_of(cell, grid, tmp_path / "out", opened) for cell in grid.cells}
     assert {name: state.state for name, state in states.items()} == dict.fromkeys(states, PART), states
 
 
@@ -279,6 +280,15 @@ def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_p
     mended = run_grid(grid, out, quiet=True, command=light())
     assert mended["counts"] == {"done": 4} and starts(out)["a/fraction-0.25/seed-1"] == 2
     assert starts(out)["b/fraction-0.25/seed-1"] == 1
+
+
+def test_a_reason_is_of_the_last_try(grid: Grid, tmp_path: Path) -> None:
+    """Logs are written on: a process that said nothing has not said what the one before it did."""
+    out = tmp_path / "out"
+    run_grid(grid, out, quiet=True, command=light(a=2, b=2))
+    mute = [sys.executable, "-S", "-c", "raise SystemExit(5)"]
+    answer = run_grid(grid, out, quiet=True, command=lambda cell, out, opened: mute)
+    assert {cell["reason"] for cell in answer["unfinished"]} == {"exit status 5"}
 
 
 @pytest.mark.parametrize(
