@@ -18,9 +18,10 @@ import pytest
 from shared.cluster.status import status_of
 from shared.datasets import load_dataset
 from shared.errors import DataError
-from shared.grid_folders import names_of
+from shared.grid_folders import FAILED_FILE, names_of
 from shared.refer import load_refer
 from shared.stopping import STOPPED
+from stage2_train import ablate_cell
 from stage2_train.ablate import command_of, parse_share, run_grid
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
@@ -279,6 +280,10 @@ def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_p
     assert describe_grid(grid, out)["cells"]["a/fraction-0.25/seed-1"]["state"] == "failed"
     mended = run_grid(grid, out, quiet=True, command=light())
     assert mended["counts"] == {"done": 4} and starts(out)["a/fraction-0.25/seed-1"] == 2
+    assert not list(out.rglob(FAILED_FILE))
+    (out / "b/fraction-0.25/seed-1" / FAILED_FILE).write_text('{"reason": "of a time when it was not done"}')
+    assert run_grid(grid, out, quiet=True, command=light())["counts"] == {"done": 4}
+    assert not list(out.rglob(FAILED_FILE))
     assert starts(out)["b/fraction-0.25/seed-1"] == 1
 
 
@@ -421,6 +426,27 @@ def test_a_locked_cell_is_not_had_twice(tmp_path: Path) -> None:
     second = hold_lock(tmp_path / "run")
     assert second is not None
     os.close(second)
+
+
+@pytest.mark.parametrize("locked_out", [True, False])
+def test_the_process_of_a_cell_ends_by_what_became_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], locked_out: bool
+) -> None:
+    """A cell that another process has is not touched; input that cannot be used is no crash."""
+    touched = []
+
+    def unusable(spec: dict) -> None:
+        touched.append(spec["run"])
+        raise DataError("no such\ndata")
+
+    monkeypatch.setattr(ablate_cell, "run_cell", unusable)
+    monkeypatch.setattr(ablate_cell, "end_with_parent", lambda: None)
+    monkeypatch.setattr(ablate_cell, "hold_lock", lambda run: None if locked_out else 0)
+    monkeypatch.setattr(sys, "argv", ["ablate_cell", json.dumps({"run": str(tmp_path / "run")})])
+    with pytest.raises(SystemExit) as ended:
+        ablate_cell.main()
+    assert (ended.value.code, touched) == ((BUSY, []) if locked_out else (2, [str(tmp_path / "run")]))
+    assert capsys.readouterr().err == ("" if locked_out else "error: no such data\n")
 
 
 # --- real cells --------------------------------------------------------------------------------------------------
