@@ -20,7 +20,7 @@ from shared.store.find import find_stores
 from shared.store.reader import PriorStore
 from stage2_train.batch import Batch
 from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
-from stage2_train.inputs import open_inputs
+from stage2_train.inputs import batch_plan, open_inputs
 from stage2_train.loader import _KeyedDataset, iterate
 from stage2_train.order import Draw, draw, group_by_ref, micro_positions
 from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, made_alike, open_priors
@@ -615,6 +615,22 @@ def test_misplaced_priors_are_another_objects_of_the_same_image(mini_root: Path)
     assert 0 < len(half) < len(whole) and len(MisplacedPriors(store, samples, 0.0, 0)) == 0
     assert half._taken_from == MisplacedPriors(store, samples, 0.5, 0)._taken_from
     assert half._taken_from != MisplacedPriors(store, samples, 0.5, 1)._taken_from
+
+
+def test_batches_are_made_as_the_run_says(mini_root: Path) -> None:
+    config = dataclasses.replace(
+        mini_config(mini_root),
+        seed=7,
+        accumulation=2,
+        weak=WeakConfig(flip_probability=0.25),
+        strong=StrongConfig(operations=3),
+        text=StrongTextConfig(candidates=4),
+    )
+    plan = batch_plan(config, rank=1, num_processes=2)
+    assert (plan.weak, plan.strong, plan.text) == (config.weak, config.strong, config.text)
+    assert (plan.seed, plan.accumulation, plan.rank, plan.num_processes) == (7, 2, 1, 2)
+    assert (plan.batch_labelled, plan.batch_unlabelled) == (config.batch_labelled, config.batch_unlabelled)
+    assert batch_plan(plain_config(mini_root, "supervised")).batch_unlabelled == 0
 
 
 def test_a_run_misplaces_priors_by_its_own_seed(mini_root: Path) -> None:
