@@ -82,7 +82,8 @@ def processed_size(height: int, width: int, rules: SizeRules) -> tuple[int, int]
     if max(height, width) / min(height, width) <= MAX_ASPECT:
         size_hw = smart_resize(height, width, rules.factor, rules.min_pixels, rules.max_pixels)
         in_range = rules.processor_min_pixels <= size_hw[0] * size_hw[1] <= rules.processor_max_pixels
-        if min(size_hw) > 0 and in_range and smart_resize(*size_hw, *limits) == size_hw:
+        allowed = max(size_hw) <= MAX_ASPECT * min(size_hw)  # rounding may have made it more elongated
+        if allowed and in_range and smart_resize(*size_hw, *limits) == size_hw:
             return size_hw
     return _nearest_aspect(height, width, rules)
 

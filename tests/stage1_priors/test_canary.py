@@ -9,7 +9,19 @@ from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.store.reader import PriorStore
 from shared.store.verify import store_status
-from stage1_priors.canary import SQUARE, TALL, TILED, WIDE, canvases_of, draw_canary, run_canary
+from stage1_priors.answers import box_iou
+from stage1_priors.canary import (
+    FRAME_MARGIN,
+    PIXELS_BEFORE,
+    SQUARE,
+    TALL,
+    TILED,
+    WIDE,
+    canvases_of,
+    draw_canary,
+    fitting_frame,
+    run_canary,
+)
 from stage1_priors.config import CanaryConfig
 from stage1_priors.engine import Answer, Request
 from stage1_priors.families import INTERNVL, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, SizeRules
@@ -283,6 +295,18 @@ def test_a_frame_that_nearly_fits_is_refused_too():
     answer_of = answering("qwen2_5_vl", "pixels of the image before resizing")
     result = run_canary(FakeEngine(answer_of), QWEN2_5_VL, RULES, lenient)
     assert result.mean_iou >= 0.25 and result.mean_iou > result.chance_iou + 0.2 and not result.passed
+
+
+def test_a_frame_that_fits_by_chance_as_well_is_not_named():
+    """Numbers between two frames, a little nearer to the other one: noise, and no reason to refuse a model."""
+    truth_N4 = np.array([[0.0, 0.0, 0.9, 0.9], [0.0, 0.0, 0.5, 0.8]])
+    raw_N4 = truth_N4 * 116
+    seen, given = np.full((2, 2), 112), np.full((2, 2), 119)
+    own, other = (box_iou(raw_N4 / side, truth_N4).mean() for side in (112, 119))
+    assert own < other < own + FRAME_MARGIN
+    assert fitting_frame(raw_N4, truth_N4, seen, given, QWEN2_5_VL, 0.5) is None
+    far, far_N4 = np.array([[100, 160]] * 2), truth_N4 * np.array([160, 100, 160, 100])
+    assert fitting_frame(far_N4, truth_N4, seen, far, QWEN2_5_VL, 0.5) == PIXELS_BEFORE
 
 
 def test_corners_in_another_order_are_no_other_frame():

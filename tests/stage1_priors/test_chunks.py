@@ -7,8 +7,10 @@ import pytest
 
 from shared.config import apply_overrides
 from shared.types import Sample
-from stage1_priors.chunks import Bounds, bytes_of_images, cut
+from stage1_priors.chunks import Bounds, bytes_of_images, chunks_of, cut
 from stage1_priors.families import QWEN2_5_VL, SizeRules
+from stage1_priors.plan import make_plan
+from stage1_priors.reuse import nothing_reusable
 
 RULES = SizeRules(
     factor=28,
@@ -50,6 +52,20 @@ def test_parts_hold_so_many_rows_and_bytes():
     assert parts(100, 6) == [(0, 6), (5, 9), (6, 3)]
     assert parts(4, 6) == [(0, 6), (4, 3), (5, 9), (6, 2), (10, 2)]
     assert [first for first, _ in parts(1, 1)] == list(range(12))
+    again = [sample(row, image) for row, image in enumerate([0, 2, 1, 0])]  # as in another split
+    assert cut(again, Bounds(rows=2, num_bytes=100, num_ahead=1), bytes_of) == [(0, 12), (2, 6)]
+
+
+def test_a_chunk_knows_which_of_its_asked_rows_failed_before():
+    plan = make_plan([sample(row, row) for row in range(7)], ("train",), 7, "d")
+    known = nothing_reusable(7)
+    known.source_N[[0, 3]] = 0
+    known.failed_N[[1, 5]] = True
+    bounds = Bounds(rows=3, num_bytes=1, num_ahead=1)
+    first, second = chunks_of(plan, known, [0], bounds, lambda *_: 0)
+    assert [one.sample_id for one in first.asked + second.asked] == ["1", "2", "4", "5", "6"]
+    assert (first.failed_A.tolist(), second.failed_A.tolist()) == ([True, False, False], [True, False])
+    assert (first.known.tolist(), second.known.tolist()) == ([True, False, False, True, False], [False] * 2)
 
 
 @pytest.mark.parametrize(

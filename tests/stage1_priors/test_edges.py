@@ -187,6 +187,31 @@ def test_tokens_of_another_text_give_no_knowledge():
     assert edge_knowledge(text, tokens, [(1, 2), (3, 4), (5, 7), (8, 10)], (50, 60)) is None
 
 
+def test_tokens_that_end_within_a_number_give_no_knowledge():
+    """As of an answer whose last tokens the engine did not report."""
+    text = "[1,2,3,45]"
+    tokens = [token(char, 0.5) for char in text[:-2]]
+    spans = [(1, 2), (3, 4), (5, 6), (7, 9)]
+    assert edge_knowledge(text, tokens, spans, (50, 60)) is None
+    assert edge_knowledge(text, [*tokens, token("5")], spans, (50, 60)) is not None
+
+
+def test_a_token_that_two_numbers_share_counts_once():
+    text = "[1,2,3,4]"
+    tokens = [
+        token("["),
+        token("1,2", 0.1),
+        token(","),
+        token("3", 0.4),
+        token(","),
+        token("4", 0.2),
+        token("]"),
+    ]
+    knowledge = edge_knowledge(text, tokens, [(1, 2), (3, 4), (5, 6), (7, 8)], (50, 60))
+    assert knowledge.confidence == pytest.approx(math.log(0.1 * 0.4 * 0.2) / 3)
+    np.testing.assert_allclose(knowledge.logprob_4, np.log([0.1, 0.1, 0.4, 0.2]), rtol=1e-6)
+
+
 def test_knowledge_of_a_box():
     texts = ["[", "10", ",", "20", ",", "30", ",", "40", "]"]
     tokens = [token(text, 0.5 if text.isdecimal() else 1.0) for text in texts]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shared.errors import DataError
 from stage1_priors.families import FAMILIES, SizeRules, family_of, size_rules_of
-from stage1_priors.families.family import box_to_norm
+from stage1_priors.families.family import box_to_norm, positive_integers
 from stage1_priors.families.qwen2_5_vl import QWEN2_5_VL, processed_size, smart_resize
 from tests.stage1_priors.fake_engine import write_model_folder
 
@@ -32,6 +32,8 @@ REAL = rules(3136, 12845056)
         ((100, 1000), rules(12544, 12544), (28, 448)),
         ((10, 10), REAL, (56, 56)),
         ((3, 3000), REAL, (28, 5600)),
+        ((30, 6000), REAL, (28, 5600)),  # 200:1 as it is, and more when rounded, which the processor refuses
+        ((8200, 41), REAL, (11172, 56)),
     ],
 )
 def test_known_sizes(size, limits, want):
@@ -40,9 +42,18 @@ def test_known_sizes(size, limits, want):
 
 def test_own_rule_agrees_with_the_library():
     library = pytest.importorskip("transformers.models.qwen2_vl.image_processing_qwen2_vl").smart_resize
-    for height, width in [(480, 640), (333, 500), (640, 427), (30, 900), (5000, 4000)]:
-        want = library(height, width, 28, 3136, 12845056)
-        assert smart_resize(height, width, 28, 3136, 12845056) == want
+    for height, width in [
+        (480, 640),
+        (333, 500),
+        (640, 427),
+        (30, 900),
+        (5000, 4000),
+        (120, 115),
+        (112, 112),
+    ]:
+        for low, high in ((3136, 12845056), (12544, 12544)):
+            want = library(height, width, 28, low, high)
+            assert smart_resize(height, width, 28, low, high) == want
 
 
 @settings(max_examples=300, deadline=None)
@@ -104,6 +115,9 @@ def test_family_and_rules_from_a_folder(tmp_path):
     assert family_of(folder) is QWEN2_5_VL
     found = size_rules_of(QWEN2_5_VL, folder, max_pixels=100_000)
     assert (found.factor, found.min_pixels, found.max_pixels) == (28, 3136, 100_000)
+    assert (found.processor_min_pixels, found.processor_max_pixels) == (3136, 200704), (
+        "as the engine has them"
+    )
     with pytest.raises(DataError, match="not within the model's own"):
         size_rules_of(QWEN2_5_VL, folder, max_pixels=300_000)
 
@@ -127,6 +141,9 @@ def test_unknown_models_are_refused_by_name(tmp_path):
     (folder / "config.json").write_text("not json")
     with pytest.raises(DataError, match="config.json: cannot be read"):
         family_of(folder)
+    for value in (0, -14, "14", True):
+        with pytest.raises(DataError, match=f"patch_size is {value!r}, expected a positive integer"):
+            positive_integers({"merge_size": 2, "patch_size": value}, "x")
     with pytest.raises(DataError, match="min_pixels is None"):
         write_model_folder(folder)
         (folder / "preprocessor_config.json").write_text('{"patch_size": 14, "merge_size": 2}')

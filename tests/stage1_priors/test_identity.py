@@ -17,16 +17,22 @@ from shared.config import DataConfig, apply_overrides, idle_overrides
 from shared.config_fields import config_fields
 from shared.datasets import load_dataset
 from shared.errors import DataError
+from shared.image_pack import digest_of
+from shared.model_files import hash_model_files
 from stage1_priors import engine as engine_module
 from stage1_priors.config import CanaryConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.identity import (
+    MISSING_IMAGE,
+    UNREADABLE_IMAGE,
     ImageHasher,
+    content_hashes,
     differences,
     graph_fingerprint,
     identify_images,
     images_fingerprint,
     locate_model,
+    locate_proposer,
 )
 from stage1_priors.job import describe_plan, make_job
 from stage1_priors.proposers import PROPOSERS, BoxProposer, Prompts, ProposerKind
@@ -245,6 +251,15 @@ def test_the_models_own_limit_is_no_other(mode_configs):
     assert make_job(own).fingerprint == make_job(config).fingerprint
 
 
+@pytest.mark.parametrize(
+    "limits", [("min_pixels=3137", "min_pixels=3138"), ("max_pixels=50000", "max_pixels=49999")]
+)
+def test_limits_make_another_store_though_the_sizes_that_are_tried_stay(mode_configs, limits):
+    one, other = (make_job(apply_overrides(mode_configs["box"], [f"model.{limit}"])) for limit in limits)
+    assert one.identity["asked"]["sizes"] == other.identity["asked"]["sizes"]
+    assert one.fingerprint != other.fingerprint
+
+
 def test_the_order_of_splits_makes_another_store(config):
     assert (
         make_job(apply_overrides(config, ["splits=val,train,testA,testB"])).fingerprint
@@ -422,6 +437,21 @@ def test_missing_and_renamed_images_count(tmp_path):
     assert len(prints) == 4
 
 
+def test_only_images_with_bytes_have_a_hash():
+    found = {"a": UNREADABLE_IMAGE, "b": MISSING_IMAGE, "c": "0f" * 16}
+    assert content_hashes(found) == {"c": b"\x0f" * 16}
+
+
+def test_a_packed_image_counts_as_its_file_would(tmp_path):
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"bytes")
+    for mode in ("content", "size"):
+        (loose,) = identify_images([("a", file)], mode, tmp_path / f"{mode}.json").values()
+        packed = len(b"bytes"), digest_of(b"bytes").hex()
+        (same,) = identify_images([("a", packed)], mode, tmp_path / f"{mode}.json").values()
+        assert same == loose and (mode == "content" or same == "5")
+
+
 def test_a_repository_that_is_not_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     said = r"model\.path: nobody/nothing \(revision main\) .*; `l2l fetch priors RECIPE` puts it"
@@ -441,6 +471,10 @@ def test_a_repository_in_the_cache_is_named_by_its_commit(monkeypatch, tmp_path)
         found = locate_model(MllmConfig(path="some/model", revision=revision))
         assert found.identity == {"repository": "some/model", "commit": commit}
         assert found.folder.name == commit
+    (found.folder / "config.json").write_text('{"model_type": "sam2"}')
+    proposer = locate_proposer(ProposerConfig(kind="sam2", path="some/model", revision="v1"))
+    files = hash_model_files(found.folder)
+    assert proposer.identity == {"repository": "some/model", "commit": commit, "files": files}
 
 
 def test_differences_name_leaves():

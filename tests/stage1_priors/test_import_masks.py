@@ -92,7 +92,7 @@ def run(config, **options):
 
 def test_every_type_of_file_comes_through(config, dataset):
     written = write_folder(dataset, config)
-    store = PriorStore(run(config))
+    store = PriorStore(run(apply_overrides(config, ["missing_ceiling=0"])))  # none is missing
     store.require_complete()
     assert store.status_counts() == {"imported": len(written)}
     for sample_id, prob in written.items():
@@ -100,6 +100,18 @@ def test_every_type_of_file_comes_through(config, dataset):
         assert np.abs(got.astype(int) - to_grid(prob, GRID)).max() <= 1
     assert np.isnan(store.column("box_xyxy_norm")).all() and np.isnan(store.column("proposer_iou")).all()
     assert set(store.texts("raw_text", range(store.num_rows))) == {""}
+
+
+def test_a_mask_on_the_grid_by_hand():
+    own = np.array([[0, 1], [0.5, 0.25]], np.float32)
+    assert to_grid(own, 2).tolist() == [[0, 255], [128, 64]]
+    larger = np.array([[0, 1]], np.float32)
+    assert to_grid(larger, 4).tolist() == [[0, 64, 191, 255]] * 4
+    fine = (np.indices((32, 32)).sum(0) % 2).astype(np.float32)
+    assert np.abs(to_grid(fine, 4).astype(int) - 127.5).max() < 3, "averaged, not picked"
+    left = np.zeros((16, 32), np.float32)
+    left[:, :16] = 1
+    assert (to_grid(left, 8)[:, [0, 1, 6, 7]] == [255, 255, 0, 0]).all()
 
 
 def test_scores_of_imported_masks(config, dataset):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from shared.synth.example import write_example
 from stage1_priors.chunks import Bounds, chunks_of
 from stage1_priors.config import DataConfig
 from stage1_priors.engine import Answer
-from stage1_priors.job import describe_plan
+from stage1_priors.job import describe_plan, find_known_rows, make_job
 from stage1_priors.run import run_priors
 from stage1_priors.tiny_sam import WEIGHTS_DIR
 from tests.stage1_priors.fake_engine import (
@@ -85,6 +86,17 @@ def test_a_part_of_a_store_starts_no_engine(config, tmp_path):
     assert small.attrs["canary"] == big.attrs["canary"] and small.attrs["logprobs"] == big.attrs["logprobs"]
     assert_same_rows(alone(small_config, tmp_path), small)
     assert store_status(small.path)["reused"] == {big.path.name: small.num_rows}
+
+
+def test_rows_of_several_stores_fill_one_shard(config, tmp_path):
+    """Each in its own place, whichever store is looked through first."""
+    parts = [run(apply_overrides(config, [f"splits={split}"]), FakeEngine()) for split in ("val", "testA")]
+    engine = FakeEngine()
+    both = apply_overrides(config, ["splits=testA,val"])
+    store = run(both, engine)
+    assert engine.num_requests == 0 and store.num_rows == sum(part.num_rows for part in parts) <= 512
+    assert store_status(store.path)["reused"] == {part.path.name: part.num_rows for part in parts}
+    assert_same_rows(alone(both, tmp_path), store)
 
 
 def test_a_renamed_store_is_not_asked_for_again(config):
@@ -191,6 +203,9 @@ def test_what_fails_again_is_judged_with_what_is_known(config, status):
     whole = run(generous, FakeEngine(fails_on_stars))
     assert whole.status_counts()[status] >= 8
     more = apply_overrides(generous, ["splits=train,val", "ceiling_min_rows=8"])
+    kept = Counter(whole.status_counts())
+    del kept["engine_error"]
+    assert find_known_rows(make_job(more)).statuses() == kept
     store = run(more, FakeEngine(fails_on_stars))
     assert store.status_counts()[status] >= whole.status_counts()[status]
     again = {"engine_error": whole.status_counts()[status], "no_box": 0}[status]
@@ -270,15 +285,14 @@ def test_long_and_odd_expressions_are_asked_again(photos):
     lines = lines_of(path)
     image = json.loads(lines[0])["image"]
     long = "x" * EXPRESSION_BYTES
-    write_lines(
-        path, [json.dumps({"image": image, "expression": text}) for text in (f"{long} one", "plain")] + lines
-    )
+    texts = (f"{long} one", "odd \ufffd", "plain")
+    write_lines(path, [json.dumps({"image": image, "expression": text}) for text in texts] + lines)
     run(config, FakeEngine())
-    texts = (f"{long} one", f"{long} two", "plain")
+    texts = (*texts, f"{long} two", long)
     write_lines(path, [json.dumps({"image": image, "expression": text}) for text in texts] + lines)
     engine = FakeEngine()
     run(config, engine)
-    assert engine.num_requests == 2
+    assert engine.num_requests == 4, "all but the plain one"
 
 
 def test_sampled_boxes_keep_their_seed(photos):
@@ -301,8 +315,6 @@ def test_sampled_boxes_keep_their_seed(photos):
 
 
 def test_chunks_hold_so_many_rows_to_ask_for(config):
-    from stage1_priors.job import find_known_rows, make_job
-
     run(apply_overrides(config, ["splits=val"]), FakeEngine())
     job = make_job(config)
     known = find_known_rows(job)
@@ -359,9 +371,12 @@ def test_candidates_come_along(photos, tmp_path):
     ]
     sam += ["proposer.candidates.min_iou=0", "proposer.candidates.min_stability=0"]
     config = apply_overrides(config, sam)
-    small = run(config, FakeEngine())
     lines = lines_of(path)
-    more = json.dumps({"image": json.loads(lines[-1])["image"], "expression": "something in a corner"})
+    of_first, of_last = (json.loads(line)["image"] for line in (lines[0], lines[-1]))
+    lines.append(json.dumps({"image": of_first, "expression": "something else"}))  # a row that holds none
+    write_lines(path, lines)
+    small = run(config, FakeEngine())
+    more = json.dumps({"image": of_last, "expression": "something in a corner"})
     write_lines(path, [more, *lines[::-1]])
     store = run(config, FakeEngine())
     assert store_status(store.path)["reused"] == {small.path.name: small.num_rows}
@@ -370,6 +385,8 @@ def test_candidates_come_along(photos, tmp_path):
         np.testing.assert_allclose(store.column(name).astype(int), expected.column(name).astype(int), atol=1)
     held = [(one.column("candidates") > 0).any((1, 2, 3)) for one in (small, store, expected)]
     assert (held[1] == held[2]).all() and 0 < held[1].sum() < len(held[1])
+    turned = store.texts("expression", range(store.num_rows)).index("something else")
+    assert held[1][turned] and held[0].sum() == len(held[0]) - 1
 
 
 def test_another_proposer_makes_masks_of_known_answers(config, tmp_path, capsys):

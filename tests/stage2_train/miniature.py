@@ -11,7 +11,7 @@ from shared.config import DataConfig
 from shared.masks import resize_mask_nearest
 from shared.refer import ReferDataset, load_refer
 from shared.seeding import rng
-from shared.store.schema import encode_text_rows, prior_fields
+from shared.store.schema import encode_text_rows, image_hash_fields, prior_fields
 from shared.store.writer import create_store, write_shard
 from shared.synth.expressions import VOCABULARY
 from shared.synth.refshapes import write_refshapes
@@ -63,17 +63,20 @@ def write_priors(
     splits: tuple = ("train",),
     model: str = "",
     limit: int | None = None,
+    images: str = "",
 ) -> Path:
     """A complete store whose proposals are noisy versions of the masks; some rows have no box.
 
-    Stores of the same named `model` were made alike, nothing is known of one without.
+    Stores of the same named `model` were made alike, nothing is known of one without. One with `images` knows the bytes
+    of its images, which are others under another name.
     """
     samples = [sample for split in splits for sample in dataset.samples(split)][:limit]
-    num, fields = len(samples), prior_fields(GRID)
+    num, fields = len(samples), (*prior_fields(GRID), *(image_hash_fields() if images else ()))
     made_for = {
         "dataset": dataset.dataset, "split_by": dataset.split_by, "fingerprint": dataset.fingerprint(), **(data or {})
     }  # fmt: skip
     fields_hashed = {"model": {"files": model}, "data": {"images": str(splits)}, "splits": list(splits)}
+    fields_hashed |= {} if limit is None else {"limit": limit}
     static = {
         "sample_id": encode_text_rows([s.sample_id for s in samples], 96, strict=True),
         "expression": encode_text_rows([s.expression for s in samples], 256),
@@ -81,6 +84,9 @@ def write_priors(
         "split": np.array([splits.index(s.split) for s in samples], np.uint8),
         "image_hw": np.array([(s.height, s.width) for s in samples], np.int32),
     }
+    if images:
+        hashes = [rng("bytes", images, s.image_id).integers(256, size=16) for s in samples]
+        static["image_hash"] = np.array(hashes, np.uint8)
     create_store(
         path,
         num_rows=num,

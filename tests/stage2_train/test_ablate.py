@@ -18,13 +18,14 @@ import pytest
 from shared.cluster.status import status_of
 from shared.datasets import load_dataset
 from shared.errors import DataError
-from shared.grid_folders import names_of
+from shared.grid_folders import FAILED_FILE, names_of
 from shared.refer import load_refer
 from shared.stopping import STOPPED
+from stage2_train import ablate_cell
 from stage2_train.ablate import command_of, parse_share, run_grid
 from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
-from stage2_train.ablate_state import PART, Opened, describe_grid, open_grid, state_of
+from stage2_train.ablate_state import DONE, PART, Opened, describe_grid, open_grid, state_of
 from stage2_train.ablate_table import METRICS
 from stage2_train.cluster_jobs import plan_grid
 from stage2_train.inputs import open_split
@@ -111,12 +112,13 @@ def test_all_cells_run_once_and_a_second_call_runs_none(grid: Grid, tmp_path: Pa
 
 
 def test_cells_are_held_to_the_labels_that_each_of_them_is_given(mini_root: Path, tmp_path: Path) -> None:
-    """Weak labels are other labels of the same share and draw."""
+    """Weak labels are other labels of the same share and draw, and each seed has a draw of its own here."""
     text = f"""
 reference = "plain"
 recipe = "supervised-embedded"
 fractions = [0.25]
-seeds = [1]
+seeds = [1, 2]
+split_seeds = [0, 3]
 set = ["data.root={mini_root}/data"]
 [methods.plain]
 [methods.box]
@@ -132,8 +134,37 @@ recipe = "omni-res-box-embedded"
         dataset = load_dataset(cell.config.data)
         split = split_record(cell.config, open_split(cell.config, dataset), dataset)
         (run / "split.json").write_text(json.dumps(split))
-    states = {cell.method: state_of(cell, grid, tmp_path / "out", opened) for cell in grid.cells}
+    states = {cell.name: state_of(cell, grid, tmp_path / "out", opened) for cell in grid.cells}
     assert {name: state.state for name, state in states.items()} == dict.fromkeys(states, PART), states
+
+
+def test_a_cell_is_done_once_it_has_ended_and_every_split_is_scored(mini_root: Path, tmp_path: Path) -> None:
+    text = GRID.format(root=mini_root).replace("[methods.a]", 'splits = ["val", "testA"]\n[methods.a]')
+    grid, out = read_grid(grid_file(tmp_path, text)), tmp_path / "out"
+    opened, cell = open_grid(grid, out), grid.cells[0]
+    run = out / cell.name
+    (run / "eval").mkdir(parents=True)
+    record = run_record(cell.config, cell.recipe, cell.changes, None, opened.data_fingerprint, 1)
+    (run / "config.json").write_text(json.dumps(record))
+
+    def score(split: str, masks: str) -> None:
+        (run / "eval" / f"{split}.json").write_text(json.dumps({"masks": masks}))
+
+    def state() -> str:
+        return state_of(cell, grid, out, opened).state
+
+    for split, masks in opened.masks.items():
+        score(split, masks)
+    assert state() == PART, "scores of a run that goes on"
+    (run / "done.json").write_text("{}")
+    assert state() == DONE
+    for split in grid.splits:
+        score(split, "of before they were redrawn")
+        assert state() == PART
+        (run / "eval" / f"{split}.json").unlink()
+        assert state() == PART
+        score(split, opened.masks[split])
+    assert state() == DONE
 
 
 TWO_PRIORS = """
@@ -249,7 +280,20 @@ def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_p
     assert describe_grid(grid, out)["cells"]["a/fraction-0.25/seed-1"]["state"] == "failed"
     mended = run_grid(grid, out, quiet=True, command=light())
     assert mended["counts"] == {"done": 4} and starts(out)["a/fraction-0.25/seed-1"] == 2
+    assert not list(out.rglob(FAILED_FILE))
+    (out / "b/fraction-0.25/seed-1" / FAILED_FILE).write_text('{"reason": "of a time when it was not done"}')
+    assert run_grid(grid, out, quiet=True, command=light())["counts"] == {"done": 4}
+    assert not list(out.rglob(FAILED_FILE))
     assert starts(out)["b/fraction-0.25/seed-1"] == 1
+
+
+def test_a_reason_is_of_the_last_try(grid: Grid, tmp_path: Path) -> None:
+    """Logs are written on: a process that said nothing has not said what the one before it did."""
+    out = tmp_path / "out"
+    run_grid(grid, out, quiet=True, command=light(a=2, b=2))
+    mute = [sys.executable, "-S", "-c", "raise SystemExit(5)"]
+    answer = run_grid(grid, out, quiet=True, command=lambda cell, out, opened: mute)
+    assert {cell["reason"] for cell in answer["unfinished"]} == {"exit status 5"}
 
 
 @pytest.mark.parametrize(
@@ -382,6 +426,27 @@ def test_a_locked_cell_is_not_had_twice(tmp_path: Path) -> None:
     second = hold_lock(tmp_path / "run")
     assert second is not None
     os.close(second)
+
+
+@pytest.mark.parametrize("locked_out", [True, False])
+def test_the_process_of_a_cell_ends_by_what_became_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], locked_out: bool
+) -> None:
+    """A cell that another process has is not touched; input that cannot be used is no crash."""
+    touched = []
+
+    def unusable(spec: dict) -> None:
+        touched.append(spec["run"])
+        raise DataError("no such\ndata")
+
+    monkeypatch.setattr(ablate_cell, "run_cell", unusable)
+    monkeypatch.setattr(ablate_cell, "end_with_parent", lambda: None)
+    monkeypatch.setattr(ablate_cell, "hold_lock", lambda run: None if locked_out else 0)
+    monkeypatch.setattr(sys, "argv", ["ablate_cell", json.dumps({"run": str(tmp_path / "run")})])
+    with pytest.raises(SystemExit) as ended:
+        ablate_cell.main()
+    assert (ended.value.code, touched) == ((BUSY, []) if locked_out else (2, [str(tmp_path / "run")]))
+    assert capsys.readouterr().err == ("" if locked_out else "error: no such data\n")
 
 
 # --- real cells --------------------------------------------------------------------------------------------------

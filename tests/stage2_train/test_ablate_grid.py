@@ -160,6 +160,14 @@ def test_one_run_under_two_names_is_refused(tmp_path: Path) -> None:
         read_grid(grid_file(tmp_path, text))
 
 
+def test_labelled_images_of_a_file_are_the_same_for_all(tmp_path: Path) -> None:
+    text = BASE.replace("[0.01, 0.05]", "[0.05]")
+    assert read_grid(grid_file(tmp_path, text), ["image_ids_file=ids.txt"]).cells
+    text = text.replace('set = ["steps=40"]', 'set = ["image_ids_file=ids.txt"]')
+    with pytest.raises(DataError, match="differ in image_ids_file"):
+        read_grid(grid_file(tmp_path, text))
+
+
 def test_each_seed_may_have_its_own_labelled_images(tmp_path: Path) -> None:
     grid = read_grid(grid_file(tmp_path, "split_seeds = [7, 0, 9]" + BASE))
     assert {(c.seed, c.config.split_seed) for c in grid.cells} == {(1, 7), (2, 0), (3, 9)}

@@ -74,6 +74,23 @@ def test_mean_spread_and_paired_differences(grid: Grid) -> None:
     assert pick(rows, "l2l", "miou", "model")["mean"] == pytest.approx(0.68 + 0.1 + 0.01)
 
 
+def test_differences_are_of_one_seed_each(grid: Grid) -> None:
+    """Whatever is missing, and in whatever order the cells have ended."""
+    values = {
+        ("supervised", 3): 0.4,
+        ("supervised", 2): 0.5,
+        ("l2l", 1): 0.6,
+        ("l2l", 2): 0.64,
+        ("l2l", 3): 0.8,
+    }
+    cells = {(cell.method, cell.seed): cell for cell in grid.cells}
+    done = [cells[key] for key in values]
+    scores = {(cell.name, "val"): result(value) for cell, value in zip(done, values.values(), strict=True)}
+    row = pick(rows_as_json(build_rows(grid, done, scores, {})), "l2l")
+    assert row["paired_seeds"] == (2, 3) and row["difference"] == pytest.approx((0.14 + 0.4) / 2)
+    assert row["difference_sd"] == pytest.approx(math.sqrt(2 * 0.13**2))
+
+
 def test_a_single_seed_has_no_spread(grid: Grid) -> None:
     done = [cell for cell in grid.cells if cell.seed == 1]
     rows = rows_as_json(build_rows(grid, done, {(c.name, "val"): result(0.5) for c in done}, {}))

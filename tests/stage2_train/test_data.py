@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.jsonl import load_jsonl
 from shared.refer import MaskAccessError, load_refer
@@ -19,14 +20,21 @@ from shared.store.find import find_stores
 from shared.store.reader import PriorStore
 from stage2_train.batch import Batch
 from stage2_train.data import BatchPlan, BatchSource, ResizedReader, make_split
-from stage2_train.inputs import open_inputs
+from stage2_train.inputs import batch_plan, open_inputs
 from stage2_train.loader import _KeyedDataset, iterate
 from stage2_train.order import Draw, draw, group_by_ref, micro_positions
-from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, open_priors
+from stage2_train.prior_source import MisplacedPriors, StorePriors, choose_store, made_alike, open_priors
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig
-from tests.stage2_train.miniature import NO_BOX_EVERY, mini_config, segmentor_config, write_priors
+from stage2_train.weak_labels import collect_weak_labels
+from tests.stage2_train.miniature import (
+    NO_BOX_EVERY,
+    mini_config,
+    plain_config,
+    segmentor_config,
+    write_priors,
+)
 
 PLAN = BatchPlan(
     seed=1,
@@ -470,6 +478,57 @@ def test_of_stores_made_alike_the_widest_counts(mini_root: Path, tmp_path: Path)
         choose_store(config, dataset)
 
 
+def test_an_unfinished_store_is_passed_over_and_refused(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    config, samples = mini_config(mini_root, cache_root=str(tmp_path)), dataset.samples("train")
+    begun = write_priors(tmp_path / "begun.zarr", dataset, fingerprint="begun")
+    (begun / "done" / "0.json").unlink()
+    with pytest.raises(
+        DataError, match=r"no complete prior store .*\(unfinished: .*begun\.zarr; run the same"
+    ):
+        choose_store(config, dataset)
+    with pytest.raises(DataError, match=r"begun\.zarr: 1 of 1 shards are not finished"):
+        open_priors(begun, config, dataset, samples)
+    whole = write_priors(tmp_path / "whole.zarr", dataset, fingerprint="whole")
+    assert choose_store(config, dataset) == whole
+
+
+@pytest.mark.parametrize(("bytes_of_wide", "alike"), [("first", True), ("second", False), ("", True)])
+def test_stores_of_other_bytes_of_their_images_are_not_alike(
+    mini_root: Path, tmp_path: Path, bytes_of_wide: str, alike: bool
+) -> None:
+    """Where one does not know them, they are taken for the same."""
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    config = mini_config(mini_root, cache_root=str(tmp_path))
+    write_priors(tmp_path / "narrow.zarr", dataset, fingerprint="narrow", model="a", images="first")
+    both = ("val", "train")
+    write_priors(
+        tmp_path / "wide.zarr", dataset, fingerprint="wide", splits=both, model="a", images=bytes_of_wide
+    )
+    if alike:
+        assert choose_store(config, dataset) == tmp_path / "wide.zarr"
+    else:
+        with pytest.raises(DataError, match=r"2 prior stores"):
+            choose_store(config, dataset)
+
+
+def test_a_store_of_the_first_pairs_is_made_alike(mini_root: Path, tmp_path: Path) -> None:
+    dataset = load_refer(mini_root / "data", "refshapes", "unc")
+    few, whole, others, unknown = (
+        PriorStore(
+            write_priors(tmp_path / f"{name}.zarr", dataset, fingerprint=name, model=model, limit=limit)
+        )
+        for name, model, limit in (
+            ("few", "a", 5),
+            ("whole", "a", None),
+            ("others", "b", 5),
+            ("unknown", "", 5),
+        )
+    )
+    assert made_alike(few, whole) and made_alike(whole, few)
+    assert not made_alike(few, others) and not made_alike(unknown, unknown)
+
+
 def test_a_store_of_the_first_pairs_is_passed_over_and_refused_in_words(
     mini_root: Path, tmp_path: Path
 ) -> None:
@@ -493,7 +552,11 @@ def test_a_store_of_the_first_pairs_is_passed_over_and_refused_in_words(
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [({"fingerprint": "0" * 32}, "other annotations"), ({"dataset": "refcoco"}, "dataset 'refcoco'")],
+    [
+        ({"fingerprint": "0" * 32}, "other annotations"),
+        ({"dataset": "refcoco"}, "dataset 'refcoco'"),
+        ({"split_by": "google"}, "split_by 'google'"),
+    ],
 )
 def test_a_store_of_other_data_is_refused(mini_root: Path, tmp_path: Path, data: dict, message: str) -> None:
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
@@ -506,6 +569,7 @@ def test_a_store_of_other_images_is_refused(mini_root: Path, tmp_path: Path) -> 
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
     path = write_priors(tmp_path / "other.zarr", dataset)
     samples = dataset.samples("train")
+    assert open_priors(path, mini_config(mini_root), dataset, samples).store.path == path
     samples[3] = dataclasses.replace(samples[3], height=64)
     with pytest.raises(DataError, match=r"row 3 .*\[128, 128\].*\[64, 128\]"):
         open_priors(path, mini_config(mini_root), dataset, samples)
@@ -550,3 +614,45 @@ def test_misplaced_priors_are_another_objects_of_the_same_image(mini_root: Path)
     half = MisplacedPriors(store, samples, 0.5, 0)
     assert 0 < len(half) < len(whole) and len(MisplacedPriors(store, samples, 0.0, 0)) == 0
     assert half._taken_from == MisplacedPriors(store, samples, 0.5, 0)._taken_from
+    assert half._taken_from != MisplacedPriors(store, samples, 0.5, 1)._taken_from
+
+
+def test_batches_are_made_as_the_run_says(mini_root: Path) -> None:
+    config = dataclasses.replace(
+        mini_config(mini_root),
+        seed=7,
+        accumulation=2,
+        weak=WeakConfig(flip_probability=0.25),
+        strong=StrongConfig(operations=3),
+        text=StrongTextConfig(candidates=4),
+    )
+    plan = batch_plan(config, rank=1, num_processes=2)
+    assert (plan.weak, plan.strong, plan.text) == (config.weak, config.strong, config.text)
+    assert (plan.seed, plan.accumulation, plan.rank, plan.num_processes) == (7, 2, 1, 2)
+    assert (plan.batch_labelled, plan.batch_unlabelled) == (config.batch_labelled, config.batch_unlabelled)
+    assert batch_plan(plain_config(mini_root, "supervised")).batch_unlabelled == 0
+
+
+def test_a_run_misplaces_priors_by_its_own_seed(mini_root: Path) -> None:
+    """Not by that of the labelled images, which runs that are compared have in common."""
+    config = dataclasses.replace(mini_config(mini_root), misplaced_priors=0.5)
+
+    def taken(seed: int, split_seed: int) -> dict[str, str]:
+        inputs = open_inputs(dataclasses.replace(config, seed=seed, split_seed=split_seed))
+        assert isinstance(inputs.priors, MisplacedPriors)
+        return inputs.priors._taken_from
+
+    assert taken(1, 2) == taken(1, 3) != taken(2, 2)
+
+
+def test_labels_are_drawn_by_the_seed_of_the_split(mini_root: Path) -> None:
+    """Of images and of points: runs of several seeds are given the same ones."""
+    config = apply_overrides(plain_config(mini_root, "omni_res"), ["omni_res.weak_label=point"])
+    one, other = (open_inputs(dataclasses.replace(config, seed=seed, split_seed=3)) for seed in (1, 2))
+    split = make_split(one.dataset, config.fraction, 3)
+    samples = [sample for ref in split.unlabelled for sample in ref]
+    assert one.split.image_ids == other.split.image_ids == split.image_ids
+    points = collect_weak_labels(one.dataset, samples, "point", 3).read(samples)
+    for inputs in (one, other):
+        assert inputs.weak_labels is not None and equal(inputs.weak_labels.read(samples), points)
+    assert not equal(collect_weak_labels(one.dataset, samples, "point", 4).read(samples), points)

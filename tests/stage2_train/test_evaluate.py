@@ -9,6 +9,7 @@ import pytest
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.refer import ReferDataset, load_refer
+from stage2_train import evaluate as module
 from stage2_train.config import L2lConfig, RuntimeConfig
 from stage2_train.evaluate import _prior_for, evaluate_run
 from stage2_train.train import train
@@ -127,6 +128,20 @@ def test_the_store_changes_nothing_but_the_priors_score(
         evaluate_run(finished, "testA", store=str(path), write=False)
 
 
+def test_a_store_that_is_named_must_be_whole_and_of_these_data(
+    finished: Path, tmp_path: Path, dataset: ReferDataset
+) -> None:
+    """Its ids may be the same, and its masks are of other objects."""
+    both, other = ("train", "val"), {"fingerprint": "others"}
+    path = write_priors(tmp_path / "foreign.zarr", dataset, splits=both, data=other)
+    with pytest.raises(DataError, match="foreign.zarr: made for other annotations"):
+        evaluate_run(finished, "val", store=str(path), write=False)
+    path = write_priors(tmp_path / "begun.zarr", dataset, splits=both)
+    (path / "done" / "0.json").unlink()
+    with pytest.raises(DataError, match="begun.zarr: 1 of 1 shards are not finished"):
+        evaluate_run(finished, "val", store=str(path), write=False)
+
+
 def test_refusals(finished: Path, mini_root: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split 'nope'"):
         evaluate_run(finished, "nope")
@@ -144,6 +159,18 @@ def test_refusals(finished: Path, mini_root: Path, tmp_path: Path) -> None:
     (tmp_path / "plain" / "model" / "config.json").unlink()
     with pytest.raises(DataError, match="no finished model"):
         evaluate_run(tmp_path / "plain", "val")
+
+
+def test_a_summary_says_that_its_sentences_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is written last: where only it was, the split would count as scored."""
+
+    def full(file: Path, data: bytes) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(module, "publish_file", full)
+    with pytest.raises(OSError, match="No space"):
+        module._write(tmp_path / "eval", "val", {"masks": "m"}, [{"sample_id": "a"}])
+    assert not module.is_scored(tmp_path, "val", "m")
 
 
 def test_limit_scores_a_part(finished: Path) -> None:

@@ -4,10 +4,13 @@ import contextlib
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from pycocotools.coco import COCO
+from safetensors.torch import save_file
 
 from shared.errors import DataError
 from shared.image_pack import build_pack
@@ -16,12 +19,13 @@ from shared.refer import load_refer
 from shared.refer_check import check_refer
 from shared.refer_layout import IMAGE_FOLDERS
 from stage2_train import export_labels as module
+from stage2_train.checkpoint import list_checkpoints, load_weights
 from stage2_train.config import METHOD_FACTS, EmaConfig, RuntimeConfig
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
 from stage2_train.methods import METHODS
 from stage2_train.report.pseudo_labels import taught_by
-from stage2_train.run_files import read_run_config
+from stage2_train.run_files import load_networks, read_run_config
 from stage2_train.train import train
 from tests.stage2_train.miniature import plain_config
 
@@ -120,6 +124,14 @@ def test_the_teacher_makes_the_labels_whichever_network_is_exported(mini_root, t
     assert rows[True] == rows[False]
     taught = [[one.weak_HW.tobytes() for one in taught_by(tmp_path / f"run-{export}", 4)] for export in rows]
     assert taught[0] == taught[1]
+    (last,) = list_checkpoints(run / "checkpoints")
+    own = load_weights(last, "ema")
+    earlier = Path(shutil.copytree(last, last.with_name("step_00000001")))
+    save_file({name: torch.zeros_like(value) for name, value in own.items()}, earlier / "ema.safetensors")
+    assert list_checkpoints(run / "checkpoints") == [earlier, last]
+    teacher = load_networks(run, read_run_config(run)).teacher.state_dict()
+    assert all(torch.equal(teacher[name], value) for name, value in own.items())
+    shutil.rmtree(earlier)
     next(run.glob("checkpoints/*/ema.safetensors")).unlink()
     with pytest.raises(DataError, match="checkpoints: the averaged teacher, .*, is gone"):
         export_labels(run, tmp_path / "none", quiet=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import write_json
 from shared.refer import load_refer
@@ -17,10 +18,16 @@ from stage2_train.ablate_state import DONE, describe_grid
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state
 from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
-from stage2_train.inputs import open_inputs
+from stage2_train.inputs import open_inputs, open_split
 from stage2_train.prior_source import choose_store
-from stage2_train.run_files import export_model, read_run_config, restore_method, with_own_store
-from stage2_train.run_identity import require_same_run, run_record
+from stage2_train.run_files import (
+    export_model,
+    read_run_config,
+    require_ended_as,
+    restore_method,
+    with_own_store,
+)
+from stage2_train.run_identity import require_same_run, run_record, split_record
 from stage2_train.segmentor import build_segmentor
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, write_priors
@@ -89,6 +96,25 @@ def test_a_run_outlives_a_move_of_its_store_and_a_new_setting(mini_root: Path, t
         require_same_run(run, now)
 
 
+def test_another_store_under_the_name_of_a_finished_runs_own_is_told(mini_root: Path, tmp_path: Path) -> None:
+    """One that is gone is not held against the run."""
+    own = tmp_path / "own.zarr"
+    config = mini_config(mini_root, store=str(own))
+    dataset, run = load_dataset(config.data), tmp_path / "run"
+    run.mkdir()
+    store = {"path": str(own), "fingerprint": "own"}
+    write_json(run / "config.json", run_record(config, "", (), store, dataset.fingerprint(), 1))
+    write_json(run / "split.json", split_record(config, open_split(config, dataset), dataset))
+    require_ended_as(run, config)
+    write_priors(own, dataset, fingerprint="own")
+    require_ended_as(run, config)
+    shutil.rmtree(own)
+    write_priors(own, dataset, fingerprint="other")
+    with pytest.raises(DataError, match="store is 'own' there, 'other' now"):
+        require_ended_as(run, config)
+    require_ended_as(run, config, store_comes=True)
+
+
 def test_of_copies_of_a_store_one_is_read(mini_root: Path, tmp_path: Path) -> None:
     dataset = load_refer(mini_root / "data", "refshapes", "unc")
     config = mini_config(mini_root, cache_root=str(tmp_path))
@@ -136,6 +162,20 @@ def test_a_methods_state_of_another_code_is_named(mini_run: Path, tmp_path: Path
     _keep_whole(checkpoint)
     with pytest.raises(DataError, match="is of another code: 'critic'"):
         restore_method(run, read_run_config(run))
+
+
+def test_the_last_checkpoint_says_what_a_method_has_learnt(mini_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(mini_run, tmp_path / "run"))
+    (last,) = list_checkpoints(run / "checkpoints")
+    earlier = Path(shutil.copytree(last, last.with_name("step_00000001")))
+    learnt = load_object(last, "method")
+    actor = {name: torch.zeros_like(value) for name, value in learnt["actor"].items()}
+    torch.save(learnt | {"actor": actor}, earlier / "method.pt")
+    _keep_whole(earlier)
+    assert list_checkpoints(run / "checkpoints") == [earlier, last]
+    found = restore_method(run, read_run_config(run)).state_dict()["actor"]
+    assert all(torch.equal(found[name], value) for name, value in learnt["actor"].items())
+    assert not all(torch.equal(found[name], value) for name, value in actor.items())
 
 
 def _keep_whole(checkpoint: Path) -> None:

@@ -9,12 +9,21 @@ import pytest
 import torch
 
 from shared.config import DataConfig, apply_overrides
+from shared.datasets import load_dataset
 from shared.errors import DataError
 from stage2_train.config import TrainConfig
 from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
+from stage2_train.inputs import open_split
 from stage2_train.run_files import read_run_config
-from stage2_train.run_identity import require_same_run, run_record, with_recorded_pins
+from stage2_train.run_identity import (
+    difference_of_run,
+    difference_of_split,
+    require_same_run,
+    run_record,
+    split_record,
+    with_recorded_pins,
+)
 from stage2_train.segmentor import build_segmentor
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config
@@ -131,3 +140,67 @@ def test_a_run_is_one_whether_its_repositories_are_held_at_a_commit_or_not(
     assert is_same("some/swin", "some/swin@abc") and is_same("some/swin@abc", "some/swin")
     assert not is_same("some/swin@abc", "some/swin@abd") and not is_same("some/swin", "other/swin@abc")
     assert with_recorded_pins(tmp_path / "none", config) is config
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ("runtime.workers=3", True),
+        ("cache_root=x", True),
+        ("data.root=x", True),
+        ("store=x", True),
+        ("seed=9", False),
+        ("split_seed=9", False),
+        ("fraction=0.5", False),
+        ("steps=9", False),
+        ("data.split_by=google", False),
+        ("misplaced_priors=0.5", False),
+        ("l2l.use_rple=false", False),
+    ],
+)
+def test_a_run_is_known_by_its_settings_and_not_by_its_places(
+    mini_root: Path, tmp_path: Path, change: str, same: bool
+) -> None:
+    config = mini_config(mini_root)
+    assert apply_overrides(config, [change]) != config
+    (tmp_path / "config.json").write_text(json.dumps(run_record(config, "", (), None, "data", 1)))
+    differing = difference_of_run(
+        tmp_path, run_record(apply_overrides(config, [change]), "x", (change,), None, "data", 4)
+    )
+    assert differing == "" if same else differing.startswith(f"{change.partition('=')[0]} is ")
+
+
+def test_a_run_is_known_by_the_content_of_its_store_and_its_data(mini_root: Path, tmp_path: Path) -> None:
+    config = mini_config(mini_root)
+
+    def record(path: str, fingerprint: str, data: str) -> dict:
+        return run_record(config, "", (), {"path": path, "fingerprint": fingerprint}, data, 1)
+
+    (tmp_path / "config.json").write_text(json.dumps(record("here", "a", "data")))
+    assert difference_of_run(tmp_path, record("there", "a", "data")) == ""
+    assert difference_of_run(tmp_path, record("here", "b", "data")) == "store is 'a' there, 'b' now"
+    assert difference_of_run(tmp_path, record("here", "a", "other")) == "the data have other annotations now"
+
+
+def test_other_labels_are_told(tmp_path: Path) -> None:
+    old = {"fraction": 0.1, "seed": 1, "num_refs": 4, "image_ids": [1, 2], "masks": "m"}
+    (tmp_path / "split.json").write_text(json.dumps(old))
+    for changes, told in (
+        ({}, ""),
+        ({"seed": 2}, "seed is 1 there, 2 now"),
+        ({"num_refs": 5}, "num_refs is 4 there, 5 now"),
+        ({"image_ids": [1, 3]}, "other images are labelled"),
+        ({"masks": "n"}, "masks have been redrawn"),
+        ({"of_newer_code": 3}, ""),
+    ):
+        assert difference_of_split(tmp_path, old | changes) == told
+
+
+def test_what_a_split_holds_is_of_the_labelled_part(mini_root: Path) -> None:
+    config = dataclasses.replace(mini_config(mini_root), seed=5, split_seed=6)
+    dataset = load_dataset(config.data)
+    split = open_split(config, dataset)
+    record = split_record(config, split, dataset)
+    assert (record["seed"], record["fraction"], record["image_ids"]) == (6, 0.25, list(split.image_ids))
+    assert record["num_train_images"] == len({sample.image_id for sample in dataset.samples("train")})
+    assert record["masks"] == dataset.masks_hash([sample for ref in split.labelled for sample in ref])

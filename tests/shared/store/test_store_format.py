@@ -13,7 +13,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from shared.errors import DataError
 from shared.store.layout import array_metadata, group_metadata, read_header
 from shared.store.schema import FieldSpec, prior_fields
-from shared.store.shardfile import MISSING, decode_chunk, encode_shard, parse_index
+from shared.store.shardfile import MISSING, crc32c, decode_chunk, encode_shard, parse_index
 from tests.shared.store import store_factory
 
 
@@ -132,3 +132,27 @@ def test_a_shard_cut_short_is_refused():
     for length in range(len(good)):
         with pytest.raises(DataError):
             parse_index(good[:length], 4, "file")
+
+
+@pytest.mark.parametrize(
+    ("begin", "length"),
+    [pytest.param(2**63, 9, id="negative"), pytest.param(0, 3, id="shorter than a checksum"),
+     pytest.param(28, 9, id="into the index"), pytest.param(2**40, 9, id="far beyond")],
+)  # fmt: skip
+def test_an_index_that_points_out_of_the_chunks_is_refused(begin, length):
+    """Its own checksum is right, as that of a writer that counted wrong would be."""
+    spec = FieldSpec(name="x", dtype="uint8", row_shape=(5,), chunk="row")
+    chunks = encode_shard(np.ones((4, 5), np.uint8), spec, 4, 1)[:36]
+    index = np.array([[begin, length], [9, 9], [18, 9], [27, 9]], "<u8").tobytes()
+    file = chunks + index + crc32c(index).to_bytes(4, "little")
+    with pytest.raises(DataError, match="file: the shard index points outside the file"):
+        parse_index(np.frombuffer(file, np.uint8), 4, "file")
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_a_chunk_of_another_size_is_refused(compress):
+    spec = FieldSpec(name="x", dtype="int32", row_shape=(3,), compress=compress)
+    file = np.frombuffer(encode_shard(np.ones((4, 3), np.int32), spec, 4, 4), np.uint8)
+    ((begin, length),) = parse_index(file, 1, "file").tolist()
+    with pytest.raises(DataError, match="chunk: 48 bytes stored, 60 expected"):
+        decode_chunk(file[begin : begin + length], spec, 5, "chunk")

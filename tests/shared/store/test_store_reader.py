@@ -16,8 +16,11 @@ from hypothesis import strategies as st
 
 from shared.errors import DataError
 from shared.store import reader
+from shared.store.layout import read_header
+from shared.store.publish import file_entry, seal, unseal
 from shared.store.reader import PriorStore
 from shared.store.schema import candidate_fields, prior_fields
+from shared.store.shardfile import encode_shard
 from shared.store.writer import pending_shards, write_shard
 from tests.shared.store import store_factory
 
@@ -166,6 +169,19 @@ def test_no_store_is_refused(tmp_path):
         PriorStore(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"shard_rows": 256}, {"num_rows": 0}, {"fingerprint": 7}, {"fields": 3}, {"static_fields": None}],
+)
+def test_attributes_that_this_code_cannot_read_are_refused(full_store, change):
+    """Shards of other rows would give the rows of other samples."""
+    group = json.loads((full_store / "zarr.json").read_text())
+    group["attributes"] |= change
+    (full_store / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(DataError, match=r"zarr\.json: damaged or foreign attributes.*priors verify --repair"):
+        read_header(full_store)
+
+
 @pytest.mark.parametrize("rows", [[-1], [1200], [0, 5000]])
 def test_rows_outside_the_store_are_refused(full_store, rows):
     for name in ("proposal", "status"):
@@ -216,6 +232,20 @@ def test_a_marked_shard_with_a_broken_file_is_refused(full_store, name, damage):
         file.write_bytes(file.read_bytes()[: -20 if damage == "cut" else 0])
     with pytest.raises(DataError, match="c\\.1.*l2l priors verify --repair"):
         PriorStore(full_store).batch(name, [600])
+
+
+def test_a_whole_file_of_fewer_rows_is_refused(full_store):
+    """Its checksums are right; even a mark that names its length does not make up for a row."""
+    file, mark = full_store / "proposal" / "c.1.0.0", full_store / "done" / "1.json"
+    spec = next(spec for spec in store_factory.FIELDS if spec.name == "proposal")
+    short = encode_shard(store_factory.shard_arrays(1)["proposal"][:511], spec, 512, 1)
+    file.write_bytes(short)
+    with pytest.raises(DataError, match=rf"c\.1\.0\.0: {len(short)} bytes, {len(short) + 68} were written"):
+        PriorStore(full_store).batch("proposal", [512])
+    body = unseal(mark.read_bytes(), mark)
+    mark.write_bytes(seal({**body, "files": {**body["files"], "proposal": file_entry(short)}}))
+    with pytest.raises(DataError, match=r"c\.1\.0\.0: rows are missing, though their shard is marked"):
+        PriorStore(full_store).batch("proposal", [512])
 
 
 def test_few_open_files_are_enough(full_store, monkeypatch):
@@ -294,6 +324,15 @@ def test_pickled_by_path(full_store):
     data = pickle.dumps(store)
     assert len(data) < 500
     np.testing.assert_array_equal(pickle.loads(data).batch("status", [5]), store.batch("status", [5]))
+
+
+def test_a_pickled_reader_still_refuses_another_store(full_store):
+    fingerprint = store_factory.ATTRS["fingerprint"]
+    data = pickle.dumps(PriorStore(full_store, fingerprint))
+    header = full_store / "zarr.json"
+    header.write_text(header.read_text().replace(fingerprint, "f" * 16))
+    with pytest.raises(DataError, match=f"fingerprint {'f' * 16}, expected {fingerprint}"):
+        pickle.loads(data)
 
 
 def _child_reads(store, rows, queue):

@@ -75,6 +75,17 @@ def test_strict_text_refuses_to_be_cut_and_names_the_row():
         encode_text_rows(["abc", "abcd"], 3, strict=True)
 
 
+@pytest.mark.parametrize("text", ["a\0b", "a\0", "a\ud800"])
+def test_strict_text_refuses_to_be_changed_though_it_fits(text):
+    with pytest.raises(DataError, match="row 0: .* unchanged"):
+        encode_text_rows([text], 8, strict=True)
+
+
+def test_blanks_around_a_text_are_its_own():
+    texts = [" a ", "\tb\n", "\u3000"]
+    assert decode_text_rows(encode_text_rows(texts, 8, strict=True)) == texts
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)))
 def test_text_that_fits_survives(texts):

@@ -12,6 +12,7 @@ import pytest
 
 from shared.errors import DataError
 from shared.store.find import find_stores, store_path, unusable_stores
+from shared.store.publish import seal, unseal
 from shared.store.reader import PriorStore
 from shared.store.verify import repair_store, store_status, verify_store
 from shared.store.writer import create_store, pending_shards, write_shard
@@ -66,11 +67,12 @@ def test_two_hundred_flipped_bytes_are_all_found(full_store):
 @pytest.mark.parametrize("name", ["done/1.json", "manifest.json"])
 def test_every_byte_of_a_sealed_file_counts(full_store, name):
     """White space included: the file must be exactly what was written."""
-    from shared.store.publish import unseal
-
     file = full_store / name
     good = file.read_bytes()
     unseal(good, file)
+    for more in (good + b"\n", b" " + good, good[:-1] + b',"more":0}'):
+        with pytest.raises(DataError, match="damaged"):
+            unseal(more, file)
     for position in range(len(good)):
         for bit in (1, 2, 32):
             bad = bytearray(good)
@@ -125,6 +127,25 @@ def test_a_mark_from_another_store_or_shard_is_not_believed(full_store, tmp_path
         PriorStore(full_store).batch("status", [0])
 
 
+@pytest.mark.parametrize("what", ["shard", "rows", "fingerprint", "a field less", "a field more"])
+def test_a_mark_is_believed_only_if_all_it_says_is_of_its_shard(full_store, what):
+    """Its checksum is right, and the files are those of its shard."""
+    file = full_store / "done" / "1.json"
+    body = unseal(file.read_bytes(), file)
+    files = body["files"]
+    change = {
+        "shard": {"shard": 0},
+        "rows": {"rows": 511},
+        "fingerprint": {"fingerprint": "other"},
+        "a field less": {"files": {name: entry for name, entry in files.items() if name != "status"}},
+        "a field more": {"files": {**files, "other": files["status"]}},
+    }
+    file.write_bytes(seal({**body, **change[what]}))
+    assert verify_store(full_store)["bad_shards"] == [1] and pending_shards(full_store) == [1]
+    with pytest.raises(DataError, match=r"1\.json: (belongs to another|lists fields)"):
+        PriorStore(full_store).batch("status", [600])
+
+
 def test_repair_unmarks_and_a_run_completes(full_store):
     file = full_store / "proposal" / "c.1.0.0"
     data = bytearray(file.read_bytes())
@@ -175,6 +196,14 @@ def test_status_is_told_from_the_files_alone(empty_store):
     assert store_status(empty_store)["complete"]
 
 
+def test_rows_of_other_stores_are_counted_over_all_shards(empty_store):
+    infos = {"reused": {"a": 5, "b": 1}}, {}, {"reused": {"a": 2}, "answers": {"c": 4}}
+    for shard, info in enumerate(infos):
+        write_shard(empty_store, shard, store_factory.shard_arrays(shard), info)
+    status = store_status(empty_store)
+    assert status["reused"] == {"a": 7, "b": 1} and status["answers"] == {"c": 4}
+
+
 def test_no_store_to_verify(tmp_path):
     with pytest.raises(DataError, match="no prior store here"):
         verify_store(tmp_path / "none")
@@ -197,6 +226,17 @@ def test_static_files_are_put_back_from_their_second_copy(full_store, base, name
     repair_store(full_store, report["bad_shards"])
     assert file.read_bytes() == good and verify_store(full_store)["ok"]
     assert pending_shards(full_store) == []
+
+
+def test_a_whole_manifest_of_another_store_is_found(full_store, tmp_path):
+    """Its own checksum is right; only that it is not the store's other one tells."""
+    other = store_factory.create(tmp_path / "other.zarr", store_factory.MINI_FIELDS)
+    second = full_store / "spare" / "manifest.json"
+    good = second.read_bytes()
+    shutil.copy(other / "manifest.json", second)
+    assert verify_store(full_store)["problems"] == [f"{second}: differs from the store's other manifest"]
+    repair_store(full_store, [])
+    assert second.read_bytes() == good and verify_store(full_store)["ok"]
 
 
 def test_damage_in_both_copies_is_told_and_nothing_is_guessed(full_store):

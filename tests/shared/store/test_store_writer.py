@@ -16,6 +16,7 @@ from numcodecs.zstd import Zstd
 
 from shared.errors import DataError
 from shared.store import publish, shardfile, writer
+from shared.store.layout import make_header
 from shared.store.reader import PriorStore
 from shared.store.schema import FieldSpec, encode_text_rows
 from shared.store.verify import verify_store
@@ -448,7 +449,7 @@ def test_only_partial_files_of_writers_that_are_gone_are_removed(empty_store):
     living = publish.partial_path(folder / "c.0.0.0")
     host = publish._host()
     dead = folder / f".c.0.0.0.{host}-4194399-00000000.partial"
-    elsewhere = folder / ".c.0.0.0.node7-1-00000000.partial"
+    elsewhere = folder / ".c.0.0.0.node7-4194399-00000000.partial"  # its number says nothing here
     forgotten = folder / ".c.0.0.0.node8-1-00000000.partial"
     foreign = folder / ".something.partial"
     for file in (living, dead, elsewhere, forgotten, foreign):
@@ -551,3 +552,15 @@ def test_one_row_is_a_store(tmp_path):
     write_shard(path, 0, {"x": np.array([1.5], "f2")}, {})
     store = PriorStore(path)
     assert store.is_complete and store.column("x").tolist() == [1.5] and store.row_of("a.b.1") == 0
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "bounds"),
+    [(1, [(0, 1)]), (512, [(0, 512)]), (513, [(0, 512), (512, 513)]), (1024, [(0, 512), (512, 1024)])],
+)
+def test_shards_end_with_the_store(tmp_path, num_rows, bounds):
+    header = make_header(tmp_path, num_rows, store_factory.FIELDS, {"fingerprint": "a"}, ())
+    assert [header.shard_bounds(shard) for shard in range(header.num_shards)] == bounds
+    for shard in (-1, len(bounds)):
+        with pytest.raises(DataError, match=f"shard {shard} is outside"):
+            header.shard_bounds(shard)

@@ -1,5 +1,6 @@
 """Squares, prompt and frame of LLaVA-OneVision."""
 
+import dataclasses
 import json
 
 import pytest
@@ -73,6 +74,13 @@ def test_tokens_are_those_of_the_library():
     sides = [384 * tiles for tiles in range(1, 7)]
     want = processor._get_num_multimodal_tokens([[side, side] for side in sides]).num_image_tokens
     assert [num_image_tokens((side, side), rules(6)) for side in sides] == want
+
+
+@pytest.mark.parametrize(("tiles", "side"), [(3, 81), (4, 76)])
+def test_tokens_are_pooled_where_they_are_a_tenth_too_many(tiles, side):
+    """The library pools 16 tiles to 8 tiles' worth of tokens, and lets 9 be: its side is 1.06 times the allowed one."""
+    few = dataclasses.replace(rules(6), pooled_above=8)
+    assert num_image_tokens((384 * tiles, 384 * tiles), few) == 729 + side * side + side
 
 
 def test_rules_from_a_folder(folder):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from shared.errors import DataError
-from stage2_train.report.collect import FIELDS, collect_runs
+from stage2_train.report.collect import FIELDS, RunData, collect_runs, finite, order_splits
 from stage2_train.report.curves import PANELS, curve_charts
 from stage2_train.report.tables import labels_text
 from tests.stage2_train.report.test_tables import edit
@@ -103,6 +103,44 @@ def test_cells_of_a_grid_are_told_apart_by_what_differs(make_run):
     assert [run.name for run in collect_runs(paths)] == [
         f"{method}/fraction-0.01/seed-{seed}" for method in ("supervised", "l2l") for seed in (1, 2)
     ]
+
+
+def test_a_method_is_one_at_every_seed_and_share_of_labels(tmp_path):
+    def arm(**settings):
+        config = {"method": "l2l", "config": {"method": "l2l", "steps": 9, **settings}}
+        return RunData(path=tmp_path, name="x", config=config, split={}, metrics=[], evals={}, done={}).arm
+
+    own = arm(seed=1, split_seed=1, fraction=0.05)
+    for settings in (
+        {"seed": 2},
+        {"split_seed": 2},
+        {"fraction": 0.1},
+        {"store": "x"},
+        {"runtime": {"a": 1}},
+    ):
+        assert arm(**{"seed": 1, "split_seed": 1, "fraction": 0.05, **settings}) == own
+    assert arm(seed=1, split_seed=1, fraction=0.05, batch_labelled=3) != own
+
+
+def test_splits_are_in_the_order_of_the_papers():
+    splits = ["refcocog-val", "train", "testB", "own", "testA", "test", "val"]
+    assert order_splits(splits) == ["val", "testA", "testB", "test", "train", "own", "refcocog-val"]
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (2, 2.0),
+        (0.5, 0.5),
+        (float("inf"), None),
+        (float("nan"), None),
+        (True, None),
+        ("2", None),
+        (None, None),
+    ],
+)
+def test_only_finite_numbers_are_numbers(value, number):
+    assert finite(value) == number
 
 
 def test_no_two_panels_claim_one_scalar():
