@@ -120,14 +120,7 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStor
     """
     if config.store:
         return Path(config.store)
-    data = config.data
-    found = find_stores(
-        config.cache_root,
-        dataset=data.dataset,
-        split_by=data.split_by,
-        data_fingerprint=dataset.fingerprint(),
-    )
-    stores = [PriorStore(path) for path in found]
+    data, stores = config.data, _stores_of(config, dataset)
     whole = [store for store in stores if store.limit is None]
     fitting = [store for store in whole if store.is_complete and (like is None or made_alike(like, store))]
     complete = _widest(fitting)
@@ -146,7 +139,7 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStor
     limited = ", ".join(str(store.path) for store in stores if store.limit is not None)
     if limited:
         unfinished += f" (of the first pairs alone: {limited}; a run without --limit takes them over)"
-    if not found and (
+    if not stores and (
         earlier := find_stores(config.cache_root, dataset=data.dataset, split_by=data.split_by)
     ):
         raise DataError(
@@ -268,14 +261,18 @@ def _require_made_for(
 
 def _made_since(config: TrainConfig, dataset: ReferringDataset) -> str:
     """Which store of the data as they are now there is, for a run that names an older one; "" if there is none."""
-    data = config.data
-    found = find_stores(
-        config.cache_root,
-        dataset=data.dataset,
-        split_by=data.split_by,
-        data_fingerprint=dataset.fingerprint(),
-    )
-    complete = [path for path in found if (store := PriorStore(path)).is_complete and store.limit is None]
+    complete = [
+        store.path for store in _stores_of(config, dataset) if store.is_complete and store.limit is None
+    ]
     if not complete:
         return ""
     return f"{complete[-1]} was made for those, and a new run reads it by --set store={complete[-1]}"
+
+
+def _stores_of(config: TrainConfig, dataset: ReferringDataset) -> list[PriorStore]:
+    """The stores that were begun for the data as they are now."""
+    data, annotations = config.data, dataset.fingerprint()
+    found = find_stores(
+        config.cache_root, dataset=data.dataset, split_by=data.split_by, data_fingerprint=annotations
+    )
+    return [PriorStore(path) for path in found]
