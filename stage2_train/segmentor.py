@@ -110,7 +110,7 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
             Logits [B, 2, H, W]; class 1 is the object referred to.
 
         Raises:
-            ValueError: A field for a network without structural enhancement.
+            ValueError: A field for a network without structural enhancement, or flags instead of rows.
         """
         maps = self.features(image_B3HW, token_ids_BT, token_mask_BT, field_B1HW, field_rows_F)
         return _at_input_size(self.decoder(maps.read), image_B3HW)
@@ -157,6 +157,10 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
                 raise ValueError("a field was given to a segmentor built without sesm")
             if rows_F is None:
                 rows_F = torch.arange(len(field_B1HW), device=field_B1HW.device)
+            if rows_F.dtype == torch.bool:
+                raise ValueError(
+                    "field_rows_F names the samples that see the field, by number: flags.nonzero()[:, 0]"
+                )
         text_BTL = self.text(token_ids_BT, token_mask_BT)
         tokens_BNC, grid_hw = self.vision.embed(image_B3HW)
         maps = StageMaps(visual=[], read=[])

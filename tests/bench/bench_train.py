@@ -287,7 +287,7 @@ def paper_operations() -> float:
         torch.ones(1, own.text.max_tokens, dtype=torch.long),
         torch.ones(1, own.text.max_tokens, dtype=torch.bool),
     )
-    field = torch.zeros(1, 1, height, width), torch.ones(1, dtype=torch.bool)
+    field = torch.zeros(1, 1, height, width), torch.zeros(1, dtype=torch.int64)
     with torch.no_grad():
         plain = operations(lambda: model(image, *text))
         module = operations(lambda: model(image, *text, *field)) - plain

@@ -112,6 +112,11 @@ def test_the_plain_pass_is_the_network_without_the_module() -> None:
     assert torch.equal(with_module(*batch()), without(*batch()))
 
 
+def test_flags_in_the_place_of_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="by number"):
+        small_model(sesm=True)(*batch(), torch.rand(2, 1, 8, 8), torch.tensor([True, False]))
+
+
 def test_a_field_for_a_network_without_the_module_is_refused() -> None:
     with pytest.raises(ValueError, match="without sesm"):
         small_model()(*batch(), torch.rand(2, 1, 8, 8))
