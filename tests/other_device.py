@@ -121,7 +121,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         alien = [t for t in tensors if not isinstance(t, OtherTensor) and t.ndim]
         if alien:
             raise RuntimeError(
-                f"{func}: tensors of the CPU and of {DEVICE}, shapes {[*map(_shape, tensors)]}"
+                f"{func}: tensors of the CPU and of {DEVICE}, shapes {[tuple(t.shape) for t in tensors]}"
             )
     for device in (leaf for leaf in leaves if isinstance(leaf, torch.device)):
         ours = device.type == DEVICE.type
@@ -138,9 +138,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     result = func(*plain_args, **plain_kwargs)
     if not ours:
         return result
-    by_held = {
-        id(other.held): other for other in others
-    }  # an operation in place gives its very argument back
+    # An operation in place gives its very argument back.
+    by_held = {id(other.held): other for other in others}
 
     def on_device(tensor: torch.Tensor) -> torch.Tensor:
         found = by_held.get(id(tensor))
@@ -157,13 +156,9 @@ def _looks_at_flags(name: str, args: Any) -> bool:
     return flags and not (name.startswith("index_put") and args[2].numel() == 1)
 
 
-def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
-    return tuple(tensor.shape)
-
-
 def _note(what: str) -> None:
-    names, frame = [], sys._getframe(1)
-    here: FrameType | None = frame
+    names: list[str] = []
+    here: FrameType | None = sys._getframe(1)
     while here is not None:
         if "/site-packages/" not in here.f_code.co_filename and here.f_code.co_filename != __file__:
             names.append(here.f_code.co_name)

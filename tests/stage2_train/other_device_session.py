@@ -18,7 +18,6 @@ from stage2_train.backbones import TEXT_TOWERS, VISION_TOWERS
 from stage2_train.config import METHOD_FACTS, TrainConfig
 from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
-from stage2_train.methods.base import Networks
 from stage2_train.predict import Predictor
 from stage2_train.train import train
 from tests import other_device
@@ -67,14 +66,14 @@ def trained(config: TrainConfig, run: Path) -> list[float]:
 
 
 def one_pass(vision: str, text: str, on_device: bool) -> float:
-    """Sum of the logits of a network in evaluation mode; its gradient is taken, too."""
+    """Mean square of the logits of a network in evaluation mode; its gradient is taken, too."""
     model = network(vision_config(vision), text_config(text)).eval()
     tensors = batch()
     if on_device:
         model, tensors = model.to(DEVICE), tuple(tensor.to(DEVICE) for tensor in tensors)
-    logits = Networks(model).student(*tensors)
-    logits.square().mean().backward()
-    return float(logits.detach().square().mean())
+    value = model(*tensors).square().mean()
+    value.backward()
+    return float(value.detach())
 
 
 def used(run: Path, self_guided: bool) -> dict[str, Any]:
