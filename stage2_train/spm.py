@@ -11,9 +11,19 @@ Known limit: lam stays below 0.65 + 0.1, so a confidently wrong Pw is not overru
 below one half).
 
 Beyond the paper, off unless asked for. The two witnesses need not be equally bold: `prior_sharpness` multiplies the
-prior's logit before anything else, and a larger `eps` bounds what either can say. And the frozen model knows which of
-its answers to trust: `confidence_gain` moves lam by gain * (trust - centre), where trust is the rank of a row's
-confidence among those of the train split.
+prior's logit before anything else, and a larger `eps` bounds what either can say. `equalise` does both by what the two
+maps of a sample show, without a number to tune:
+
+    m(P) = mean of logit P(u) over P(u) > 1/2                      boldness
+    M    = max(m(P†), m(Pw))
+    logit P†(u) <- clamp(max(1, m(Pw) / m(P†)) logit P†(u), -M, M),   logit Pw(u) <- clamp(logit Pw(u), -M, M)
+
+With the paper's coefficients two witnesses that are equally certain and mostly agree have lam = 0.25 + 0.40 - 0.25 +
+0.20 * 0.5 = 0.5, so where they contradict each other the fused map is near one half, which is taught as neither. A
+network that is less bold than the prior is not raised: it has not learnt enough to be heard.
+
+And the frozen model knows which of its answers to trust: `confidence_gain` moves lam by gain * (trust - centre), where
+trust is the rank of a row's confidence among those of the train split.
 """
 
 from dataclasses import dataclass
@@ -45,6 +55,9 @@ class SpmConfig:
     """Probabilities are clamped to [eps, 1 - eps] before the logit."""
     prior_sharpness: float = 1.0
     """Factor on logit P†; above 1 for a mask proposer that is timid inside its own masks (the paper: 1)."""
+    equalise: bool = False
+    """Make the prior of each sample as bold as the prediction where it is less, and let neither say more (the paper:
+    no)."""
     confidence_gain: float = 0.0
     """How much lam rises from the least to the most trusted training row (the paper: 0)."""
     confidence_centre: float = 0.5
@@ -70,6 +83,30 @@ def agreement(a_prob: Tensor, b_prob: Tensor) -> Tensor:
     return 1.0 - (a_prob - b_prob).abs().flatten(1).mean(dim=1)
 
 
+def boldness(prob_B1HW: Tensor) -> Tensor:
+    """Mean logit of what a map [B, 1, H, W] calls foreground; returns [B] above 0, NaN where that is nothing."""
+    is_foreground_B1HW = prob_B1HW > 0.5
+    total_B = (torch.logit(prob_B1HW, eps=PRIOR_EPS) * is_foreground_B1HW).flatten(1).sum(dim=1)
+    return total_B / is_foreground_B1HW.flatten(1).sum(dim=1)
+
+
+def equalised(prior_B1HW: Tensor, weak_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+    """Both witnesses equally bold, sample by sample: the prior raised to the prediction, then both bounded by M.
+
+    A map without foreground has no boldness: the other's bounds both, and where both have none nothing changes.
+    """
+    prior_B, weak_B = boldness(prior_B1HW), boldness(weak_B1HW)
+    raised_B = (weak_B / prior_B).nan_to_num(nan=1.0).clamp(min=1.0)
+    most_B = torch.fmax(prior_B, weak_B).nan_to_num(nan=torch.inf)
+
+    def bounded(prob_B1HW: Tensor, factor_B: Tensor) -> Tensor:
+        factor_B111, most_B111 = factor_B[:, None, None, None], most_B[:, None, None, None]
+        logit_B1HW = factor_B111 * torch.logit(prob_B1HW, eps=PRIOR_EPS)
+        return torch.sigmoid(torch.maximum(torch.minimum(logit_B1HW, most_B111), -most_B111))
+
+    return bounded(prior_B1HW, raised_B), bounded(weak_B1HW, torch.ones_like(raised_B))
+
+
 def fuse(
     prior_B1HW: Tensor, weak_B1HW: Tensor, config: SpmConfig, trust_B: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -88,6 +125,8 @@ def fuse(
     """
     if config.prior_sharpness != 1.0:
         prior_B1HW = torch.sigmoid(config.prior_sharpness * torch.logit(prior_B1HW, eps=PRIOR_EPS))
+    if config.equalise:
+        prior_B1HW, weak_B1HW = equalised(prior_B1HW, weak_B1HW)
     agreement_B111 = agreement(prior_B1HW, weak_B1HW)[:, None, None, None]
     lam_B1HW = (
         config.base

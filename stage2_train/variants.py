@@ -248,5 +248,13 @@ def bold(base: TrainConfig) -> TrainConfig:
     return _set(confident(base), "spm", confidence_gain=0.0)
 
 
-BEYOND: dict[str, Change] = {"confident": confident, "bold": bold}
+def equal(base: TrainConfig) -> TrainConfig:
+    """Beyond the paper: the fused prior alone, each sample's two witnesses made equally bold by what they show.
+
+    `bold` without its numbers: neither a mask is needed to choose them nor does the timidity of the proposer matter.
+    """
+    return _set(_parts("spm")(base), "spm", equalise=True)
+
+
+BEYOND: dict[str, Change] = {"confident": confident, "bold": bold, "equal": equal}
 """Fusion of our own by name."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.errors import DataError
-from stage2_train.spm import SpmConfig, agreement, certainty, fuse
+from stage2_train.spm import SpmConfig, agreement, boldness, certainty, equalised, fuse
 
 
 def logit(p: float) -> float:
@@ -114,3 +114,47 @@ def test_confidence_moves_the_weight_of_the_prior_by_hand() -> None:
 def test_settings_beyond_the_paper_are_checked(wrong: dict[str, float]) -> None:
     with pytest.raises(DataError, match=next(iter(wrong))):
         SpmConfig(**wrong)
+
+
+def test_boldness_is_the_mean_logit_of_the_foreground_of_each_sample() -> None:
+    prob_B1HW = torch.tensor([[[[0.9, 0.6, 0.1]]], [[[0.8, 0.5, 0.0]]], [[[0.4, 0.1, 0.0]]]])
+    first, second, third = boldness(prob_B1HW).tolist()
+    assert (first, second) == pytest.approx(((logit(0.9) + logit(0.6)) / 2, logit(0.8)), abs=1e-5)
+    assert math.isnan(third)
+
+
+def test_a_timid_prior_is_raised_to_the_prediction_and_neither_says_more() -> None:
+    prior_B1HW, weak_B1HW = torch.tensor([[[[0.8, 0.8, 0.3, 0.01]]]]), torch.tensor([[[[0.99, 0.9, 0.2, 0.001]]]])
+    most = (logit(0.99) + logit(0.9)) / 2
+    factor = most / logit(0.8)
+    prior, weak = (found.flatten().tolist() for found in equalised(prior_B1HW, weak_B1HW))
+    by_hand = [most, most, factor * logit(0.3), -most]
+    assert [logit(p) for p in prior] == pytest.approx(by_hand, abs=1e-3)
+    assert [logit(p) for p in weak] == pytest.approx([most, logit(0.9), logit(0.2), -most], abs=1e-3)
+
+
+def test_a_bolder_prior_bounds_both_and_raises_no_prediction() -> None:
+    prior_B1HW, weak_B1HW = torch.tensor([[[[0.9, 0.9, 0.001]]]]), torch.tensor([[[[0.6, 0.4, 0.02]]]])
+    prior, weak = equalised(prior_B1HW, weak_B1HW)
+    assert prior.flatten().tolist() == pytest.approx([0.9, 0.9, 0.1], abs=1e-5)
+    assert weak.flatten().tolist() == pytest.approx([0.6, 0.4, 0.1], abs=1e-5)
+
+
+@pytest.mark.parametrize("absent", ["prior", "weak", "both"])
+def test_a_map_without_foreground_has_no_say_in_how_bold_both_are(absent: str) -> None:
+    none_B1HW, some_B1HW = torch.tensor([[[[0.3, 0.001]]]]), torch.tensor([[[[0.8, 0.001]]]])
+    maps = {"prior": (none_B1HW, some_B1HW), "weak": (some_B1HW, none_B1HW), "both": (none_B1HW, none_B1HW)}[absent]
+    least = 0.001 if absent == "both" else 0.2
+    for given, found in zip(maps, equalised(*maps), strict=True):
+        assert found.flatten().tolist() == pytest.approx(given.clamp(least, 1 - least).flatten().tolist(), abs=1e-5)
+
+
+def test_equal_witnesses_that_contradict_each_other_are_near_one_half() -> None:
+    """A timid prior (0.88 and 0.001) of one object, a bold prediction of another, on the same background."""
+    prior_B1HW, weak_B1HW = torch.full((1, 1, 10, 10), 0.001), torch.full((1, 1, 10, 10), 0.0005)
+    prior_B1HW[..., 0, :5], weak_B1HW[..., 0, 5:] = 0.88, 0.99
+    plain_B1HW, _ = fuse(prior_B1HW, weak_B1HW, SpmConfig())
+    equal_B1HW, _ = fuse(prior_B1HW, weak_B1HW, SpmConfig(equalise=True))
+    assert plain_B1HW[..., 0, :5].max() < 0.1, "the network's background wins over the prior's object"
+    assert ((equal_B1HW[..., 0, :] > 0.4) & (equal_B1HW[..., 0, :] < 0.6)).all()
+    assert (equal_B1HW[..., 1:, :] < 0.02).all()

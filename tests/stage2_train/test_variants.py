@@ -123,6 +123,7 @@ def test_fusions_beyond_the_paper(size: str) -> None:
     }
     assert changed(f"{size}-bold", f"{size}-spm") == witnesses
     assert changed(f"{size}-confident", f"{size}-bold") == {"spm.confidence_gain": 0.5}
+    assert changed(f"{size}-equal", f"{size}-spm") == {"spm.equalise": True}
 
 
 @pytest.mark.parametrize("name", [*ABLATIONS, "semires-cpi", "omni-res-point", "agreement-filter"])
