@@ -47,7 +47,7 @@ class MethodFacts:
     needs_teacher: bool = False
     """Whether it is defined by an averaged teacher: `ema.teacher` must be set."""
     needs_branch: bool = False
-    """Whether it trains two decoders: `segmentor.second_branch` must be set."""
+    """Whether it trains two networks: `segmentor.second_branch` must be set."""
     pairs_samples: bool = False
     """Whether each unlabelled sample is mixed with a labelled one: both batches must be of one size."""
 
@@ -358,7 +358,7 @@ class TrainConfig:
             raise DataError(f"method {self.method} needs segmentor.second_branch=true")
         if facts.needs_branch and (self.ema.teacher or self.compile):
             raise DataError(
-                f"method {self.method} has no use for ema.teacher, and its two decoders are not compiled"
+                f"method {self.method} has no use for ema.teacher, and its two networks are not compiled"
             )
         if facts.pairs_samples and self.batch_labelled != self.batch_unlabelled:
             raise DataError(

@@ -81,12 +81,13 @@ def build_optimizer(
     """The configured optimiser over the trainable parameters; every group carries `initial_lr`.
 
     Args:
-        model: The network.
+        model: The network; a second one, its `branch`, has the rates of the first.
         config: Optimiser and learning rates.
         loaded_parts: Sub-modules of the network that were read from weights (`SegmentorConfig.loaded_parts`).
     """
 
     def is_pretrained(name: str) -> bool:
+        name = name.removeprefix("branch.")
         return name.startswith(config.pretrained_prefixes) and name.partition(".")[0] in loaded_parts
 
     if config.name == "muon":

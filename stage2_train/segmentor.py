@@ -28,7 +28,7 @@ from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from stage2_train.backbones import build_text, build_vision
-from stage2_train.branch import BranchMaps, SecondBranch
+from stage2_train.branch import BranchMaps, channel_map
 from stage2_train.card_template import CARD_TEMPLATE, card_data
 from stage2_train.decoder import TopDownDecoder
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, NUM_STAGES, PARTS, SegmentorConfig
@@ -75,11 +75,11 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         )
         self.decoder = TopDownDecoder(dims, config.decoder_width, config.decoder_norm, config.decoder_upscale)
         # What only some methods have comes last: of one seed, what all have then starts from the same random weights.
-        self.branch: SecondBranch | None = None
+        self.match: nn.Module | None = None  # a second network has one
+        self.branch: ReferringSegmentor | None = None
         if config.second_branch:
-            self.branch = SecondBranch(
-                dims, config.decoder_width, config.decoder_norm, config.decoder_upscale
-            )
+            self.branch = ReferringSegmentor(dataclasses.replace(config, second_branch=False, sesm=None))
+            self.branch.match = channel_map(config.decoder_width, config.decoder_norm)
         self.sesm: nn.ModuleList | None = None
         if config.sesm is not None:
             self.sesm = nn.ModuleList(
@@ -116,7 +116,7 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         return _at_input_size(self.decoder(maps.read), image_B3HW)
 
     def both_branches(self, image_B3HW: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor) -> BranchMaps:
-        """Logits and hidden maps of both decoders over one pass through the towers; arguments as `forward`.
+        """Logits and hidden maps of both networks; arguments as `forward`.
 
         The first branch is the network as it is used and evaluated.
 
@@ -125,22 +125,28 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         """
         if self.branch is None:
             raise DataError(
-                "the method trains two decoders and segmentor.second_branch is false: set needs_branch=True for it in "
+                "the method trains two networks and segmentor.second_branch is false: set needs_branch=True for it in "
                 "METHOD_FACTS of stage2_train/config.py, and the field"
             )
-        maps = self.features(image_B3HW, token_ids_BT, token_mask_BT)
-        first_BCHW = self.decoder.deep(maps.read)
-        second_BCHW = self.branch.match(self.branch.decoder.deep(maps.read))
-        first_B2HW, second_B2HW = (
-            decoder.logit(decoder.finish(deep_BCHW, maps.read))
-            for decoder, deep_BCHW in ((self.decoder, first_BCHW), (self.branch.decoder, second_BCHW))
-        )
+        first_BCHW, first_B2HW = self._deep_and_logit(image_B3HW, token_ids_BT, token_mask_BT)
+        second_BCHW, second_B2HW = self.branch._deep_and_logit(image_B3HW, token_ids_BT, token_mask_BT)
         return BranchMaps(
-            first_logit_B2HW=_at_input_size(first_B2HW, image_B3HW),
-            second_logit_B2HW=_at_input_size(second_B2HW, image_B3HW),
+            first_logit_B2HW=first_B2HW,
+            second_logit_B2HW=second_B2HW,
             first_BCHW=first_BCHW,
             second_BCHW=second_BCHW,
         )
+
+    def _deep_and_logit(
+        self, image_B3HW: Tensor, token_ids_BT: Tensor, token_mask_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the decoder's last two convolutions read of stages 2 to 4, and the logits."""
+        maps = self.features(image_B3HW, token_ids_BT, token_mask_BT)
+        deep_BCHW = self.decoder.deep(maps.read)
+        if self.match is not None:
+            deep_BCHW = self.match(deep_BCHW)
+        logit_B2HW = self.decoder.logit(self.decoder.finish(deep_BCHW, maps.read))
+        return deep_BCHW, _at_input_size(logit_B2HW, image_B3HW)
 
     def features(
         self,
@@ -248,6 +254,8 @@ def build_segmentor(config: SegmentorConfig) -> ReferringSegmentor:
         path = _weights_path(config.weights)
         _require_weights(model, path, config.weight_parts, may_leave_out=True)
         _load_parts(model, path, config.weight_parts)
+        if model.branch is not None and "branch" not in config.weight_parts:
+            _load_parts(model.branch, path, config.weight_parts)
     return model
 
 

@@ -35,7 +35,7 @@ TextKind = Literal["bert", "siglip", "modernbert"]
 TEXT_KINDS: tuple[TextKind, ...] = get_args(TextKind)
 
 PARTS: tuple[str, ...] = ("vision", "text", "fusion", "decoder", "sesm", "branch")
-"""Sub-modules of a segmentor, as named in its state dict and in `weight_parts`."""
+"""Sub-modules of a segmentor, as named in its state dict and in `weight_parts`; `branch` is a whole second network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ class SegmentorConfig:
     sesm: SesmConfig | None = None
     """None leaves the module out altogether."""
     second_branch: bool = False
-    """Build a second decoder beside the first, for training alone (method `ccvc`); towers and fusion are shared."""
+    """Build a second network beside the first, for training alone (method `ccvc`)."""
     weights: str | None = None
     """A `.safetensors` file of this class, or `embedded`; None keeps what the towers' own `weights` gave."""
     weight_parts: tuple[str, ...] = field(default=("vision", "text", "fusion"))

@@ -113,7 +113,7 @@ def augseg(base: TrainConfig) -> TrainConfig:
 
 
 def ccvc(base: TrainConfig) -> TrainConfig:
-    """CCVC: two decoders that teach each other and are kept apart."""
+    """CCVC: two networks that teach each other and are kept apart."""
     segmentor = dataclasses.replace(base.segmentor, second_branch=True)
     return dataclasses.replace(base, method="ccvc", segmentor=segmentor)
 

@@ -1,7 +1,7 @@
 """CCVC (Wang et al., CVPR 2023): two branches teach each other and are kept from becoming one.
 
-The branches are two decoders over shared towers (`stage2_train.branch`, which says why). With p_i the weak-view
-probability of branch i and y_i = (p_i >= 0.5):
+The branches are two networks (`stage2_train.branch`). With p_i the weak-view probability of branch i and
+y_i = (p_i >= 0.5):
 
     consistency   branch i is taught every pixel of y_j (j the other) on the strong view; a pixel weighs
                   `conflict_weight` where y_1 != y_2 and branch j is sure of it (max(p_j, 1 - p_j) >=
@@ -13,7 +13,7 @@ probability of branch i and y_i = (p_i >= 0.5):
 
 Halving the sums over branches, as in the released code, keeps each loss at the size of the other methods'. The first
 branch is evaluated (there: the better of either and of their mean, on val). The map of stage 1, which both branches
-join last and share here, is no part of the discrepancy.
+join last, is no part of the discrepancy.
 
 Left out: consistency and discrepancy on the raw unlabelled view (a third pass with gradient, under labels of its own,
 which has as much say as the strong view), and CutMix between unlabelled images (a sample's gradient would depend on

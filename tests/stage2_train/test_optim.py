@@ -159,6 +159,17 @@ def test_a_part_that_starts_at_random_has_the_whole_rate(config: OptimConfig) ->
     assert rates("decoder") == whole | {"decoder.weight": 0.05}
 
 
+def test_a_second_network_has_the_rates_of_the_first() -> None:
+    model = _Towers()
+    model.branch = _Towers()
+    config = OptimConfig(lr=0.1, pretrained_lr_scale=0.5)
+    groups = build_optimizer(model, config, {"vision"}).param_groups
+    by_id = {id(p): group["lr"] for group in groups for p in group["params"]}
+    rates = {name: by_id[id(p)] for name, p in model.named_parameters()}
+    assert rates["branch.vision.weight"] == rates["vision.weight"] == 0.05
+    assert rates["branch.decoder.weight"] == rates["decoder.weight"] == 0.1
+
+
 @pytest.mark.parametrize(
     ("changes", "loaded"),
     [

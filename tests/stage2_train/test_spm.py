@@ -124,7 +124,10 @@ def test_boldness_is_the_mean_logit_of_the_foreground_of_each_sample() -> None:
 
 
 def test_a_timid_prior_is_raised_to_the_prediction_and_neither_says_more() -> None:
-    prior_B1HW, weak_B1HW = torch.tensor([[[[0.8, 0.8, 0.3, 0.01]]]]), torch.tensor([[[[0.99, 0.9, 0.2, 0.001]]]])
+    prior_B1HW, weak_B1HW = (
+        torch.tensor([[[[0.8, 0.8, 0.3, 0.01]]]]),
+        torch.tensor([[[[0.99, 0.9, 0.2, 0.001]]]]),
+    )
     most = (logit(0.99) + logit(0.9)) / 2
     factor = most / logit(0.8)
     prior, weak = (found.flatten().tolist() for found in equalised(prior_B1HW, weak_B1HW))
@@ -143,10 +146,14 @@ def test_a_bolder_prior_bounds_both_and_raises_no_prediction() -> None:
 @pytest.mark.parametrize("absent", ["prior", "weak", "both"])
 def test_a_map_without_foreground_has_no_say_in_how_bold_both_are(absent: str) -> None:
     none_B1HW, some_B1HW = torch.tensor([[[[0.3, 0.001]]]]), torch.tensor([[[[0.8, 0.001]]]])
-    maps = {"prior": (none_B1HW, some_B1HW), "weak": (some_B1HW, none_B1HW), "both": (none_B1HW, none_B1HW)}[absent]
+    maps = {"prior": (none_B1HW, some_B1HW), "weak": (some_B1HW, none_B1HW), "both": (none_B1HW, none_B1HW)}[
+        absent
+    ]
     least = 0.001 if absent == "both" else 0.2
     for given, found in zip(maps, equalised(*maps), strict=True):
-        assert found.flatten().tolist() == pytest.approx(given.clamp(least, 1 - least).flatten().tolist(), abs=1e-5)
+        assert found.flatten().tolist() == pytest.approx(
+            given.clamp(least, 1 - least).flatten().tolist(), abs=1e-5
+        )
 
 
 def test_equal_witnesses_that_contradict_each_other_are_near_one_half() -> None:

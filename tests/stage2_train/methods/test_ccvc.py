@@ -9,6 +9,8 @@ from stage2_train.config import CcvcConfig
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks, join_texts, weak_text
 from stage2_train.methods.ccvc import discrepancy, taught
+from stage2_train.segmentor import build_segmentor
+from stage2_train.segmentor_config import PARTS, tiny_config
 from tests.stage2_train.miniature import batch_of, model_of, plain_config
 
 
@@ -47,8 +49,27 @@ def test_each_branch_is_taught_by_the_other(mini_root: Path) -> None:
     assert torch.equal(output.pseudo.label_BHW == 1, weak[1][:, 0] >= 0.5)
     assert torch.equal(output.pseudo.weak_B1HW, weak[0])
     output.loss.backward()
-    for module in (model.decoder, model.branch.decoder, model.branch.match, model.vision):
+    for module in (
+        model.decoder,
+        model.branch.decoder,
+        model.branch.match,
+        model.vision,
+        model.branch.vision,
+    ):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize("parts", [("vision", "text", "fusion"), ("vision",)])
+def test_both_networks_start_from_the_pretrained_weights(parts: tuple[str, ...]) -> None:
+    """And differ in what starts at random."""
+    config = dataclasses.replace(tiny_config(), second_branch=True, weight_parts=parts)
+    model = build_segmentor(config)
+    second = model.branch.state_dict()
+    for part in PARTS[:4]:
+        pairs = [
+            (value, second[name]) for name, value in model.state_dict().items() if name.startswith(f"{part}.")
+        ]
+        assert pairs and all(torch.equal(*pair) for pair in pairs) == (part in parts)
 
 
 def test_the_first_branch_is_the_network_that_is_evaluated(mini_root: Path) -> None:
