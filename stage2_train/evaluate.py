@@ -18,14 +18,15 @@ from shared.store.publish import publish_file
 from shared.store.reader import PriorStore
 from shared.types import Sample
 from stage2_train.config import TrainConfig
-from stage2_train.data import PriorReader, scorable
 from stage2_train.model_card import write_card
-from stage2_train.prior_source import StorePriors, choose_store, open_priors
+from stage2_train.prior_source import StorePriors
 from stage2_train.processes import start_accelerator
 from stage2_train.run_files import load_model, place_of_store, read_run_config
 from stage2_train.run_identity import note_moved_data
 from stage2_train.scoring import field_rule, score_samples, spaced, summarise
 from stage2_train.seen_images import shared_with_train
+from stage2_train.split import scorable
+from stage2_train.store_choice import choose_store, open_priors
 from stage2_train.text import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -155,7 +156,7 @@ def is_scored(run: Path, split: str, masks: str) -> bool:
 
 def _prior_for(
     run: Path, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample], store: str
-) -> tuple[PriorReader | None, str]:
+) -> tuple[StorePriors | None, str]:
     """The store for the prior's own score, or None and why; a store named by the caller must fit.
 
     Where the run's own store lacks these samples, the one that is found for their data will do, if it was made alike.

@@ -13,9 +13,9 @@ from torch import Tensor
 from shared.errors import DataError
 from shared.refer import ReferringDataset
 from stage2_train.config import AlarmConfig
-from stage2_train.data import ResizedReader
 from stage2_train.losses import IGNORE
 from stage2_train.methods.base import Pseudo
+from stage2_train.resized_reader import ResizedReader
 
 
 class CollapseError(DataError):

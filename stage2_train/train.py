@@ -30,6 +30,7 @@ from shared.runlog import METRICS_FILE, RunLog, has_record, progress, say
 from shared.seeding import seed_of
 from shared.stopping import STOPPED, stop_flag
 from shared.store.publish import disk_errors
+from stage2_train.batch_source import BatchSource
 from stage2_train.checkpoint import (
     list_checkpoints,
     load_object,
@@ -39,7 +40,6 @@ from stage2_train.checkpoint import (
     shrink_checkpoint,
 )
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchSource, scorable
 from stage2_train.ema import Ema
 from stage2_train.inputs import Inputs, batch_plan, open_inputs, say_lost_text
 from stage2_train.loader import iterate
@@ -62,6 +62,7 @@ from stage2_train.run_identity import (
 )
 from stage2_train.scoring import score_samples, spaced, summarise
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
+from stage2_train.split import scorable
 from stage2_train.step import StepResult, mean_over_processes, train_step
 from stage2_train.text import Tokenizer
 from stage2_train.trackers import open_trackers, require_installed

@@ -45,8 +45,8 @@ from shared.config import DataConfig  # noqa: E402
 from stage2_train.backbones.base import harden_window_masks  # noqa: E402
 from stage2_train.backbones.images import normalise_image  # noqa: E402
 from stage2_train.batch import Batch  # noqa: E402
+from stage2_train.batch_source import BatchSource  # noqa: E402
 from stage2_train.config import TrainConfig  # noqa: E402
-from stage2_train.data import BatchSource  # noqa: E402
 from stage2_train.inputs import batch_plan, open_inputs  # noqa: E402
 from stage2_train.loader import iterate  # noqa: E402
 from stage2_train.losses import CLASS_WEIGHTS  # noqa: E402

@@ -13,9 +13,9 @@ import torch
 from shared.refer import MaskAccessError, ReferDataset, load_refer
 from shared.runlog import read_records
 from stage2_train.batch import Batch, UnlabelledPart
+from stage2_train.batch_source import BatchSource
 from stage2_train.checkpoint import list_checkpoints, load_weights
 from stage2_train.config import METHOD_FACTS, AlarmConfig, RuntimeConfig, SampleLossConfig, TrainConfig
-from stage2_train.data import BatchSource
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import Networks
 from stage2_train.train import train
