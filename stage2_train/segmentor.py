@@ -126,7 +126,7 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         if self.branch is None:
             raise DataError(
                 "the method trains two decoders and segmentor.second_branch is false: set needs_branch=True for it in "
-                "METHOD_FACTS of stage2_train/config.py, and the field"
+                "METHOD_FACTS of stage2_train/method_facts.py, and the field"
             )
         maps = self.features(image_B3HW, token_ids_BT, token_mask_BT)
         first_BCHW = self.decoder.deep(maps.read)

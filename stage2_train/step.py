@@ -17,8 +17,10 @@ from stage2_train.batch import Batch
 from stage2_train.config import TrainConfig
 from stage2_train.constants import constant
 from stage2_train.ema import Ema
-from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks
 from stage2_train.optim import average_gradients, broadcast_buffers, lr_factor
+from stage2_train.pseudo_labels import Pseudo
 
 _SHARES = ("coverage", "foreground")
 

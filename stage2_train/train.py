@@ -30,6 +30,7 @@ from shared.runlog import METRICS_FILE, RunLog, has_record, progress, say
 from shared.seeding import seed_of
 from shared.stopping import STOPPED, stop_flag
 from shared.store.publish import disk_errors
+from stage2_train.alarm import CollapseAlarm
 from stage2_train.batch_source import BatchSource
 from stage2_train.checkpoint import (
     list_checkpoints,
@@ -41,15 +42,16 @@ from stage2_train.checkpoint import (
 )
 from stage2_train.config import TrainConfig
 from stage2_train.ema import Ema
+from stage2_train.hidden_masks import HiddenMasks
 from stage2_train.inputs import Inputs, batch_plan, open_inputs, say_lost_text
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks, Pseudo
 from stage2_train.model_card import write_card
-from stage2_train.monitor import CollapseAlarm, HiddenMasks
+from stage2_train.networks import Networks
 from stage2_train.optim import build_optimizer
 from stage2_train.owner import RunOwner
 from stage2_train.processes import start_accelerator
+from stage2_train.pseudo_labels import Pseudo
 from stage2_train.run_files import export_model, has_ended, require_ended_as, with_own_store
 from stage2_train.run_identity import (
     note_moved_data,

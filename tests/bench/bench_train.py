@@ -51,7 +51,7 @@ from stage2_train.inputs import batch_plan, open_inputs  # noqa: E402
 from stage2_train.loader import iterate  # noqa: E402
 from stage2_train.losses import CLASS_WEIGHTS  # noqa: E402
 from stage2_train.methods import METHODS  # noqa: E402
-from stage2_train.methods.base import Networks  # noqa: E402
+from stage2_train.networks import Networks  # noqa: E402
 from stage2_train.optim import OptimConfig, build_optimizer  # noqa: E402
 from stage2_train.recipes import RECIPES  # noqa: E402
 from stage2_train.segmentor import build_segmentor, without_pretrained  # noqa: E402

@@ -12,12 +12,14 @@ import torch
 
 from shared.refer import MaskAccessError, ReferDataset, load_refer
 from shared.runlog import read_records
+from stage2_train.alarm import AlarmConfig
 from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.batch_source import BatchSource
 from stage2_train.checkpoint import list_checkpoints, load_weights
-from stage2_train.config import METHOD_FACTS, AlarmConfig, RuntimeConfig, SampleLossConfig, TrainConfig
+from stage2_train.config import RuntimeConfig, SampleLossConfig, TrainConfig
+from stage2_train.method_facts import METHOD_FACTS
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks
+from stage2_train.networks import Networks
 from stage2_train.train import train
 from stage2_train.transforms import WeakConfig, mirror_words
 from tests.stage2_train.miniature import batch_of, mini_config, model_of, plain_config, segmentor_config

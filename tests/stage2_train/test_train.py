@@ -21,20 +21,16 @@ from shared.errors import DataError
 from shared.json_files import read_json
 from shared.runlog import RunLog, read_records
 from shared.stopping import STOPPED
+from stage2_train.alarm import AlarmConfig, CollapseError
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
-from stage2_train.config import (
-    METHOD_FACTS,
-    AlarmConfig,
-    EmaConfig,
-    L2lConfig,
-    RuntimeConfig,
-    TrainConfig,
-)
+from stage2_train.config import L2lConfig, RuntimeConfig, TrainConfig
 from stage2_train.dry_run import as_text, describe
+from stage2_train.ema import EmaConfig
+from stage2_train.hidden_masks import HiddenMasks
+from stage2_train.method_facts import METHOD_FACTS
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Pseudo
-from stage2_train.monitor import CollapseError, HiddenMasks
 from stage2_train.owner import RunOwner
+from stage2_train.pseudo_labels import Pseudo
 from stage2_train.recipes import RECIPES
 from stage2_train.run_files import load_model, read_run_config, restore_method
 from stage2_train.segmentor_config import tiny_config
