@@ -114,12 +114,3 @@ def _reduce(
     values = torch.stack([part.to(accelerator.device) for part in parts])
     values = accelerator.reduce(values, reduction="mean").tolist()
     return values[0], dict(zip(names, values[1:-1], strict=True)), values[-1] > 0
-
-
-def mean_over_processes(accelerator: Accelerator, metrics: dict[str, Tensor]) -> dict[str, float]:
-    """Means of scalars over all processes, in one reduction; every process must hold the same names."""
-    names = sorted(metrics)
-    if not names:
-        return {}
-    values = torch.stack([metrics[name].float().to(accelerator.device) for name in names])
-    return dict(zip(names, accelerator.reduce(values, reduction="mean").tolist(), strict=True))

@@ -127,16 +127,16 @@ def test_image_mask_prior_and_words_flip_together(mini_root: Path) -> None:
 
 def _recorded_texts(patch: pytest.MonkeyPatch) -> list[str]:
     """Weak texts handed to the text augmentation."""
-    from stage2_train import data
+    from stage2_train import batch_source
 
     seen: list[str] = []
-    real = data.draw_candidates
+    real = batch_source.draw_candidates
 
     def spy(text: str, *rest: Any) -> Any:
         seen.append(text)
         return real(text, *rest)
 
-    patch.setattr(data, "draw_candidates", spy)
+    patch.setattr(batch_source, "draw_candidates", spy)
     return seen
 
 
