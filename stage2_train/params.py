@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from stage2_train.rple.policy import Actor, Critic, PolicyConfig
-from stage2_train.segmentor import ReferringSegmentor, without_pretrained
-from stage2_train.segmentor_config import PARTS, SegmentorConfig
+from stage2_train.segmentor import ReferringSegmentor
+from stage2_train.segmentor_config import PARTS, SegmentorConfig, without_pretrained
 
 
 def num_parameters(module: nn.Module | None) -> int:

@@ -54,7 +54,8 @@ from stage2_train.methods import METHODS  # noqa: E402
 from stage2_train.networks import Networks  # noqa: E402
 from stage2_train.optim import OptimConfig, build_optimizer  # noqa: E402
 from stage2_train.recipes import RECIPES  # noqa: E402
-from stage2_train.segmentor import build_segmentor, without_pretrained  # noqa: E402
+from stage2_train.segmentor import build_segmentor  # noqa: E402
+from stage2_train.segmentor_config import without_pretrained  # noqa: E402
 from stage2_train.step import train_step  # noqa: E402
 from stage2_train.text import Tokenizer  # noqa: E402
 from tests.stage2_train.lavt_reference import Decoder, Fusion  # noqa: E402
