@@ -237,3 +237,19 @@ def describe_grid(grid: Grid, out: Path, *, coming: Path | None = None) -> dict[
             for cell in grid.cells
         },
     }
+
+
+def text_of_cells(plan: Mapping[str, Any]) -> str:
+    """What `describe_grid` found: a line per cell, its state, name and recipe with changes."""
+    many = len(plan["stores"]) > 1
+    stores = [
+        f"store{' of ' + ', '.join(one['arms'].values()) if many else ''}: {one['path']}"
+        for one in plan["stores"]
+    ]
+    lines = [f"out: {plan['out']}", *(stores or ["store: none needed"]), f"reference: {plan['reference']}"]
+    for name, cell in plan["cells"].items():
+        changes = " ".join(f"--set {change}" for change in cell["changes"])
+        lines.append(f"{cell['state']:<12}{name}: {cell['recipe']} {changes}")
+        if cell["reason"]:
+            lines.append(f"{'':<12}{cell['reason']}")
+    return "\n".join(lines)
