@@ -12,10 +12,8 @@ from shared.grid_folders import failure_of, is_finished
 from shared.refer import ReferringDataset
 from stage2_train.ablate_grid import Cell, Grid
 from stage2_train.config import TrainConfig
-from stage2_train.data import scorable
 from stage2_train.evaluate import is_scored
 from stage2_train.inputs import open_split
-from stage2_train.prior_source import choose_store, open_priors, require_fitting
 from stage2_train.run_files import has_ended, with_own_store
 from stage2_train.run_identity import (
     difference_of_run,
@@ -26,6 +24,8 @@ from stage2_train.run_identity import (
 )
 from stage2_train.segmentor import require_fitting_weights
 from stage2_train.segmentor_config import SegmentorConfig
+from stage2_train.split import scorable
+from stage2_train.store_choice import choose_store, open_priors, require_fitting
 
 DONE, FAILED, PART, TODO, BUSY_STATE = "done", "failed", "interrupted", "to do", "busy"
 """States of a cell."""
@@ -237,3 +237,19 @@ def describe_grid(grid: Grid, out: Path, *, coming: Path | None = None) -> dict[
             for cell in grid.cells
         },
     }
+
+
+def text_of_cells(plan: Mapping[str, Any]) -> str:
+    """What `describe_grid` found: a line per cell, its state, name and recipe with changes."""
+    many = len(plan["stores"]) > 1
+    stores = [
+        f"store{' of ' + ', '.join(one['arms'].values()) if many else ''}: {one['path']}"
+        for one in plan["stores"]
+    ]
+    lines = [f"out: {plan['out']}", *(stores or ["store: none needed"]), f"reference: {plan['reference']}"]
+    for name, cell in plan["cells"].items():
+        changes = " ".join(f"--set {change}" for change in cell["changes"])
+        lines.append(f"{cell['state']:<12}{name}: {cell['recipe']} {changes}")
+        if cell["reason"]:
+            lines.append(f"{'':<12}{cell['reason']}")
+    return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from shared.errors import DataError
 from shared.types import Sample
 
 
@@ -85,3 +86,27 @@ def _to(part: Any, device: torch.device) -> Any:
     values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
     moved = {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, torch.Tensor)}
     return dataclasses.replace(part, **moved)
+
+
+def known_prior(part: LabelledPart | UnlabelledPart, weak_B1HW: torch.Tensor) -> torch.Tensor:
+    """P† where the row has a proposal, Pw where it has none: a missing proposal is no information."""
+    has_prior_B = declared(part.has_prior_B, "reads_prior")
+    return torch.where(has_prior_B[:, None, None, None], declared(part.prior_B1HW, "reads_prior"), weak_B1HW)
+
+
+def declared(tensor: torch.Tensor | None, fact: str) -> torch.Tensor:
+    """A tensor of a batch that is read for some methods alone.
+
+    Args:
+        tensor: Where the method asks for it, not None.
+        fact: The field of `MethodFacts` that asks for it.
+
+    Raises:
+        DataError: It is not there: the method reads what `METHOD_FACTS` does not say it reads.
+    """
+    if tensor is None:
+        raise DataError(
+            f"the method reads what the batch was not given: set {fact}=True for it in METHOD_FACTS of "
+            "stage2_train/method_facts.py"
+        )
+    return tensor

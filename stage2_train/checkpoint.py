@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from shared.errors import DataError
 from shared.json_files import write_json
+from stage2_train.tensor_files import read_tensors
 
 _NAME = re.compile(r"step_(\d{8})")
 _STATE = "state.json"
@@ -127,9 +128,9 @@ def load_weights(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise DataError(f"{path}: the checkpoint holds no {name!r}")
     try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file ({error}); delete {checkpoint}") from error
+        return read_tensors(path)
+    except DataError as error:
+        raise DataError(f"{error}; delete {checkpoint}") from error
 
 
 def load_object(checkpoint: Path, name: str) -> Any:

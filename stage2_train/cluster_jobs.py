@@ -12,13 +12,13 @@ from shared.hub import HubModel, cache_folder
 from stage2_train.ablate_grid import Grid
 from stage2_train.ablate_state import DONE, describe_grid, require_own_cells
 from stage2_train.config import TrainConfig
-from stage2_train.data import scorable
 from stage2_train.evaluate import is_scored
 from stage2_train.hub_models import hub_models, pins
 from stage2_train.inputs import open_inputs
 from stage2_train.run_files import has_ended, require_ended_as, with_own_store
 from stage2_train.run_identity import require_same_run, run_record, with_recorded_pins
 from stage2_train.segmentor import require_fitting_weights
+from stage2_train.split import scorable
 
 
 def plan_training(

@@ -108,7 +108,7 @@ def evaluate(
     On other data than it was trained on (--root, --dataset, --data-name) they are `eval/<name>-<split>`. With --limit
     nothing is written: a part of a split is not its score.
     """
-    from stage2_train.evaluate import evaluate_run
+    from stage2_train.evaluate import evaluate_run, text_of_scores
 
     with only_answers_on_stdout():
         scores = {
@@ -131,7 +131,7 @@ def evaluate(
             for name in split or ["val"]
         }
     if speaks():
-        show(scores, as_json, lambda result: _text_of_scores(run, result))
+        show(scores, as_json, lambda result: text_of_scores(run, result))
 
 
 def ablate(
@@ -159,7 +159,7 @@ def ablate(
     cells, folder = read_grid(grid, overrides or []), out or Path("runs") / grid.stem
     from shared.stopping import said_on_interrupt
     from stage2_train.ablate import parse_share, run_grid
-    from stage2_train.ablate_state import describe_grid
+    from stage2_train.ablate_state import describe_grid, text_of_cells
     from stage2_train.ablate_table import as_text
 
     still = quiet or as_json
@@ -170,7 +170,7 @@ def ablate(
             if dry_run
             else run_grid(cells, folder, jobs=jobs, only=share, quiet=still)
         )
-    show(answer, as_json, _text_of_cells if dry_run else as_text)
+    show(answer, as_json, text_of_cells if dry_run else as_text)
     if not dry_run and answer["own_unfinished"]:
         raise typer.Exit(1)
 
@@ -243,9 +243,9 @@ def params(
     from stage2_train.run_again import start_of
 
     config = start_of(recipe, overrides or []).config
-    from stage2_train.params import count_parameters
+    from stage2_train.params import count_parameters, text_of_counts
 
-    show(count_parameters(config.segmentor), as_json, _text_of_counts)
+    show(count_parameters(config.segmentor), as_json, text_of_counts)
 
 
 def weights_convert(
@@ -305,64 +305,6 @@ def _text_of_run(folder: Path, done: Mapping[str, Any]) -> str:
     return f"{folder}: {done['step']} steps in {done['seconds']:.0f} s"
 
 
-def _text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """A line per split, resolution and scorer: the network, its further passes, the frozen prior alone."""
-    names = ("oiou", "miou", "pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9")
-    lines = [str(run), f"{'split':<7}{'size':<10}{'scored':<13}" + "".join(f"{name:>8}" for name in names)]
-    for split, result in scores.items():
-        size = "x".join(map(str, result["resolution"]))
-        scorers = {
-            "network": result,
-            "self-guided": result.get("self_guided"),
-            "with prior": result.get("with_prior"),
-            "frozen prior": result.get("prior"),
-        }
-        for scorer, found in scorers.items():
-            for frame, shown in (("original", "original"), ("model", size)):
-                if found:
-                    cells = "".join(f"{found[frame][name]:>8.4f}" for name in names)
-                    lines.append(f"{split:<7}{shown:<10}{scorer:<13}{cells}")
-        if result.get("with_prior"):
-            lines.append(
-                f"{split:<7}with prior: another method, which needs the frozen model's answer to every sentence"
-            )
-        if not result.get("prior"):
-            lines.append(f"{split:<7}{result['prior_note']}")
-        if result["shared_with_train"] is None:
-            lines.append(
-                f"{split:<7}not known how many sentences are of images that were trained on: the run's own data are "
-                "gone or have changed"
-            )
-        elif result["shared_with_train"]:
-            lines.append(
-                f"{split:<7}{result['shared_with_train']} of {result['num']} sentences are of images that were "
-                "trained on"
-            )
-        if result["limit"]:
-            lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
-    return "\n".join(lines)
-
-
 def _text_of_prediction(answer: Mapping[str, Any]) -> str:
     """What was found but for the mask as numbers, which is in the files."""
     return text_of_mapping({name: value for name, value in answer.items() if name != "rle"})
-
-
-def _text_of_cells(plan: Mapping[str, Any]) -> str:
-    """A line per cell: its state, name and recipe with changes."""
-    many = len(plan["stores"]) > 1
-    stores = [
-        f"store{' of ' + ', '.join(one['arms'].values()) if many else ''}: {one['path']}"
-        for one in plan["stores"]
-    ]
-    lines = [f"out: {plan['out']}", *(stores or ["store: none needed"]), f"reference: {plan['reference']}"]
-    for name, cell in plan["cells"].items():
-        changes = " ".join(f"--set {change}" for change in cell["changes"])
-        lines.append(f"{cell['state']:<12}{name}: {cell['recipe']} {changes}")
-        if cell["reason"]:
-            lines.append(f"{'':<12}{cell['reason']}")
-    return "\n".join(lines)
-
-
-def _text_of_counts(counts: Mapping[str, int]) -> str:
-    return "\n".join(f"{name:<10} {number:>13,}" for name, number in counts.items())

@@ -1,8 +1,8 @@
 """Everything a training run is determined by, as one frozen tree.
 
-Parts that belong to one box of the method are defined beside it (`spm`, `rple`, `losses`), those of the systems it is
-compared with in `comparison_config`; this file holds the rest and puts them together. Two runs with equal configs on
-one machine type give equal weights.
+Parts that belong to one box of the method are defined beside it (`spm`, `rple`, `losses`, `ema`, `alarm`), those of the
+systems it is compared with in `comparison_config`; this file holds the rest and puts them together. Two runs with equal
+configs on one machine type give equal weights.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from typing import Literal
 
 from shared.config import DataConfig
 from shared.errors import DataError
+from stage2_train.alarm import AlarmConfig
 from stage2_train.comparison_config import (
     AugsegConfig,
     BlendConfig,
@@ -21,7 +22,9 @@ from stage2_train.comparison_config import (
     SemiresConfig,
     TscsQdwConfig,
 )
+from stage2_train.ema import EmaConfig
 from stage2_train.losses import CLASS_WEIGHTS, UnsupervisedLossConfig
+from stage2_train.method_facts import METHOD_FACTS, MethodFacts
 from stage2_train.optim import OptimConfig
 from stage2_train.rple.ddpg import DdpgConfig
 from stage2_train.rple.policy import PolicyConfig
@@ -30,42 +33,6 @@ from stage2_train.segmentor_config import SegmentorConfig
 from stage2_train.spm import SpmConfig
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodFacts:
-    """What a method asks of a run beside labelled samples."""
-
-    reads_unlabelled: bool = True
-    """Whether it reads unlabelled samples."""
-    reads_prior: bool = False
-    """Whether it reads the proposals of the prior store."""
-    reads_candidates: bool = False
-    """Whether it reads the candidate masks of that store."""
-    reads_weak_label: bool = False
-    """Whether it is given a box or a point of each unlabelled object, as `weak_label` of its own section says."""
-    needs_teacher: bool = False
-    """Whether it is defined by an averaged teacher: `ema.teacher` must be set."""
-    needs_branch: bool = False
-    """Whether it trains two networks: `segmentor.second_branch` must be set."""
-    pairs_samples: bool = False
-    """Whether each unlabelled sample is mixed with a labelled one: both batches must be of one size."""
-
-
-METHOD_FACTS: dict[str, MethodFacts] = {
-    "supervised": MethodFacts(reads_unlabelled=False),
-    "fixmatch": MethodFacts(),
-    "resmatch": MethodFacts(),
-    "semires": MethodFacts(reads_candidates=True, needs_teacher=True),
-    "omni_res": MethodFacts(reads_weak_label=True, needs_teacher=True),
-    "tscs_qdw": MethodFacts(needs_teacher=True),
-    "augseg": MethodFacts(needs_teacher=True, pairs_samples=True),
-    "ccvc": MethodFacts(needs_branch=True),
-    "catm": MethodFacts(),
-    "mllm_blend": MethodFacts(reads_prior=True),
-    "l2l": MethodFacts(reads_prior=True),
-}
-"""What is true of each method that a config accepts; `stage2_train.methods.METHODS` maps the names to code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,51 +102,6 @@ class RpleConfig:
     """The learner."""
     reward: RewardConfig = field(default_factory=RewardConfig)
     """What it maximises."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmaConfig:
-    """Moving average of the weights."""
-
-    decay: float = 0.0
-    """Decay per step; 0 keeps no average (the paper)."""
-    warmup: bool = True
-    """Whether step n after the burn-in keeps `min(decay, (1+n)/(10+n))`, for runs too short for a slow average; off,
-    `decay` from the first step on."""
-    teacher: bool = False
-    """Whether the weak view is predicted by the average instead of the network itself."""
-    export: bool = True
-    """Whether the average, where there is one, is what is evaluated and written to `model/`."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if not 0.0 <= self.decay < 1.0:
-            raise DataError(f"ema.decay is {self.decay}, not in [0,1)")
-        if self.teacher and not self.decay:
-            raise DataError("ema.teacher needs ema.decay above 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlarmConfig:
-    """When a run is stopped because it has collapsed."""
-
-    patience: int = 50
-    """Consecutive steps outside the bounds (a loss that is not finite stops at once); 0 never stops."""
-    grace_steps: int | None = None
-    """First steps after the burn-in, in which the bounds do not count; None: a fiftieth of all steps, at least 100."""
-    min_coverage: float = 0.02
-    """Least share of unlabelled pixels that carry a pseudo-label."""
-    min_foreground: float = 0.0005
-    """Least share of unlabelled pixels labelled foreground."""
-    max_foreground: float = 0.6
-    """Largest such share."""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.patience < 0 or (self.grace_steps or 0) < 0:
-            raise DataError("alarm.patience and alarm.grace_steps must not be negative")
-        if not 0 <= self.min_foreground < self.max_foreground <= 1 or not 0 <= self.min_coverage <= 1:
-            raise DataError("alarm: need 0 <= min_foreground < max_foreground <= 1 and min_coverage in [0,1]")
 
 
 TRACKER_NAMES = ("wandb", "mlflow")

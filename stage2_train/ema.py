@@ -5,12 +5,37 @@ student and the student is never restored from it.
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from shared.errors import DataError
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Moving average of the weights."""
+
+    decay: float = 0.0
+    """Decay per step; 0 keeps no average (the paper)."""
+    warmup: bool = True
+    """Whether step n after the burn-in keeps `min(decay, (1+n)/(10+n))`, for runs too short for a slow average; off,
+    `decay` from the first step on."""
+    teacher: bool = False
+    """Whether the weak view is predicted by the average instead of the network itself."""
+    export: bool = True
+    """Whether the average, where there is one, is what is evaluated and written to `model/`."""
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0.0 <= self.decay < 1.0:
+            raise DataError(f"ema.decay is {self.decay}, not in [0,1)")
+        if self.teacher and not self.decay:
+            raise DataError("ema.teacher needs ema.decay above 0")
 
 
 class Ema(Generic[ModuleT]):

@@ -18,14 +18,16 @@ from shared.store.publish import publish_file
 from shared.store.reader import PriorStore
 from shared.types import Sample
 from stage2_train.config import TrainConfig
-from stage2_train.data import PriorReader, scorable
 from stage2_train.model_card import write_card
-from stage2_train.prior_source import StorePriors, choose_store, open_priors
+from stage2_train.prior_source import StorePriors
 from stage2_train.processes import start_accelerator
 from stage2_train.run_files import load_model, place_of_store, read_run_config
 from stage2_train.run_identity import note_moved_data
 from stage2_train.scoring import field_rule, score_samples, spaced, summarise
 from stage2_train.seen_images import shared_with_train
+from stage2_train.segmentor import ReferringSegmentor
+from stage2_train.split import scorable
+from stage2_train.store_choice import choose_store, open_priors
 from stage2_train.text import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -80,10 +82,8 @@ def evaluate_run(
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **other))
     data_name = data_name or dataset_name
     model = load_model(run)
-    if (self_guided or with_prior) and (model.sesm is None or not config.trains_field):
-        which = "self-guided pass" if self_guided else "pass with a prior"
-        why = "was built without sesm" if model.sesm is None else "never saw a field in training"
-        raise DataError(f"{run}: its network {why}: it has no {which}")
+    if self_guided or with_prior:
+        _require_field(run, config, model, "self-guided pass" if self_guided else "pass with a prior")
     dataset = load_dataset(config.data)
     _require_own_data(run, config, dataset, data_name)
     samples = spaced(scorable(dataset, split), limit)
@@ -132,6 +132,13 @@ def evaluate_run(
     return result
 
 
+def _require_field(run: Path, config: TrainConfig, model: ReferringSegmentor, wanted_for: str) -> None:
+    """Refuse a further pass of a network that takes no field, or has not learnt what to make of one."""
+    if model.sesm is None or not config.trains_field:
+        why = "was built without sesm" if model.sesm is None else "never saw a field in training"
+        raise DataError(f"{run}: its network {why}: it has no {wanted_for}")
+
+
 def _require_own_data(run: Path, config: TrainConfig, dataset: ReferringDataset, data_name: str) -> None:
     """Refuse to file scores of other annotations under the run's own splits."""
     trained_on = read_json(run / "config.json").get("data_fingerprint")
@@ -155,7 +162,7 @@ def is_scored(run: Path, split: str, masks: str) -> bool:
 
 def _prior_for(
     run: Path, config: TrainConfig, dataset: ReferringDataset, samples: Sequence[Sample], store: str
-) -> tuple[PriorReader | None, str]:
+) -> tuple[StorePriors | None, str]:
     """The store for the prior's own score, or None and why; a store named by the caller must fit.
 
     Where the run's own store lacks these samples, the one that is found for their data will do, if it was made alike.
@@ -192,3 +199,41 @@ def _write(folder: Path, split: str, result: Mapping[str, Any], rows: Sequence[M
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     publish_file(folder / f"{split}.jsonl", lines.encode())
     write_json(folder / f"{split}.json", result)
+
+
+def text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """A line per split, resolution and scorer: the network, its further passes, the frozen prior alone."""
+    names = ("oiou", "miou", "pr@0.5", "pr@0.6", "pr@0.7", "pr@0.8", "pr@0.9")
+    lines = [str(run), f"{'split':<7}{'size':<10}{'scored':<13}" + "".join(f"{name:>8}" for name in names)]
+    for split, result in scores.items():
+        size = "x".join(map(str, result["resolution"]))
+        scorers = {
+            "network": result,
+            "self-guided": result.get("self_guided"),
+            "with prior": result.get("with_prior"),
+            "frozen prior": result.get("prior"),
+        }
+        for scorer, found in scorers.items():
+            for frame, shown in (("original", "original"), ("model", size)):
+                if found:
+                    cells = "".join(f"{found[frame][name]:>8.4f}" for name in names)
+                    lines.append(f"{split:<7}{shown:<10}{scorer:<13}{cells}")
+        if result.get("with_prior"):
+            lines.append(
+                f"{split:<7}with prior: another method, which needs the frozen model's answer to every sentence"
+            )
+        if not result.get("prior"):
+            lines.append(f"{split:<7}{result['prior_note']}")
+        if result["shared_with_train"] is None:
+            lines.append(
+                f"{split:<7}not known how many sentences are of images that were trained on: the run's own data are "
+                "gone or have changed"
+            )
+        elif result["shared_with_train"]:
+            lines.append(
+                f"{split:<7}{result['shared_with_train']} of {result['num']} sentences are of images that were "
+                "trained on"
+            )
+        if result["limit"]:
+            lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
+    return "\n".join(lines)

@@ -6,7 +6,8 @@ Nothing is refused: one list of `--set` options may serve several methods. Whoev
 from collections.abc import Iterator
 from dataclasses import fields
 
-from stage2_train.config import METHOD_FACTS, TrainConfig
+from stage2_train.config import TrainConfig
+from stage2_train.method_facts import METHOD_FACTS
 
 _SECTIONS = {"mllm_blend": "blend"}
 """Section of a method where it is not named after it; a method may have none."""

@@ -6,17 +6,13 @@ from pathlib import Path
 from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.refer import ReferringDataset
+from stage2_train.batch_source import BatchPlan, BatchSource
 from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchPlan, BatchSource, Split, Tokenise, make_split, scorable
-from stage2_train.prior_source import (
-    MisplacedPriors,
-    StorePriors,
-    choose_store,
-    open_priors,
-    require_fitting,
-)
-from stage2_train.text import Tokenizer, say_unread
+from stage2_train.prior_source import MisplacedPriors, StorePriors
+from stage2_train.split import Split, make_split, scorable
+from stage2_train.store_choice import choose_store, open_priors, require_fitting
+from stage2_train.text import Tokenise, Tokenizer, say_unread
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels
 
 

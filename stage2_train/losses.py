@@ -4,6 +4,7 @@ Axes: B samples, H x W pixels. Labels are int64 with 0 background, 1 foreground 
 count. Every loss returns `(loss, metrics)`: a scalar that carries gradient, and detached scalars for the log.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,3 +122,21 @@ def _foreground_dice(logit_B2HW: Tensor, label_BHW: Tensor, quality_B: Tensor, s
     dice_B = 1.0 - (2.0 * overlap_B + smooth) / (total_B + smooth)
     has_foreground_B = foreground_BHW.flatten(1).any(dim=1).to(prob_BHW.dtype)
     return (dice_B * quality_B * has_foreground_B).sum() / has_foreground_B.sum().clamp(min=1.0)
+
+
+def per_sample(
+    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]], *tensors: Tensor, weight_B: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean over samples of a loss that would otherwise normalise over the whole batch; metrics likewise.
+
+    Args:
+        loss: Loss and metrics of one sample, given each tensor's row with its axis kept.
+        *tensors: [B, ...] each.
+        weight_B: Factor of each sample's loss; metrics are not weighted, and the mean is over all samples.
+    """
+    results = [loss(*(tensor[i : i + 1] for tensor in tensors)) for i in range(len(tensors[0]))]
+    loss_B = torch.stack([value for value, _ in results])
+    if weight_B is not None:
+        loss_B = loss_B * weight_B
+    names = results[0][1]
+    return loss_B.mean(), {name: torch.stack([m[name] for _, m in results]).mean() for name in names}

@@ -1,11 +1,13 @@
 """Parameter counts by part, on the meta device: no weights are allocated or read."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
 from stage2_train.rple.policy import Actor, Critic, PolicyConfig
-from stage2_train.segmentor import ReferringSegmentor, without_pretrained
-from stage2_train.segmentor_config import PARTS, SegmentorConfig
+from stage2_train.segmentor import ReferringSegmentor
+from stage2_train.segmentor_config import PARTS, SegmentorConfig, without_pretrained
 
 
 def num_parameters(module: nn.Module | None) -> int:
@@ -33,3 +35,8 @@ def count_parameters(config: SegmentorConfig) -> dict[str, int]:
         "actor": num_parameters(actor),
         "critic": num_parameters(critic),
     }
+
+
+def text_of_counts(counts: Mapping[str, int]) -> str:
+    """A line per part."""
+    return "\n".join(f"{name:<10} {number:>13,}" for name, number in counts.items())

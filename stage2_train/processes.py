@@ -1,13 +1,15 @@
-"""Joins the processes that a launcher started; refuses a launcher that started fewer than it was asked for.
+"""Joins the processes that a launcher started, and what they agree on; refuses a launcher that started too few.
 
 A run whose processes do not find each other trains as many copies of itself into one folder, and one that was given a
 single process instead of several is only slow: nothing else would say so.
 """
 
 import os
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from shared.errors import DataError
 from shared.gpu_build import require_usable_gpus
@@ -43,3 +45,32 @@ def start_accelerator() -> Accelerator:
 def _lost_by_accelerate() -> bool:
     """Whether `accelerate launch` wanted several processes: only then does it set the address they would meet at."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def on_any_process(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether one of the processes says so; the same on all of them."""
+    said = torch.tensor(float(flag), device=accelerator.device)
+    return float(accelerator.reduce(said, reduction="sum")) > 0
+
+
+def mean_over_processes(accelerator: Accelerator, metrics: dict[str, Tensor]) -> dict[str, float]:
+    """Means of scalars over all processes, in one reduction; every process must hold the same names."""
+    names = sorted(metrics)
+    if not names:
+        return {}
+    values = torch.stack([metrics[name].float().to(accelerator.device) for name in names])
+    return dict(zip(names, accelerator.reduce(values, reduction="mean").tolist(), strict=True))
+
+
+def require_same_step(accelerator: Accelerator, out: Path, step: int) -> None:
+    """Refuse a start whose processes have found different checkpoints: they would train different networks.
+
+    Raises:
+        DataError: On every process.
+    """
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise DataError(
+            f"{out}: the processes go on from different checkpoints (steps {', '.join(map(str, steps))}): the folder "
+            "must lie on a disk that all nodes share, and each must see its newest files"
+        )

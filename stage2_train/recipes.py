@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from shared.config import DataConfig
 from shared.muon import MuonConfig
-from stage2_train.config import AlarmConfig, L2lConfig, RuntimeConfig, TrainConfig
+from stage2_train.alarm import AlarmConfig
+from stage2_train.config import L2lConfig, RuntimeConfig, TrainConfig
 from stage2_train.optim import OptimConfig
 from stage2_train.segmentor_config import paper_config, tiny_config
 from stage2_train.text_augment import StrongTextConfig

@@ -24,7 +24,8 @@ from stage2_train.checkpoint import list_checkpoints, load_object, load_weights
 from stage2_train.config import TrainConfig
 from stage2_train.inputs import Inputs, open_inputs, open_split
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Method, Networks
+from stage2_train.methods.base import Method
+from stage2_train.networks import Networks
 from stage2_train.run_identity import require_same_run, require_same_split, run_record, split_record
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
 

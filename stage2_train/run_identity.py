@@ -22,9 +22,9 @@ from shared.json_files import read_json, write_json
 from shared.model_files import hash_files, model_files
 from shared.refer import ReferringDataset
 from stage2_train.config import TrainConfig
-from stage2_train.data import Split
 from stage2_train.hub_models import pretrained_names, tower_names
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, SegmentorConfig
+from stage2_train.split import Split
 
 AFTERWARDS = (
     "shared/cluster/",

@@ -28,10 +28,11 @@ from shared.runlog import progress
 from shared.types import Sample
 from stage2_train.backbones.images import normalise_image
 from stage2_train.config import TrainConfig
-from stage2_train.data import PriorReader, Tokenise
 from stage2_train.loader import iterate
+from stage2_train.prior_source import StorePriors
 from stage2_train.segmentor import ReferringSegmentor
 from stage2_train.spm import fuse
+from stage2_train.text import Tokenise
 from stage2_train.transforms import resize_image, resize_prior, upsample
 
 FRAMES = ("model", "original")
@@ -66,7 +67,7 @@ class _EvalReader:
         samples: Sequence[Sample],
         size_hw: tuple[int, int],
         tokenise: Tokenise,
-        prior: PriorReader | None,
+        prior: StorePriors | None,
         batch: int,
     ) -> None:
         self.dataset, self.samples, self.size_hw = dataset, samples, size_hw
@@ -123,7 +124,7 @@ def score_samples(
     samples: Sequence[Sample],
     size_hw: tuple[int, int],
     *,
-    prior: PriorReader | None = None,
+    prior: StorePriors | None = None,
     batch: int = 64,
     workers: int = 0,
     self_guided: bool = False,

@@ -20,8 +20,6 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.constants import REPOCARD_NAME
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shared.config import config_from_dict, config_to_dict
@@ -31,7 +29,15 @@ from stage2_train.backbones import build_text, build_vision
 from stage2_train.branch import BranchMaps, channel_map
 from stage2_train.card_template import CARD_TEMPLATE, card_data
 from stage2_train.decoder import TopDownDecoder
-from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, NUM_STAGES, PARTS, SegmentorConfig
+from stage2_train.segmentor_config import (
+    EMBEDDED,
+    EMBEDDED_FOLDER,
+    NUM_STAGES,
+    PARTS,
+    SegmentorConfig,
+    without_pretrained,
+)
+from stage2_train.segmentor_weights import load_parts, load_pretrained, require_weights, save_segmentor
 from stage2_train.sesm import Sesm
 from stage2_train.text import TOKENIZER_FILES, mean_pool, tokenizer_folder
 from stage2_train.word_attention import WordFusion
@@ -126,7 +132,7 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         if self.branch is None:
             raise DataError(
                 "the method trains two networks and segmentor.second_branch is false: set needs_branch=True for it in "
-                "METHOD_FACTS of stage2_train/config.py, and the field"
+                "METHOD_FACTS of stage2_train/method_facts.py, and the field"
             )
         first_BCHW, first_B2HW = self._deep_and_logit(image_B3HW, token_ids_BT, token_mask_BT)
         second_BCHW, second_B2HW = self.branch._deep_and_logit(image_B3HW, token_ids_BT, token_mask_BT)
@@ -252,10 +258,10 @@ def build_segmentor(config: SegmentorConfig) -> ReferringSegmentor:
     model = ReferringSegmentor(config)
     if config.weights is not None:
         path = _weights_path(config.weights)
-        _require_weights(model, path, config.weight_parts, may_leave_out=True)
-        _load_parts(model, path, config.weight_parts)
+        require_weights(model, path, config.weight_parts, may_leave_out=True)
+        load_parts(model, path, config.weight_parts)
         if model.branch is not None and "branch" not in config.weight_parts:
-            _load_parts(model.branch, path, config.weight_parts)
+            load_parts(model.branch, path, config.weight_parts)
     return model
 
 
@@ -268,21 +274,11 @@ def require_fitting_weights(config: SegmentorConfig) -> None:
     if config.weights is not None:
         with torch.device("meta"):
             model = ReferringSegmentor(without_pretrained(config))
-        _require_weights(model, _weights_path(config.weights), config.weight_parts, may_leave_out=True)
+        require_weights(model, _weights_path(config.weights), config.weight_parts, may_leave_out=True)
 
 
 def _weights_path(weights: str) -> Path:
     return EMBEDDED_FOLDER / WEIGHTS_NAME if weights == EMBEDDED else Path(weights)
-
-
-def without_pretrained(config: SegmentorConfig) -> SegmentorConfig:
-    """The same network without reading any pretrained file (its weights come from elsewhere)."""
-    return dataclasses.replace(
-        config,
-        weights=None,
-        vision=dataclasses.replace(config.vision, weights=None),
-        text=dataclasses.replace(config.text, weights=None),
-    )
 
 
 def _download(name: str, **options: Any) -> Path:
@@ -302,72 +298,3 @@ def _read_config(folder: Path) -> SegmentorConfig:
     if config.text.tokenizer == BESIDE:
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=str(folder)))
     return config
-
-
-def load_pretrained(model: ReferringSegmentor, path: Path, parts: tuple[str, ...] = PARTS[:3]) -> None:
-    """Load the named parts of a file written by `save_segmentor`; other parts keep their values.
-
-    Args:
-        model: Changed in place.
-        path: A `.safetensors` file; any floating type.
-        parts: Names out of `segmentor_config.PARTS`.
-
-    Raises:
-        DataError: No such file, a damaged one, or a part of it that lacks a tensor or has one of another shape.
-    """
-    _require_weights(model, path, parts)
-    _load_parts(model, path, parts)
-
-
-def _load_parts(model: ReferringSegmentor, path: Path, parts: tuple[str, ...]) -> None:
-    prefixes = tuple(f"{part}." for part in parts)
-    own = {name: value for name, value in model.state_dict().items() if name.startswith(prefixes)}
-    found = load_file(path)
-    model.load_state_dict({name: found[name].to(value.dtype) for name, value in own.items()}, strict=False)
-
-
-def _require_weights(
-    model: ReferringSegmentor, path: Path, parts: tuple[str, ...], *, may_leave_out: bool = False
-) -> None:
-    """Refuse a file that lacks a tensor of these parts or has one of another shape; its header alone is read.
-
-    Args:
-        model: The network, on any device.
-        path: A `.safetensors` file.
-        parts: Names out of `segmentor_config.PARTS`.
-        may_leave_out: The parts are `weight_parts`: the message says which of them can stay.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such weights file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise DataError(f"{path}: not a safetensors file ({error})") from error
-    faults: dict[str, str] = {}
-    for name, value in model.state_dict().items():
-        part = name.partition(".")[0]
-        if part not in parts or shapes.get(name) == tuple(value.shape):
-            continue
-        shape = f"{name} has shape {shapes.get(name)}, the model has {tuple(value.shape)}"
-        faults.setdefault(part, shape if name in shapes else f"tensor {name} is missing")
-    if not faults:
-        return
-    remedy = ""
-    if may_leave_out:
-        fitting = ",".join(part for part in parts if part not in faults)
-        change = f"segmentor.weight_parts={fitting}" if fitting else "segmentor.weights=none"
-        remedy = f"; to start without what does not fit ({', '.join(faults)}): --set {change}"
-    raise DataError(f"{path}: {next(iter(faults.values()))}{remedy}")
-
-
-def save_segmentor(model: ReferringSegmentor, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Write every tensor of the state dict as safetensors, floating ones in `dtype` if given."""
-    state = {
-        name: value.detach()
-        .to(dtype if dtype is not None and value.is_floating_point() else value.dtype)
-        .contiguous()
-        .cpu()
-        for name, value in model.state_dict().items()
-    }
-    save_file(state, path)

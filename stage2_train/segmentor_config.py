@@ -4,6 +4,7 @@ A config is enough to rebuild the module without weights (`segmentor.build_segme
 the meta device (`params.count_parameters`).
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -328,4 +329,14 @@ def paper_config(
         ),
         decoder_width=512,
         sesm=SesmConfig() if sesm else None,
+    )
+
+
+def without_pretrained(config: SegmentorConfig) -> SegmentorConfig:
+    """The same network without reading any pretrained file (its weights come from elsewhere)."""
+    return dataclasses.replace(
+        config,
+        weights=None,
+        vision=dataclasses.replace(config.vision, weights=None),
+        text=dataclasses.replace(config.text, weights=None),
     )

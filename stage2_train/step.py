@@ -17,8 +17,10 @@ from stage2_train.batch import Batch
 from stage2_train.config import TrainConfig
 from stage2_train.constants import constant
 from stage2_train.ema import Ema
-from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks
 from stage2_train.optim import average_gradients, broadcast_buffers, lr_factor
+from stage2_train.pseudo_labels import Pseudo
 
 _SHARES = ("coverage", "foreground")
 
@@ -112,12 +114,3 @@ def _reduce(
     values = torch.stack([part.to(accelerator.device) for part in parts])
     values = accelerator.reduce(values, reduction="mean").tolist()
     return values[0], dict(zip(names, values[1:-1], strict=True)), values[-1] > 0
-
-
-def mean_over_processes(accelerator: Accelerator, metrics: dict[str, Tensor]) -> dict[str, float]:
-    """Means of scalars over all processes, in one reduction; every process must hold the same names."""
-    names = sorted(metrics)
-    if not names:
-        return {}
-    values = torch.stack([metrics[name].float().to(accelerator.device) for name in names])
-    return dict(zip(names, accelerator.reduce(values, reduction="mean").tolist(), strict=True))

@@ -5,7 +5,7 @@ Axes: B sentences, T tokens (special ones included, at most `TextConfig.max_toke
 
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,9 @@ def tokenizer_folder(config: TextConfig) -> Path:
         raise DataError(f"{folder}: no {' or '.join(names)}; set text.tokenizer to a folder that has one")
     return folder
 
+
+Tokenise = Callable[[list[str]], tuple[Tensor, Tensor]]
+"""Texts -> (token ids int64 [B,T], token mask bool [B,T])."""
 
 MAX_LOOKED_AT = 20_000
 """Sentences that `Tokenizer.unread` looks at, a few seconds at most; of more, evenly spaced ones."""

@@ -1,4 +1,4 @@
-"""Trains one run: a thin shell around `step.train_step`.
+"""Trains one run: refuses what cannot be trained, claims the folder, and hands over to `training_run`.
 
 One process, or several started by `torchrun`; batch sizes in the config are global, so the number of processes changes
 speed, and two things more: each process draws dropout and stochastic depth for itself, and batch norms normalise over
@@ -7,50 +7,27 @@ one configuration; an interrupted run goes on from its newest checkpoint and, on
 that was never interrupted. One that failed before it logged a step leaves no `config.json`: its folder is free for
 other settings. SIGTERM, SIGUSR1 and the first Ctrl-C write a checkpoint at the current step and end the process with
 `STOPPED`. A later start on the same folder ends an earlier one (`owner.py`).
-
-Accelerate gives processes, device, clipping and collectives. Gradients are averaged by
-`optim.average_gradients`, which says why not by DistributedDataParallel.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
-from importlib.metadata import version
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from shared.config import config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
-from shared.runlog import METRICS_FILE, RunLog, has_record, progress, say
+from shared.runlog import METRICS_FILE
 from shared.seeding import seed_of
-from shared.stopping import STOPPED, stop_flag
 from shared.store.publish import disk_errors
-from stage2_train.checkpoint import (
-    list_checkpoints,
-    load_object,
-    load_state,
-    load_weights,
-    save_checkpoint,
-    shrink_checkpoint,
-)
+from stage2_train.checkpoint import list_checkpoints
 from stage2_train.config import TrainConfig
-from stage2_train.data import BatchSource, scorable
-from stage2_train.ema import Ema
-from stage2_train.inputs import Inputs, batch_plan, open_inputs, say_lost_text
-from stage2_train.loader import iterate
-from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks, Pseudo
-from stage2_train.model_card import write_card
-from stage2_train.monitor import CollapseAlarm, HiddenMasks
-from stage2_train.optim import build_optimizer
+from stage2_train.inputs import open_inputs, say_lost_text
 from stage2_train.owner import RunOwner
-from stage2_train.processes import start_accelerator
-from stage2_train.run_files import export_model, has_ended, require_ended_as, with_own_store
+from stage2_train.processes import on_any_process, start_accelerator
+from stage2_train.run_files import has_ended, require_ended_as, with_own_store
 from stage2_train.run_identity import (
     note_moved_data,
     note_moved_weights,
@@ -60,11 +37,9 @@ from stage2_train.run_identity import (
     split_record,
     with_recorded_pins,
 )
-from stage2_train.scoring import score_samples, spaced, summarise
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
-from stage2_train.step import StepResult, mean_over_processes, train_step
-from stage2_train.text import Tokenizer
-from stage2_train.trackers import open_trackers, require_installed
+from stage2_train.trackers import require_installed
+from stage2_train.training_run import TrainingRun
 
 
 def train(
@@ -102,7 +77,7 @@ def train(
     require_installed(config.runtime.trackers)
     accelerator = start_accelerator()
     # The first may have written the folder meanwhile.
-    found = _on_any_process(accelerator, found and accelerator.is_main_process)
+    found = on_any_process(accelerator, found and accelerator.is_main_process)
     if found and not resume:
         raise DataError(f"{out}: holds an unfinished run; --resume goes on with it, or choose another folder")
     config.require_shares(accelerator.num_processes)
@@ -116,6 +91,36 @@ def train(
         require_same_split(out, split)
     if accelerator.is_main_process:
         say_lost_text(config, inputs.split)
+    owner = _claim_folder(accelerator, out, config, record, split, data)
+    try:
+        return TrainingRun(config, out, owner, accelerator, inputs, model, quiet).to_the_end()
+    except Exception:
+        if accelerator.is_main_process:
+            _give_folder_back(out, owner)
+        raise
+
+
+def _claim_folder(
+    accelerator: Accelerator,
+    out: Path,
+    config: TrainConfig,
+    record: dict[str, Any],
+    split: dict[str, Any],
+    data: str,
+) -> RunOwner:
+    """Make the folder this start's, and note in it what the run is, unless that stands there already.
+
+    Args:
+        accelerator: The processes; the first one writes.
+        out: The folder.
+        config: The run.
+        record: What `config.json` is to hold.
+        split: What `split.json` is to hold.
+        data: Fingerprint of the data set.
+
+    Raises:
+        DataError: The folder is of another run, somebody writes to it, or it cannot be written to.
+    """
     with disk_errors(out, "a run's folder", "nothing was lost"):
         out.mkdir(parents=True, exist_ok=True)
     owner = RunOwner(out)
@@ -130,18 +135,7 @@ def train(
                 write_json(out / "split.json", split)
                 write_json(out / "config.json", record)
     accelerator.wait_for_everyone()
-    try:
-        return _Run(config, out, owner, accelerator, inputs, model, quiet).to_the_end()
-    except Exception:
-        if accelerator.is_main_process:
-            _give_folder_back(out, owner)
-        raise
-
-
-def _on_any_process(accelerator: Accelerator, flag: bool) -> bool:
-    """Whether one of the processes says so; the same on all of them."""
-    said = torch.tensor(float(flag), device=accelerator.device)
-    return float(accelerator.reduce(said, reduction="sum")) > 0
+    return owner
 
 
 def _give_folder_back(out: Path, owner: RunOwner) -> None:
@@ -157,270 +151,3 @@ def new_network(config: TrainConfig) -> ReferringSegmentor:
     """The network as a run starts with it."""
     torch.manual_seed(seed_of(config.seed, "weights"))
     return build_segmentor(config.segmentor)
-
-
-def _require_same_step(accelerator: Accelerator, out: Path, step: int) -> None:
-    """Refuse a start whose processes have found different checkpoints: they would train different networks.
-
-    Raises:
-        DataError: On every process.
-    """
-    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
-    if len(set(steps)) > 1:
-        raise DataError(
-            f"{out}: the processes go on from different checkpoints (steps {', '.join(map(str, steps))}): the folder "
-            "must lie on a disk that all nodes share, and each must see its newest files"
-        )
-
-
-class _Run:
-    """Everything alive during a run."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        out: Path,
-        owner: RunOwner,
-        accelerator: Accelerator,
-        inputs: Inputs,
-        model: ReferringSegmentor,
-        quiet: bool,
-    ) -> None:
-        self.config, self.out, self.owner = config, out, owner
-        self.accelerator, self.inputs = accelerator, inputs
-        self.quiet = quiet or not accelerator.is_main_process
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self.model: ReferringSegmentor = model.to(accelerator.device)
-        # Code generated for one length of text and then for any has broken in the backward pass (torch 2.13).
-        self.tokenise = Tokenizer(config.segmentor, one_length=config.compile)
-        self.ema: Ema[ReferringSegmentor] | None = None
-        if config.ema.decay:
-            self.ema = Ema(self.model, config.ema.decay, config.burn_in_steps, warmup=config.ema.warmup)
-        student = torch.compile(self.model) if config.compile else self.model
-        teacher = self.ema.module if self.ema is not None and config.ema.teacher else None
-        self.networks = Networks(student, teacher, config.weak_eval)
-        self.method = METHODS[config.method](config)
-        self.optimizer = build_optimizer(self.model, config.optim, config.segmentor.loaded_parts)
-        self.alarm = CollapseAlarm(config.alarm, config.burn_in_steps + config.grace_steps)
-        self.hidden: HiddenMasks | None = None
-        hidden = (sample for ref in inputs.split.unlabelled for sample in ref)
-        if (
-            config.runtime.log_with_hidden_masks
-            and config.uses_unlabelled
-            and all(map(inputs.dataset.has_mask, hidden))
-        ):
-            self.hidden = HiddenMasks(inputs.dataset, *config.size_hw)
-        self.step, self.seconds = 0, 0.0
-        self._load_newest()
-        _require_same_step(accelerator, out, self.step)
-
-    def to_the_end(self) -> dict[str, Any]:
-        """Run the remaining steps, export the network and write `done.json`."""
-        config, accelerator = self.config, self.accelerator
-        first, started, before = self.step, time.monotonic(), self.seconds
-        last_scores: dict[str, float] = {}
-        with self._log(first) as log, stop_flag(interrupt=True) as told_to_stop:
-
-            def stop_requested() -> bool:
-                return told_to_stop() or (accelerator.is_main_process and self.owner.lost())
-
-            def leave_if_told() -> None:
-                if _on_any_process(accelerator, stop_requested()):
-                    self._leave()
-
-            if first and self._validates_now() and not self._validated_before():
-                last_scores = self._validate(leave_if_told)
-                log("val", first, last_scores)
-            keys = range(first * config.accumulation, config.steps * config.accumulation)
-            batches = iterate(
-                self._source(), keys, workers=config.runtime.workers, prefetch=config.runtime.prefetch
-            )
-            for step in progress(
-                range(first, config.steps), config.steps, "train", self.quiet, initial=first
-            ):
-                result = train_step(
-                    accelerator,
-                    self.networks,
-                    self.method,
-                    self.optimizer,
-                    [next(batches) for _ in range(config.accumulation)],
-                    config,
-                    ema=self.ema,
-                    stop_requested=stop_requested,
-                )
-                norm = result.global_metrics.get("grad_norm", 0.0)
-                self.alarm.check(step, result.loss, result.shares, norm)
-                self.step, self.seconds = step + 1, before + time.monotonic() - started
-                last = self.step == config.steps
-                if self.step % config.runtime.log_every == 0 or last:
-                    log("train", self.step, self._figures(result))
-                every = config.runtime.checkpoint_every
-                if self._validates_now() or last or result.stop or (every and self.step % every == 0):
-                    self._save()  # before a validation, which may outlast the notice that a cluster gives
-                if result.stop and not last:
-                    self._leave()
-                if self._validates_now():
-                    last_scores = self._validate(leave_if_told)
-                    log("val", self.step, last_scores)
-            if config.eval_every and not last_scores:  # resumed after the last step
-                last_scores = self._validate(leave_if_told)
-        return self._finish(last_scores)
-
-    def _leave(self) -> NoReturn:
-        """End in order, on all processes; the checkpoint of this step has been written.
-
-        Raises:
-            DataError: The folder was taken over: nobody wants this run started again.
-            SystemExit: Otherwise.
-        """
-        if self.accelerator.is_main_process:
-            with self.owner.writing():
-                pass
-        # A log would else end in what the launcher makes of the exit status.
-        say(
-            f"stopped at step {self.step} of {self.config.steps}, checkpoint written; `train --resume` goes on",
-            self.quiet,
-        )
-        raise SystemExit(STOPPED)
-
-    def _source(self) -> BatchSource:
-        """This process's batches."""
-        plan = batch_plan(
-            self.config,
-            rank=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-        )
-        return self.inputs.source(plan, self.tokenise)
-
-    def _figures(self, result: StepResult) -> dict[str, float]:
-        """One line of the log: this step's figures over all processes."""
-        local = {**result.metrics, **self._hidden_figures(result.pseudo)}
-        figures = mean_over_processes(self.accelerator, local)
-        return {"loss": result.loss, **result.global_metrics, **figures, "seconds": round(self.seconds, 3)}
-
-    def _hidden_figures(self, taught: Sequence[Pseudo]) -> dict[str, Tensor]:
-        """Means over micro-batches of what was taught against held-back masks.
-
-        From the first such mask on that some process cannot read there are none, on all processes alike: what is not
-        learnt from never ends a run.
-        """
-        if self.hidden is None or not taught:
-            return {}
-        compared = []
-        try:
-            compared = [self.hidden.quality(pseudo) for pseudo in taught]
-        except DataError as error:
-            say(f"{error}; the run goes on, and its log without what is known by held-back masks")
-        if _on_any_process(self.accelerator, not compared):
-            self.hidden = None
-            return {}
-        return {name: torch.stack([one[name] for one in compared]).mean() for name in compared[0]}
-
-    def _validates_now(self) -> bool:
-        """Whether a validation belongs to this step."""
-        every = self.config.eval_every
-        return bool(every) and (self.step % every == 0 or self.step == self.config.steps)
-
-    def _validated_before(self) -> bool:
-        """Whether the log of an earlier start has the validation of this step; the same on all processes."""
-        is_main = self.accelerator.is_main_process
-        return _on_any_process(self.accelerator, is_main and has_record(self.out, self.step, "val"))
-
-    def _validate(self, leave_if_told: Callable[[], None]) -> dict[str, float]:
-        """Scores on the validation sentences, both frames named; a long one is left when the run is told to stop."""
-        samples = spaced(scorable(self.inputs.dataset, self.config.val_split), self.config.val_limit)
-        model = self.ema.module if self.ema is not None and self.config.ema.export else self.model
-        scores = summarise(
-            score_samples(
-                self.accelerator,
-                model,
-                self.tokenise,
-                self.inputs.dataset,
-                samples,
-                self.config.size_hw,
-                batch=self.config.runtime.eval_batch,
-                workers=self.config.runtime.workers,
-                before_batch=leave_if_told,
-            )
-        )
-        return {
-            f"{name}_{frame}": scores[frame][name]
-            for frame in ("model", "original")
-            for name in ("oiou", "miou")
-        } | {"num": len(samples)}
-
-    def _save(self) -> None:
-        """Checkpoint by the first process; the others wait for it."""
-        if self.accelerator.is_main_process:
-            weights = {"model": self.model.state_dict()}
-            if self.ema is not None:
-                weights["ema"] = self.ema.module.state_dict()
-            with self.owner.writing():
-                save_checkpoint(
-                    self.out / "checkpoints",
-                    self.step,
-                    weights,
-                    {"optimizer": self.optimizer.state_dict(), "method": self.method.state_dict()},
-                    {
-                        "seconds": self.seconds,
-                        "strikes": self.alarm.strikes,
-                        "ema_updates": self.ema.num_updates if self.ema is not None else 0,
-                    },
-                    keep=self.config.runtime.keep_checkpoints,
-                )
-        self.accelerator.wait_for_everyone()
-
-    def _load_newest(self) -> None:
-        """Take up the newest whole checkpoint, if there is one."""
-        found = list_checkpoints(self.out / "checkpoints")
-        if not found:
-            return
-        state = load_state(found[-1])
-        self.model.load_state_dict(load_weights(found[-1], "model"))
-        self.optimizer.load_state_dict(load_object(found[-1], "optimizer"))
-        self.method.load_state_dict(load_object(found[-1], "method"))
-        if self.ema is not None:
-            self.ema.module.load_state_dict(load_weights(found[-1], "ema"))
-            self.ema.num_updates = state["ema_updates"]
-        self.alarm.strikes = dict(state["strikes"])
-        self.step, self.seconds = state["step"], state["seconds"]
-
-    def _finish(self, last_scores: dict[str, float]) -> dict[str, Any]:
-        """Export, then `done.json` last."""
-        done = {"step": self.step, "seconds": round(self.seconds, 3), "metrics": last_scores}
-        if self.accelerator.is_main_process:
-            averaged = self.ema is not None and self.config.ema.export
-            with self.owner.writing():
-                export_model(self.ema.module if averaged and self.ema is not None else self.model, self.out)
-                write_card(self.out)
-                write_json(self.out / "done.json", done)
-                if self.config.runtime.shrink_finished:
-                    for checkpoint in list_checkpoints(self.out / "checkpoints"):
-                        shrink_checkpoint(checkpoint, ("method.pt",))
-        self.accelerator.wait_for_everyone()
-        return done
-
-    @contextmanager
-    def _log(self, first: int) -> Iterator[Callable[[str, int, dict[str, float]], None]]:
-        """A function that writes one line; only the first process writes."""
-        if not self.accelerator.is_main_process:
-            yield lambda kind, step, figures: None
-            return
-        runtime = self.config.runtime
-        with self.owner.writing():
-            log = RunLog(self.out, tensorboard=runtime.tensorboard, resume_step=first)
-            if first:
-                log.log(first, "resume", num_processes=self.accelerator.num_processes, torch=version("torch"))
-        settings = config_to_dict(self.config)
-        with (
-            log,
-            closing(open_trackers(runtime.trackers, self.out, settings, quiet=self.quiet)) as trackers,
-        ):
-
-            def write(kind: str, step: int, figures: dict[str, float]) -> None:
-                with disk_errors(self.out, "the run's log", "its last checkpoint is safe"):
-                    log.log(step, kind, **figures)
-                trackers.log(step, kind, figures)
-
-            yield write

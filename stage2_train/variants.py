@@ -9,7 +9,8 @@ from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
-from stage2_train.config import EmaConfig, TrainConfig
+from stage2_train.config import TrainConfig
+from stage2_train.ema import EmaConfig
 from stage2_train.segmentor_config import SesmConfig
 
 Change = Callable[[TrainConfig], TrainConfig]

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 from transformers.utils import logging
 
@@ -18,6 +17,7 @@ from shared.errors import DataError
 from shared.hub import require_cached
 from stage2_train.hub_models import hub_model, pretrained_names
 from stage2_train.segmentor_config import EMBEDDED, SegmentorConfig
+from stage2_train.tensor_files import read_tensors
 
 
 def pretrained_folder(name: str, field: str, *, has_weights: bool = True) -> Path:
@@ -134,9 +134,9 @@ def _load_file(model: nn.Module, path: Path, prefix: str, field: str) -> None:
     if not path.is_file():
         raise DataError(f"{field}: {path} does not exist")
     try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise DataError(f"{field}: {path} is not a safetensors file ({error})") from error
+        tensors = read_tensors(path)
+    except DataError as error:
+        raise DataError(f"{field}: {error}") from error
     part = prefix.partition(".")[0]
     if others := sorted({name.partition(".")[0] for name in tensors} - {part}):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Training methods, one file each; a new one is a new file, and a line in `METHODS` and in `config.METHOD_FACTS`."""
+"""Training methods, one file each; a new one is a new file, and a line in `METHODS` and in `METHOD_FACTS`."""
 
 from stage2_train.methods.augseg import AugSeg
 from stage2_train.methods.base import Method

@@ -27,15 +27,9 @@ from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import AugsegConfig
 from stage2_train.constants import constant
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import (
-    Method,
-    Networks,
-    Pseudo,
-    StepOutput,
-    confident_label,
-    pseudo_of,
-    weak_text,
-)
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks, weak_text
+from stage2_train.pseudo_labels import Pseudo, confident_label, pseudo_of
 
 
 class AugSeg(Method):

@@ -18,7 +18,9 @@ from torch import Tensor
 from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import CatmConfig, TrainConfig
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput, pseudo_of, weak_text
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks, weak_text
+from stage2_train.pseudo_labels import Pseudo, pseudo_of
 
 
 class Catm(Method):

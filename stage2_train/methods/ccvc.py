@@ -26,15 +26,9 @@ from torch import Tensor
 
 from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
 from stage2_train.config import CcvcConfig
-from stage2_train.methods.base import (
-    Method,
-    Networks,
-    Pseudo,
-    StepOutput,
-    join_texts,
-    pseudo_of,
-    weak_text,
-)
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks, join_texts, weak_text
+from stage2_train.pseudo_labels import Pseudo, pseudo_of
 
 
 class Ccvc(Method):

@@ -4,15 +4,9 @@ Left out of the original: temperature sharpening (hard labels have none).
 """
 
 from stage2_train.batch import Batch, UnlabelledPart
-from stage2_train.methods.base import (
-    Method,
-    Networks,
-    Pseudo,
-    StepOutput,
-    confident_label,
-    pseudo_of,
-    weak_text,
-)
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks, weak_text
+from stage2_train.pseudo_labels import Pseudo, confident_label, pseudo_of
 
 
 class FixMatch(Method):

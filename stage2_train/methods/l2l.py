@@ -22,16 +22,9 @@ from torch import Tensor
 from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
 from stage2_train.config import TrainConfig
 from stage2_train.constants import constant
-from stage2_train.methods.base import (
-    Method,
-    Networks,
-    Pseudo,
-    StepOutput,
-    join_texts,
-    joint_logits,
-    pseudo_of,
-    weak_text,
-)
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks, join_texts, joint_logits, weak_text
+from stage2_train.pseudo_labels import Pseudo, pseudo_of
 from stage2_train.rple.ddpg import Agent
 from stage2_train.rple.policy import (
     ACTION_DIM,

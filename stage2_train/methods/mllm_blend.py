@@ -7,20 +7,12 @@
 import torch
 from torch import Tensor
 
-from stage2_train.batch import Batch, UnlabelledPart
+from stage2_train.batch import Batch, UnlabelledPart, declared, known_prior
 from stage2_train.config import BlendConfig
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import (
-    Method,
-    Networks,
-    Pseudo,
-    StepOutput,
-    confident_label,
-    declared,
-    known_prior,
-    pseudo_of,
-    weak_text,
-)
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks, weak_text
+from stage2_train.pseudo_labels import Pseudo, confident_label, pseudo_of
 from stage2_train.spm import agreement
 
 

@@ -23,10 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage2_train.batch import Batch, UnlabelledPart
+from stage2_train.batch import Batch, UnlabelledPart, declared
 from stage2_train.config import OmniResConfig
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput, declared, pseudo_of, weak_text
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks, weak_text
+from stage2_train.pseudo_labels import Pseudo, pseudo_of
 
 _GROWTHS_PER_LOOK = 16
 """Dilations between two looks at whether anything still grows: a look waits for the device."""

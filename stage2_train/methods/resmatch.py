@@ -14,17 +14,9 @@ from torch import Tensor
 
 from stage2_train.batch import Batch, UnlabelledPart
 from stage2_train.config import ResmatchConfig
-from stage2_train.methods.base import (
-    Method,
-    Networks,
-    Pseudo,
-    StepOutput,
-    confident_label,
-    foreground_prob,
-    mask_iou,
-    pseudo_of,
-    weak_text,
-)
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks, weak_text
+from stage2_train.pseudo_labels import Pseudo, confident_label, foreground_prob, mask_iou, pseudo_of
 
 
 class ResMatch(Method):

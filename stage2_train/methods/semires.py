@@ -20,9 +20,11 @@ import math
 import torch
 from torch import Tensor
 
-from stage2_train.batch import Batch, UnlabelledPart
+from stage2_train.batch import Batch, UnlabelledPart, declared
 from stage2_train.config import SemiresConfig
-from stage2_train.methods.base import Method, Networks, Pseudo, StepOutput, declared, pseudo_of, weak_text
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks, weak_text
+from stage2_train.pseudo_labels import Pseudo, pseudo_of
 
 
 class SemiRes(Method):

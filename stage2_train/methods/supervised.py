@@ -1,7 +1,8 @@
 """Labelled samples only: the lower bound, and with `fraction=1` the upper one."""
 
 from stage2_train.batch import Batch
-from stage2_train.methods.base import Method, Networks, StepOutput
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks
 
 
 class Supervised(Method):

@@ -23,19 +23,10 @@ import torch
 from torch import Tensor
 
 from stage2_train.batch import Batch, UnlabelledPart
-from stage2_train.losses import supervised_loss
-from stage2_train.methods.base import (
-    Method,
-    Networks,
-    Pseudo,
-    StepOutput,
-    confident_label,
-    foreground_prob,
-    mask_iou,
-    per_sample,
-    pseudo_of,
-    weak_text,
-)
+from stage2_train.losses import per_sample, supervised_loss
+from stage2_train.methods.base import Method, StepOutput
+from stage2_train.networks import Networks, weak_text
+from stage2_train.pseudo_labels import Pseudo, confident_label, foreground_prob, mask_iou, pseudo_of
 
 
 class TscsQdw(Method):

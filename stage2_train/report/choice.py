@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.seeding import rng
-from stage2_train.report.collect import RunData, finite
+from stage2_train.report.run_data import RunData, finite
 
 TAGS = ("best", "worst", "random", "most changed")
 """Why a sentence was chosen."""

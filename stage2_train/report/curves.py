@@ -7,7 +7,7 @@ for each run). Scalars no panel claims are drawn too, so that nothing logged sta
 from dataclasses import dataclass
 
 from stage2_train.report.charts import Line, LineChart, line_chart
-from stage2_train.report.collect import RunData, finite
+from stage2_train.report.run_data import RunData, finite
 
 MAX_LINES = 8
 """Lines in one chart; the palette has as many."""

@@ -19,8 +19,8 @@ from shared.errors import DataError
 from shared.masks import decode_segmentation, resize_mask_nearest
 from shared.types import Sample
 from stage2_train.report.choice import Choice, choose
-from stage2_train.report.collect import RunData, finite
 from stage2_train.report.outlines import mask_path
+from stage2_train.report.run_data import RunData, finite
 from stage2_train.report.sources import Proposal, Sources
 from stage2_train.report.stats import num_words
 

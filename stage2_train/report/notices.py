@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.errors import DataError
 from shared.types import AnswerStatus
-from stage2_train.report.collect import RunData, finite
+from stage2_train.report.run_data import RunData, finite
 from stage2_train.report.sources import store_of
 from stage2_train.report.stats import spreads, summary_disagrees
 from stage2_train.segmentor_config import UNCOUNTED, whole_network

@@ -20,12 +20,13 @@ from stage2_train.label_share import percent_text
 from stage2_train.report import provenance, stats
 from stage2_train.report.charts import Line, LineChart, line_chart
 from stage2_train.report.choice import TAGS, choose_runs
-from stage2_train.report.collect import RunData, collect_runs
+from stage2_train.report.collect import collect_runs
 from stage2_train.report.curves import MAX_LINES, curve_charts
 from stage2_train.report.gallery import BUDGET_BYTES, MAX_RUNS, Card, build_gallery, taught_cards
 from stage2_train.report.grids import expand
 from stage2_train.report.notices import Notice, PriorHealth, missing_parts, notices, prior_health
 from stage2_train.report.reference import SOURCE
+from stage2_train.report.run_data import RunData
 from stage2_train.report.sources import Sources, sources_of
 from stage2_train.report.tables import number, split_tables, text_table
 

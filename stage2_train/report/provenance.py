@@ -5,7 +5,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from stage2_train.report.collect import RunData, finite
+from stage2_train.report.run_data import RunData, finite
 from stage2_train.report.tables import labels_text
 
 PROGRAM = "l2l"

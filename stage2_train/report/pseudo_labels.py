@@ -18,7 +18,7 @@ from stage2_train.batch import UnlabelledPart
 from stage2_train.config import TrainConfig
 from stage2_train.inputs import Inputs, batch_plan
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import Pseudo
+from stage2_train.pseudo_labels import Pseudo
 from stage2_train.run_files import load_networks, open_own_inputs, read_run_config, restore_method
 from stage2_train.text import Tokenizer
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from shared.errors import DataError
 from shared.types import STATUS_BY_CODE, Sample
-from stage2_train.report.collect import EvalData, RunData
+from stage2_train.report.run_data import EvalData, RunData
 from stage2_train.run_files import place_of_store
 
 if TYPE_CHECKING:

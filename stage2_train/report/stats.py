@@ -12,7 +12,7 @@ import numpy as np
 
 from shared.metrics import LENGTH_BUCKETS
 from shared.seeding import rng
-from stage2_train.report.collect import EvalData, RunData
+from stage2_train.report.run_data import EvalData, RunData
 
 NUM_RESAMPLES = 1000
 """Bootstrap resamples."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from stage2_train.label_share import percent_text
 from stage2_train.report.charts import Dot, DotPlot, dot_plot
-from stage2_train.report.collect import EvalData, RunData, order_splits
 from stage2_train.report.reference import SOURCE, published
+from stage2_train.report.run_data import EvalData, RunData, order_splits
 from stage2_train.report.stats import overall_interval
 
 METRICS = ("oiou", "miou", "pr@0.5")

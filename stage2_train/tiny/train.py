@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from shared.muon import Muon, MuonConfig, set_learning_rate, split_parameters
 from shared.seeding import rng
 from stage2_train.backbones.images import normalise_image
-from stage2_train.segmentor import WEIGHTS_NAME, ReferringSegmentor, build_segmentor, save_segmentor
+from stage2_train.segmentor import WEIGHTS_NAME, ReferringSegmentor, build_segmentor
 from stage2_train.segmentor_config import EMBEDDED_FOLDER, SegmentorConfig, tiny_config
+from stage2_train.segmentor_weights import save_segmentor
 from stage2_train.text import Tokenizer
 from stage2_train.tiny.heads import LossWeights, TrainingHeads, mask_loss, select_loss
 from stage2_train.tiny.pool import Pool, draw_batch, draw_pool

@@ -45,16 +45,17 @@ from shared.config import DataConfig  # noqa: E402
 from stage2_train.backbones.base import harden_window_masks  # noqa: E402
 from stage2_train.backbones.images import normalise_image  # noqa: E402
 from stage2_train.batch import Batch  # noqa: E402
+from stage2_train.batch_source import BatchSource  # noqa: E402
 from stage2_train.config import TrainConfig  # noqa: E402
-from stage2_train.data import BatchSource  # noqa: E402
 from stage2_train.inputs import batch_plan, open_inputs  # noqa: E402
 from stage2_train.loader import iterate  # noqa: E402
 from stage2_train.losses import CLASS_WEIGHTS  # noqa: E402
 from stage2_train.methods import METHODS  # noqa: E402
-from stage2_train.methods.base import Networks  # noqa: E402
+from stage2_train.networks import Networks  # noqa: E402
 from stage2_train.optim import OptimConfig, build_optimizer  # noqa: E402
 from stage2_train.recipes import RECIPES  # noqa: E402
-from stage2_train.segmentor import build_segmentor, without_pretrained  # noqa: E402
+from stage2_train.segmentor import build_segmentor  # noqa: E402
+from stage2_train.segmentor_config import without_pretrained  # noqa: E402
 from stage2_train.step import train_step  # noqa: E402
 from stage2_train.text import Tokenizer  # noqa: E402
 from tests.stage2_train.lavt_reference import Decoder, Fusion  # noqa: E402

@@ -21,12 +21,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from shared.config import apply_overrides  # noqa: E402
+from stage2_train.batch import known_prior  # noqa: E402
 from stage2_train.config import TrainConfig  # noqa: E402
-from stage2_train.data import ResizedReader  # noqa: E402
 from stage2_train.inputs import batch_plan, open_inputs  # noqa: E402
 from stage2_train.losses import IGNORE  # noqa: E402
-from stage2_train.methods.base import Networks, known_prior, weak_text  # noqa: E402
+from stage2_train.networks import Networks, weak_text  # noqa: E402
 from stage2_train.recipes import RECIPES  # noqa: E402
+from stage2_train.resized_reader import ResizedReader  # noqa: E402
 from stage2_train.rple.policy import pseudo_label  # noqa: E402
 from stage2_train.rple.reward import quality  # noqa: E402
 from stage2_train.run_files import load_model  # noqa: E402

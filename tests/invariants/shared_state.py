@@ -14,13 +14,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from stage2_train import scoring
-from stage2_train import train as training
+from stage2_train import scoring, training_run
 from stage2_train.config import RuntimeConfig
+from stage2_train.train import train
 from tests.stage2_train.miniature import plain_config, segmentor_config
 
 root, out, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["RANK"])
-step, score = training.train_step, scoring._score_batch
+step, score = training_run.train_step, scoring._score_batch
 
 
 def watched(accelerator: Any, networks: Any, *rest: Any, **named: Any) -> Any:
@@ -36,7 +36,7 @@ def told_to_stop(*arguments: Any) -> Any:
     return score(*arguments)
 
 
-training.train_step, scoring._score_batch = watched, told_to_stop
+training_run.train_step, scoring._score_batch = watched, told_to_stop
 config = plain_config(
     root,
     "supervised",
@@ -47,7 +47,7 @@ config = plain_config(
 )
 status = 0
 try:
-    training.train(config, out, quiet=True)
+    train(config, out, quiet=True)
 except SystemExit as stopped:
     status = stopped.code
 Path(f"{out}.rank{rank}.json").write_text(json.dumps(status))

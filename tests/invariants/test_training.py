@@ -12,12 +12,14 @@ import torch
 
 from shared.refer import MaskAccessError, ReferDataset, load_refer
 from shared.runlog import read_records
+from stage2_train.alarm import AlarmConfig
 from stage2_train.batch import Batch, UnlabelledPart
+from stage2_train.batch_source import BatchSource
 from stage2_train.checkpoint import list_checkpoints, load_weights
-from stage2_train.config import METHOD_FACTS, AlarmConfig, RuntimeConfig, SampleLossConfig, TrainConfig
-from stage2_train.data import BatchSource
+from stage2_train.config import RuntimeConfig, SampleLossConfig, TrainConfig
+from stage2_train.method_facts import METHOD_FACTS
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks
+from stage2_train.networks import Networks
 from stage2_train.train import train
 from stage2_train.transforms import WeakConfig, mirror_words
 from tests.stage2_train.miniature import batch_of, mini_config, model_of, plain_config, segmentor_config
@@ -125,16 +127,16 @@ def test_image_mask_prior_and_words_flip_together(mini_root: Path) -> None:
 
 def _recorded_texts(patch: pytest.MonkeyPatch) -> list[str]:
     """Weak texts handed to the text augmentation."""
-    from stage2_train import data
+    from stage2_train import batch_source
 
     seen: list[str] = []
-    real = data.draw_candidates
+    real = batch_source.draw_candidates
 
     def spy(text: str, *rest: Any) -> Any:
         seen.append(text)
         return real(text, *rest)
 
-    patch.setattr(data, "draw_candidates", spy)
+    patch.setattr(batch_source, "draw_candidates", spy)
     return seen
 
 

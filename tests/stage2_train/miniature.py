@@ -16,18 +16,12 @@ from shared.store.writer import create_store, write_shard
 from shared.synth.expressions import VOCABULARY
 from shared.synth.refshapes import write_refshapes
 from shared.types import STATUS_CODES, AnswerStatus
+from stage2_train.alarm import AlarmConfig
 from stage2_train.batch import Batch
-from stage2_train.config import (
-    METHOD_FACTS,
-    AlarmConfig,
-    AugsegConfig,
-    EmaConfig,
-    L2lConfig,
-    OmniResConfig,
-    RuntimeConfig,
-    TrainConfig,
-)
+from stage2_train.config import AugsegConfig, L2lConfig, OmniResConfig, RuntimeConfig, TrainConfig
+from stage2_train.ema import EmaConfig
 from stage2_train.inputs import batch_plan, open_inputs
+from stage2_train.method_facts import METHOD_FACTS
 from stage2_train.optim import OptimConfig
 from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.segmentor_config import SegmentorConfig, SesmConfig, TextConfig, VisionConfig

@@ -15,9 +15,10 @@ from accelerate import Accelerator
 
 import stage2_train.export_labels
 from stage2_train.backbones import TEXT_TOWERS, VISION_TOWERS
-from stage2_train.config import METHOD_FACTS, TrainConfig
+from stage2_train.config import TrainConfig
 from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
+from stage2_train.method_facts import METHOD_FACTS
 from stage2_train.predict import Predictor
 from stage2_train.train import train
 from tests import other_device

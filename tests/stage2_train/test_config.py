@@ -5,14 +5,9 @@ import pytest
 
 from shared.config import apply_overrides, config_from_dict, config_to_dict
 from shared.errors import DataError
-from stage2_train.config import METHOD_FACTS, BlendConfig, L2lConfig, TrainConfig
-from stage2_train.methods import METHODS
+from stage2_train.config import BlendConfig, L2lConfig, TrainConfig
 from stage2_train.recipes import RECIPES, embedded, paper, paper_baseline
-from tests.stage2_train.miniature import batch_of, mini_config, plain_config
-
-
-def test_every_method_has_code_and_facts() -> None:
-    assert list(METHOD_FACTS) == list(METHODS), "a method stands in METHODS and in METHOD_FACTS, in one order"
+from tests.stage2_train.miniature import mini_config, plain_config
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -136,29 +131,6 @@ def test_supervised_reads_neither_prior_nor_unlabelled(tmp_path: Path) -> None:
     config = plain_config(tmp_path, "supervised")
     assert not (config.uses_prior or config.uses_field or config.uses_unlabelled)
     assert plain_config(tmp_path, "mllm_blend").uses_prior
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_batch_holds_what_its_method_declares_and_no_more(mini_root: Path, method: str) -> None:
-    facts = METHOD_FACTS[method]
-    config = mini_config(mini_root) if method == "l2l" else plain_config(mini_root, method)
-    batch = batch_of(config)
-    part = batch.unlabelled
-    assert (part is not None) == facts.reads_unlabelled
-    assert (batch.labelled.prior_B1HW is not None) == facts.reads_prior
-    if part is not None:
-        assert (part.prior_B1HW is not None) == facts.reads_prior
-        assert (part.candidates_BMHW is not None) == facts.reads_candidates
-        assert (part.box_B4 is not None or part.point_B2 is not None) == facts.reads_weak_label
-
-
-def test_what_the_systems_read_is_what_their_papers_say() -> None:
-    def named(fact: str) -> set[str]:
-        return {name for name, facts in METHOD_FACTS.items() if getattr(facts, fact)}
-
-    assert named("reads_prior") >= {"l2l", "mllm_blend"} and "semires" in named("reads_candidates")
-    assert "omni_res" in named("reads_weak_label") and "supervised" not in named("reads_unlabelled")
-    assert named("needs_teacher") >= {"semires", "omni_res", "tscs_qdw", "augseg"}
 
 
 def test_a_batch_that_is_not_read_is_not_shared_out(tmp_path: Path) -> None:

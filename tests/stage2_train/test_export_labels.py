@@ -20,9 +20,11 @@ from shared.refer_check import check_refer
 from shared.refer_layout import IMAGE_FOLDERS
 from stage2_train import export_labels as module
 from stage2_train.checkpoint import list_checkpoints, load_weights
-from stage2_train.config import METHOD_FACTS, EmaConfig, RuntimeConfig
+from stage2_train.config import RuntimeConfig
+from stage2_train.ema import EmaConfig
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
+from stage2_train.method_facts import METHOD_FACTS
 from stage2_train.methods import METHODS
 from stage2_train.report.pseudo_labels import taught_by
 from stage2_train.run_files import load_networks, read_run_config

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.errors import DataError
-from stage2_train.losses import IGNORE, UnsupervisedLossConfig, supervised_loss, unsupervised_loss
+from stage2_train.losses import IGNORE, UnsupervisedLossConfig, per_sample, supervised_loss, unsupervised_loss
 
 
 def two_class_logit(foreground_logit: list[float]) -> torch.Tensor:
@@ -100,3 +100,24 @@ def test_bad_weights_are_refused() -> None:
         UnsupervisedLossConfig(mean_over="some")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="must not be negative"):
         UnsupervisedLossConfig(ce_weight=-1.0)
+
+
+def test_per_sample_gives_each_sample_the_same_say() -> None:
+    """Sample 0 has one counted pixel, sample 1 has four: a batch mean would weigh them 1:4."""
+    logit = torch.zeros(2, 2, 2, 2)
+    logit[0, 1] = 2.0
+    label = torch.tensor([[[0, IGNORE], [IGNORE, IGNORE]], [[0, 0], [0, 0]]])
+    loss, metrics = per_sample(lambda x, y: supervised_loss(x, y), logit, label)
+    own = [supervised_loss(logit[i : i + 1], label[i : i + 1])[0] for i in range(2)]
+    assert loss == pytest.approx(float(sum(own) / 2))
+    assert loss != pytest.approx(float(supervised_loss(logit, label)[0]))
+    assert metrics["accuracy"] == pytest.approx(0.5)
+
+
+def test_weights_of_samples_leave_the_mean_one_over_all() -> None:
+    logit, label = torch.zeros(4, 2, 1, 1), torch.zeros(4, 1, 1, dtype=torch.int64)
+    whole, _ = per_sample(lambda x, y: supervised_loss(x, y), logit, label)
+    weighted, _ = per_sample(
+        lambda x, y: supervised_loss(x, y), logit, label, weight_B=torch.tensor([1.0, 0.0, 0.0, 0.0])
+    )
+    assert float(weighted) == pytest.approx(float(whole) / 4)

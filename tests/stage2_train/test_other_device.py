@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from stage2_train.backbones import TEXT_TOWERS, VISION_TOWERS
-from stage2_train.config import METHOD_FACTS
+from stage2_train.method_facts import METHOD_FACTS
 
 AT_THE_END = [["_local_scalar_dense", "train_step", 2], ["tolist", "_reduce", 2]]
 """Of two steps: the gradient's norm, once the update is under way, and the figures of the log."""

@@ -16,12 +16,12 @@ from shared.jsonl import load_jsonl
 from shared.refer import load_refer
 from shared.synth.example import write_example
 from stage2_train.config import RuntimeConfig
-from stage2_train.data import make_split, scorable
 from stage2_train.dry_run import describe
 from stage2_train.evaluate import evaluate_run, is_scored
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs
 from stage2_train.report import write_report
+from stage2_train.split import make_split, scorable
 from stage2_train.train import train
 from tests.stage2_train.miniature import batch_of, mini_config, plain_config, write_priors
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from shared.errors import DataError
+from shared.json_files import write_json
 from shared.runlog import read_records
-from stage2_train import train as module
+from stage2_train import training_run as module
 from stage2_train.ablate_cell import hold_lock
 from stage2_train.owner import OWNER_FILE, RunOwner, locked
+from stage2_train.run_identity import run_record
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config
 from tests.stage2_train.test_train import RUNTIME, assert_same_run
@@ -25,7 +27,9 @@ STEPS = 6
 EARLIER = """
 import sys, time
 from pathlib import Path
-from stage2_train import train as module
+from shared.errors import DataError
+from stage2_train import training_run as module
+from stage2_train.train import train
 from tests.stage2_train.test_owner import config_of
 
 root, out, go_on = map(Path, sys.argv[1:4])
@@ -52,8 +56,8 @@ def wait():
 
 module.save_checkpoint, module.train_step = save, counted
 try:
-    module.train(config_of(root), out, quiet=True)
-except module.DataError as error:
+    train(config_of(root), out, quiet=True)
+except DataError as error:
     sys.exit(f"error: {error}")
 """
 """A training that stops still, in a step or in the middle of writing a checkpoint, until a file appears."""
@@ -159,7 +163,7 @@ def test_a_start_with_other_settings_does_not_take_a_run_over(mini_root, tmp_pat
     owner = RunOwner(run)
     owner.claim()
     other = dataclasses.replace(config_of(mini_root), seed=5)
-    module.write_json(run / "config.json", module.run_record(other, "", [], None, "", 1))
+    write_json(run / "config.json", run_record(other, "", [], None, "", 1))
     with pytest.raises(DataError, match="belongs to another run"):
         train(config_of(mini_root), run, quiet=True)
     assert not owner.lost()

@@ -1,4 +1,4 @@
-"""Launchers that start fewer processes than they were asked for."""
+"""Launchers that start fewer processes than they were asked for, and processes that disagree."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shared.errors import DataError
-from stage2_train.processes import start_accelerator
+from stage2_train.processes import require_same_step, start_accelerator
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config
 
@@ -65,3 +65,20 @@ def test_accelerate_launch_on_a_cpu_is_seen_through(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "asked for several processes and started this one alone" in done.stderr
+
+
+def test_processes_that_found_different_checkpoints_do_not_train(tmp_path: Path) -> None:
+    class Ranks:
+        device = torch.device("cpu")
+
+        def __init__(self, *steps: int) -> None:
+            self.steps = steps
+
+        def gather(self, own: torch.Tensor) -> torch.Tensor:
+            return torch.tensor(self.steps)
+
+    require_same_step(Ranks(4, 4), tmp_path, 4)  # type: ignore[arg-type]
+    with pytest.raises(
+        DataError, match=r"different checkpoints \(steps 4, 0\): .* a disk that all nodes share"
+    ):
+        require_same_step(Ranks(4, 0), tmp_path, 0)  # type: ignore[arg-type]

@@ -19,7 +19,6 @@ from stage2_train.checkpoint import list_checkpoints, load_object, load_state
 from stage2_train.evaluate import evaluate_run
 from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs, open_split
-from stage2_train.prior_source import choose_store
 from stage2_train.run_files import (
     export_model,
     read_run_config,
@@ -29,6 +28,7 @@ from stage2_train.run_files import (
 )
 from stage2_train.run_identity import require_same_run, run_record, split_record
 from stage2_train.segmentor import build_segmentor
+from stage2_train.store_choice import choose_store
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, write_priors
 

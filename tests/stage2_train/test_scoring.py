@@ -16,9 +16,9 @@ from shared.masks import resize_mask_nearest
 from shared.refer import ReferDataset, load_refer
 from stage2_train import scoring
 from stage2_train.config import L2lConfig
-from stage2_train.prior_source import open_priors
 from stage2_train.scoring import field_rule, score_samples, spaced, summarise
 from stage2_train.spm import fuse
+from stage2_train.store_choice import open_priors
 from stage2_train.text import Tokenizer
 from stage2_train.transforms import resize_prior, upsample
 from tests.stage2_train.miniature import mini_config, segmentor_config, write_priors

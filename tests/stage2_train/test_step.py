@@ -13,7 +13,8 @@ from shared.config import apply_overrides
 from stage2_train.batch import Batch
 from stage2_train.ema import Ema
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Method, Networks
+from stage2_train.methods.base import Method
+from stage2_train.networks import Networks
 from stage2_train.optim import build_optimizer
 from stage2_train.step import StepResult, _reduce, train_step
 from tests.stage2_train.miniature import batch_of, mini_config, model_of, plain_config, segmentor_config

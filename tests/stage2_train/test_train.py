@@ -21,24 +21,20 @@ from shared.errors import DataError
 from shared.json_files import read_json
 from shared.runlog import RunLog, read_records
 from shared.stopping import STOPPED
+from stage2_train.alarm import AlarmConfig, CollapseError
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state, load_weights
-from stage2_train.config import (
-    METHOD_FACTS,
-    AlarmConfig,
-    EmaConfig,
-    L2lConfig,
-    RuntimeConfig,
-    TrainConfig,
-)
+from stage2_train.config import L2lConfig, RuntimeConfig, TrainConfig
 from stage2_train.dry_run import as_text, describe
+from stage2_train.ema import EmaConfig
+from stage2_train.hidden_masks import HiddenMasks
+from stage2_train.method_facts import METHOD_FACTS
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Pseudo
-from stage2_train.monitor import CollapseError, HiddenMasks
 from stage2_train.owner import RunOwner
+from stage2_train.pseudo_labels import Pseudo
 from stage2_train.recipes import RECIPES
 from stage2_train.run_files import load_model, read_run_config, restore_method
 from stage2_train.segmentor_config import tiny_config
-from stage2_train.train import _require_same_step, train
+from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, plain_config, write_priors
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +89,7 @@ def stopped_after(
     config: TrainConfig, out: Path, steps: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGTERM
 ) -> None:
     """Run until a signal arrives during step number `steps`."""
-    from stage2_train import train as module
+    from stage2_train import training_run as module
 
     real, seen = module.train_step, 0
 
@@ -229,7 +225,7 @@ def test_a_stop_does_not_wait_for_a_validation(
 def test_a_run_killed_in_its_validation_has_saved_before(
     whole_run: Path, mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from stage2_train import train as module
+    from stage2_train import training_run as module
 
     config, out = config_of(mini_root, ema=EmaConfig(decay=0.9)), tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -291,7 +287,7 @@ def test_ctrl_c_stops_a_training_in_order(
     mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr("stage2_train.train.say", lambda text, quiet: print(text))
+    monkeypatch.setattr("stage2_train.training_run.say", lambda text, quiet: print(text))
     config = config_of(mini_root, eval_every=0)
     stopped_after(config, tmp_path / "run", 2, monkeypatch, signal.SIGINT)
     assert "stopped at step 2 of 6, checkpoint written; `train --resume` goes on" in capsys.readouterr().out
@@ -604,11 +600,9 @@ def test_what_one_process_cannot_compare_no_process_logs(
     mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Figures are reduced by name: all processes must hold the same ones."""
-    from stage2_train import train as module
+    from stage2_train import training_run as module
 
-    monkeypatch.setattr(
-        module, "_on_any_process", lambda accelerator, flag: flag is False and len(asked) == 2
-    )
+    monkeypatch.setattr(module, "on_any_process", lambda accelerator, flag: flag is False and len(asked) == 2)
     asked: list[Pseudo] = []
     real = HiddenMasks.quality
     monkeypatch.setattr(HiddenMasks, "quality", lambda self, one: asked.append(one) or real(self, one))
@@ -709,23 +703,6 @@ def test_teacher_and_compile_free_options_run(mini_root: Path, tmp_path: Path) -
     assert all("grad_norm" in r for r in read_records(tmp_path / "run" / "metrics.jsonl"))
 
 
-def test_processes_that_found_different_checkpoints_do_not_train(tmp_path: Path) -> None:
-    class Ranks:
-        device = torch.device("cpu")
-
-        def __init__(self, *steps: int) -> None:
-            self.steps = steps
-
-        def gather(self, own: torch.Tensor) -> torch.Tensor:
-            return torch.tensor(self.steps)
-
-    _require_same_step(Ranks(4, 4), tmp_path, 4)  # type: ignore[arg-type]
-    with pytest.raises(
-        DataError, match=r"different checkpoints \(steps 4, 0\): .* a disk that all nodes share"
-    ):
-        _require_same_step(Ranks(4, 0), tmp_path, 0)  # type: ignore[arg-type]
-
-
 def test_a_finished_run_keeps_what_is_read_of_it_alone(mini_root: Path, tmp_path: Path) -> None:
     run, runtime = tmp_path / "run", dataclasses.replace(RUNTIME, shrink_finished=True)
     config = config_of(mini_root, steps=2, runtime=runtime)
@@ -765,7 +742,7 @@ def test_a_run_that_failed_after_a_checkpoint_keeps_its_folder(
     def fails(*arguments: Any) -> float:
         raise DataError("as the schedule has it")
 
-    monkeypatch.setattr("stage2_train.train._Run._figures", fails)
+    monkeypatch.setattr("stage2_train.training_run.TrainingRun._figures", fails)
     with pytest.raises(DataError, match="as the schedule has it"):
         train(
             dataclasses.replace(
@@ -790,7 +767,7 @@ def test_a_run_that_collapsed_before_its_first_checkpoint_can_be_looked_at(
         if step == 1:
             raise DataError("it collapsed")
 
-    monkeypatch.setattr("stage2_train.train.CollapseAlarm.check", collapsed)
+    monkeypatch.setattr("stage2_train.training_run.CollapseAlarm.check", collapsed)
     with pytest.raises(DataError, match="it collapsed"):
         train(config, tmp_path, quiet=True)
     assert (tmp_path / "config.json").is_file() and (tmp_path / "split.json").is_file()
@@ -807,7 +784,7 @@ def test_a_failure_while_a_finished_run_is_tidied_leaves_it_finished(
         (checkpoint / "method.pt").unlink()
         raise DataError("the disk is gone")
 
-    monkeypatch.setattr("stage2_train.train.shrink_checkpoint", torn)
+    monkeypatch.setattr("stage2_train.training_run.shrink_checkpoint", torn)
     with pytest.raises(DataError, match="the disk is gone"):
         train(config, tmp_path, quiet=True)
     assert not list_checkpoints(tmp_path / "checkpoints")

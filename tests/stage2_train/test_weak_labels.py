@@ -13,8 +13,8 @@ from PIL import Image
 from shared.errors import DataError
 from shared.jsonl import load_jsonl
 from shared.refer import MaskAccessError, ReferDataset, load_refer
+from stage2_train.batch_source import BatchSource
 from stage2_train.config import OmniResConfig
-from stage2_train.data import BatchSource
 from stage2_train.transforms import WeakConfig
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels, mirror_weak_label
 from tests.stage2_train.miniature import batch_of, plain_config

@@ -17,7 +17,7 @@ from transformers import BertModel, PreTrainedTokenizerFast
 from shared.errors import DataError
 from stage2_train.backbones import TEXT_TOWERS, VISION_TOWERS, build_text, build_vision
 from stage2_train.backbones.pretrained import pretrained_folder
-from stage2_train.segmentor import ReferringSegmentor, build_segmentor, without_pretrained
+from stage2_train.segmentor import ReferringSegmentor, build_segmentor
 from stage2_train.segmentor_config import (
     EMBEDDED,
     TEXT_KINDS,
@@ -27,6 +27,7 @@ from stage2_train.segmentor_config import (
     SesmConfig,
     TextConfig,
     VisionConfig,
+    without_pretrained,
 )
 from stage2_train.text import Tokenizer
 

@@ -9,7 +9,8 @@ from stage2_train.config import AugsegConfig
 from stage2_train.losses import IGNORE
 from stage2_train.methods import METHODS
 from stage2_train.methods.augseg import paste_label, regions, sureness
-from stage2_train.methods.base import Networks, confident_label
+from stage2_train.networks import Networks
+from stage2_train.pseudo_labels import confident_label
 from tests.stage2_train.methods.test_methods import Recorder
 from tests.stage2_train.miniature import batch_of, model_of, plain_config
 

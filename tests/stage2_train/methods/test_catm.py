@@ -7,8 +7,8 @@ import torch
 from stage2_train.config import CatmConfig
 from stage2_train.losses import IGNORE
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks
 from stage2_train.methods.catm import class_label, confidence_sums, follow
+from stage2_train.networks import Networks
 from tests.stage2_train.miniature import batch_of, model_of, plain_config
 
 

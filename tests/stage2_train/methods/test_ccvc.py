@@ -7,8 +7,8 @@ import torch
 from stage2_train.backbones.images import normalise_image
 from stage2_train.config import CcvcConfig
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks, join_texts, weak_text
 from stage2_train.methods.ccvc import discrepancy, taught
+from stage2_train.networks import Networks, join_texts, weak_text
 from stage2_train.segmentor import build_segmentor
 from stage2_train.segmentor_config import PARTS, tiny_config
 from tests.stage2_train.miniature import batch_of, model_of, plain_config

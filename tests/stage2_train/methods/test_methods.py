@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from stage2_train.batch import Batch
-from stage2_train.config import METHOD_FACTS, BlendConfig, L2lConfig, SampleLossConfig, TrainConfig
+from stage2_train.config import BlendConfig, L2lConfig, SampleLossConfig, TrainConfig
 from stage2_train.losses import IGNORE
+from stage2_train.method_facts import METHOD_FACTS
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks
 from stage2_train.methods.l2l import L2l
+from stage2_train.networks import Networks
 from stage2_train.rple.policy import project_action, pseudo_label, state
 from stage2_train.rple.reward import quality, reward
 from stage2_train.spm import SpmConfig, fuse

@@ -7,8 +7,8 @@ import torch
 from stage2_train.config import BlendConfig
 from stage2_train.losses import IGNORE
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks
 from stage2_train.methods.mllm_blend import blend_label, soft_cross_entropy
+from stage2_train.networks import Networks
 from tests.stage2_train.methods.scripted import Scripted
 from tests.stage2_train.miniature import batch_of, plain_config
 

@@ -9,8 +9,8 @@ import torch
 from stage2_train.config import OmniResConfig
 from stage2_train.losses import IGNORE
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks
 from stage2_train.methods.omni_res import at_point, band_label, connected, corrected, in_box
+from stage2_train.networks import Networks
 from tests.stage2_train.methods.scripted import Scripted, picture
 from tests.stage2_train.miniature import batch_of, plain_config
 

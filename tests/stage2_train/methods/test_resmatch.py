@@ -5,8 +5,9 @@ import torch
 
 from stage2_train.config import ResmatchConfig
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks, mask_iou
 from stage2_train.methods.resmatch import guidance
+from stage2_train.networks import Networks
+from stage2_train.pseudo_labels import mask_iou
 from tests.stage2_train.methods.scripted import Scripted, picture
 from tests.stage2_train.miniature import batch_of, plain_config
 

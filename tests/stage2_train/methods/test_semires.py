@@ -7,8 +7,8 @@ import torch
 
 from stage2_train.config import SemiresConfig
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks
 from stage2_train.methods.semires import best_match, composite, pixel_weight, refine
+from stage2_train.networks import Networks
 from tests.stage2_train.methods.scripted import Scripted, picture
 from tests.stage2_train.miniature import batch_of, plain_config
 

@@ -8,7 +8,8 @@ import torch
 
 from stage2_train.backbones.images import normalise_image
 from stage2_train.methods import METHODS
-from stage2_train.methods.base import Networks, StepOutput
+from stage2_train.methods.base import StepOutput
+from stage2_train.networks import Networks
 from tests.stage2_train.methods.scripted import Scripted
 from tests.stage2_train.miniature import batch_of, plain_config
 

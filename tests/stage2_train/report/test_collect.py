@@ -1,15 +1,11 @@
 """Reading runs: what must be there, what may be missing, and that missing parts are named."""
 
-import dataclasses
 import json
 
 import pytest
 
 from shared.errors import DataError
-from stage2_train.report.collect import FIELDS, RunData, collect_runs, finite, order_splits
-from stage2_train.report.curves import PANELS, curve_charts
-from stage2_train.report.tables import labels_text
-from tests.stage2_train.report.test_tables import edit
+from stage2_train.report.collect import collect_runs
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -63,20 +59,6 @@ def test_a_sentence_written_twice_counts_once(make_run):
     assert "appear twice" in run.missing[0]
 
 
-def test_masks_stay_in_their_file_until_a_card_asks_for_them(make_run):
-    path = make_run("a")
-    rows = [json.loads(line) for line in (path / "eval" / "val.jsonl").read_text().splitlines()]
-    (run,), (same,) = collect_runs([path]), collect_runs([path])
-    data, wanted = run.evals["val"], rows[3]
-    key = wanted["sample_id"]
-    assert "counts" not in repr(dataclasses.astuple(data))
-    assert data.predictions({key}) == {key: wanted["pred_rle"]}
-    assert data.by_id()[key] == {name: wanted[name] for name in ("expression", *FIELDS)}
-    assert all(a is b for a, b in zip(data.sample_ids, same.evals["val"].sample_ids, strict=True))
-    data.file.unlink()
-    assert data.predictions({key}) == {}
-
-
 def test_an_expression_with_a_line_separator_stays_one_row(make_run):
     path = make_run("a")
     file = path / "eval" / "val.jsonl"
@@ -103,111 +85,3 @@ def test_cells_of_a_grid_are_told_apart_by_what_differs(make_run):
     assert [run.name for run in collect_runs(paths)] == [
         f"{method}/fraction-0.01/seed-{seed}" for method in ("supervised", "l2l") for seed in (1, 2)
     ]
-
-
-def test_a_method_is_one_at_every_seed_and_share_of_labels(tmp_path):
-    def arm(**settings):
-        config = {"method": "l2l", "config": {"method": "l2l", "steps": 9, **settings}}
-        return RunData(path=tmp_path, name="x", config=config, split={}, metrics=[], evals={}, done={}).arm
-
-    own = arm(seed=1, split_seed=1, fraction=0.05)
-    for settings in (
-        {"seed": 2},
-        {"split_seed": 2},
-        {"fraction": 0.1},
-        {"store": "x"},
-        {"runtime": {"a": 1}},
-    ):
-        assert arm(**{"seed": 1, "split_seed": 1, "fraction": 0.05, **settings}) == own
-    assert arm(seed=1, split_seed=1, fraction=0.05, batch_labelled=3) != own
-
-
-def test_splits_are_in_the_order_of_the_papers():
-    splits = ["refcocog-val", "train", "testB", "own", "testA", "test", "val"]
-    assert order_splits(splits) == ["val", "testA", "testB", "test", "train", "own", "refcocog-val"]
-
-
-@pytest.mark.parametrize(
-    ("value", "number"),
-    [
-        (2, 2.0),
-        (0.5, 0.5),
-        (float("inf"), None),
-        (float("nan"), None),
-        (True, None),
-        ("2", None),
-        (None, None),
-    ],
-)
-def test_only_finite_numbers_are_numbers(value, number):
-    assert finite(value) == number
-
-
-def test_no_two_panels_claim_one_scalar():
-    claimed = [(panel.kind, name) for panel in PANELS for _, name in panel.series]
-    assert len(claimed) == len(set(claimed))
-
-
-def test_every_logged_scalar_is_drawn(make_run):
-    runs = collect_runs([make_run("s", method="supervised"), make_run("l")])
-    main, others = curve_charts(runs)
-    titles = [chart.title for chart in main]
-    assert "Validation oIoU" in titles and "Thresholds of the pseudo-labels: l" in titles
-    assert [chart.title for chart in others] == ["grad_norm (train)", "lr_factor (train)", "oiou_model (val)"]
-    (quality,) = [chart for chart in main if chart.title.endswith("fused to: l")]
-    assert [line["label"] for line in quality.lines] == [
-        "frozen prior",
-        "weak view (Pw)",
-        "map the labels are cut from",
-    ]
-
-
-def test_who_is_right_is_drawn_as_a_share_of_what_is_disputed(make_run):
-    path = make_run("l", steps=20)
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    train = [row for row in rows if row["kind"] == "train"]
-    train[-1] |= {"disputed": 0.0, "disputed_prior_right": 0.0}
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in train))
-    main, _ = curve_charts(collect_runs([path]))
-    (dispute,) = [chart for chart in main if chart.title.startswith("Where frozen prior and weak view")]
-    assert [line["label"] for line in dispute.lines] == [
-        "the prior is right",
-        "the pixel is taught",
-        "and taught rightly",
-    ]
-    expected = [row["disputed_prior_right"] / row["disputed"] for row in train[:-1]]
-    assert dispute.hover["lines"][0]["y"] == pytest.approx(expected, abs=1e-4)
-
-
-def test_a_step_logged_again_after_a_resume_keeps_its_last_value(make_run):
-    path = make_run("a", method="supervised", steps=20)
-    with (path / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": 18, "kind": "train", "loss": 77.0}) + "\n")
-    main, _ = curve_charts(collect_runs([path]))
-    (loss,) = [chart for chart in main if chart.title == "Total loss"]
-    assert loss.hover["lines"][0]["y"][-1] == 77.0 and len(loss.hover["x"]) == 10
-
-
-def test_the_share_is_what_is_labelled_where_it_was_not_drawn(make_run):
-    path = make_run("a")
-    (run,) = collect_runs([path])
-    asked, images = run.fraction, run.labelled[0]
-    edit(path / "split.json", num_train_images=int(images / asked))
-    assert collect_runs([path])[0].fraction == asked
-    edit(
-        path / "split.json", num_train_images=8 * images
-    )  # a file named them, or few images carry a mask at all
-    (run,) = collect_runs([path])
-    assert run.fraction == 1 / 8 and labels_text(run).startswith("12.5%")
-    edit(path / "split.json", weak_label="point")
-    assert labels_text(collect_runs([path])[0]).endswith(" + a point for every other object")
-
-
-def test_a_run_gone_on_with_elsewhere_says_so(make_run):
-    path = make_run("a")
-    edit(path / "config.json", num_processes=1)
-    assert collect_runs([path])[0].num_processes == (1,)
-    with (path / "metrics.jsonl").open("a") as log:
-        for number in (1, 4, 4):
-            log.write(json.dumps({"step": 9, "kind": "resume", "num_processes": number}) + "\n")
-    assert collect_runs([path])[0].num_processes == (1, 4)

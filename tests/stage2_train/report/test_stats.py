@@ -8,7 +8,7 @@ import pytest
 
 from shared.seeding import rng
 from stage2_train.report import stats
-from stage2_train.report.collect import EvalData, RunData
+from stage2_train.report.run_data import EvalData, RunData
 
 
 def sentence(number, *, inter, union, image=None, words=2, prior=None):

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from shared.synth.expressions import VOCABULARY
-from stage2_train.segmentor import WEIGHTS_NAME, build_segmentor, load_pretrained
+from stage2_train.segmentor import WEIGHTS_NAME, build_segmentor
 from stage2_train.segmentor_config import EMBEDDED_FOLDER, PARTS, tiny_config
+from stage2_train.segmentor_weights import load_pretrained
 from stage2_train.text import Tokenizer
 from stage2_train.tiny.train import PretrainConfig, owners, pretrain, rate_scale
 from stage2_train.tiny.vocabulary import vocabulary, write_tokenizer

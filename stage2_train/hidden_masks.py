@@ -1,25 +1,16 @@
-"""What is watched during training: pseudo-labels against held-back masks, and signs of collapse.
+"""Compares pseudo-labels with the masks held back from the unlabelled samples, for the log alone.
 
-The held-back masks come from a reader of their own and meet the run only here, after the gradient step: nothing in this
+The masks come from a reader of their own and meet the run only here, after the gradient step: nothing in this
 file returns a tensor to training.
 """
-
-import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from shared.errors import DataError
 from shared.refer import ReferringDataset
-from stage2_train.config import AlarmConfig
-from stage2_train.data import ResizedReader
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import Pseudo
-
-
-class CollapseError(DataError):
-    """Training has collapsed; the message says what was seen."""
+from stage2_train.pseudo_labels import Pseudo
+from stage2_train.resized_reader import ResizedReader
 
 
 class HiddenMasks:
@@ -78,45 +69,3 @@ def mean_iou(prob_B1HW: Tensor, mask_BHW: Tensor) -> Tensor:
 
 def _ratio(part_B: Tensor, whole_B: Tensor) -> Tensor:
     return (part_B / whole_B.clamp(min=1)).mean()
-
-
-class CollapseAlarm:
-    """Counts consecutive steps out of bounds; the counts travel with checkpoints."""
-
-    def __init__(self, config: AlarmConfig, first_step: int = 0) -> None:
-        """Start with no strikes; the bounds count from `first_step` on."""
-        self.config, self._first_step = config, first_step
-        self.strikes: dict[str, int] = {}
-
-    def check(self, step: int, loss: float, shares: Mapping[str, float], grad_norm: float = 0.0) -> None:
-        """Look at one step.
-
-        Args:
-            step: 0-based step.
-            loss: Its loss, over all processes.
-            shares: `coverage` and `foreground` of the pseudo-labels; empty where there are none.
-            grad_norm: Norm of its gradient, where it is known.
-
-        Raises:
-            CollapseError: Loss or gradient is not finite, or a share was out of bounds for `patience` steps in a row.
-        """
-        for name, value in (("loss", loss), ("norm of the gradient", grad_norm)):
-            if not math.isfinite(value):
-                raise CollapseError(
-                    f"step {step}: the {name} is {value}; lower optim.lr or set optim.grad_clip"
-                )
-        config = self.config
-        if not config.patience or step < self._first_step:
-            return
-        bounds = {
-            "coverage": (config.min_coverage, 1.0),
-            "foreground": (config.min_foreground, config.max_foreground),
-        }
-        for name, value in shares.items():
-            low, high = bounds[name]
-            self.strikes[name] = 0 if low <= value <= high else self.strikes.get(name, 0) + 1
-            if self.strikes[name] >= config.patience:
-                raise CollapseError(
-                    f"step {step}: pseudo-label {name} was outside {low}..{high} for {config.patience} steps "
-                    f"(now {value:.4g}): the run has collapsed; see the alarm settings"
-                )

@@ -1,4 +1,4 @@
-"""Pseudo-labels against held-back masks, on maps of four pixels whose figures are counted by hand; and the alarm."""
+"""Pseudo-labels against held-back masks, on maps of four pixels whose figures are counted by hand."""
 
 import dataclasses
 
@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from shared.types import Sample
-from stage2_train.config import AlarmConfig
+from stage2_train.hidden_masks import HiddenMasks, pseudo_quality
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import Pseudo
-from stage2_train.monitor import CollapseAlarm, CollapseError, HiddenMasks, pseudo_quality
+from stage2_train.pseudo_labels import Pseudo
 
 SAMPLE = Sample(
     sample_id="d.s.1",
@@ -117,37 +116,3 @@ def test_a_held_back_mask_is_mirrored_with_its_sample() -> None:
     mirrored = dataclasses.replace(four_pixels(), flip_B=torch.ones(1, dtype=torch.bool))
     found = {name: float(value) for name, value in hidden.quality(mirrored).items()}
     assert found == figures_of(four_pixels())
-
-
-def test_alarm_takes_its_bounds_for_fine() -> None:
-    alarm = CollapseAlarm(
-        AlarmConfig(patience=1, min_coverage=0.25, min_foreground=0.25, max_foreground=0.75)
-    )
-    for coverage, foreground in ((0.25, 0.25), (1.0, 0.75)):
-        alarm.check(0, 1.0, {"coverage": coverage, "foreground": foreground})
-
-
-def test_alarm_counts_steps_in_a_row() -> None:
-    alarm = CollapseAlarm(AlarmConfig(patience=3, min_coverage=0.1), first_step=2)
-    fine, empty = {"coverage": 0.9, "foreground": 0.1}, {"coverage": 0.05, "foreground": 0.1}
-    for step, shares in enumerate([empty, empty, empty, empty, fine, empty, empty]):
-        alarm.check(step, 1.0, shares)
-    with pytest.raises(
-        CollapseError, match=r"step 7: pseudo-label coverage was outside 0\.1\.\.1\.0 for 3 steps"
-    ):
-        alarm.check(7, 1.0, empty)
-
-
-@pytest.mark.parametrize("foreground", [0.0, 0.99])
-def test_alarm_watches_the_foreground(foreground: float) -> None:
-    alarm = CollapseAlarm(AlarmConfig(patience=1))
-    with pytest.raises(CollapseError, match="foreground"):
-        alarm.check(0, 1.0, {"coverage": 0.9, "foreground": foreground})
-
-
-@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
-    with pytest.raises(CollapseError, match="step 0: the loss is"):
-        CollapseAlarm(AlarmConfig(), first_step=100).check(0, loss, {})
-    with pytest.raises(CollapseError, match="step 0: the norm of the gradient is"):
-        CollapseAlarm(AlarmConfig(), first_step=100).check(0, 1.0, {}, loss)

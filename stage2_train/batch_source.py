@@ -1,26 +1,27 @@
 """Labelled and unlabelled batches from a data set, a split and a prior store.
 
 Legend: as in `stage2_train.batch`; G side of the prior grid.
-Invariants: a batch is a pure function of (seed, step, micro-batch, rank); the reader of unlabelled samples is a view of
-the data set that cannot give out their masks; image, mask, prior and left/right words are flipped together.
+Invariants: a batch is a pure function of (seed, step, micro-batch, rank); the reader is a view of the data set that
+cannot give out the masks of unlabelled samples; image, mask, prior and left/right words are flipped together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from shared.errors import DataError
-from shared.masks import resize_mask_nearest
 from shared.refer import ReferringDataset
 from shared.seeding import rng
-from shared.splits import labelled_from_file, labelled_image_ids, split_hash
 from shared.types import Sample
 from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
-from stage2_train.order import Draw, draw, group_by_ref, micro_positions
+from stage2_train.candidates import StoreCandidates
+from stage2_train.order import Draw, draw, micro_positions
+from stage2_train.prior_source import StorePriors
+from stage2_train.resized_reader import ResizedReader
+from stage2_train.split import Split
+from stage2_train.text import Tokenise
 from stage2_train.text_augment import StrongTextConfig, draw_candidates
 from stage2_train.transforms import (
     StrongConfig,
@@ -28,139 +29,10 @@ from stage2_train.transforms import (
     draw_flip,
     flip_columns,
     mirror_words,
-    resize_image,
     resize_prior,
     strong_image,
 )
 from stage2_train.weak_labels import WeakLabels, mirror_weak_label
-
-Tokenise = Callable[[list[str]], tuple[torch.Tensor, torch.Tensor]]
-"""Texts -> (token ids int64 [B,T], token mask bool [B,T])."""
-
-
-class PriorReader(Protocol):
-    """What training needs of a prior store."""
-
-    def read(self, sample_ids: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Soft masks u8 [B,G,G] and bool [B]: whether the row carries a usable proposal."""
-        ...
-
-    def trust(self, sample_ids: Sequence[str]) -> torch.Tensor:
-        """f32 [B] in [0,1]: rank of the row's confidence among training rows; NaN where it has none."""
-        ...
-
-
-class CandidateReader(Protocol):
-    """What training needs of a source of candidate masks."""
-
-    def read(self, samples: Sequence[Sample]) -> torch.Tensor:
-        """Soft masks u8 [B,M,G,G] of the samples' images; an absent one is all zero."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Labelled and unlabelled part of the training data, cut by image."""
-
-    image_ids: tuple[int, ...]
-    """Labelled images, in the order drawn."""
-    labelled: tuple[tuple[Sample, ...], ...]
-    """Labelled references, each with its sentences."""
-    unlabelled: tuple[tuple[Sample, ...], ...]
-    """The others."""
-
-    def summary(self) -> dict[str, Any]:
-        """Ids, their hash and counts, as written to `split.json`."""
-        return {
-            "image_ids": list(self.image_ids),
-            "hash": split_hash(self.image_ids),
-            "num_refs": len(self.labelled),
-            "num_sentences": sum(map(len, self.labelled)),
-            "num_unlabelled_refs": len(self.unlabelled),
-            "num_unlabelled_sentences": sum(map(len, self.unlabelled)),
-        }
-
-
-def make_split(dataset: ReferringDataset, fraction: float, seed: int, ids_file: str = "") -> Split:
-    """Cut the train split by image.
-
-    A reference for which nobody has drawn a mask is unlabelled, whatever its image.
-
-    Args:
-        dataset: The data set.
-        fraction: Share of the train images that are labelled, out of those that carry a mask at all.
-        seed: Seed of the draw.
-        ids_file: File of image ids or names (`shared.splits.labelled_from_file`) that replaces the draw; "" draws.
-
-    Raises:
-        DataError: No labelled image, an unreadable file, or an id or name of no train image.
-    """
-    known = dataset.drawn_image_ids()
-    if not known:
-        raise DataError("no train image carries a mask: draw some")
-    if ids_file:
-        names = dataset.image_names()
-        image_ids = labelled_from_file(Path(ids_file), {image_id: names[image_id] for image_id in known})
-    else:
-        image_ids = labelled_image_ids(known, fraction, seed)
-    chosen = set(image_ids)
-    parts: dict[bool, list[tuple[Sample, ...]]] = {True: [], False: []}
-    for ref in group_by_ref(dataset.samples("train")):
-        parts[ref[0].image_id in chosen and dataset.has_mask(ref[0])].append(ref)
-    return Split(image_ids=tuple(image_ids), labelled=tuple(parts[True]), unlabelled=tuple(parts[False]))
-
-
-def scorable(dataset: ReferringDataset, split: str) -> list[Sample]:
-    """The samples of a split that somebody has drawn a mask for.
-
-    Raises:
-        DataError: No such split, or no mask in it.
-    """
-    samples = [sample for sample in dataset.samples(split) if dataset.has_mask(sample)]
-    if not samples:
-        raise DataError(f"split {split!r} carries no mask: there is nothing to score")
-    return samples
-
-
-class ResizedReader:
-    """Images and masks of a data set at the model's size, kept in memory where all of them fit."""
-
-    def __init__(
-        self,
-        dataset: ReferringDataset,
-        height: int,
-        width: int,
-        *,
-        num_images: int = 0,
-        num_masks: int = 0,
-        cache_mib: int = 0,
-    ) -> None:
-        """Keep what is decoded if so many images (3 bytes a pixel) and masks (1) take at most `cache_mib` MiB."""
-        self.dataset, self.height, self.width = dataset, height, width
-        self.keeps = 0 < (3 * num_images + num_masks) * height * width <= cache_mib * 2**20
-        self._images: dict[str, np.ndarray] = {}
-        self._masks: dict[int, np.ndarray] = {}
-
-    def image(self, sample: Sample) -> np.ndarray:
-        """u8 [H,W,3]."""
-        found = self._images.get(sample.file_name)
-        if found is None:
-            size_hw = (self.height, self.width)
-            found = resize_image(self.dataset.image(sample, size_hw), *size_hw)
-            if self.keeps:
-                self._images[sample.file_name] = found
-        return found
-
-    def mask(self, sample: Sample) -> np.ndarray:
-        """Bool [H,W], nearest; the data set refuses where it may not give it out."""
-        found = self._masks.get(sample.ann_id)
-        if found is None:
-            found = np.asarray(
-                resize_mask_nearest(self.dataset.mask(sample), (self.height, self.width)), dtype=bool
-            )
-            if self.keeps:
-                self._masks[sample.ann_id] = found
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +64,8 @@ class BatchSource:
         split: Split,
         plan: BatchPlan,
         tokenise: Tokenise,
-        prior: PriorReader | None,
-        candidates: CandidateReader | None = None,
+        prior: StorePriors | None,
+        candidates: StoreCandidates | None = None,
         weak_labels: WeakLabels | None = None,
     ) -> None:
         """Restrict `dataset` to the labelled masks before anything is read.
