@@ -15,6 +15,7 @@ from stage2_train.prior_source import (
     choose_store,
     open_priors,
     require_fitting,
+    require_same_images,
 )
 from stage2_train.text import Tokenizer, say_unread
 from stage2_train.weak_labels import WeakLabels, collect_weak_labels
@@ -69,13 +70,14 @@ def batch_plan(config: TrainConfig, *, rank: int = 0, num_processes: int = 1) ->
     )
 
 
-def open_inputs(config: TrainConfig, *, store_comes: bool = False) -> Inputs:
+def open_inputs(config: TrainConfig, *, store_comes: bool = False, quiet: bool = False) -> Inputs:
     """Open data, split and store; every error of the user's shows here.
 
     Args:
         config: The run.
         store_comes: `config.store` is being written by jobs that end before the run begins. What there is of it is
             looked at, and nothing of it is opened.
+        quiet: No progress bar over images that have to be compared with those of the store.
 
     Raises:
         DataError: Missing or foreign data, split or store.
@@ -89,6 +91,7 @@ def open_inputs(config: TrainConfig, *, store_comes: bool = False) -> Inputs:
             require_fitting(Path(config.store), config, dataset, samples)
             return Inputs(dataset=dataset, split=split, priors=None, candidates=None, weak_labels=None)
         opened = open_priors(choose_store(config, dataset), config, dataset, samples)
+        require_same_images(opened.store, config, dataset, samples, quiet=quiet)
         if config.misplaced_priors:
             opened = MisplacedPriors(opened.store, samples, config.misplaced_priors, config.seed)
         priors = opened if config.uses_prior else None

@@ -1,6 +1,6 @@
 """Opens the prior store a run reads, and refuses one made for other data.
 
-Legend: B samples, G side of the stored grid.
+Legend: B samples, I images, G side of the stored grid.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from shared.errors import DataError
+from shared.image_hashes import content_hashes, identify_images, memory_of
 from shared.refer import ReferringDataset
 from shared.seeding import rng
 from shared.store.find import find_stores, unusable_stores
@@ -256,6 +257,55 @@ def _require_made_for(
         raise DataError(
             f"{path}: row {rows[first]} ({samples[first].sample_id}) was made for an image of "
             f"{stored_hw[first].tolist()} pixels, {samples[first].file_name} has {own_hw[first].tolist()}"
+        )
+
+
+def require_same_images(
+    store: PriorStore,
+    config: TrainConfig,
+    dataset: ReferringDataset,
+    samples: Sequence[Sample],
+    *,
+    quiet: bool = False,
+) -> None:
+    """Refuse a store that was made for other bytes of the images than they have now.
+
+    Only images that have changed since they were last read, by size or time, are read again. A store that does not know
+    its images (`image_hash=size`, imported masks) is taken as it is, and so is an image that could not be read, then
+    or now.
+
+    Args:
+        store: The store, which holds all samples.
+        config: The run.
+        dataset: Its data.
+        samples: Samples whose priors will be read.
+        quiet: No progress bar.
+
+    Raises:
+        DataError: An image was replaced; the first is named.
+    """
+    if IMAGE_HASH not in store.fields:
+        return
+    sample_of = {sample.file_name: sample for sample in samples}
+    images = identify_images(
+        ((name, dataset.image_identity(name)) for name in sample_of),
+        "content",
+        memory_of(config.cache_root, config.data.dataset),
+        must_save=False,
+        quiet=quiet,
+    )
+    now = content_hashes(images)
+    names = [name for name in sample_of if name in now]
+    then_I16 = store.batch(IMAGE_HASH, store.rows_of([sample_of[name].sample_id for name in names]))
+    replaced = [
+        name for name, then in zip(names, then_I16, strict=True) if then.any() and then.tobytes() != now[name]
+    ]
+    if replaced:
+        more = f" and {len(replaced) - 1} more" if len(replaced) > 1 else ""
+        raise DataError(
+            f"{store.path}: made for other bytes of image {replaced[0]}{more} than {config.data.root} holds now; "
+            "run `l2l priors run RECIPE` again, which asks about replaced images alone, and train into another folder "
+            "with --set store=NEW, or give the old images back"
         )
 
 
