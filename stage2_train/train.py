@@ -419,7 +419,9 @@ class _Run:
         ):
 
             def write(kind: str, step: int, figures: dict[str, float]) -> None:
-                with disk_errors(self.out, "the run's log", "its last checkpoint is safe"):
+                with disk_errors(
+                    self.out, "the run's log", "its last checkpoint is safe", "again with --resume"
+                ):
                     log.log(step, kind, **figures)
                 trackers.log(step, kind, figures)
 
