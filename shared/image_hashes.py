@@ -5,7 +5,6 @@
 Stage 1 notes in its store what it has seen, and stage 2 compares. Imports neither torch nor vLLM.
 """
 
-import contextlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -122,8 +121,11 @@ def identify_images(
             unread.append((name, path))
     for name, path in progress(unread, len(unread), "hashing", quiet or not unread, unit="image"):
         values[name] = hasher.read_hash(path)
-    with contextlib.nullcontext() if must_save else contextlib.suppress(DataError, OSError):
+    try:
         hasher.save()
+    except (DataError, OSError):
+        if must_save:
+            raise
     return values
 
 
