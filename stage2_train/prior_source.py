@@ -284,7 +284,7 @@ def require_same_images(
     Raises:
         DataError: An image was replaced; the first is named.
     """
-    if IMAGE_HASH not in store.fields:
+    if not config.runtime.compare_images or IMAGE_HASH not in store.fields:
         return
     sample_of = {sample.file_name: sample for sample in samples}
     images = identify_images(
@@ -305,7 +305,7 @@ def require_same_images(
         raise DataError(
             f"{store.path}: made for other bytes of image {replaced[0]}{more} than {config.data.root} holds now; "
             "run `l2l priors run RECIPE` again, which asks about replaced images alone, and train into another folder "
-            "with --set store=NEW, or give the old images back"
+            "with --set store=NEW, give the old images back, or, if no pixel has changed, set runtime.compare_images=false"
         )
 
 
