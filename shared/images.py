@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from shared.errors import DataError, short
 from shared.near_names import nearly_named
@@ -131,7 +131,7 @@ def read_image(
             file.load()
             return _as_rgb(ImageOps.exif_transpose(file) if turned else file)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-        raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
+        raise _unreadable(path, "image", error) from error
 
 
 def scales_down(size_hw: tuple[int, int], at_least_hw: tuple[int, int]) -> bool:
@@ -148,7 +148,7 @@ def image_size_hw(path: Path | str, data: bytes | None = None) -> tuple[int, int
             _check_size(file)
             return (file.width, file.height) if _orientation(file) in _TURNED else (file.height, file.width)
     except Exception as error:
-        raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
+        raise _unreadable(path, "image", error) from error
 
 
 def image_orientation(path: Path | str, data: bytes | None = None) -> int:
@@ -157,7 +157,7 @@ def image_orientation(path: Path | str, data: bytes | None = None) -> int:
         with Image.open(path if data is None else io.BytesIO(data)) as file:
             return _orientation(file)
     except Exception as error:
-        raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
+        raise _unreadable(path, "image", error) from error
 
 
 def wide_grey_peak(path: Path | str, data: bytes | None = None) -> int | None:
@@ -167,7 +167,7 @@ def wide_grey_peak(path: Path | str, data: bytes | None = None) -> int | None:
             _check_size(file)
             return int(np.asarray(file).max()) if file.mode in _WIDE_GREY else None
     except Exception as error:
-        raise DataError(f"{path}: image cannot be read: {' '.join(str(error).split())}") from error
+        raise _unreadable(path, "image", error) from error
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -200,8 +200,17 @@ def read_mask(path: Path) -> np.ndarray:
             elif value_HW.max() <= JPEG_NOISE:
                 value_HW[:] = 0
     except Exception as error:
-        raise DataError(f"{path}: mask cannot be read: {' '.join(str(error).split())}") from error
+        raise _unreadable(path, "mask", error) from error
     return (value_HW > 0) & (2 * value_HW >= value_HW.max())
+
+
+def _unreadable(path: Path | str, kind: str, error: Exception) -> DataError:
+    """What is told of a file, whose name is not repeated as in the words of Python and Pillow."""
+    if isinstance(error, UnidentifiedImageError):
+        said = "not an image of a known format"
+    else:
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return DataError(f"{path}: {kind} cannot be read: {said}")
 
 
 def _brightness(file: Image.Image) -> Image.Image:

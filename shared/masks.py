@@ -28,10 +28,8 @@ from shared.json_files import is_finite_number
 MAX_COORDINATE_PX = 100_000
 """Polygon corners further from the origin are refused: rasterising costs memory in proportion to edge length."""
 
-_UPRIGHT = (
-    "; its sides are swapped: a photo is turned upright by its EXIF orientation, and so must its mask be"
-)
-"""What a mask of the image's size but for that was probably drawn over."""
+UPRIGHT = "a photo is turned upright by its EXIF orientation, and so must its mask be"
+"""What is said of a mask that fits its image if height and width are swapped."""
 
 MIN_POLYGON_NUMBERS = 6
 """Three corners; pycocotools would take four numbers for a box."""
@@ -96,9 +94,9 @@ def segmentation_rle(segmentation: Any, height: int, width: int) -> dict[str, An
         mask_HW = read_mask(segmentation.path)
         if mask_HW.shape != (height, width):
             found = f"height {mask_HW.shape[0]} and width {mask_HW.shape[1]}"
-            turned = _UPRIGHT if mask_HW.shape == (width, height) else ""
             raise DataError(
-                f"mask {segmentation.path} of {found} for an image of height {height} and width {width}{turned}"
+                f"mask {segmentation.path} of {found} for an image of height {height} and width {width}"
+                + swapped_hint(mask_HW.shape, height, width)
             )
         return coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
     if not isinstance(segmentation, list) or not segmentation:
@@ -150,6 +148,12 @@ def resize_mask_nearest(mask_HW: np.ndarray, size_hw: tuple[int, int]) -> np.nda
     return np.asarray(image.resize((width, height), Image.Resampling.NEAREST)).astype(bool)
 
 
+def swapped_hint(size_hw: Any, height: int, width: int) -> str:
+    """The end of a message about a mask of another size than its image; "" where its sides are not just swapped."""
+    swapped = isinstance(size_hw, list | tuple) and list(size_hw) == [width, height]
+    return f"; its sides are swapped: {UPRIGHT}" if swapped else ""
+
+
 def polygon_overhang_px(segmentation: Any, height: int, width: int) -> float:
     """How far the corners of polygons lie outside the image, in pixels; 0 for RLE and for polygons inside."""
     if not isinstance(segmentation, list) or not all(isinstance(part, list) for part in segmentation):
@@ -180,9 +184,9 @@ def _check_polygon(polygon: Any) -> None:
 def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        turned = _UPRIGHT if isinstance(size, list | tuple) and list(size) == [width, height] else ""
         raise DataError(
-            f"RLE of size {short(size)} for an image of height {height} and width {width}{turned}"
+            f"RLE of size {short(size)} for an image of height {height} and width {width}"
+            + swapped_hint(size, height, width)
         )
     if isinstance(counts, str | bytes):
         data = counts.encode("ascii", errors="replace") if isinstance(counts, str) else counts

@@ -52,6 +52,9 @@ class ReferringDataset(Protocol):
     def image(self, sample: Sample, at_least_hw: tuple[int, int] | None = None) -> Image.Image:
         """The original image as RGB, `sample.width` x `sample.height`; smaller by choice (see `ReferDataset`)."""
 
+    def image_identity(self, file_name: str) -> Path | tuple[int, str] | None:
+        """What stands for an image file: its path, or its size and hash in a pack; None if it is nowhere."""
+
     def has_mask(self, sample: Sample) -> bool:
         """Whether somebody has drawn a mask for it; says nothing about whether this reader may see it."""
 

@@ -16,7 +16,7 @@ from shared.check_report import CheckReport, SplitCounts, by_kind, problem_of
 from shared.errors import DataError, short
 from shared.json_files import is_finite_number
 from shared.layout import OWN_ROW, AnnotationRecord, ImageRecord, Layout, Problem, RefRecord
-from shared.masks import polygon_overhang_px, rle_area, segmentation_rle
+from shared.masks import UPRIGHT, polygon_overhang_px, rle_area, segmentation_rle, swapped_hint
 from shared.refer_layout import read_layout
 from shared.runlog import progress as progress_over
 from shared.split_names import TRAIN, ordered_splits, usual_split
@@ -199,14 +199,17 @@ def _mask_fault(annotation: AnnotationRecord, image: ImageRecord) -> tuple[str, 
     parts = segmentation if isinstance(segmentation, list) else [segmentation]
     for part in parts:
         if isinstance(part, dict) and part.get("size") not in ([image.height, image.width], None):
-            return "mask not of its image's size", f"RLE of size {str(part['size'])[:60]} for {size}"
+            hint = swapped_hint(part["size"], image.height, image.width)
+            return "mask not of its image's size", f"RLE of size {str(part['size'])[:60]} for {size}{hint}"
     try:
         rle = segmentation_rle(segmentation, image.height, image.width)
     except DataError as error:
         return "malformed segmentation", str(error)
     overhang = polygon_overhang_px(segmentation, image.height, image.width)
     if overhang > MAX_OVERHANG_PX:
-        return "mask larger than its image", f"a polygon lies {overhang:.1f} px outside {size}"
+        turned = polygon_overhang_px(segmentation, image.width, image.height) <= MAX_OVERHANG_PX
+        hint = f"; with the sides swapped it lies inside: {UPRIGHT}" if turned else ""
+        return "mask larger than its image", f"a polygon lies {overhang:.1f} px outside {size}{hint}"
     if rle_area(rle) == 0:
         return "mask of no area", "its segmentation covers no pixel"
     return None

@@ -8,7 +8,7 @@ with other batch compositions may differ in the last bits of a log-probability.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os.path import commonprefix
 from pathlib import Path
@@ -17,9 +17,7 @@ from typing import Any
 from shared.config import config_fingerprint
 from shared.errors import DataError
 from shared.hub import is_repository, require_cached
-from shared.image_pack import digest_of
 from shared.model_files import hash_model_files
-from shared.store.publish import clean_partials, disk_errors, publish_file
 from stage1_priors.answers import RESAMPLING
 from stage1_priors.candidates import CANDIDATES_VERSION
 from stage1_priors.config import ImportConfig, MllmConfig, PriorsConfig, ProposerConfig
@@ -35,8 +33,6 @@ from stage1_priors.read_fields import asked_fields, proposing_fields
 
 SHORT, CONTEXT = 60, 24
 """Letters of a text that is told whole, and of those around a difference in a longer one."""
-MISSING_IMAGE, UNREADABLE_IMAGE = "missing", "unreadable"
-"""What stands for an image without bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,111 +64,16 @@ def locate_model(model: MllmConfig | ProposerConfig) -> ModelFiles:
     return ModelFiles(folder=found, identity={"repository": model.path, "commit": found.name})
 
 
-class ImageHasher:
-    """Content hashes of image files, remembered by (path, size, times of change) in one JSON file.
-
-    The first run over a data set reads every image once; later runs only look at sizes and times. A program can set the
-    modification time back (`exiftool -P`), but not the time at which the disk noted any change; a copy renews it too.
-    The inode is left out: some network disks number files anew at every mount.
-    """
-
-    def __init__(self, memory: Path) -> None:
-        """Read the memory; a missing or damaged one is an empty one."""
-        self._memory = memory
-        self._known: dict[str, list] = {}
-        self._changed = False
-        try:
-            known = json.loads(memory.read_text(encoding="utf-8"))
-            if isinstance(known, dict):
-                self._known = known
-        except (OSError, ValueError):
-            pass
-
-    def hash_of(self, path: Path) -> str:
-        """Hash of a file's bytes; `"unreadable"` for a file that cannot be read (its rows become image errors)."""
-        try:
-            stat = path.stat()
-            key, stamp = str(path.absolute()), [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            known = self._known.get(key)
-            if isinstance(known, list) and len(known) == 4 and known[:3] == stamp:
-                return str(known[3])
-            value = digest_of(path.read_bytes()).hex()
-        except OSError:
-            return UNREADABLE_IMAGE
-        self._known[key] = [*stamp, value]
-        self._changed = True
-        return value
-
-    def save(self) -> None:
-        """Write the memory if anything was added, so that readers never see half of it.
-
-        Raises:
-            DataError: The disk is full, or may not be written to.
-        """
-        if not self._changed:
-            return
-        with disk_errors(self._memory, "the hashes of images"):
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
-            clean_partials(self._memory.parent)
-            publish_file(self._memory, json.dumps(self._known).encode())
-        self._changed = False
-
-
-def identify_images(
-    images: Iterable[tuple[str, Path | tuple[int, str] | None]], mode: str, memory: Path
-) -> dict[str, str]:
-    """What every image counts as, by name, in order of the names.
-
-    Args:
-        images: (name, what stands for it), any order; every name once. That is a path, the size and content hash of
-            a packed file, or None if there is none.
-        mode: `"content"`: bytes count. `"size"`: only name and size count.
-        memory: Where content hashes are remembered.
-
-    Returns:
-        `"missing"` or `"unreadable"`; else the hash of the file's bytes, 32 hex digits, or with mode `"size"` their
-        number.
-    """
-    hasher, values = ImageHasher(memory), dict[str, str]()
-    for name, path in sorted(images, key=lambda item: item[0]):
-        if path is None:
-            values[name] = MISSING_IMAGE
-        elif isinstance(path, tuple):
-            values[name] = path[1] if mode == "content" else str(path[0])
-        elif mode == "content":
-            values[name] = hasher.hash_of(path)
-        else:
-            values[name] = _size_of(path)
-    hasher.save()
-    return values
-
-
-def _size_of(path: Path) -> str:
-    try:
-        return str(path.stat().st_size)
-    except OSError:
-        return UNREADABLE_IMAGE
-
-
 def images_fingerprint(identities: Mapping[str, str]) -> str:
     """One hash over all images, 32 hex digits.
 
     Args:
-        identities: What `identify_images` found.
+        identities: What `shared.image_hashes.identify_images` found.
     """
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(identities.items()):
         digest.update(f"{name}\x1f{value}\x1e".encode())
     return digest.hexdigest()
-
-
-def content_hashes(identities: Mapping[str, str]) -> dict[str, bytes]:
-    """The hashes among what `identify_images` found with mode `"content"`, by name; images without one are left out."""
-    return {
-        name: bytes.fromhex(value)
-        for name, value in identities.items()
-        if value not in (MISSING_IMAGE, UNREADABLE_IMAGE)
-    }
 
 
 def locate_proposer(proposer: ProposerConfig) -> ModelFiles:

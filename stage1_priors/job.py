@@ -14,6 +14,7 @@ import numpy as np
 from shared.config import config_to_dict
 from shared.datasets import load_dataset
 from shared.errors import DataError
+from shared.image_hashes import content_hashes, identify_images, memory_of
 from shared.refer import ReferDataset
 from shared.store.find import find_stores, store_path
 from shared.store.layout import read_header
@@ -34,10 +35,8 @@ from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.engine import engine_versions, require_packages
 from stage1_priors.families import Family, SizeRules, family_of, size_rules_of
 from stage1_priors.identity import (
-    content_hashes,
     differences,
     fingerprint_of,
-    identify_images,
     identity_of,
     images_fingerprint,
     import_identity_of,
@@ -108,7 +107,7 @@ def make_job(config: PriorsConfig) -> Job:
     )
     proposer = locate_proposer(config.proposer) if config.proposer.is_sam else None
     names = {sample.file_name for sample in plan.samples}
-    memory = Path(config.cache_root) / "image-hashes" / f"{config.data.dataset}.json"
+    memory = memory_of(config.cache_root, config.data.dataset)
     images = identify_images(
         ((name, dataset.image_identity(name)) for name in names), config.image_hash, memory
     )
@@ -146,7 +145,7 @@ def make_import_job(config: ImportConfig) -> StoreJob:
     """
     dataset = load_dataset(config.data)
     plan = _plan(config, dataset)
-    memory = Path(config.cache_root) / "image-hashes" / f"{config.data.dataset}-masks.json"
+    memory = memory_of(config.cache_root, f"{config.data.dataset}-masks")
     masks = images_fingerprint(identify_images(source_files(Path(config.source)), config.image_hash, memory))
     identity = import_identity_of(config, dataset.fingerprint(), masks)
     fingerprint = fingerprint_of(identity)

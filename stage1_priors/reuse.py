@@ -25,13 +25,11 @@ from shared.store.find import find_stores, unusable_stores
 from shared.store.layout import StoreHeader, read_header
 from shared.store.marks import read_mark
 from shared.store.reader import PriorStore
-from shared.store.schema import EXPRESSION_BYTES, IMAGE_HASH, decode_text_rows, first_rows
+from shared.store.schema import EXPRESSION_BYTES, IMAGE_HASH, decode_text_rows, first_rows, may_be_cut
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.config import PriorsConfig
 from stage1_priors.identity import WHICH_ROWS
 
-UNCUT_BYTES = EXPRESSION_BYTES - 3
-"""A stored expression shorter than this was not cut: a cut at a whole character leaves at least so many bytes."""
 FAILED = (AnswerStatus.IMAGE_ERROR, AnswerStatus.ENGINE_ERROR)
 """Statuses that another try may change."""
 
@@ -240,7 +238,5 @@ def _fits(header: StoreHeader, identity: Mapping[str, Any]) -> bool:
 
 def _is_kept_whole(expression: str) -> bool:
     """Whether a store holds an expression as it is, and holds no other one in the same way."""
-    return (
-        not any(char in "\0\ufffd" or "\ud800" <= char <= "\udfff" for char in expression)
-        and len(expression.encode()) < UNCUT_BYTES
-    )
+    changed = any(char in "\0\ufffd" or "\ud800" <= char <= "\udfff" for char in expression)
+    return not changed and not may_be_cut(expression, EXPRESSION_BYTES)

@@ -120,7 +120,7 @@ def run_grid(
     """
     if jobs < 1:
         raise DataError(f"jobs is {jobs}, below 1")
-    opened = open_grid(grid, out)
+    opened = open_grid(grid, out, quiet=quiet)
     states = {cell.name: state_of(cell, grid, out, opened) for cell in grid.cells}
     require_own_cells(out, {name: state.differs for name, state in states.items()})
     own = [cell for number, cell in enumerate(grid.cells) if number % only[1] == only[0]]

@@ -22,6 +22,7 @@ from stage2_train.run_identity import (
     split_record,
     with_recorded_pins,
 )
+from stage2_train.same_images import require_same_images
 from stage2_train.segmentor import require_fitting_weights
 from stage2_train.segmentor_config import SegmentorConfig
 from stage2_train.split import scorable
@@ -71,18 +72,19 @@ def draw_of(config: TrainConfig) -> Draw:
     return config.fraction, config.split_seed, config.weak_label
 
 
-def open_grid(grid: Grid, out: Path, *, coming: Path | None = None) -> Opened:
+def open_grid(grid: Grid, out: Path, *, coming: Path | None = None, quiet: bool = False) -> Opened:
     """Look at all that the cells will read, so that errors show before the first of them is run.
 
     Args:
         grid: The grid.
         out: Its folder; a grid that has begun keeps to its stores.
         coming: A store that cells name and that is being written by jobs that end before they begin.
+        quiet: No progress bar over images that have to be compared with those of a store.
 
     Raises:
         DataError: No such data, a split that cannot be scored, a cell without labelled or unlabelled images, no
-            complete store for the data, several and none named, two cells that are the same run over one store, or a
-            network that its weights do not fit.
+            complete store for the data, several and none named, one that was made for images that were replaced since,
+            two cells that are the same run over one store, or a network that its weights do not fit.
     """
     dataset = load_dataset(grid.cells[0].config.data)
     try:
@@ -111,13 +113,13 @@ def open_grid(grid: Grid, out: Path, *, coming: Path | None = None) -> Opened:
     for cell in grid.cells:
         if cell.config.uses_store:
             readers.setdefault(cell.config.store, []).append(cell)
-    stores = {name: _store_of(cells, out, dataset, coming) for name, cells in readers.items()}
+    stores = {name: _store_of(cells, out, dataset, coming, quiet) for name, cells in readers.items()}
     _require_other_runs(grid, stores)
     return Opened(stores=stores, splits=splits, masks=masks, data_fingerprint=dataset.fingerprint())
 
 
 def _store_of(
-    readers: Sequence[Cell], out: Path, dataset: ReferringDataset, coming: Path | None
+    readers: Sequence[Cell], out: Path, dataset: ReferringDataset, coming: Path | None, quiet: bool
 ) -> dict[str, str]:
     """Path and fingerprint of the store of cells that call it the same."""
     config = readers[0].config
@@ -126,8 +128,10 @@ def _store_of(
         return {"path": config.store, "fingerprint": ""}
     begun = (with_own_store(out / cell.name, cell.config) for cell in readers)
     config = next((own for own in begun if own.store), config)
-    path = choose_store(config, dataset)
-    store = open_priors(path, config, dataset, dataset.samples("train")).store
+    path, samples = choose_store(config, dataset), dataset.samples("train")
+    store = open_priors(path, config, dataset, samples).store
+    if not all(has_ended(out / cell.name) for cell in readers):
+        require_same_images(store, config, dataset, samples, quiet=quiet)
     return {"path": str(path), "fingerprint": store.fingerprint}
 
 
@@ -211,7 +215,9 @@ def describe_stores(grid: Grid, opened: Opened) -> list[dict[str, Any]]:
 
 
 def describe_grid(grid: Grid, out: Path, *, coming: Path | None = None) -> dict[str, Any]:
-    """What `--dry-run` prints: every cell and its state; nothing is started or written.
+    """What `--dry-run` prints: every cell and its state.
+
+    Nothing is started, and nothing is written but the memory of image hashes.
 
     Args:
         grid: The grid.

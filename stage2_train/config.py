@@ -135,6 +135,8 @@ class RuntimeConfig:
     """Where the log goes besides: any of `TRACKER_NAMES`."""
     log_with_hidden_masks: bool = True
     """Compare pseudo-labels with the masks held back from the unlabelled samples, for the log only."""
+    compare_images: bool = True
+    """Refuse a store that was made for other bytes of the images; off where only their metadata have changed since."""
 
     def __post_init__(self) -> None:
         """Check ranges."""

@@ -1,4 +1,7 @@
-"""What `train --dry-run` says of a run: what it is, what it reads, how large it is; nothing is trained or written."""
+"""What `train --dry-run` says of a run: what it is, what it reads, how large it is.
+
+Nothing is trained, and nothing is written but the memory of image hashes.
+"""
 
 import contextlib
 from collections.abc import Mapping

@@ -87,7 +87,7 @@ def export_labels(
     _require_own_images(links)
     device = own_device()
     networks = load_networks(run, config, device)
-    method, inputs = restore_method(run, config), open_own_inputs(run, config)
+    method, inputs = restore_method(run, config), open_own_inputs(run, config, quiet=quiet)
     samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]
     with disk_errors(folder, "the labels", "nothing was lost"):
         folder.mkdir(parents=True, exist_ok=True)

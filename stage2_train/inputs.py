@@ -10,6 +10,7 @@ from stage2_train.batch_source import BatchPlan, BatchSource
 from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
 from stage2_train.prior_source import MisplacedPriors, StorePriors
+from stage2_train.same_images import require_same_images
 from stage2_train.split import Split, make_split, scorable
 from stage2_train.store_choice import choose_store, open_priors, require_fitting
 from stage2_train.text import Tokenise, Tokenizer, say_unread
@@ -65,13 +66,14 @@ def batch_plan(config: TrainConfig, *, rank: int = 0, num_processes: int = 1) ->
     )
 
 
-def open_inputs(config: TrainConfig, *, store_comes: bool = False) -> Inputs:
+def open_inputs(config: TrainConfig, *, store_comes: bool = False, quiet: bool = False) -> Inputs:
     """Open data, split and store; every error of the user's shows here.
 
     Args:
         config: The run.
         store_comes: `config.store` is being written by jobs that end before the run begins. What there is of it is
             looked at, and nothing of it is opened.
+        quiet: No progress bar over images that have to be compared with those of the store.
 
     Raises:
         DataError: Missing or foreign data, split or store.
@@ -85,6 +87,7 @@ def open_inputs(config: TrainConfig, *, store_comes: bool = False) -> Inputs:
             require_fitting(Path(config.store), config, dataset, samples)
             return Inputs(dataset=dataset, split=split, priors=None, candidates=None, weak_labels=None)
         opened = open_priors(choose_store(config, dataset), config, dataset, samples)
+        require_same_images(opened.store, config, dataset, samples, quiet=quiet)
         if config.misplaced_priors:
             opened = MisplacedPriors(opened.store, samples, config.misplaced_priors, config.seed)
         priors = opened if config.uses_prior else None

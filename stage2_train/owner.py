@@ -32,7 +32,7 @@ OWNER_FILE = "owner.json"
 PATIENCE_S = 120.0
 """Seconds a lock is waited for; whatever is written under one takes less."""
 
-_WRITTEN = ("the run's files", "its last checkpoint is safe")
+_WRITTEN = ("the run's files", "its last checkpoint is safe", "again with --resume")
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 

@@ -63,17 +63,18 @@ def with_own_store(folder: Path, config: TrainConfig) -> TrainConfig:
     return replace(config, store=str(found)) if found else config
 
 
-def open_own_inputs(folder: Path, config: TrainConfig) -> Inputs:
+def open_own_inputs(folder: Path, config: TrainConfig, *, quiet: bool = False) -> Inputs:
     """What a run read, opened again, wherever data and store lie by now.
 
     Args:
         folder: The run.
         config: Its configuration (`read_run_config`).
+        quiet: No progress bar.
 
     Raises:
-        DataError: Data or store that are gone, or annotations or labels that are others than the run's.
+        DataError: Data or store that are gone, or annotations, images or labels that are others than the run's.
     """
-    inputs = open_inputs(with_own_store(folder, config))
+    inputs = open_inputs(with_own_store(folder, config), quiet=quiet)
     recorded = read_json(folder / "config.json").get("data_fingerprint")
     if recorded not in (None, inputs.dataset.fingerprint()):
         raise DataError(

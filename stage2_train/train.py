@@ -81,7 +81,7 @@ def train(
     if found and not resume:
         raise DataError(f"{out}: holds an unfinished run; --resume goes on with it, or choose another folder")
     config.require_shares(accelerator.num_processes)
-    inputs = open_inputs(with_own_store(out, config))
+    inputs = open_inputs(with_own_store(out, config), quiet=quiet or not accelerator.is_main_process)
     model = new_network(config)  # refuses weights before the folder is this run's
     data = inputs.dataset.fingerprint()
     record = run_record(config, recipe, overrides, inputs.store, data, accelerator.num_processes)

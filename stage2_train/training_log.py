@@ -47,7 +47,7 @@ def training_log(
     with log, closing(open_trackers(runtime.trackers, out, settings, quiet=quiet)) as trackers:
 
         def write(kind: str, step: int, figures: dict[str, float]) -> None:
-            with disk_errors(out, "the run's log", "its last checkpoint is safe"):
+            with disk_errors(out, "the run's log", "its last checkpoint is safe", "again with --resume"):
                 log.log(step, kind, **figures)
             trackers.log(step, kind, figures)
 

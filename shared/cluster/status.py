@@ -3,7 +3,7 @@
 This works on any machine that sees the folder. A task whose file nobody has touched for `SILENT_S` seconds is lost: it
 was killed, or its node died. A submitted task without a file of its own has not started: it waits in the queue, or was
 dropped from it. Files cannot tell which, nor whether a lost or stopped task will start again; Slurm is asked about
-those where it can be.
+those where it can be, and about tasks that have been silent for a shorter time.
 """
 
 import json
@@ -32,7 +32,12 @@ SILENT_S = 6 * BEAT_S
 _LAST = ("verify", "eval")
 """Jobs behind those that make the product: it is done once they are too. An earlier submission's do not count."""
 
-_ASKED = ("waiting", "stopped", "lost")
+_LATE, _LATE_S = "late", 2 * BEAT_S
+"""A task that has been silent for so many seconds: it runs, unless Slurm knows better. Never shown."""
+_NOT_KILLED = ("", "COMPLETED", *ACTIVE)
+"""What Slurm says of one that was not: what it wrote at its end may be yet to be seen on a shared disk."""
+
+_ASKED = ("waiting", "stopped", "lost", _LATE)
 """States of a task that the queue knows more about."""
 
 _TAIL_BYTES = 65_536
@@ -245,14 +250,16 @@ def _in_queue(fare: dict[str, Any], part: "_Part", queue: Queue) -> dict[str, An
     state, why = fare["state"], fare["why"]
     if state not in _ASKED:
         return fare
+    found, reason = queue.found.get((part.job, part.index), ("", ""))
+    if state == _LATE and found in _NOT_KILLED:
+        return fare | {"state": "running", "why": ""}
     if queue.problem:
         return fare | (
             {"why": f"{why}: waiting, or cancelled ({queue.problem})"} if state == "waiting" else {}
         )
-    found, reason = queue.found.get((part.job, part.index), ("", ""))
     if found in WAITING:
         return fare | {
-            "state": "waiting" if state == "lost" else state,
+            "state": "waiting" if state in ("lost", _LATE) else state,
             "why": f"{why}; in the queue: {reason}",
         }
     why += f"; Slurm: {found}" if found else "; no longer in the queue"
@@ -303,8 +310,9 @@ def _fare(folder: Path, name: str, number: int, job: str, now: float) -> dict[st
     said = why_ended(lines)[:300]
     if record["state"] == "running":
         state, why = "running", ""
-        if silent > SILENT_S:
-            state, why = "lost", f"no sign of life for {silent:.0f} s; it last said: {said}"
+        if silent > _LATE_S:
+            state = "lost" if silent > SILENT_S else _LATE
+            why = f"no sign of life for {silent:.0f} s; it last said: {said}"
     elif record["state"] == "cancelled":
         state, why = "cancelled", f"cancelled while it ran: {said}"
     elif record["status"] == 0:

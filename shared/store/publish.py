@@ -77,13 +77,16 @@ def remove_synced(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(folder: Path, what: str, safe: str = "finished shards are safe") -> Iterator[None]:
+def disk_errors(
+    folder: Path, what: str, safe: str = "finished shards are safe", again: str = "again"
+) -> Iterator[None]:
     """Turn a full or forbidden disk, or a file in the folder's place, into a `DataError` that says what to do.
 
     Args:
         folder: The store, run or folder of results that is written to.
         what: What is being written.
         safe: What need not be feared for.
+        again: How the same command is to be run then.
     """
     try:
         yield
@@ -93,7 +96,7 @@ def disk_errors(folder: Path, what: str, safe: str = "finished shards are safe")
         if error.errno in _NO_FOLDER:
             remedy = "a file is in the way: move it, or choose another folder"
         else:
-            remedy = "make room (or mend the permissions) and run the same command again"
+            remedy = f"make room (or mend the permissions) and run the same command {again}"
         raise DataError(f"{folder}: cannot write {what}: {error.strerror}; {safe}: {remedy}") from error
 
 

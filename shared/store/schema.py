@@ -213,6 +213,11 @@ def encode_text_rows(texts: Sequence[str], width: int, *, strict: bool = False) 
     return rows
 
 
+def may_be_cut(text: str, width: int) -> bool:
+    """Whether a stored text may be the beginning of a longer one: a cut leaves at least `width - 3` bytes."""
+    return len(text.encode()) >= width - 3
+
+
 def decode_text_rows(rows_NW: np.ndarray) -> list[str]:
     """Texts of zero-padded UTF-8 rows: u8 [N, W] to N texts."""
     if rows_NW.dtype != np.uint8 or rows_NW.ndim != 2:

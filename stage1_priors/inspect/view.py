@@ -14,6 +14,7 @@ from PIL import Image
 from shared.errors import DataError
 from shared.refer import ReferDataset
 from shared.store.reader import PriorStore
+from shared.store.schema import EXPRESSION_BYTES, RAW_TEXT_BYTES, may_be_cut
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.inspect.catalogue import Catalogue
 from stage1_priors.store_data import dataset_of
@@ -76,8 +77,8 @@ class View:
             Pair(
                 row=int(row),
                 sample_id=texts["sample_id"][at],
-                expression=texts["expression"][at],
-                raw_text=texts["raw_text"][at],
+                expression=_marked(texts["expression"][at], EXPRESSION_BYTES),
+                raw_text=_marked(texts["raw_text"][at], RAW_TEXT_BYTES),
                 split=self.catalogue.splits[int(read["split"][at])],
                 image_id=int(read["image_id"][at]),
                 image_hw=(int(read["image_hw"][at, 0]), int(read["image_hw"][at, 1])),
@@ -155,6 +156,11 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
     out = io.BytesIO()
     image.save(out, kind)
     return out.getvalue()
+
+
+def _marked(text: str, width: int) -> str:
+    """A text with an ellipsis where the store may hold its beginning alone."""
+    return f"{text}…" if may_be_cut(text, width) else text
 
 
 def _known(value: float) -> float | None:

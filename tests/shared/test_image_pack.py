@@ -11,13 +11,14 @@ from PIL import Image
 
 from shared import image_pack
 from shared.errors import DataError
+from shared.image_hashes import identify_images
 from shared.image_pack import ImagePack, ImageStore, build_pack
 from shared.jsonl import load_jsonl
 from shared.refer import load_refer
 from shared.refer_check import check_refer
 from shared.refer_layout import IMAGE_FOLDERS
 from shared.synth.example import write_example
-from stage1_priors.identity import identify_images, images_fingerprint
+from stage1_priors.identity import images_fingerprint
 from tests.shared.refer_fixture import write_refer_fixture
 
 

@@ -95,6 +95,17 @@ def test_data_read_before_is_named_in_messages(tmp_path):
         read_image("row 5", data[:20])
 
 
+def test_a_file_is_named_once(tmp_path):
+    """Python's own words, and Pillow's, name it too."""
+    (tmp_path / "text.png").write_text("no image")
+    said = {"absent": "No such file or directory", "text": "not an image of a known format"}
+    for name, why in said.items():
+        for read, kind in ((read_image, "image"), (image_size_hw, "image"), (read_mask, "mask")):
+            with pytest.raises(DataError) as caught:
+                read(tmp_path / f"{name}.png")
+            assert str(caught.value) == f"{tmp_path / name}.png: {kind} cannot be read: {why}"
+
+
 @pytest.mark.parametrize(
     ("low", "high", "kind"), [(0, 1, np.uint8), (0, 255, np.uint8), (0, 65_535, np.uint16)]
 )

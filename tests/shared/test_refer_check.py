@@ -69,6 +69,21 @@ def test_faults_of_contents_are_found_but_do_not_block(tmp_path, kind):
     load_refer(*written.args)
 
 
+@pytest.mark.parametrize(
+    ("segmentation", "hint"),
+    [
+        ({"size": [17, 12], "counts": [204]}, "; its sides are swapped: a photo is turned upright by"),
+        ({"size": [17, 13], "counts": [221]}, ""),
+        ([[1, 1, 11, 1, 11, 16]], "; with the sides swapped it lies inside: a photo is turned upright by"),
+        ([[1, 1, 14, 1, 14, 16]], ""),
+    ],
+)
+def test_a_mask_drawn_over_a_lying_photo_is_told_so(tmp_path, segmentation, hint):
+    (problem,) = check_refer(*write_refer_fixture(tmp_path, edit=annotation(segmentation)).args).problems
+    said = problem.first[0].partition("its image of 12 x 17")[2]
+    assert said.startswith(hint) and bool(said) == bool(hint)
+
+
 def test_a_polygon_may_touch_the_border(tmp_path):
     written = write_refer_fixture(tmp_path, edit=annotation([[0, 0, 17.6, 0, 17.6, 12.5, -0.5, 12]]))
     assert check_refer(*written.args).ok

@@ -3,9 +3,7 @@
 import dataclasses
 import functools
 import os
-import resource
 import shutil
-import time
 from dataclasses import replace
 from typing import Literal
 
@@ -17,19 +15,14 @@ from shared.config import DataConfig, apply_overrides, idle_overrides
 from shared.config_fields import config_fields
 from shared.datasets import load_dataset
 from shared.errors import DataError
-from shared.image_pack import digest_of
+from shared.image_hashes import identify_images
 from shared.model_files import hash_model_files
 from stage1_priors import engine as engine_module
 from stage1_priors.config import CanaryConfig, MllmConfig, PriorsConfig, ProposerConfig
 from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.identity import (
-    MISSING_IMAGE,
-    UNREADABLE_IMAGE,
-    ImageHasher,
-    content_hashes,
     differences,
     graph_fingerprint,
-    identify_images,
     images_fingerprint,
     locate_model,
     locate_proposer,
@@ -369,87 +362,18 @@ def test_a_byte_of_one_image_makes_another_store_and_is_named(config, tmp_path, 
     assert not plan["exists"] and [line.split(":")[0] for line in plan["changed"]] == ["data.images"]
 
 
-def fingerprint_of_images(images, mode, memory):
-    return images_fingerprint(identify_images(images, mode, memory))
-
-
-def test_image_bytes_are_remembered_by_size_and_time(tmp_path):
-    image, memory = tmp_path / "a.jpg", tmp_path / "hashes.json"
-    image.write_bytes(b"one")
-    first = fingerprint_of_images([("a.jpg", image)], "content", memory)
-    assert fingerprint_of_images([("a.jpg", image)], "content", memory) == first
-    stamp = image.stat().st_mtime_ns
-    image.write_bytes(b"two")
-    os.utime(image, ns=(stamp + 5_000, stamp + 5_000))
-    assert fingerprint_of_images([("a.jpg", image)], "content", memory) != first
-    memory.write_text("{damaged")
-    image.write_bytes(b"one")
-    assert fingerprint_of_images([("a.jpg", image)], "content", memory) == first
-
-
-def test_an_image_that_was_changed_with_its_time_set_back_is_read_again(tmp_path):
-    """As by `exiftool -P`, which turns a photo by one byte."""
-    image, memory = tmp_path / "a.jpg", tmp_path / "hashes.json"
-    image.write_bytes(b"one")
-    first, stamp = fingerprint_of_images([("a.jpg", image)], "content", memory), image.stat().st_mtime_ns
-    time.sleep(0.05)  # times of change are as fine as the kernel's clock ticks
-    image.write_bytes(b"two")
-    os.utime(image, ns=(stamp, stamp))
-    assert fingerprint_of_images([("a.jpg", image)], "content", memory) != first
-
-
-def test_remembered_hashes_save_the_reading(tmp_path, monkeypatch):
-    image, memory = tmp_path / "a.jpg", tmp_path / "hashes.json"
-    image.write_bytes(b"one")
-    hasher = ImageHasher(memory)
-    value = hasher.hash_of(image)
-    hasher.save()
-    monkeypatch.setattr("pathlib.Path.read_bytes", lambda self: pytest.fail("read again"))
-    assert ImageHasher(memory).hash_of(image) == value
-
-
-def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
-    """Nothing is simulated: this process may not write files of more than 20 bytes for a moment."""
-    image, memory = tmp_path / "a.jpg", tmp_path / "hashes" / "a.json"
-    image.write_bytes(b"one")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
-    try:
-        with pytest.raises(DataError, match="a.json: cannot write the hashes of images: File too large"):
-            fingerprint_of_images([("a.jpg", image)], "content", memory)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(memory.parent.iterdir()) == []
-    fingerprint_of_images([("a.jpg", image)], "content", memory)
-    assert list(memory.parent.iterdir()) == [memory]
-
-
 def test_missing_and_renamed_images_count(tmp_path):
     image = tmp_path / "a.jpg"
     image.write_bytes(b"one")
     memory = tmp_path / "hashes.json"
     prints = {
-        fingerprint_of_images([("a.jpg", image)], "content", memory),
-        fingerprint_of_images([("b.jpg", image)], "content", memory),
-        fingerprint_of_images([("a.jpg", None)], "content", memory),
-        fingerprint_of_images([("a.jpg", image)], "size", memory),
-    }
+        images_fingerprint(identify_images([(name, path)], mode, memory))
+        for name, path, mode in (
+            ("a.jpg", image, "content"), ("b.jpg", image, "content"), ("a.jpg", None, "content"),
+            ("a.jpg", image, "size"),
+        )
+    }  # fmt: skip
     assert len(prints) == 4
-
-
-def test_only_images_with_bytes_have_a_hash():
-    found = {"a": UNREADABLE_IMAGE, "b": MISSING_IMAGE, "c": "0f" * 16}
-    assert content_hashes(found) == {"c": b"\x0f" * 16}
-
-
-def test_a_packed_image_counts_as_its_file_would(tmp_path):
-    file = tmp_path / "a.jpg"
-    file.write_bytes(b"bytes")
-    for mode in ("content", "size"):
-        (loose,) = identify_images([("a", file)], mode, tmp_path / f"{mode}.json").values()
-        packed = len(b"bytes"), digest_of(b"bytes").hex()
-        (same,) = identify_images([("a", packed)], mode, tmp_path / f"{mode}.json").values()
-        assert same == loose and (mode == "content" or same == "5")
 
 
 def test_a_repository_that_is_not_in_the_cache(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from shared.config import DataConfig
+from shared.image_pack import digest_of
 from shared.masks import resize_mask_nearest
 from shared.refer import ReferDataset, load_refer
 from shared.seeding import rng
@@ -15,7 +16,7 @@ from shared.store.schema import encode_text_rows, image_hash_fields, prior_field
 from shared.store.writer import create_store, write_shard
 from shared.synth.expressions import VOCABULARY
 from shared.synth.refshapes import write_refshapes
-from shared.types import STATUS_CODES, AnswerStatus
+from shared.types import STATUS_CODES, AnswerStatus, Sample
 from stage2_train.alarm import AlarmConfig
 from stage2_train.batch import Batch
 from stage2_train.config import AugsegConfig, L2lConfig, OmniResConfig, RuntimeConfig, TrainConfig
@@ -30,6 +31,7 @@ from stage2_train.text_augment import StrongTextConfig
 
 GRID = 16
 SHARD_ROWS = 512
+OWN_BYTES = "own"
 NO_BOX_EVERY = 7
 """Every so manieth row of the store has no proposal."""
 
@@ -62,7 +64,7 @@ def write_priors(
     """A complete store whose proposals are noisy versions of the masks; some rows have no box.
 
     Stores of the same named `model` were made alike, nothing is known of one without. One with `images` knows the bytes
-    of its images, which are others under another name.
+    of its images: those that they have if it is `OWN_BYTES`, else made-up ones, which are others under another name.
     """
     samples = [sample for split in splits for sample in dataset.samples(split)][:limit]
     num, fields = len(samples), (*prior_fields(GRID), *(image_hash_fields() if images else ()))
@@ -79,7 +81,10 @@ def write_priors(
         "image_hw": np.array([(s.height, s.width) for s in samples], np.int32),
     }
     if images:
-        hashes = [rng("bytes", images, s.image_id).integers(256, size=16) for s in samples]
+        if images == OWN_BYTES:
+            hashes = [list(_own_hash(dataset, s)) for s in samples]
+        else:
+            hashes = [rng("bytes", images, s.image_id).integers(256, size=16).tolist() for s in samples]
         static["image_hash"] = np.array(hashes, np.uint8)
     create_store(
         path,
@@ -118,6 +123,12 @@ def write_priors(
         part = slice(shard * SHARD_ROWS, (shard + 1) * SHARD_ROWS)
         write_shard(path, shard, {name: values[part] for name, values in arrays.items()}, {})
     return path
+
+
+def _own_hash(dataset: ReferDataset, sample: Sample) -> bytes:
+    """Of an image as it lies there; zeros if it is gone."""
+    path = dataset.image_identity(sample.file_name)
+    return digest_of(path.read_bytes()) if isinstance(path, Path) else bytes(16)
 
 
 def segmentor_config(

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ from stage2_train.cluster_jobs import plan_grid
 from stage2_train.inputs import open_split
 from stage2_train.owner import locked
 from stage2_train.run_identity import run_record, split_record
-from tests.stage2_train.miniature import write_priors
+from tests.stage2_train.miniature import OWN_BYTES, write_priors
 from tests.stage2_train.test_ablate_grid import grid_file
 
 ROOT = Path(__file__).parents[2]
@@ -225,6 +226,32 @@ def test_methods_are_compared_by_their_priors(mini_root: Path, tmp_path: Path) -
         DataError, match=r"out: 2 of 6 runs .*first sam/fraction-0.25/seed-1 \(store is 'aaaa"
     ):
         run_grid(swapped, out, quiet=True)
+
+
+def test_a_grid_waits_for_the_priors_of_a_new_photo(mini_root: Path, tmp_path: Path) -> None:
+    """Its table can still be had once all runs have ended."""
+    shutil.copytree(mini_root / "data", tmp_path / "data")
+    dataset = load_refer(tmp_path / "data", "refshapes", "unc")
+    write_priors(tmp_path / "cache" / "box.zarr", dataset, images=OWN_BYTES)
+    photo = dataset.image_path(dataset.samples("train")[0])
+    photo.write_bytes(photo.read_bytes() + b"\0")
+    text = f"""
+reference = "box"
+recipe = "embedded"
+fractions = [0.25]
+seeds = [1, 2]
+set = ["data.root={tmp_path}/data", "cache_root={tmp_path}/cache"]
+[methods.box]
+"""
+    grid, out = read_grid(grid_file(tmp_path, text)), tmp_path / "out"
+    ended, other = (out / cell.name for cell in grid.cells)
+    for run in (ended, other):
+        with pytest.raises(DataError, match=f"made for other bytes of image {photo.name} than"):
+            open_grid(grid, out, quiet=True)
+        run.mkdir(parents=True)
+        (run / "config.json").write_text("{}")
+        (run / "done.json").write_text("{}")
+    open_grid(grid, out)
 
 
 def test_stores_of_several_priors_must_be_two_and_fit(mini_root: Path, tmp_path: Path) -> None:

@@ -157,6 +157,30 @@ def test_the_queue_is_asked_about_what_files_do_not_say(tmp_path, queue):
     assert "  task 1002 (8): cancelled, not started; Slurm: CANCELLED\n" in text
 
 
+@pytest.mark.parametrize(
+    ("found", "state"),
+    [
+        ("OUT_OF_MEMORY", "failed"),
+        ("CANCELLED", "cancelled"),
+        ("PENDING", "waiting"),
+        ("RUNNING", "running"),
+        ("COMPLETED", "running"),
+        ("", "running"),
+    ],
+)
+def test_a_task_that_was_killed_does_not_read_as_running(tmp_path, queue, found, state):
+    """Its script had no time to say so: Slurm knows it before the task has been silent for long."""
+    submitted(tmp_path / "run" / "jobs", 1, "train", "7", [0])
+    task(tmp_path / "run" / "jobs", "train", 0, "7", "running", age=SILENT_S / 2, said="step 3")
+    (one,) = status_of(tmp_path / "run", NOW)["tasks"]
+    assert (one["state"], one["why"]) == ("running", ""), "nobody to ask"
+    queue["7" if found else "9", 0] = found, "None"
+    (one,) = status_of(tmp_path / "run", NOW)["tasks"]
+    assert one["state"] == state
+    said = f"no sign of life for {SILENT_S / 2:.0f} s; it last said: step 3; "
+    assert one["why"].startswith(said) == (state != "running") and bool(one["why"]) == (state != "running")
+
+
 def test_what_was_cancelled_in_the_queue_is_not_waited_for(tmp_path, queue):
     submitted(tmp_path / "run" / "jobs", 1, "train", "7", [0])
     assert status_of(tmp_path / "run", NOW)["state"] == "waiting"

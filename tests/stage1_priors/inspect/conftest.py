@@ -13,7 +13,7 @@ from stage1_priors.engine import Answer
 from stage1_priors.inspect.view import open_view
 from stage1_priors.run import run_priors
 from tests.stage1_priors.fake_engine import FakeEngine, random_box_answer, write_model_folder
-from tests.stage1_priors.inspect.hostile import HOSTILE, PROSE
+from tests.stage1_priors.inspect.hostile import HOSTILE, LONG, PROSE
 
 
 def answer(request):
@@ -25,16 +25,15 @@ def answer(request):
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
-    """Pair 0 is hostile; every tenth is green and has no prior: 6 of 60."""
+    """Pair 0 is hostile, pair 7 long; every tenth is green and has no prior: 6 of 60."""
     root = tmp_path_factory.mktemp("inspected")
     for number in range(3):
         pixels = rng("inspected", number).integers(0, 255, (40, 60, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(root / f"{number}.png")
     lines = []
     for number in range(60):
-        words = (
-            HOSTILE if number == 0 else f"the green one {number}" if number % 10 == 5 else f"Thing {number}"
-        )
+        usual = f"the green one {number}" if number % 10 == 5 else f"Thing {number}"
+        words = {0: HOSTILE, 7: LONG}.get(number, usual)
         split = "train" if number < 45 else "val"
         lines.append(json.dumps({"image": f"{number % 3}.png", "expression": words, "split": split}))
     (root / "pairs.jsonl").write_text("\n".join(lines) + "\n")

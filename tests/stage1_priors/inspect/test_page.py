@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from shared.errors import DataError
+from shared.store.schema import EXPRESSION_BYTES
 from stage1_priors.inspect import write_inspection
 from stage1_priors.inspect.catalogue import PAGE_ROWS, Query
 from stage1_priors.inspect.page import page_numbers, render, round_marks
 from stage1_priors.inspect.view import PRIOR_OPACITY, open_view
-from tests.stage1_priors.inspect.hostile import HOSTILE, PROSE
+from tests.stage1_priors.inspect.hostile import HOSTILE, LONG, PROSE
 
 
 class Page(HTMLParser):
@@ -41,6 +42,12 @@ def test_data_are_text(view):
         assert "style" not in attrs and not [name for name in attrs if name.startswith("on")], (tag, attrs)
     found = Page(render(view, Query(text=HOSTILE), embed=False))
     assert [attrs["value"] for attrs in found.all("input") if attrs["name"] == "text"] == [HOSTILE]
+
+
+def test_a_text_that_the_store_has_cut_ends_in_an_ellipsis(view):
+    said = [pair.expression for pair in view.pairs(view.catalogue.select(Query()))]
+    (cut,) = (one for one in said if one.endswith("…"))
+    assert cut == f"{LONG[:EXPRESSION_BYTES]}…" and HOSTILE in said
 
 
 def test_a_page_names_only_its_own_pictures(view):
