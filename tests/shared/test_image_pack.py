@@ -1,5 +1,6 @@
 """The image pack: the bytes of the loose files, whatever interrupts its building, in every process."""
 
+import json
 import multiprocessing
 import pickle
 import shutil
@@ -12,6 +13,7 @@ from PIL import Image
 from shared import image_pack
 from shared.errors import DataError
 from shared.image_pack import ImagePack, ImageStore, build_pack
+from shared.images import image_size_hw
 from shared.jsonl import load_jsonl
 from shared.refer import load_refer
 from shared.refer_check import check_refer
@@ -175,6 +177,50 @@ def test_every_process_opens_its_own(written, start):
     assert queue.get(timeout=60) == expected
     child.join()
     queue.close()
+
+
+def test_a_pack_is_opened_once(written, monkeypatch):
+    """Every image of a training is read from it."""
+    build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
+    opened, file_of = [], h5py.File
+    monkeypatch.setattr(h5py, "File", lambda *arguments: opened.append(arguments) or file_of(*arguments))
+    pack = ImagePack(written.root / "images.h5")
+    for name in names_of(written):
+        assert pack.read(name) and pack.size_and_digest(name)[0] > 0
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("part", ["offset", "digest", "size_hw", "name", "data"])
+def test_parts_that_do_not_fit_together_are_refused(written, part):
+    """As of a file that something else has written to: names and bytes would be matched wrongly."""
+    build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
+    path = written.root / "images.h5"
+    with h5py.File(path, "r+") as file:
+        kept = json.loads(file["name"][:].tobytes())[:-1] if part == "name" else file[part][:-1]
+        del file[part]
+        file[part] = np.frombuffer(json.dumps(kept).encode(), np.uint8) if part == "name" else kept
+    refused = pytest.raises(DataError, match="images.h5: not a whole image pack: .*; build it again")
+    with refused:
+        ImagePack(path).read(names_of(written)[0])
+    with h5py.File(path, "r+") as file:
+        del file[part]
+    with refused:
+        ImagePack(path).read(names_of(written)[0])
+
+
+def test_images_that_a_pack_lacks_are_read_from_their_loose_files(written):
+    names, files = names_of(written), loose(written)
+    build_pack(written.root, names[:2], IMAGE_FOLDERS, quiet=True)
+    packed, plain = ImageStore(written.root, IMAGE_FOLDERS), written.root / "images" / names[2]
+    assert packed.place(names[1]).endswith(f"images.h5: {names[1]}") and packed.place(names[2]) == str(plain)
+    assert packed.data(names[2]) == files[names[2]]
+    assert packed.read(names[2]).size[::-1] == packed.size_hw(names[2]) == image_size_hw(plain)
+
+
+def test_a_file_without_a_byte_is_packed_like_any_other(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    build_pack(tmp_path, ["empty.jpg"], ("",), quiet=True)
+    assert ImageStore(tmp_path, ("",)).data("empty.jpg") == b""
 
 
 def test_damage_is_named(written):
