@@ -128,6 +128,24 @@ def test_images_are_added_and_a_finished_pack_is_left_alone(written):
     assert not list(written.root.glob(".images.h5*"))
 
 
+def test_other_images_are_added_behind_those_that_are_there(written):
+    """As when splits are packed one after the other."""
+    names = names_of(written)
+    build_pack(written.root, names[4:], IMAGE_FOLDERS, quiet=True)
+    answer = build_pack(written.root, names[:3], IMAGE_FOLDERS, quiet=True)
+    assert (answer["images"], answer["added"]) == (5, 3)
+    assert ImagePack(written.root / "images.h5").names == [*names[4:], *names[:3]]
+
+
+def test_large_photos_are_decoded_no_larger_than_they_are_needed(tmp_path):
+    for name in ("packed.jpg", "loose.jpg"):
+        Image.new("RGB", (256, 256)).save(tmp_path / name)
+    build_pack(tmp_path, ["packed.jpg"], ("",), quiet=True)
+    store = ImageStore(tmp_path, ("",))
+    for name in ("packed.jpg", "loose.jpg"):
+        assert (store.read(name).size, store.read(name, (50, 60)).size) == ((256, 256), (128, 128)), name
+
+
 @pytest.mark.parametrize("torn", [0, 7])
 @pytest.mark.parametrize("killed_after", [1, 4, 6])
 def test_a_killed_build_goes_on(written, monkeypatch, killed_after, torn):
@@ -270,6 +288,18 @@ def test_a_photo_that_was_corrected_is_packed_anew(written):
     packed = ImagePack(written.root / "images.h5")
     assert packed.read(names[0]) == other and packed.read(names[3]) == images[names[3]]
     assert build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)["replaced"] == 0
+
+
+def test_a_full_disk_is_an_error_of_one_line(written, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(image_pack.os, "fsync", full)
+    with pytest.raises(DataError, match="images.h5: cannot be written: No space left on device"):
+        build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
+    assert not (written.root / "images.h5").exists()
+    monkeypatch.undo()
+    assert build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)["images"] == 6
 
 
 def test_a_missing_image_stops_the_build_and_is_named(written):
