@@ -36,7 +36,8 @@ def loose(written):
     return {path.name: path.read_bytes() for path in (written.root / "images").iterdir()}
 
 
-def test_a_packed_set_reads_like_a_loose_one(written):
+def test_a_packed_set_reads_like_a_loose_one(written, monkeypatch):
+    monkeypatch.setattr(image_pack, "_COPY_BYTES", 1000)  # in several blocks, as one of many images is
     plain, files = load_refer(*written.args), loose(written)
     pixels = {s.sample_id: np.asarray(plain.image(s)) for s in plain.samples()}
     answer = build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
@@ -175,6 +176,26 @@ def test_a_killed_build_goes_on(written, monkeypatch, killed_after, torn):
     assert 6 - killed_after <= len(seen) <= 6 - killed_after + 1
     pack = ImagePack(written.root / "images.h5")
     assert {name: pack.read(name) for name in pack.names} == files
+
+
+@pytest.mark.parametrize("left", ["of other images", "without its index", "a torn line", "a short row"])
+def test_what_a_killed_build_left_is_not_taken_for_other_images(written, monkeypatch, left):
+    names, files = names_of(written), loose(written)
+    monkeypatch.setattr("h5py.File", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    monkeypatch.undo()
+    index = written.root / ".images.h5.index"
+    if left == "without its index":
+        index.unlink()
+    elif left == "a torn line":
+        index.write_bytes(index.read_bytes()[:-9] + b"\n")
+    elif left == "a short row":
+        index.write_text(json.dumps([names[0], len(files[names[0]])]) + "\n")
+    wanted = [names[0], *reversed(names[1:])] if left == "of other images" else names
+    build_pack(written.root, wanted, IMAGE_FOLDERS, quiet=True)
+    pack = ImagePack(written.root / "images.h5")
+    assert pack.names == wanted and {name: pack.read(name) for name in pack.names} == files
 
 
 def _read_in_child(pack, name, queue):
