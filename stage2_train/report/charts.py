@@ -190,7 +190,7 @@ def dot_plot(dots: list[Dot], *, title: str, x_label: str) -> DotPlot | None:
     row_height, top, right, width = 26, 8, 58, WIDTH
     left = 20 + min(210, 8 * max(len(dot.label) for dot in dots))
     ends = [end for dot in dots for end in (dot.value, dot.high) if end is not None]
-    x_high = min(1.0, math.ceil(max(ends) * 10 + 0.3) / 10) or 1.0
+    x_high = min(1.0, math.ceil(max(ends) * 10 + 0.3) / 10)
 
     def place(x: float) -> float:
         return round(left + x / x_high * (width - left - right), 1)
@@ -280,7 +280,7 @@ def _y_range(low: float, high: float, unit_interval: bool) -> tuple[float, float
         bottom = 0.0 if unit_interval and low < 0.6 * high else max(0.0, bottom)
     if unit_interval and high <= 1:
         top = min(1.0, top)
-    return (bottom, top) if top > bottom else _widen(bottom, bottom)
+    return bottom, top
 
 
 def _summary(title: str, x_label: str, y_label: str, lines: list[Line], categories: list[str] | None) -> str:

@@ -1,5 +1,6 @@
 """The image pack: the bytes of the loose files, whatever interrupts its building, in every process."""
 
+import json
 import multiprocessing
 import pickle
 import shutil
@@ -13,6 +14,7 @@ from shared import image_pack
 from shared.errors import DataError
 from shared.image_hashes import identify_images
 from shared.image_pack import ImagePack, ImageStore, build_pack
+from shared.images import image_size_hw
 from shared.jsonl import load_jsonl
 from shared.refer import load_refer
 from shared.refer_check import check_refer
@@ -35,7 +37,8 @@ def loose(written):
     return {path.name: path.read_bytes() for path in (written.root / "images").iterdir()}
 
 
-def test_a_packed_set_reads_like_a_loose_one(written):
+def test_a_packed_set_reads_like_a_loose_one(written, monkeypatch):
+    monkeypatch.setattr(image_pack, "_COPY_BYTES", 1000)  # in several blocks, as one of many images is
     plain, files = load_refer(*written.args), loose(written)
     pixels = {s.sample_id: np.asarray(plain.image(s)) for s in plain.samples()}
     answer = build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
@@ -127,6 +130,24 @@ def test_images_are_added_and_a_finished_pack_is_left_alone(written):
     assert not list(written.root.glob(".images.h5*"))
 
 
+def test_other_images_are_added_behind_those_that_are_there(written):
+    """As when splits are packed one after the other."""
+    names = names_of(written)
+    build_pack(written.root, names[4:], IMAGE_FOLDERS, quiet=True)
+    answer = build_pack(written.root, names[:3], IMAGE_FOLDERS, quiet=True)
+    assert (answer["images"], answer["added"]) == (5, 3)
+    assert ImagePack(written.root / "images.h5").names == [*names[4:], *names[:3]]
+
+
+def test_large_photos_are_decoded_no_larger_than_they_are_needed(tmp_path):
+    for name in ("packed.jpg", "loose.jpg"):
+        Image.new("RGB", (256, 256)).save(tmp_path / name)
+    build_pack(tmp_path, ["packed.jpg"], ("",), quiet=True)
+    store = ImageStore(tmp_path, ("",))
+    for name in ("packed.jpg", "loose.jpg"):
+        assert (store.read(name).size, store.read(name, (50, 60)).size) == ((256, 256), (128, 128)), name
+
+
 @pytest.mark.parametrize("torn", [0, 7])
 @pytest.mark.parametrize("killed_after", [1, 4, 6])
 def test_a_killed_build_goes_on(written, monkeypatch, killed_after, torn):
@@ -158,6 +179,26 @@ def test_a_killed_build_goes_on(written, monkeypatch, killed_after, torn):
     assert {name: pack.read(name) for name in pack.names} == files
 
 
+@pytest.mark.parametrize("left", ["of other images", "without its index", "a torn line", "a short row"])
+def test_what_a_killed_build_left_is_not_taken_for_other_images(written, monkeypatch, left):
+    names, files = names_of(written), loose(written)
+    monkeypatch.setattr("h5py.File", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    monkeypatch.undo()
+    index = written.root / ".images.h5.index"
+    if left == "without its index":
+        index.unlink()
+    elif left == "a torn line":
+        index.write_bytes(index.read_bytes()[:-9] + b"\n")
+    elif left == "a short row":
+        index.write_text(json.dumps([names[0], len(files[names[0]])]) + "\n")
+    wanted = [names[0], *reversed(names[1:])] if left == "of other images" else names
+    build_pack(written.root, wanted, IMAGE_FOLDERS, quiet=True)
+    pack = ImagePack(written.root / "images.h5")
+    assert pack.names == wanted and {name: pack.read(name) for name in pack.names} == files
+
+
 def _read_in_child(pack, name, queue):
     queue.put(pack.read(name))
 
@@ -176,6 +217,50 @@ def test_every_process_opens_its_own(written, start):
     assert queue.get(timeout=60) == expected
     child.join()
     queue.close()
+
+
+def test_a_pack_is_opened_once(written, monkeypatch):
+    """Every image of a training is read from it."""
+    build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
+    opened, file_of = [], h5py.File
+    monkeypatch.setattr(h5py, "File", lambda *arguments: opened.append(arguments) or file_of(*arguments))
+    pack = ImagePack(written.root / "images.h5")
+    for name in names_of(written):
+        assert pack.read(name) and pack.size_and_digest(name)[0] > 0
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("part", ["offset", "digest", "size_hw", "name", "data"])
+def test_parts_that_do_not_fit_together_are_refused(written, part):
+    """As of a file that something else has written to: names and bytes would be matched wrongly."""
+    build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
+    path = written.root / "images.h5"
+    with h5py.File(path, "r+") as file:
+        kept = json.loads(file["name"][:].tobytes())[:-1] if part == "name" else file[part][:-1]
+        del file[part]
+        file[part] = np.frombuffer(json.dumps(kept).encode(), np.uint8) if part == "name" else kept
+    refused = pytest.raises(DataError, match="images.h5: not a whole image pack: .*; build it again")
+    with refused:
+        ImagePack(path).read(names_of(written)[0])
+    with h5py.File(path, "r+") as file:
+        del file[part]
+    with refused:
+        ImagePack(path).read(names_of(written)[0])
+
+
+def test_images_that_a_pack_lacks_are_read_from_their_loose_files(written):
+    names, files = names_of(written), loose(written)
+    build_pack(written.root, names[:2], IMAGE_FOLDERS, quiet=True)
+    packed, plain = ImageStore(written.root, IMAGE_FOLDERS), written.root / "images" / names[2]
+    assert packed.place(names[1]).endswith(f"images.h5: {names[1]}") and packed.place(names[2]) == str(plain)
+    assert packed.data(names[2]) == files[names[2]]
+    assert packed.read(names[2]).size[::-1] == packed.size_hw(names[2]) == image_size_hw(plain)
+
+
+def test_a_file_without_a_byte_is_packed_like_any_other(tmp_path):
+    (tmp_path / "empty.jpg").touch()
+    build_pack(tmp_path, ["empty.jpg"], ("",), quiet=True)
+    assert ImageStore(tmp_path, ("",)).data("empty.jpg") == b""
 
 
 def test_damage_is_named(written):
@@ -225,6 +310,18 @@ def test_a_photo_that_was_corrected_is_packed_anew(written):
     packed = ImagePack(written.root / "images.h5")
     assert packed.read(names[0]) == other and packed.read(names[3]) == images[names[3]]
     assert build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)["replaced"] == 0
+
+
+def test_a_full_disk_is_an_error_of_one_line(written, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(image_pack.os, "fsync", full)
+    with pytest.raises(DataError, match="images.h5: cannot be written: No space left on device"):
+        build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
+    assert not (written.root / "images.h5").exists()
+    monkeypatch.undo()
+    assert build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)["images"] == 6
 
 
 def test_a_missing_image_stops_the_build_and_is_named(written):

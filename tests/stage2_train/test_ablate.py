@@ -283,6 +283,17 @@ def test_runs_at_once_have_a_gpu_each(grid: Grid, tmp_path: Path, monkeypatch: p
         assert {path.read_text() for path in out.rglob("gpu")} == seen
 
 
+def test_a_cell_does_not_see_the_ctrl_c_of_a_terminal(grid: Grid, tmp_path: Path) -> None:
+    """It would end without a checkpoint: it is a process group of its own, and told from here."""
+    code = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpgrp() == os.getpid()))"
+
+    def command(cell: Cell, out: Path, opened: Opened) -> list[str]:
+        return [sys.executable, "-S", "-c", code, str(out / cell.name / "own")]
+
+    run_grid(grid, tmp_path / "out", quiet=True, command=command)
+    assert {path.read_text() for path in tmp_path.rglob("own")} == {"True"}
+
+
 def test_runs_at_once_share_the_cpus_that_this_process_may_use(
     grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,8 +305,15 @@ def test_runs_at_once_share_the_cpus_that_this_process_may_use(
     def command(cell: Cell, out: Path, opened: Opened) -> list[str]:
         return [sys.executable, "-S", "-c", code, str(out / cell.name / "threads")]
 
-    run_grid(grid, tmp_path / "out", jobs=2, quiet=True, command=command)
-    assert {path.read_text() for path in tmp_path.rglob("threads")} == {"3"}
+    def threads(out: Path) -> set[str]:
+        run_grid(grid, out, jobs=2, quiet=True, command=command)
+        return {path.read_text() for path in out.rglob("threads")}
+
+    assert threads(tmp_path / "shared") == {"3"}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    assert threads(tmp_path / "too many") == {"1"}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert threads(tmp_path / "told") == {"5"}
 
 
 def test_failures_are_listed_with_their_reason_and_stop_nobody(grid: Grid, tmp_path: Path) -> None:
@@ -321,6 +339,32 @@ def test_a_reason_is_of_the_last_try(grid: Grid, tmp_path: Path) -> None:
     mute = [sys.executable, "-S", "-c", "raise SystemExit(5)"]
     answer = run_grid(grid, out, quiet=True, command=lambda cell, out, opened: mute)
     assert {cell["reason"] for cell in answer["unfinished"]} == {"exit status 5"}
+    for cell in grid.cells:
+        assert "this cell fails with 2" in (out / cell.name / "cell.log").read_text(), "still to be read"
+
+
+def test_a_reason_is_found_among_bytes_that_are_no_text(grid: Grid, tmp_path: Path) -> None:
+    code = r"import sys; sys.stderr.buffer.write(b'\xff\xfe\nerror: no memory\n'); sys.exit(4)"
+    answer = run_grid(
+        grid, tmp_path / "out", quiet=True, command=lambda *_: [sys.executable, "-S", "-c", code]
+    )
+    assert {cell["reason"] for cell in answer["unfinished"]} == {"no memory"}
+
+
+def test_a_cell_that_another_call_finishes_meanwhile_is_done(grid: Grid, tmp_path: Path) -> None:
+    done = light()
+
+    def command(cell: Cell, out: Path, opened: Opened) -> list[str]:
+        return [part + f"sys.exit({BUSY})\n" if part == LIGHT else part for part in done(cell, out, opened)]
+
+    answer = run_grid(grid, tmp_path / "out", quiet=True, command=command)
+    assert answer["counts"] == {"done": 4} and answer["unfinished"] == []
+
+
+def test_at_least_one_cell_runs_at_once(grid: Grid, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="jobs is 0, below 1"):
+        run_grid(grid, tmp_path / "out", jobs=0, quiet=True, command=light())
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -328,6 +372,8 @@ def test_a_reason_is_of_the_last_try(grid: Grid, tmp_path: Path) -> None:
     [
         (-signal.SIGKILL, "failed", "killed by SIGKILL"),
         (STOPPED, "interrupted", "run again to go on"),
+        (-signal.SIGTERM, "interrupted", "run again to go on"),
+        (-signal.SIGINT, "interrupted", "run again to go on"),
         (BUSY, "busy", "another process has it"),
     ],
 )
@@ -424,24 +470,32 @@ def test_dry_run_starts_and_writes_nothing(grid: Grid, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_sigterm_ends_the_cells_and_asks_to_be_started_again(grid: Grid, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_ends_the_cells_and_asks_to_be_started_again(
+    grid: Grid, tmp_path: Path, how: signal.Signals
+) -> None:
+    """Ctrl-C as well, which is an exception here, and which the cells do not see for themselves."""
     out = tmp_path / "out"
     command = light(60.0)
 
     def once(*arguments: Any) -> list[str]:
-        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), how))
         signal.setitimer(signal.ITIMER_REAL, 1.0)
         return command(*arguments)
 
-    before, started = signal.getsignal(signal.SIGTERM), time.monotonic()
+    before, started = signal.getsignal(how), time.monotonic()
     try:
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
             run_grid(grid, out, jobs=2, quiet=True, command=once)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    assert stopped.value.code == STOPPED and time.monotonic() - started < 40
-    assert signal.getsignal(signal.SIGTERM) is before and len(starts(out)) <= 2
+    assert time.monotonic() - started < 40
+    assert signal.getsignal(how) is before and len(starts(out)) <= 2
+    if how == signal.SIGINT:
+        assert stopped.type is KeyboardInterrupt and not list(out.rglob(FAILED_FILE))
+        return
+    assert isinstance(stopped.value, SystemExit) and stopped.value.code == STOPPED
     table = json.loads((out / "table.json").read_text())
     assert "done" not in table["counts"] and "failed" not in table["counts"]
 

@@ -72,7 +72,13 @@ def test_lines_over_the_shares_of_labels() -> None:
     for one in spreads:
         height = float(one.get("y1") or 0) - float(one.get("y2") or 0)
         assert abs(height - 0.02 * scale) < 0.25
-    assert {"0.1%", "5%", "blend", "l2l", "val"} <= set(texts(root))
+    assert {"0.1%", "5%", "blend", "l2l", "val", "dashed: the frozen prior alone"} <= set(texts(root))
+    assert blend[0][0] != l2l[0][0], "nor does one bar hide the other"
+    (words,) = root.iter(f"{SVG}desc")
+    assert (
+        words.text
+        == "val: frozen prior alone 0.610; blend 0.600 at 0.1%, 0.700 at 5%; l2l 0.650 at 0.1%, 0.710 at 5%."
+    )
 
 
 def test_lines_over_overrides_are_one_a_method() -> None:
@@ -97,6 +103,72 @@ def test_a_row_a_method_where_there_is_one_share() -> None:
     (prior,) = classed(root, "prior")
     assert left < float(prior.get("x1") or 0) < right
     assert "a<b" in texts(root)
+
+
+@pytest.mark.parametrize("fractions", [(0.01,), (0.01, 0.05)])
+def test_splits_stand_side_by_side_and_a_method_looks_alike_in_all(fractions: tuple[float, ...]) -> None:
+    """The first of them has no score on the second split, and the prior none either."""
+    rows = [
+        row(name, fraction, 0.6, split=split)
+        for name, split in (("blend", "val"), ("l2l", "val"), ("l2l", "testA"))
+        for fraction in fractions
+    ]
+    prior = {"frozen prior alone": {"val": {"original": {"oiou": 0.55}}}}
+    root = ET.fromstring(draw({"rows": rows, "prior": prior}) or "")
+    titles = {one.text: float(one.get("x") or 0) for one in classed(root, "strong")}
+    middle = titles["testA"]
+    assert titles["val"] < middle and len(classed(root, "prior")) == 1
+    bars = classed(root, "spread")
+    left = [one for one in bars if max(float(one.get("x1") or 0), float(one.get("x2") or 0)) < middle]
+    right = [one for one in bars if min(float(one.get("x1") or 0), float(one.get("x2") or 0)) > middle]
+    assert (len(left), len(right)) == (2 * len(fractions), len(fractions))
+    if len(fractions) == 1:
+        assert right[0].get("y1") == left[1].get("y1") != left[0].get("y1")
+        return
+    for here in (classed(root, "line"), bars):
+        looks = [(one.get("class") or "").split()[-1] for one in here]
+        assert set(looks) == {"l0", "l1"} and looks[-1] == "l1"
+    values = [text for text in texts(root) if re.fullmatch(r"0\.\d+", text)]
+    assert values and len(values) == len(set(values)), "said once, on the left"
+
+
+def test_all_is_to_scale_and_other_scores_are_left_out() -> None:
+    """The axis reaches to a prior far below all methods; a single figure has an axis as well."""
+    rows = [row("l2l", 0.01, 0.6, sd=None), row("l2l", 0.05, 0.7, sd=None)]
+    root = drawn(*rows, prior=0.2)
+    low, high = (y for _, y in path_points(root, 0))
+    (prior,) = classed(root, "prior")
+    assert float(prior.get("y1") or 0) - low == pytest.approx(4 * (low - high), abs=1)
+    others = [{**rows[0], "frame": "model", "mean": 0.1}, {**rows[1], "metric": "miou", "mean": 0.9}]
+    assert draw(answer(*rows, *others)) == draw(answer(*rows))
+    (alone,) = drawn(rows[0]).iter(f"{SVG}circle")
+    assert float(alone.get("cx") or 0) > 0
+
+
+def test_names_do_not_lie_over_one_another() -> None:
+    """Overrides below the axis, methods in the legend over the panels; and more than colour tells methods apart."""
+    methods = [f"a-method-with-a-long-name-{number}" for number in range(7)]
+    overrides = [f"an-override-with-a-long-name-{number}" for number in range(4)]
+    root = drawn(*(row(f"{name}+{one}", 0.01, 0.5) for name in methods for one in overrides))
+    boxes = []
+    for one in root.iter(f"{SVG}text"):
+        x, wide = float(one.get("x") or 0), CHARACTER * len(one.text or "")
+        kinds = (one.get("class") or "").split()
+        start = x - (wide if "end" in kinds else wide / 2 if "mid" in kinds else 0)
+        boxes.append((start, start + wide, float(one.get("y") or 0), one.text))
+    for number, (start, stop, y, text) in enumerate(boxes):
+        for other_start, other_stop, other_y, other in boxes[:number]:
+            assert stop <= other_start or other_stop <= start or abs(y - other_y) >= 11, (text, other)
+    shapes = [re.sub(r"^M[\d.]+ [\d.]+", "", one.get("d") or "disc") for one in root.iter() if one.tag in
+              (f"{SVG}circle", f"{SVG}path") and "line" not in (one.get("class") or "").split()]  # fmt: skip
+    assert len(set(shapes)) == 4
+
+
+def test_a_method_with_and_without_an_override_is_two_lines() -> None:
+    rows = [row(arm, fraction, 0.5) for arm in ("l2l", "l2l+flip") for fraction in (0.01, 0.05)]
+    root = drawn(*rows)
+    assert len(classed(root, "line")) == 2 and {"l2l", "l2l+flip"} <= set(texts(root))
+    assert "l2l+flip" in texts(drawn(row("l2l+flip", 0.01, 0.5)))
 
 
 def test_nothing_reaches_out_of_the_picture() -> None:
@@ -138,14 +210,17 @@ def test_no_chart_without_a_finished_run_and_the_numbers_in_words() -> None:
 
 @pytest.mark.parametrize("fractions", [(0.01,), (0.01, 0.05)])
 def test_of_several_priors_each_line_has_a_letter(fractions: tuple[float, ...]) -> None:
+    long = "SAM 2 of " + 12 * "very " + "many parameters"
     priors = {f"frozen prior alone ({name})": {"val": {"original": {"oiou": value}}}
-              for name, value in (("boxes & co", 0.5), ("SAM", 0.6))}  # fmt: skip
+              for name, value in (("boxes & co", 0.5), (long, 0.6))}  # fmt: skip
     rows = [row("l2l", fraction, 0.7) for fraction in fractions]
     root = ET.fromstring(draw({"rows": rows, "prior": priors}) or "")
     assert len(classed(root, "prior")) == 2
     shown = texts(root)
     assert shown.count("a") == shown.count("b") == 1
-    assert {"dashed a: frozen prior alone (boxes & co)", "dashed b: frozen prior alone (SAM)"} <= set(shown)
+    said = {one.text: float(one.get("y") or 0) for one in root.iter(f"{SVG}text")}
+    first, second = "dashed a: frozen prior alone (boxes & co)", f"dashed b: frozen prior alone ({long})"
+    assert said[first] + 11 < said[second]
     _, _, width, height = map(float, (root.get("viewBox") or "").split())
     for one in root.iter(f"{SVG}text"):
         assert float(one.get("y") or 0) < height

@@ -35,3 +35,12 @@ def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
         CollapseAlarm(AlarmConfig(), first_step=100).check(0, loss, {})
     with pytest.raises(CollapseError, match="step 0: the norm of the gradient is"):
         CollapseAlarm(AlarmConfig(), first_step=100).check(0, 1.0, {}, loss)
+
+
+def test_an_alarm_without_patience_is_off_and_each_share_is_counted_for_itself() -> None:
+    bad = {"coverage": 0.0, "foreground": 1.0}
+    CollapseAlarm(AlarmConfig(patience=0)).check(0, 1.0, bad)
+    alarm = CollapseAlarm(AlarmConfig(patience=3))
+    for shares in (bad, bad, {"coverage": 0.9, "foreground": 0.1}, {"coverage": 0.0, "foreground": 0.1}, bad):
+        alarm.check(0, 1.0, shares)
+    assert alarm.strikes == {"coverage": 2, "foreground": 1}

@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,18 +136,31 @@ def test_a_checkpoint_is_whole_while_it_shrinks(tmp_path: Path, monkeypatch: pyt
     assert sorted(file.name for file in path.iterdir()) == ["optimizer.pt", "state.json"]
 
 
-@pytest.mark.parametrize("harm", ["no state", "short file", "missing file", "torn state"])
+@pytest.mark.parametrize(
+    "harm", ["no state", "short file", "long file", "missing file", "torn state", "no list"]
+)
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, harm: str) -> None:
     good, bad = save(tmp_path, 1, keep=2), save(tmp_path, 2, keep=2)
     if harm == "no state":
         (bad / "state.json").unlink()
     elif harm == "torn state":
         (bad / "state.json").write_text('{"step": 2, "fi')
+    elif harm == "no list":
+        (bad / "state.json").write_text('{"step": 2}')
+    elif harm == "long file":
+        with (bad / "optimizer.pt").open("ab") as file:
+            file.write(b"more")
     elif harm == "missing file":
         (bad / "optimizer.pt").unlink()
     else:
         os.truncate(bad / "model.safetensors", 40)
     assert list_checkpoints(tmp_path) == [good]
+
+
+def test_a_copy_under_a_name_of_its_own_is_no_checkpoint_and_stays(tmp_path: Path) -> None:
+    copy = shutil.copytree(save(tmp_path, 1), tmp_path / "step_00000001-mine")
+    new = save(tmp_path, 2)
+    assert list_checkpoints(tmp_path) == [new] and copy.is_dir()
 
 
 def test_nothing_is_unpickled(tmp_path: Path) -> None:
@@ -195,7 +209,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
 def test_a_full_disk_is_an_error_of_one_line_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    kept = save(tmp_path, 1)
+    older, kept = save(tmp_path, 0, keep=2), save(tmp_path, 1, keep=2)
 
     def full(*_arguments: Any) -> None:
         raise error
@@ -204,6 +218,6 @@ def test_a_full_disk_is_an_error_of_one_line_and_loses_nothing(
     monkeypatch.setattr(f"stage2_train.checkpoint.{name}", full)
     with pytest.raises(DataError, match=f"of step 2: {error}; step_00000001 is safe: .* again with --resume"):
         save(tmp_path, 2)
-    assert list_checkpoints(tmp_path) == [kept] == list(tmp_path.iterdir()), "no room is taken by parts"
+    assert list_checkpoints(tmp_path) == [older, kept] == sorted(tmp_path.iterdir()), "parts take no room"
     with pytest.raises(DataError, match="there is none yet: make room"):
         save(tmp_path / "fresh", 2)

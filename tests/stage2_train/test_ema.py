@@ -22,6 +22,16 @@ def test_ema_moves_by_its_warmed_up_decay() -> None:
     assert not ema.module.weight.requires_grad and not ema.module.training
 
 
+def test_the_warm_up_ends_at_the_decay() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    ema = Ema(model, 0.15)
+    nn.init.constant_(model.weight, 1.0)
+    for kept in (0.1, 0.1 * 0.15, 0.1 * 0.15**2):  # 2/11 and 3/12 are more than 0.15
+        ema.update(model)
+        assert ema.module.weight.item() == pytest.approx(1 - kept)
+
+
 def test_the_average_is_a_copy_until_the_burn_in_ends() -> None:
     """Updates 0 and 1 copy; update 2 is the first average, with decay min(0.9, 1/10)."""
     model = nn.Linear(1, 1, bias=False)

@@ -86,6 +86,42 @@ def test_a_false_find_beside_a_small_object() -> None:
     assert {name: float(found[name]) for name in expected} == pytest.approx(expected)
 
 
+def test_of_several_samples_each_counts_alike_and_an_empty_one_nothing() -> None:
+    """The second sample has no object, no find and nothing selected; the third is the first, mirrored."""
+    one = four_pixels()
+    assert one.prior_B1HW is not None
+    weak, prior, target = one.weak_B1HW, one.prior_B1HW, one.target_B1HW
+    three = dataclasses.replace(
+        one,
+        samples=tuple(dataclasses.replace(SAMPLE, ann_id=number) for number in (7, 8, 9)),
+        flip_B=torch.tensor([False, False, True]),
+        weak_B1HW=torch.cat([weak, 0 * weak, weak]),
+        prior_B1HW=torch.cat([prior, 0 * prior, prior]),
+        target_B1HW=torch.cat([target, 0 * target, target]),
+        label_BHW=torch.cat([one.label_BHW, torch.full_like(one.label_BHW, IGNORE), one.label_BHW]),
+    )
+
+    class Masks:
+        def mask(self, sample: Sample) -> np.ndarray:
+            kept = {7: [True, True, False, False], 8: [False] * 4, 9: [False, False, True, True]}
+            return np.array([kept[sample.ann_id]])
+
+    found = HiddenMasks(Masks(), 1, 4).quality(three)  # type: ignore[arg-type]
+    alone = figures_of(one)
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(
+        {name: 2 / 3 * value for name, value in alone.items()}
+    )
+
+
+def test_a_half_is_foreground_of_both_witnesses() -> None:
+    half = torch.full((1, 1, 1, 4), 0.5)
+    pseudo = dataclasses.replace(four_pixels(), weak_B1HW=half, prior_B1HW=half, target_B1HW=half)
+    figures = figures_of(pseudo)
+    assert (figures["disputed"], figures["weak_iou"], figures["prior_iou"]) == (0.0, 0.5, 0.5)
+    sure = dataclasses.replace(pseudo, prior_B1HW=torch.ones(1, 1, 1, 4))
+    assert figures_of(sure)["disputed"] == 0.0
+
+
 def test_without_a_prior_nothing_is_disputed() -> None:
     """The figures of the prior are left out."""
     figures = figures_of(four_pixels(with_prior=False))

@@ -1,7 +1,10 @@
 """Reading ahead ends when the run does, however that ends: real readers, in a process of its own."""
 
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,45 @@ def test_a_reader_says_why_in_its_own_words(workers: int, prefetch: int) -> None
     """However it is read ahead."""
     with pytest.raises(DataError, match="^row 5: damaged$"):
         next(iterate(_refuse, range(5, 9), workers=workers, prefetch=prefetch))
+
+
+def test_a_thread_reads_no_further_ahead_than_told_and_ends_with_its_reader() -> None:
+    """Two batches wait, and one more is in hand until there is room for it."""
+    read: list[int] = []
+    batches = iterate(lambda key: read.append(key) or key, range(1000), workers=0, prefetch=2)
+    assert [next(batches), next(batches)] == [0, 1]
+    limit = time.monotonic() + 30
+    while len(read) < 5 and time.monotonic() < limit:
+        time.sleep(0.01)
+    time.sleep(0.3)  # longer than it waits for room at a time
+    assert read == [0, 1, 2, 3, 4]
+    batches.close()
+    assert read == [0, 1, 2, 3, 4] and "batch reader" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_what_was_read_before_an_error_comes_before_it(prefetch: int) -> None:
+    """Whatever the error; and nothing is read before it is asked for where nothing is read ahead."""
+    read: list[int] = []
+
+    def breaks(key: int) -> int:
+        read.append(key)
+        if key == 3:
+            raise MemoryError("no more of it")
+        return key
+
+    batches = iterate(breaks, range(9), workers=0, prefetch=prefetch)
+    assert [next(batches) for _ in range(3)] == [0, 1, 2] and (prefetch or read == [0, 1, 2])
+    with pytest.raises(MemoryError, match="no more of it"):
+        next(batches)
+    assert read == [0, 1, 2, 3]
+
+
+def test_signals_are_held_only_while_readers_start() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    batches = iterate(abs, range(3), workers=1, prefetch=0)
+    assert next(batches) == 0 and signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert list(batches) == [1, 2]
 
 
 def test_two_at_once_end_apart() -> None:

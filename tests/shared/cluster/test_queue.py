@@ -29,19 +29,23 @@ def squeue(tmp_path, monkeypatch):
 def test_tasks_are_told_apart_and_another_clusters_jobs_left_out(squeue, tmp_path):
     squeue(
         "7|0|PENDING|Priority|/a b/priors.sh\\n7|3|RUNNING|None|/a b/priors.sh 1001\\n"
-        "8|N/A|PENDING|JobHeldUser|/other/verify.sh\\n9|N/A|CANCELLED|None|/a b/verify.sh\\n"
+        "7|4|RUNNING|None|/a b/priors.sh-of-others\\n"
+        "8|N/A|PENDING|JobHeldUser|/other/verify.sh\\n9|N/A|CANCELLED|None|/a b|c/verify.sh\\n"
     )
-    answer = ask_queue({"7": "/a b/priors.sh", "8": "/a b/verify.sh", "9": "/a b/verify.sh"})
+    answer = ask_queue({"7": "/a b/priors.sh", "8": "/a b/verify.sh", "9": "/a b|c/verify.sh"})
     assert answer.problem == "" and answer.found == {
         ("7", 0): ("PENDING", "Priority"),
         ("7", 3): ("RUNNING", "None"),
         ("9", 0): ("CANCELLED", "None"),
     }
-    assert "--jobs=7,8,9" in (tmp_path / "said").read_text()
+    said = (tmp_path / "said").read_text().split()
+    assert {"--jobs=7,8,9", "--array", "--states=all"} <= {*said}  # a line a task, and jobs that have ended
 
 
 def test_what_a_site_says_besides_is_left_out(squeue):
-    squeue("welcome | to the cluster\\n\\n7|0|PENDING|Priority|/s.sh\\n*** maintenance on Monday ***\\n")
+    squeue(
+        "welcome | to the cluster\\n\\n7|0|PENDING|Priority|/s.sh\\na | b | c | d\\n*** maintenance on Monday ***\\n"
+    )
     assert ask_queue({"7": "/s.sh"}).found == {("7", 0): ("PENDING", "Priority")}
 
 
@@ -58,6 +62,7 @@ def test_a_queue_that_does_not_answer_is_named(squeue, monkeypatch):
     assert ask_queue({"7": "/s.sh"}).problem == "squeue: exit status 3"
 
     def late(command, **options):
+        assert options["timeout"] == module.PATIENCE_S
         raise subprocess.TimeoutExpired(command, options["timeout"])
 
     monkeypatch.setattr(module.subprocess, "run", late)

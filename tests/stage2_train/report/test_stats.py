@@ -49,6 +49,15 @@ def test_length_bin_scores_are_sums_and_means():
     assert only.oiou == pytest.approx(31 / 40)
     assert only.miou == pytest.approx((0.1 + 1) / 2)
     assert only.prior_oiou is None and only.prior_miou is None
+    counts = {"prior_inter_original": 6, "prior_union_original": 20}
+    (only,) = stats.by_length(scored([row | counts | {"prior_iou_original": 0.3} for row in rows]))
+    assert (only.prior_oiou, only.prior_miou, only.oiou) == pytest.approx((12 / 40, 0.3, 31 / 40))
+
+
+def test_an_empty_sentence_counts_as_a_word():
+    assert [item.label for item in stats.by_length(scored([sentence(1, inter=1, union=2, words=0)]))] == [
+        "1–2"
+    ]
 
 
 def test_interval_holds_the_estimate_and_is_the_same_every_time():
@@ -70,6 +79,20 @@ def test_an_unknown_count_has_no_interval():
     assert stats.overall_interval(scored(rows)) is None
 
 
+def test_a_single_image_or_no_pixel_has_no_interval():
+    for rows in (
+        [sentence(n, inter=n, union=12, image=7) for n in range(5)],
+        [sentence(n, inter=0, union=0) for n in range(5)],
+    ):
+        assert stats.overall_interval(scored(rows)) is None
+        assert stats.paired_difference(scored(rows), scored(rows)) is None
+
+
+def test_a_resample_without_a_pixel_counts_nothing():
+    found = stats.overall_interval(scored([sentence(0, inter=0, union=0), sentence(1, inter=9, union=10)]))
+    assert (found.low, found.value, found.high) == (0.0, 0.9, 0.9)
+
+
 def test_interval_is_wider_when_sentences_share_images():
     alone = [sentence(n, inter=10 * (n % 2), union=10) for n in range(40)]
     shared = [sentence(n, inter=10 * (n // 10 % 2), union=10, image=n // 10) for n in range(40)]
@@ -89,12 +112,16 @@ def test_runs_scored_on_other_sentences_are_not_compared():
     assert stats.paired_difference(scored(first), scored(first[:-1])) is None
     other = [sentence(n, inter=4, union=10, image=n % 9) for n in range(1, 10)]
     assert stats.paired_difference(scored(first), scored(other)) is None
+    moved = [row | {"image_id": row["image_id"] + 1} for row in first]
+    assert stats.paired_difference(scored(first), scored(moved)) is None, "of other images"
 
 
 def test_agreement_counts_the_four_cases():
     cases = [(8, 0.9), (8, 0.1), (1, 0.5), (1, 0.2), (1, 0.49)]
     rows = [sentence(n, inter=inter, union=10, prior=prior) for n, (inter, prior) in enumerate(cases)]
-    found = stats.agreement(scored([*rows, sentence(9, inter=1, union=2)]))
+    unknown = sentence(8, inter=1, union=2, prior=0.9)
+    del unknown["iou_original"]
+    found = stats.agreement(scored([*rows, unknown, sentence(9, inter=1, union=2)]))
     assert (found.both, found.model_only, found.prior_only, found.neither) == pytest.approx(
         (0.2, 0.2, 0.2, 0.4)
     )
@@ -108,7 +135,24 @@ def test_spread_needs_two_seeds_of_one_method_and_share_of_labels():
         stats.spreads([run("l2l", 1, 0.5), run("supervised", 2, 0.4), run("l2l", 2, 0.5, fraction=0.1)]) == []
     )
     (only,) = stats.spreads([run("l2l", 1, 0.5), run("l2l", 2, 0.6), run("supervised", 1, 0.4)])
+    assert (only.variant, only.split, only.miou) == ("l2l", "val", None)
     assert (only.mean, only.sd) == pytest.approx((0.55, 0.1 / 2**0.5))
+
+
+def test_spreads_are_of_the_scores_that_runs_have():
+    """A split each; the mean of mIoU where all have one; a run that was not scored is no seed."""
+
+    def seed(number, **evals):
+        found = {split: EvalData.of(split, {"original": scores}, []) for split, scores in evals.items()}
+        return dataclasses.replace(run("l2l", number, 0.0), evals=found)
+
+    runs = [
+        seed(1, val={"oiou": 0.5, "miou": 0.6}, testA={"oiou": 0.7, "miou": 0.8}, testB={"oiou": 0.1}),
+        seed(2, val={"oiou": 0.7, "miou": 0.7}, testA={"oiou": 0.8}, testB={"miou": 0.1}),
+    ]
+    val, test_a = stats.spreads(runs)
+    assert (val.split, val.values, val.miou) == ("val", (0.5, 0.7), pytest.approx(0.65))
+    assert (test_a.split, test_a.values, test_a.miou) == ("testA", (0.7, 0.8), None)
 
 
 def test_spread_is_of_runs_that_differ_in_their_seeds_alone():
@@ -145,6 +189,8 @@ def test_grids_call_their_methods_as_they_do():
     first, second = cells("a", "Ours", 1), cells("b", "Ours", 2)
     assert [one.variant for one in stats.spreads(first)] == ["Ours"]
     assert [one.variant for one in stats.spreads(first + second)] == ["a: Ours", "b: Ours"]
+    alone = [dataclasses.replace(one, grid="", called="") for one in second]
+    assert [one.variant for one in stats.spreads(first + alone)] == ["a: Ours", "embedded"]
 
 
 def test_seeds_with_draws_of_their_own_have_a_spread_that_says_so():
@@ -171,7 +217,9 @@ def test_resampling_weights_are_drawn_once_for_all_runs(monkeypatch):
 def test_a_score_file_that_contradicts_its_sentences_is_named():
     rows = [sentence(n, inter=4, union=10) for n in range(9)]
     assert stats.summary_disagrees(scored(rows, original={"oiou": 0.4})) is None
-    assert "0.9000 in the score file but 0.4000" in stats.summary_disagrees(
-        scored(rows, original={"oiou": 0.9})
-    )
+    for written in (0.9, 0.395, 0.1):
+        said = stats.summary_disagrees(scored(rows, original={"oiou": written}))
+        assert f"{written:.4f} in the score file but 0.4000" in said
+    assert stats.summary_disagrees(scored(rows, original={"oiou": 0.401})) is None, "rounded"
+    assert "missing or empty" in stats.summary_disagrees(EvalData.of("val", {"num": 9}, []))
     assert "counts 9 sentences" in stats.summary_disagrees(EvalData.of("val", {"num": 9}, rows[:8]))
