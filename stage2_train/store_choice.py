@@ -14,18 +14,18 @@ from shared.store.schema import IMAGE_HASH
 from shared.types import Sample
 from stage2_train.config import TrainConfig
 from stage2_train.prior_source import StorePriors
+from stage2_train.same_images import replaced_images
 
 _NAME_IT = "name one: --set store=PATH (of `l2l eval`: --store PATH)"
-
-
 _RUN_AGAIN = "run `l2l priors run RECIPE` for it again, which asks for what is new alone"
 
 
 def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStore | None = None) -> Path:
     """The store a run reads: the one that is named, else the one there is.
 
-    Of complete stores that were made in the same way (`made_alike`), the one counts that covers the splits of all. One
-    of the first pairs alone (`priors run --limit`) counts only where it is named.
+    Of complete stores that were made in the same way (`made_alike`), the one counts that covers the splits of all; of
+    several that are left, those made for the images as they are now. One of the first pairs alone (`priors run
+    --limit`) counts only where it is named.
 
     Args:
         config: The run.
@@ -41,6 +41,8 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStor
     whole = [store for store in stores if store.limit is None]
     fitting = [store for store in whole if store.is_complete and (like is None or made_alike(like, store))]
     complete = _widest(fitting)
+    if len(complete) > 1:
+        complete = _of_these_images(complete, config, dataset) or complete
     if len(complete) == 1:
         return complete[0]
     if complete:
@@ -113,6 +115,17 @@ def _widest(stores: Sequence[PriorStore]) -> list[Path]:
             own < theirs and made_alike(store, other) for other, theirs in zip(stores, splits, strict=True)
         )
     ]
+
+
+def _of_these_images(paths: Sequence[Path], config: TrainConfig, dataset: ReferringDataset) -> list[Path]:
+    """Stores none of whose images was replaced since."""
+    found = []
+    for path in paths:
+        store = PriorStore(path)
+        samples = [sample for split in store.attrs.get("splits", ()) for sample in dataset.samples(split)]
+        if not replaced_images(store, config, dataset, samples):
+            found.append(path)
+    return found
 
 
 def open_priors(
