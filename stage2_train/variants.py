@@ -252,7 +252,7 @@ def bold(base: TrainConfig) -> TrainConfig:
 def equal(base: TrainConfig) -> TrainConfig:
     """Beyond the paper: the fused prior alone, each sample's two witnesses made equally bold by what they show.
 
-    `bold` without its numbers: neither a mask is needed to choose them nor does the timidity of the proposer matter.
+    `bold` without numbers that were found on masks, whatever proposer made the prior; thresholds are the paper's.
     """
     return _set(_parts("spm")(base), "spm", equalise=True)
 
