@@ -80,6 +80,33 @@ def test_the_last_line_names_the_commonest_failure_and_the_remedy(generous, caps
     assert "nothing to do; failed: " in again and "--retry-failed" in again
 
 
+def test_reasons_that_differ_in_a_file_or_a_number_are_one_and_the_first_is_shown(generous):
+    asked = []
+
+    def answer_of(request):
+        if "star" not in request.expression:
+            return random_box_answer(request)
+        asked.append(request.expression)
+        if len(asked) == 1:
+            raise RuntimeError("out of luck")
+        raise RuntimeError(f"cannot open /photos/{'abc'[len(asked) % 3]}.jpg of this pair")
+
+    store = run(generous, FakeEngine(answer_of))
+    failed = store.column("status") == ENGINE_ERROR
+    reasons = [text for text in store.texts("raw_text", np.flatnonzero(failed)) if "/photos/" in text]
+    assert len(reasons) == failed.sum() - 1 and len(set(reasons)) == 3
+    assert f"; {len(reasons)} so: {reasons[0]!r}. Mend" in told_failures(store.path)
+
+
+def test_a_shard_whose_mark_is_damaged_is_passed_over(failed):
+    store, _, _ = failed
+    shards = failed_shards(store.path)
+    assert len(shards) > 1
+    first = min(shards)
+    read_header(store.path).done_path(first).write_bytes(b"torn")
+    assert failed_shards(store.path) == {shard: count for shard, count in shards.items() if shard != first}
+
+
 def test_a_store_without_failures_says_nothing_of_them(config, capsys):
     path = run_priors(config, engine_factory=FakeEngine().factory)
     assert "failed" not in capsys.readouterr().err and told_failures(path) == "" and not failed_shards(path)
