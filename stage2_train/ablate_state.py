@@ -128,7 +128,7 @@ def _store_of(
         return {"path": config.store, "fingerprint": ""}
     begun = (with_own_store(out / cell.name, cell.config) for cell in readers)
     config = next((own for own in begun if own.store), config)
-    path, samples = choose_store(config, dataset), dataset.samples("train")
+    path, samples = choose_store(config, dataset, quiet=quiet), dataset.samples("train")
     store = open_priors(path, config, dataset, samples).store
     if not all(has_ended(out / cell.name) for cell in readers):
         require_same_images(store, config, dataset, samples, quiet=quiet)

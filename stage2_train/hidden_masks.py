@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shared.refer import ReferringDataset
 from stage2_train.losses import IGNORE
-from stage2_train.pseudo_labels import Pseudo
+from stage2_train.pseudo_labels import Pseudo, mask_iou
 from stage2_train.resized_reader import ResizedReader
 
 
@@ -63,8 +63,7 @@ def pseudo_quality(pseudo: Pseudo, mask_BHW: Tensor) -> dict[str, Tensor]:
 
 def mean_iou(prob_B1HW: Tensor, mask_BHW: Tensor) -> Tensor:
     """Mean over samples of the IoU of `prob >= 0.5` with a mask; an empty union counts 0."""
-    pred_BHW = prob_B1HW[:, 0] >= 0.5
-    return _ratio((pred_BHW & mask_BHW).flatten(1).sum(1), (pred_BHW | mask_BHW).flatten(1).sum(1))
+    return mask_iou(prob_B1HW[:, 0] >= 0.5, mask_BHW).mean()
 
 
 def _ratio(part_B: Tensor, whole_B: Tensor) -> Tensor:

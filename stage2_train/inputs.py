@@ -86,7 +86,7 @@ def open_inputs(config: TrainConfig, *, store_comes: bool = False, quiet: bool =
         if store_comes:
             require_fitting(Path(config.store), config, dataset, samples)
             return Inputs(dataset=dataset, split=split, priors=None, candidates=None, weak_labels=None)
-        opened = open_priors(choose_store(config, dataset), config, dataset, samples)
+        opened = open_priors(choose_store(config, dataset, quiet=quiet), config, dataset, samples)
         require_same_images(opened.store, config, dataset, samples, quiet=quiet)
         if config.misplaced_priors:
             opened = MisplacedPriors(opened.store, samples, config.misplaced_priors, config.seed)

@@ -96,15 +96,11 @@ def equalised(prior_B1HW: Tensor, weak_B1HW: Tensor) -> tuple[Tensor, Tensor]:
     A map without foreground has no boldness: the other's bounds both, and where both have none nothing changes.
     """
     prior_B, weak_B = boldness(prior_B1HW), boldness(weak_B1HW)
-    raised_B = (weak_B / prior_B).nan_to_num(nan=1.0).clamp(min=1.0)
-    most_B = torch.fmax(prior_B, weak_B).nan_to_num(nan=torch.inf)
-
-    def bounded(prob_B1HW: Tensor, factor_B: Tensor) -> Tensor:
-        factor_B111, most_B111 = factor_B[:, None, None, None], most_B[:, None, None, None]
-        logit_B1HW = factor_B111 * torch.logit(prob_B1HW, eps=PRIOR_EPS)
-        return torch.sigmoid(torch.maximum(torch.minimum(logit_B1HW, most_B111), -most_B111))
-
-    return bounded(prior_B1HW, raised_B), bounded(weak_B1HW, torch.ones_like(raised_B))
+    factor_B111 = (weak_B / prior_B).nan_to_num(nan=1.0).clamp(min=1.0)[:, None, None, None]
+    most_B111 = torch.fmax(prior_B, weak_B).nan_to_num(nan=torch.inf)[:, None, None, None]
+    logits = factor_B111 * torch.logit(prior_B1HW, eps=PRIOR_EPS), torch.logit(weak_B1HW, eps=PRIOR_EPS)
+    prior_B1HW, weak_B1HW = (torch.sigmoid(logit_B1HW.clamp(-most_B111, most_B111)) for logit_B1HW in logits)
+    return prior_B1HW, weak_B1HW
 
 
 def fuse(

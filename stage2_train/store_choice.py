@@ -20,7 +20,9 @@ _NAME_IT = "name one: --set store=PATH (of `l2l eval`: --store PATH)"
 _RUN_AGAIN = "run `l2l priors run RECIPE` for it again, which asks for what is new alone"
 
 
-def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStore | None = None) -> Path:
+def choose_store(
+    config: TrainConfig, dataset: ReferringDataset, like: PriorStore | None = None, *, quiet: bool = True
+) -> Path:
     """The store a run reads: the one that is named, else the one there is.
 
     Of complete stores that were made in the same way (`made_alike`), the one counts that covers the splits of all; of
@@ -31,6 +33,7 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStor
         config: The run.
         dataset: Its data.
         like: Stores that were made in another way than this one do not count.
+        quiet: No progress bar over images that have to be compared with those of several stores.
 
     Raises:
         DataError: No complete store for this data, or several and none named.
@@ -42,7 +45,7 @@ def choose_store(config: TrainConfig, dataset: ReferringDataset, like: PriorStor
     fitting = [store for store in whole if store.is_complete and (like is None or made_alike(like, store))]
     complete = _widest(fitting)
     if len(complete) > 1:
-        complete = _of_these_images(complete, config, dataset) or complete
+        complete = _of_these_images(complete, config, dataset, quiet) or complete
     if len(complete) == 1:
         return complete[0]
     if complete:
@@ -117,13 +120,15 @@ def _widest(stores: Sequence[PriorStore]) -> list[Path]:
     ]
 
 
-def _of_these_images(paths: Sequence[Path], config: TrainConfig, dataset: ReferringDataset) -> list[Path]:
+def _of_these_images(
+    paths: Sequence[Path], config: TrainConfig, dataset: ReferringDataset, quiet: bool
+) -> list[Path]:
     """Stores none of whose images was replaced since."""
     found = []
     for path in paths:
         store = PriorStore(path)
         samples = [sample for split in store.attrs.get("splits", ()) for sample in dataset.samples(split)]
-        if not replaced_images(store, config, dataset, samples):
+        if not replaced_images(store, config, dataset, samples, quiet=quiet):
             found.append(path)
     return found
 

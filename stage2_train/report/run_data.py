@@ -19,12 +19,10 @@ from stage2_train.run_identity import identity_of
 SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
 """Splits in the order the report shows them; others follow by name."""
 
-
 FIELDS = tuple(
     f"{source}{figure}_original" for source in ("", "prior_") for figure in ("iou", "inter", "union")
 )
 """Figures of a sentence that the report reads."""
-
 
 _SAYS_NOTHING = ("seed=", "split_seed=", "fraction=", "runtime.", "store=", "cache_root=", "data.root=")
 

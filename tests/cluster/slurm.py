@@ -141,8 +141,7 @@ class Slurm:
         """
         asked = time.time()
         self.call("sbatch", "--hold", "--output=/dev/null", "--wrap=true")
-        saved = self.folder / "state" / "job_state"
-        wait_for(lambda: saved.stat().st_mtime > asked, "the controller has saved its state", 60)
+        wait_for(lambda: self._saved_at() > asked, "the controller has saved its state", 60)
         daemon = self._daemons["slurmctld"]
         daemon.kill()
         daemon.wait()
@@ -181,6 +180,13 @@ class Slurm:
     def _registered(self) -> int:
         lines = self._ask("scontrol", "show", "node").stdout.splitlines()
         return sum(f"CPULoad={digit}" in line for line in lines for digit in "0123456789")
+
+    def _saved_at(self) -> float:
+        """When the controller saved its state last; 0 at the moments at which it exchanges the file."""
+        try:
+            return (self.folder / "state" / "job_state").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def _node_state(self, node: str) -> str:
         return self.call("sinfo", "--noheader", "--nodes", node, "--format=%T").strip().rstrip("*").upper()
