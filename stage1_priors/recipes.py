@@ -63,7 +63,6 @@ def refcoco_qwen25_vl_7b() -> PriorsConfig:
             dtype="bfloat16",
             max_model_len=4096,
             max_tokens=96,
-            max_pixels=1280 * 28 * 28,
         ),
         splits=("train", "val", "testA", "testB"),
         engine=EngineConfig(chunk_rows=512, eager=False, gpu_memory=0.85),

@@ -17,7 +17,7 @@ from shared.json_files import read_json
 from stage1_priors.config import EngineConfig, MllmConfig
 from stage1_priors.edges import Token
 from stage1_priors.engine import Answer, EngineFailed, Request, check_image_tokens, failed_answer
-from stage1_priors.families import Family, image_token_id_of
+from stage1_priors.families import Family, image_token_id_of, size_rules_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,7 @@ class VllmEngine:
             use_tqdm_on_load=not engine.quiet,
             seed=0,
             **self._normalisation(folder),
+            **self._largest_image(folder, family, model),
             **self._whole_prompts(),
         )
         self._tokenizer: Any = self._llm.get_tokenizer()
@@ -105,6 +106,19 @@ class VllmEngine:
             return {}
         return {"mm_device_do_normalize": False}
 
+    @staticmethod
+    def _largest_image(folder: Path, family: Family, model: MllmConfig) -> dict[str, Any]:
+        """Keep vLLM from reserving memory for the largest image that the model's own files allow.
+
+        It tries one when it starts, and what that takes is lost to its caches: 16,384 tokens of Qwen2.5-VL, where 1,280
+        are the most that are asked about. Images come in their final size, so the processor changes none.
+        """
+        rules = size_rules_of(family, folder, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+        if not family.sized_by_pixels or rules.max_pixels == rules.processor_max_pixels:
+            return {}
+        limits = {"shortest_edge": rules.processor_min_pixels, "longest_edge": rules.max_pixels}
+        return {"mm_processor_kwargs": {"size": limits}}
+
     def _whole_prompts(self) -> dict[str, Any]:
         """Keep vLLM on a CPU from cutting prompts while it samples.
 
@@ -122,6 +136,9 @@ class VllmEngine:
             "VLLM_NO_USAGE_STATS": "1",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            # FlashInfer's sampler compiles itself with nvcc when vLLM starts, and ends vLLM where there is none. vLLM
+            # itself takes another one for greedy and for seeded questions, and here are no others.
+            "VLLM_USE_FLASHINFER_SAMPLER": "0",
             # Kernels that oneDNN keeps for CPUs, one a shape: batches differ in tokens, and 1024 of them fill slowly.
             "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32",
         }

@@ -4,7 +4,7 @@
     account = "vision"
     time = "12:00:00"
     gpus_per_node = 4
-    setup = ["module load cuda/12.8", "source .venv/bin/activate"]
+    setup = ["module load python/3.11", "source .venv/bin/activate"]
 
 A key is a field of `SiteConfig`.
 """
@@ -56,7 +56,7 @@ class SiteConfig:
     max_running: int = 0
     """Tasks of an array that run at once; 0: as many as the queue lets."""
     setup: tuple[str, ...] = ()
-    """Lines of shell at the head of every job, for example `module load cuda/12.8`; one that fails ends the job."""
+    """Lines of shell at the head of every job, for example `module load python/3.11`; one that fails ends the job."""
     python: str = ""
     """Interpreter inside the job; "" takes the one that submits."""
     container: str = ""

@@ -58,6 +58,7 @@ def family_of(model_folder: Path) -> Family:
     if model_type not in FAMILIES:
         raise DataError(
             f"{path}: model_type {model_type!r} has no family here (known: {', '.join(sorted(FAMILIES))})"
+            + ("; repositories whose names end in -hf have the known kind" if model_type == "internvl_chat" else "")
         )
     return FAMILIES[model_type]
 
@@ -81,6 +82,8 @@ def size_rules_of(
 ) -> SizeRules:
     """Image size rules from the model's own configuration files, narrowed by the two optional limits.
 
+    Without limits, a family whose models take far larger images than anybody asks about keeps to its usual one.
+
     Args:
         family: The model's family.
         model_folder: Folder with `config.json` and `preprocessor_config.json` (or `processor_config.json`).
@@ -100,7 +103,9 @@ def size_rules_of(
         preprocessor = read_json(preprocessor_path).get("image_processor") or {}
     rules = family.size_rules(config, preprocessor, str(preprocessor_path))
     low = rules.min_pixels if min_pixels is None else min_pixels
-    high = rules.max_pixels if max_pixels is None else max_pixels
+    high = max_pixels
+    if high is None:
+        high = min(rules.max_pixels, max(low, family.usual_max_pixels or rules.max_pixels))
     if not rules.min_pixels <= low <= high <= rules.max_pixels:
         raise DataError(
             f"model.min_pixels..max_pixels = {low}..{high} is not within the model's own "

@@ -67,6 +67,12 @@ class Family:
     """The order in which they are written; everything behind the parser has x before y."""
     num_image_tokens: Callable[[tuple[int, int], SizeRules], int]
     """processed (height, width) -> tokens the image takes in the prompt; checked against what the engine did."""
+    usual_max_pixels: int | None = None
+    """Greatest height x width of an image unless the settings say otherwise, for families whose own limit is far above
+    what anybody asks with; None: the model's own limit."""
+    sized_by_pixels: bool = False
+    """Whether the family's image processor takes its limits as numbers of pixels, by `size.shortest_edge` and
+    `size.longest_edge`; an engine then reserves no memory for larger images than are asked about."""
 
     def messages(self, expression: str, image: Any) -> list[dict[str, Any]]:
         """Chat messages: the system line if there is one, then the image, then the question.

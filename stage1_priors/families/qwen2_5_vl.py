@@ -129,4 +129,6 @@ QWEN2_5_VL = Family(
     answer_frame_hw=answer_frame_hw,
     frame=PIXELS,
     num_image_tokens=num_image_tokens,
+    usual_max_pixels=1280 * 28 * 28,  # of up to 16,384 tokens that the published processors let an image have
+    sized_by_pixels=True,
 )

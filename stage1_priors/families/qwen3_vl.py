@@ -25,4 +25,6 @@ QWEN3_VL = Family(
     answer_frame_hw=answer_frame_hw,
     frame=THOUSANDTHS,
     num_image_tokens=num_image_tokens,
+    usual_max_pixels=1280 * 32 * 32,
+    sized_by_pixels=True,
 )

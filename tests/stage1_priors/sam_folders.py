@@ -12,6 +12,27 @@ def save_random_sam2(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def save_as_video_model(image_model: Path, folder: Path) -> Path:
+    """The `Sam2Model` of a folder within a `Sam2VideoModel`, as SAM 2 is published: model type `sam2_video`."""
+    from transformers import Sam2Model, Sam2Processor, Sam2VideoConfig, Sam2VideoModel
+
+    image = Sam2Model.from_pretrained(image_model)
+    config = Sam2VideoConfig(
+        vision_config=image.config.vision_config,
+        prompt_encoder_config=image.config.prompt_encoder_config,
+        mask_decoder_config=image.config.mask_decoder_config,
+        image_size=image.config.vision_config.backbone_config.image_size[0],
+        memory_attention_hidden_size=image.config.mask_decoder_config.hidden_size,
+        memory_encoder_hidden_size=image.config.mask_decoder_config.hidden_size,
+    )
+    video = Sam2VideoModel(config)
+    unknown = video.load_state_dict(image.state_dict(), strict=False).unexpected_keys
+    assert not unknown, unknown
+    video.save_pretrained(folder)
+    Sam2Processor.from_pretrained(image_model).save_pretrained(folder)
+    return folder
+
+
 def save_random_sam(folder: Path, seed: int = 0) -> Path:
     """A `SamModel` for 64 x 64 pixels with random weights."""
     import torch

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from shared import gpu_build
 from shared.errors import DataError
-from stage1_priors import devices
 from stage1_priors.config import EngineConfig
 from stage1_priors.devices import groups_of, require_gpus, visible_gpus
 
@@ -18,7 +18,8 @@ def test_the_environment_names_the_gpus(monkeypatch):
 
 def test_a_driver_that_does_not_answer_shows_no_gpu(monkeypatch, tmp_path):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(devices, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(gpu_build, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(gpu_build, "DRIVER_FILES", tmp_path / "none")
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
@@ -27,6 +28,19 @@ def test_a_driver_that_does_not_answer_shows_no_gpu(monkeypatch, tmp_path):
         if mode == 0o644:
             monkeypatch.setenv("PATH", str(tmp_path))
         assert visible_gpus() == []
+
+
+def test_without_nvidia_smi_the_driver_shows_its_gpus(monkeypatch, tmp_path):
+    """Containers that were given the driver for computing alone; torch finds its GPUs there."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpu_build, "DRIVER_FILES", tmp_path)
+    for name in ("0000:18:00.0", "0000:2a:00.0"):
+        (tmp_path / name).mkdir()
+    assert visible_gpus() == ["0", "1"]
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")  # which answers that there are none
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    assert visible_gpus() == []
 
 
 def test_groups_of_gpus():

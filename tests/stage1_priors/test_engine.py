@@ -270,6 +270,40 @@ def test_a_failure_at_work_ends_the_engine():
     assert Core.asked == ["l2l-0", "l2l-1"]
 
 
+def test_a_step_that_returns_nothing_yet_is_waited_out():
+    """On a GPU vLLM schedules the next step while one runs, so that the first of them has no outputs."""
+
+    class Core:
+        def __init__(self):
+            self.asked, self.steps = [], 0
+
+        def add_request(self, key, *_rest):
+            self.asked.append(key)
+
+        def has_unfinished_requests(self):
+            return self.steps < 3
+
+        def step(self):
+            self.steps += 1
+            done = [SimpleNamespace(request_id=key, finished=self.steps == 3) for key in self.asked]
+            return [] if self.steps == 1 else done
+
+    engine, core = object.__new__(VllmEngine), Core()
+    engine._llm, engine._failed, engine._outcomes = SimpleNamespace(llm_engine=core), None, {}
+    engine._num_samples, engine._waiting = 0, deque([("l2l-0", None, None), ("l2l-1", None, None)])
+    engine._answer_or_failure = lambda request, outcomes: outcomes[0].request_id
+    assert engine.collect(Ticket(requests=requests(2), greedy=("l2l-0", "l2l-1"))) == ["l2l-0", "l2l-1"]
+    assert core.steps == 3
+
+
+def test_flashinfers_sampler_is_left_alone(monkeypatch):
+    """It would be compiled at the start, with nvcc, which machines that only run things do not have."""
+    assert VllmEngine._environment(EngineConfig())["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    envs = pytest.importorskip("vllm.envs")
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    assert envs.VLLM_USE_FLASHINFER_SAMPLER is False  # vLLM knows the name
+
+
 @pytest.fixture(scope="module")
 def session(tmp_path_factory, refshapes_root):
     """Results of `vllm_session` with the embedded model, or with a random one where it is not there."""

@@ -122,6 +122,14 @@ def test_family_and_rules_from_a_folder(tmp_path):
         size_rules_of(QWEN2_5_VL, folder, max_pixels=300_000)
 
 
+def test_models_that_take_huge_images_keep_to_what_is_usual(tmp_path):
+    """Of the published Qwen2.5-VL: up to 16,384 tokens an image; the settings lower and raise that."""
+    folder = write_model_folder(tmp_path / "model", min_pixels=3136, max_pixels=12845056)
+    assert size_rules_of(QWEN2_5_VL, folder).max_pixels == 1280 * 28 * 28
+    assert size_rules_of(QWEN2_5_VL, folder, max_pixels=12845056).max_pixels == 12845056
+    assert size_rules_of(QWEN2_5_VL, folder, min_pixels=2000000).max_pixels == 2000000
+
+
 def test_sizes_may_come_as_edges_or_from_processor_config(tmp_path):
     folder = write_model_folder(tmp_path / "model")
     (folder / "preprocessor_config.json").unlink()

@@ -27,7 +27,7 @@ from stage1_priors.run import run_priors
 from stage1_priors.sam import EncodedImage, SamProposer, features_of, is_out_of_memory, resampling
 from stage1_priors.tiny_sam import WEIGHTS_DIR
 from tests.stage1_priors.fake_engine import FakeEngine
-from tests.stage1_priors.sam_folders import save_random_sam, save_random_sam2
+from tests.stage1_priors.sam_folders import save_as_video_model, save_random_sam, save_random_sam2
 
 KINDS = ("sam2", "sam")
 
@@ -101,6 +101,17 @@ def test_a_row_does_not_depend_on_its_batch(folders, kind):
     assert np.abs(together.map_BGG.astype(int) - maps).max() <= 1
     np.testing.assert_allclose(together.iou_B, np.concatenate([part.iou_B for part in alone]), atol=1e-4)
     assert len({row.tobytes() for row in maps}) == 7
+
+
+def test_published_weights_hold_the_image_model_within_a_video_one(folders, tmp_path):
+    folder = save_as_video_model(folders["sam2"], tmp_path / "video")
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "sam2_video"
+    located = locate_proposer(ProposerConfig(kind="sam2", path=str(folder)))
+    prompts = prompts_of([picture(0), picture(1, 50, 70)], [0, 0, 1])
+    found = proposer_of({"sam2": located.folder}, "sam2").propose(prompts)
+    want = proposer_of(folders, "sam2").propose(prompts)
+    np.testing.assert_array_equal(found.map_BGG, want.map_BGG)
+    np.testing.assert_array_equal(found.iou_B, want.iou_B)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from shared.errors import DataError
 from stage1_priors.families import INTERNVL, SizeRules, family_of, size_rules_of
 from stage1_priors.families.internvl import num_image_tokens, processed_size
+from stage1_priors.recipes import RECIPES
 from tests.stage1_priors.fake_engine import write_model_folder
 
 PREPROCESSOR = {"size": {"height": 448, "width": 448}, "min_patches": 1, "max_patches": 12}
@@ -71,6 +72,18 @@ def test_rules_from_a_folder(folder):
     found = size_rules_of(INTERNVL, folder, max_pixels=448**2)
     assert (found.factor, found.cell_tokens, found.processor_max_pixels) == (448, 256, 12 * 448**2)
     assert INTERNVL.processed_size(480, 640, found) == (448, 448)
+
+
+@pytest.mark.parametrize(
+    ("size", "want"), [((480, 640), (1344, 1792)), ((640, 480), (1792, 1344)), ((427, 640), (896, 1344))]
+)
+def test_the_recipe_for_real_data_leaves_all_tiles(folder, size, want):
+    """Its limits were meant for Qwen2.5-VL once, and left a photo a single stretched tile."""
+    model = RECIPES["refcoco-qwen2.5-vl-7b"]().model
+    found = size_rules_of(INTERNVL, folder, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    size_hw = INTERNVL.processed_size(*size, found)
+    assert size_hw == want
+    assert num_image_tokens(size_hw, found) + 128 + model.max_tokens <= model.max_model_len
 
 
 @pytest.mark.parametrize(

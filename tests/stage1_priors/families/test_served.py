@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stage1_priors.families import family_of, image_token_id_of, size_rules_of
-from tests.stage1_priors.families.engines_session import NUM_REQUESTS, NUM_SAMPLES
+from tests.stage1_priors.families.engines_session import MAX_PIXELS, NUM_REQUESTS, NUM_SAMPLES
 from tests.stage1_priors.families.random_models import FAMILIES, save_random_family
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -52,6 +52,13 @@ def test_vllm_serves_the_family(name, session):
         assert answer["finish_reason"] in ("stop", "length")
     assert len({answer["text"] for answer in answers}) > NUM_REQUESTS // 2
     assert len({tuple(size) for size in session[name]["sizes"]}) > 1
+
+
+def test_vllm_reserves_memory_for_images_as_large_as_are_asked_about(folders, session):
+    """16 cells of 32 pixels a side are 128 x 128; the model's own limit is 160 x 160."""
+    assert session["most_tokens"]["qwen3_vl"] == 16 == MAX_PIXELS["qwen3_vl"] // 32**2
+    own = size_rules_of(family_of(folders["qwen3_vl"]), folders["qwen3_vl"])
+    assert own.max_pixels // 32**2 == 25
 
 
 @pytest.mark.parametrize("name", FAMILIES)
