@@ -29,7 +29,7 @@ SPLITS := --split val --split testA --split testB
 GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c "^GPU ")
 GPU_PROCS = $(shell n=1; while [ $$((2 * n)) -le $(GPUS) ]; do n=$$((2 * n)); done; echo $$n)
 PROCS ?= $(if $(filter-out 0,$(GPUS)),$(GPU_PROCS),$(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))'))
-TRAIN := env OMP_NUM_THREADS=1 $(PY) -m torch.distributed.run --standalone --nproc_per_node $(PROCS) cli.py train
+TRAIN := env OMP_NUM_THREADS=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 $(PY) -m torch.distributed.run --standalone --nproc_per_node $(PROCS) cli.py train
 
 RECIPE ?= embedded
 RUN ?= runs/$(RECIPE)

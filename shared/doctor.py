@@ -172,7 +172,7 @@ def visible_gpus() -> list[str]:
 
 
 def compilers() -> dict[str, bool]:
-    """Whether what vLLM's kernels for GPUs are compiled with at run time is here: a C compiler, and Python's headers."""
+    """Whether there is what vLLM compiles its kernels for GPUs with: a C compiler, and the headers of Python."""
     names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
     headers = Path(sysconfig.get_paths()["include"])
     return {
@@ -218,7 +218,10 @@ def problems(report: dict[str, Any]) -> list[dict[str, str]]:
         elif fault:
             why, fix = fault, "a newer driver, or a torch that was built for an older CUDA"
         else:
-            why, fix = "torch cannot use the driver", "nvidia-smi says what it has; else rm -r .venv; make setup GPU=1"
+            why, fix = (
+                "torch cannot use the driver",
+                "nvidia-smi says what it has; else rm -r .venv; make setup GPU=1",
+            )
         add("training on the GPU", f"a GPU is visible but {why}", fix)
     if gpus and kind == "vllm" and not all(report["compilers"].values()):
         lacking = [

@@ -60,7 +60,9 @@ def too_old(driver: str | None, cuda: str | None) -> str:
     oldest = OLDEST_DRIVERS.get(int(built)) if built.isdecimal() else None
     if oldest is None or not number.isdecimal() or int(number) >= oldest:
         return ""
-    return f"the NVIDIA driver is {driver}, and CUDA {cuda}, which torch was built for, needs {oldest} or later"
+    return (
+        f"the NVIDIA driver is {driver}, and CUDA {cuda}, which torch was built for, needs {oldest} or later"
+    )
 
 
 def require_usable_gpus(found: str = "") -> None:

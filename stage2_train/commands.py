@@ -57,9 +57,10 @@ def train(
             plan = {"recipe": start.recipe, "run": str(folder), **describe(config, start.recipe)}
         show(plan, as_json, lambda made: f"run: {made['run']}\nrecipe: {made['recipe']}\n{as_text(made)}")
         return
+    from stage2_train.processes import ended_together
     from stage2_train.train import train as train_run
 
-    with only_answers_on_stdout():
+    with only_answers_on_stdout(), ended_together():
         done = train_run(
             config,
             folder,
@@ -109,8 +110,9 @@ def evaluate(
     nothing is written: a part of a split is not its score.
     """
     from stage2_train.evaluate import evaluate_run, text_of_scores
+    from stage2_train.processes import ended_together
 
-    with only_answers_on_stdout():
+    with only_answers_on_stdout(), ended_together():
         scores = {
             name: evaluate_run(
                 run,

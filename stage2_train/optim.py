@@ -15,7 +15,7 @@ from shared.errors import DataError
 from shared.muon import Muon, MuonConfig, split_parameters
 
 _BUCKET_NUMEL = 1 << 24
-"""Elements of one gradient bucket (64 MiB in float32)."""
+"""Elements that go together (64 MiB in float32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +162,41 @@ def _average(tensors: list[torch.Tensor]) -> None:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every process the running statistics of the first; nothing happens in a single process."""
+    """Give every process the running statistics of the first; nothing happens in a single process.
+
+    Whole numbers among the buffers are the same everywhere: counts of steps, and tables of positions.
+    """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
-    for buffer in model.buffers():
-        dist.broadcast(buffer, src=0)
+    _broadcast([buffer for buffer in model.buffers() if buffer.is_floating_point()])
+
+
+def broadcast_state(*models: nn.Module) -> None:
+    """Give every process the parameters and buffers of the first; nothing happens in a single process.
+
+    Only gradients are averaged later on. Networks that were read from different files, or drawn by processors that
+    round in different ways, would stay different.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    for model in models:
+        by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+        for tensor in (*model.parameters(), *model.buffers()):
+            by_dtype.setdefault(tensor.dtype, []).append(tensor.detach())
+        for dtype in sorted(by_dtype, key=str):
+            _broadcast(by_dtype[dtype])
+
+
+def _broadcast(tensors: list[torch.Tensor]) -> None:
+    """Tensors of one type, some at a time."""
+    bucket: list[torch.Tensor] = []
+    size = 0
+    for index, tensor in enumerate(tensors):
+        bucket.append(tensor)
+        size += tensor.numel()
+        if size >= _BUCKET_NUMEL or index == len(tensors) - 1:
+            flat = torch.cat([one.reshape(-1) for one in bucket])
+            dist.broadcast(flat, src=0)
+            for one, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
+                one.copy_(part.view_as(one))
+            bucket, size = [], 0

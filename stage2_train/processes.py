@@ -5,14 +5,24 @@ single process instead of several is only slow: nothing else would say so.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 
 from shared.errors import DataError
 from shared.gpu_build import require_usable_gpus
+from shared.runlog import say
+
+TIMEOUT = timedelta(hours=2)
+"""How long a process waits for the others. NCCL's own 10 minutes are less than reading all images of a data set from a
+slow disk can take, or compiling a network."""
 
 _REMEDY = "start with torchrun --nproc_per_node N cli.py ..."
 
@@ -36,7 +46,11 @@ def start_accelerator() -> Accelerator:
         raise DataError(f"WORLD_SIZE is {wanted} and {missing[0]} is not set: {_REMEDY}")
     require_usable_gpus()
     # Precision is the recipe's: a launcher's own, left to itself, would bring a scaler of gradients.
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+    )
     if accelerator.num_processes != int(wanted or 1):
         raise DataError(f"{accelerator.num_processes} process(es) run, WORLD_SIZE is {wanted}: {_REMEDY}")
     return accelerator
@@ -45,6 +59,33 @@ def start_accelerator() -> Accelerator:
 def _lost_by_accelerate() -> bool:
     """Whether `accelerate launch` wanted several processes: only then does it set the address they would meet at."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+
+
+@contextmanager
+def ended_together() -> Iterator[None]:
+    """Leave the group of processes where all of them are through, or stop in order; else the launcher ends them."""
+    try:
+        yield
+    except SystemExit:
+        _leave_group()
+        raise
+    _leave_group()
+
+
+def _leave_group() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def say_emulated(precision: str, device: torch.device) -> None:
+    """Note a GPU that only imitates bfloat16, which is slower than float32 and takes as much memory."""
+    if (
+        precision == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        name = torch.cuda.get_device_name(device)
+        say(f"note: {name} has no bfloat16 of its own and imitates it, slowly; --set precision=fp32 does not")
 
 
 def on_any_process(accelerator: Accelerator, flag: bool) -> bool:

@@ -35,9 +35,9 @@ from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
 from stage2_train.model_card import write_card
 from stage2_train.networks import Networks
-from stage2_train.optim import build_optimizer
+from stage2_train.optim import broadcast_state, build_optimizer
 from stage2_train.owner import RunOwner
-from stage2_train.processes import mean_over_processes, on_any_process, require_same_step
+from stage2_train.processes import mean_over_processes, on_any_process, require_same_step, say_emulated
 from stage2_train.pseudo_labels import Pseudo
 from stage2_train.run_files import export_model
 from stage2_train.scoring import score_samples, spaced, summarise
@@ -78,6 +78,8 @@ class TrainingRun:
         self.config, self.out, self.owner = config, out, owner
         self.accelerator, self.inputs = accelerator, inputs
         self.quiet = quiet or not accelerator.is_main_process
+        if accelerator.is_main_process:
+            say_emulated(config.precision, accelerator.device)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model: ReferringSegmentor = model.to(accelerator.device)
@@ -103,6 +105,7 @@ class TrainingRun:
         self.step, self.seconds = 0, 0.0
         self._load_newest()
         require_same_step(accelerator, out, self.step)
+        broadcast_state(self.model, *([self.ema.module] if self.ema is not None else []))
 
     def to_the_end(self) -> dict[str, Any]:
         """Run the remaining steps, export the network and write `done.json`."""

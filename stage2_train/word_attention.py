@@ -12,10 +12,15 @@ from torch import Tensor, nn
 
 
 def instance_norm(x_BNC: Tensor, eps: float = 1e-5) -> Tensor:
-    """Zero mean and unit variance over the N positions of each sample and channel (no affine parameters)."""
+    """Zero mean and unit variance over the N positions of each sample and channel (no affine parameters).
+
+    Computed in float32 whatever comes in, which autocast would not see to.
+    """
+    x32_BNC = x_BNC.float()
     # Two means: `torch.var_mean` over an axis that is not the last takes many times as long on a CPU.
-    centred_BNC = x_BNC - x_BNC.mean(dim=1, keepdim=True)
-    return centred_BNC * torch.rsqrt(centred_BNC.square().mean(dim=1, keepdim=True) + eps)
+    centred_BNC = x32_BNC - x32_BNC.mean(dim=1, keepdim=True)
+    scale_B1C = torch.rsqrt(centred_BNC.square().mean(dim=1, keepdim=True) + eps)
+    return (centred_BNC * scale_B1C).to(x_BNC.dtype)
 
 
 def channel_norm(x_BNC: Tensor, eps: float = 1e-5) -> Tensor:
@@ -27,6 +32,18 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {"instance": instance_norm, "chan
 """`instance` is LAVT's. It removes whatever the sentence says to all pixels alike; `channel` keeps it."""
 
 
+def _less_their_mean(value_BTC: Tensor, token_mask_BT: Tensor) -> Tensor:
+    """Words less their mean over the sentence.
+
+    What all words share is the same at every pixel, since a pixel's weights sum to one, so that an instance norm over
+    the pixels takes it out again. Little is left of words that are much alike; in bfloat16 that little would be lost
+    beside what they share.
+    """
+    share_BT1 = (token_mask_BT / token_mask_BT.sum(dim=1, keepdim=True)).unsqueeze(-1)
+    mean_B1C = (value_BTC.float() * share_BT1).sum(dim=1, keepdim=True)
+    return (value_BTC.float() - mean_B1C).to(value_BTC.dtype)
+
+
 class PixelWordAttention(nn.Module):
     """F = GELU(W_m (GELU(W_v V) * norm(W_o A))), A the words each pixel attends to."""
 
@@ -34,6 +51,7 @@ class PixelWordAttention(nn.Module):
         """Build for C = `dim`, L = `text_dim` and a norm out of `NORMS` for queries and attended words."""
         super().__init__()
         self.norm = NORMS[norm]
+        self.centres_words = norm == "instance"
         self.visual = nn.Linear(dim, dim)
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(text_dim, dim)
@@ -55,7 +73,10 @@ class PixelWordAttention(nn.Module):
         """
         query_B1NC = self.norm(self.query(visual_BNC)).unsqueeze(1)
         key_B1TC = self.key(text_BTL).unsqueeze(1)
-        value_B1TC = self.value(text_BTL).unsqueeze(1)
+        value_BTC = self.value(text_BTL)
+        if self.centres_words:
+            value_BTC = _less_their_mean(value_BTC, token_mask_BT)
+        value_B1TC = value_BTC.unsqueeze(1)
         words_BNC = F.scaled_dot_product_attention(
             query_B1NC, key_B1TC, value_B1TC, attn_mask=token_mask_BT[:, None, None, :]
         ).squeeze(1)

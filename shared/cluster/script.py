@@ -262,6 +262,8 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         "step_number=$((restarts % 2))",
         'if [ "$step_number" -eq 1 ]; then srun --nodes=1 --ntasks=1 true; fi',
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
+        # A TERM it hands on, and ends after half a minute what is still writing a checkpoint.
+        f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={site.notice_s}",
         "# $SLURM_NODEID is each node's own: the inner shell fills it in, not this one.",
         # srun does not take over --cpus-per-task from sbatch.
         f"run srun --cpus-per-task={site.cpus_per_process * job.num_processes} --kill-on-bad-exit=1 \\",

@@ -58,7 +58,11 @@ def family_of(model_folder: Path) -> Family:
     if model_type not in FAMILIES:
         raise DataError(
             f"{path}: model_type {model_type!r} has no family here (known: {', '.join(sorted(FAMILIES))})"
-            + ("; repositories whose names end in -hf have the known kind" if model_type == "internvl_chat" else "")
+            + (
+                "; repositories whose names end in -hf have the known kind"
+                if model_type == "internvl_chat"
+                else ""
+            )
         )
     return FAMILIES[model_type]
 

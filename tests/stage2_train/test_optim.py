@@ -7,7 +7,14 @@ from torch import nn
 
 from shared.config import apply_overrides
 from shared.muon import Muon, MuonConfig, set_learning_rate
-from stage2_train.optim import OptimConfig, average_gradients, broadcast_buffers, build_optimizer, lr_factor
+from stage2_train.optim import (
+    OptimConfig,
+    average_gradients,
+    broadcast_buffers,
+    broadcast_state,
+    build_optimizer,
+    lr_factor,
+)
 from stage2_train.recipes import embedded
 
 
@@ -113,15 +120,47 @@ def test_gradients_are_averaged_with_those_of_the_other_process(
     assert other.reductions == reductions
 
 
-def test_statistics_are_those_of_the_first_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, sent = nn.BatchNorm1d(2), list[tuple[torch.Tensor, int]]()
+class _First:
+    """The first process, whose tensors are sevens throughout: what `torch.distributed` does with it."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, torch.dtype]] = []
+
+    def broadcast(self, own: torch.Tensor, src: int) -> None:
+        assert src == 0
+        self.sent.append((own.numel(), own.dtype))
+        own.fill_(7)
+
+
+@pytest.fixture
+def first(monkeypatch: pytest.MonkeyPatch) -> _First:
+    other = _First()
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "broadcast", lambda buffer, src: sent.append((buffer, src)))
+    monkeypatch.setattr(dist, "broadcast", other.broadcast)
+    return other
+
+
+def test_statistics_are_those_of_the_first_process(first: _First) -> None:
+    """In one piece; the count of batches is the same everywhere."""
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(3))
     broadcast_buffers(model)
-    assert [(id(buffer), source) for buffer, source in sent] == [
-        (id(buffer), 0) for buffer in model.buffers()
-    ]
+    assert first.sent == [(10, torch.float32)]
+    statistics = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    assert all(torch.equal(one, torch.full_like(one, 7)) for one in statistics)
+    assert all(int(one) == 0 for one in model.buffers() if not one.is_floating_point())
+
+
+def test_networks_are_those_of_the_first_process(first: _First, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tensor, by type, however many go together."""
+    monkeypatch.setattr("stage2_train.optim._BUCKET_NUMEL", 6)
+    models = nn.Linear(2, 3), nn.BatchNorm1d(2)
+    broadcast_state(*models)
+    floats, whole = (torch.float32, torch.int64)
+    assert first.sent == [(6, floats), (3, floats), (6, floats), (2, floats), (1, whole)]
+    for model in models:
+        for tensor in model.state_dict().values():
+            assert torch.equal(tensor, torch.full_like(tensor, 7))
 
 
 def test_muon_trains_pretrained_parts_at_a_lower_rate() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from shared.errors import DataError
-from stage2_train.processes import require_same_step, start_accelerator
+from stage2_train.processes import require_same_step, say_emulated, start_accelerator
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config
 
@@ -82,3 +82,72 @@ def test_processes_that_found_different_checkpoints_do_not_train(tmp_path: Path)
         DataError, match=r"different checkpoints \(steps 4, 0\): .* a disk that all nodes share"
     ):
         require_same_step(Ranks(4, 0), tmp_path, 0)  # type: ignore[arg-type]
+
+
+class _Device:
+    type = "cuda"
+
+
+@pytest.mark.parametrize(
+    ("precision", "own", "said"), [("bf16", False, 1), ("bf16", True, 0), ("fp32", False, 0)]
+)
+def test_a_gpu_that_imitates_bfloat16_is_noted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], precision: str, own: bool, said: int
+) -> None:
+    """Torch itself refuses such GPUs only where it cannot imitate it either."""
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: own or including_emulation
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    say_emulated(precision, _Device())  # type: ignore[arg-type]
+    assert capsys.readouterr().err.count("note: Tesla V100 has no bfloat16 of its own") == said
+
+
+_TWO = """
+import sys
+import torch
+import torch.distributed as dist
+from stage2_train.optim import broadcast_state
+from stage2_train.processes import TIMEOUT, ended_together, start_accelerator
+
+with ended_together():
+    accelerator = start_accelerator()
+    assert accelerator.num_processes == 2
+    rank = accelerator.process_index
+    assert dist.distributed_c10d._get_default_timeout(torch.distributed.distributed_c10d.Backend("gloo")) < TIMEOUT
+    assert dist.group.WORLD._get_backend(torch.device("cpu")).options._timeout == TIMEOUT
+    torch.manual_seed(rank)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    own = model[0].weight.detach().clone()
+    broadcast_state(model)
+    assert torch.equal(model[0].weight, own) == (rank == 0)
+    sums = accelerator.gather(model[0].weight.detach().double().sum().reshape(1)).tolist()
+    assert sums[0] == sums[1], sums
+    if sys.argv[1] == "stop":
+        raise SystemExit(75)
+assert not dist.is_initialized()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["end", "stop"])
+def test_real_processes_start_from_one_network_and_leave_their_group(tmp_path: Path, ending: str) -> None:
+    """Each has drawn its own, as it would read its own from a disk that nodes do not share."""
+    script = tmp_path / "script.py"
+    script.write_text(_TWO)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(script),
+        ending,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert (
+        "Error" not in done.stderr.replace("ChildFailedError", "")
+        and "destroy_process_group" not in done.stderr
+    )
+    assert (done.returncode == 0) == (ending == "end"), done.stderr[-2000:]

@@ -123,6 +123,29 @@ def test_instance_norm_is_torchs() -> None:
     assert torch.allclose(instance_norm(x_BNC), expected, atol=1e-5)
 
 
+def test_instance_norm_is_computed_in_float32() -> None:
+    """Of channels whose positions differ little from each other, bfloat16 alone would leave noise."""
+    x_BNC = (torch.randn(2, 400, 3) * 0.1 + 5).bfloat16()
+    normed_BNC = instance_norm(x_BNC)
+    assert normed_BNC.dtype == torch.bfloat16
+    assert torch.equal(normed_BNC, instance_norm(x_BNC.float()).bfloat16())
+
+
+@pytest.mark.parametrize("alike", [0.0, 3.0])
+def test_word_attention_in_bfloat16_keeps_what_words_say(alike: float) -> None:
+    """Words that have much in common, as those of BERT do; what they share says nothing under an instance norm."""
+    torch.manual_seed(0)
+    attention = PixelWordAttention(128, 768)
+    visual, mask = torch.randn(2, 900, 128), torch.ones(2, 12, dtype=torch.bool)
+    mask[0, 7:] = False
+    text = torch.randn(2, 12, 768) + alike * torch.randn(1, 1, 768)
+    with torch.no_grad():
+        exact = attention(visual, text, mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = attention(visual, text, mask)
+    assert float((rough - exact).norm() / exact.norm()) < 0.025
+
+
 @pytest.mark.slow
 def test_compiled_it_is_the_same_network() -> None:
     """Captured and differentiated by torch.compile, without generated code: forward and backward."""
