@@ -56,11 +56,11 @@ def unsafe_file_name(file_name: str) -> str:
     plain = file_name.replace("\\", "/")
     path = PurePosixPath(plain)
     if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in file_name:
-        return "leads out of the image folder"
+        return "leads out of the image folder: name it from there, and put or link the file below it"
     if plain == file_name:
         return ""
     if PureWindowsPath(file_name).drive:
-        return "leads out of the image folder"
+        return "leads out of the image folder: name it from there, and put or link the file below it"
     return f"holds a backslash; write {short(plain)}"
 
 

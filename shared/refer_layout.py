@@ -114,7 +114,11 @@ def _hint(folder: Path, split_by: str) -> str:
     if found:
         return f"; split_by {split_by!r} is not among {', '.join(found)}"
     drawn = "; `l2l data synth` draws it" if folder.name.startswith("refshapes") else ""
-    return drawn if folder.is_dir() else f"; there is no folder {folder}{drawn}"
+    if folder.is_dir():
+        return drawn
+    own = sorted(folder.parent.glob("*.jsonl"))
+    meant = f"; is data.root={own[0]} meant?" if own else ""
+    return f"; there is no folder {folder}{meant}{drawn}"
 
 
 def _fault(record: Any, fields: Mapping[str, type]) -> str | None:

@@ -62,7 +62,7 @@ def priors_run(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Ask the frozen model for what is missing of a store; does nothing if nothing is."""
+    """Fill a prior store; only what is missing is asked for."""
     from stage1_priors.recipes import RECIPES
 
     config = recipe_of(RECIPES, recipe, overrides)
@@ -162,7 +162,7 @@ def priors_verify(
         bool, typer.Option("--repair", help="Let the next run write damaged shards again.")
     ] = False,
     complete: Annotated[
-        bool, typer.Option("--complete", help="An unfinished store is no good either.")
+        bool, typer.Option("--complete", help="Exit status 1 for an unfinished store, too.")
     ] = False,
     as_json: Json = False,
 ) -> None:

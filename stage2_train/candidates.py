@@ -43,9 +43,9 @@ class StoreCandidates:
             raise DataError(
                 f"{store.path}: {FIELD} has rows of {spec.dtype} {spec.row_shape}, not uint8 (M, G, G)"
             )
-        self._stored = spec is not None
-        self._rows = {} if self._stored else _rows_by_image(store)
-        self._first_N = first_rows(store.column("image_id")) if self._stored else np.empty(0, np.int64)
+        self.are_stored = spec is not None
+        self._rows = {} if self.are_stored else _rows_by_image(store)
+        self._first_N = first_rows(store.column("image_id")) if self.are_stored else np.empty(0, np.int64)
         self._distinct: dict[int, list[int]] = {}
 
     def read(self, samples: Sequence[Sample]) -> Tensor:
@@ -54,7 +54,7 @@ class StoreCandidates:
         Raises:
             DataError: A sample the store does not hold, or damaged data.
         """
-        if self._stored:
+        if self.are_stored:
             rows = self._first_N[self.store.rows_of([sample.sample_id for sample in samples])]
             stored_BMGG = self.store.batch(FIELD, rows)[:, : self.config.max_candidates]
             return torch.from_numpy(np.stack([_padded(m, self.config.max_candidates) for m in stored_BMGG]))

@@ -26,7 +26,9 @@ RECIPE_HELP = "Name of a recipe (`l2l recipes`), or a run's folder, for its sett
 
 Recipe = Annotated[
     str | None,
-    typer.Argument(metavar="RECIPE|RUN", help=f"{RECIPE_HELP} Without it the run in --out is gone on with."),
+    typer.Argument(
+        metavar="RECIPE|RUN", help=f"{RECIPE_HELP} Without it, --resume continues the run in --out."
+    ),
 ]
 
 
@@ -85,7 +87,9 @@ def evaluate(
     dataset: Annotated[
         str, typer.Option("--dataset", help="Another data set under --root, for example refcoco+.")
     ] = "",
-    split_by: Annotated[str, typer.Option("--split-by", help="Its split; default the run's.")] = "",
+    split_by: Annotated[
+        str, typer.Option("--split-by", help="Its annotations (unc, umd, google); default the run's.")
+    ] = "",
     data_name: Annotated[
         str, typer.Option(metavar="NAME", help="What to call data other than the run's; default --dataset.")
     ] = "",

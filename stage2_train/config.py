@@ -126,13 +126,13 @@ class RuntimeConfig:
     """Sentences per pass of a validation, on each process; smaller where a GPU's memory ends."""
     shrink_finished: bool = False
     """Once the run has finished, delete weights and optimiser of its checkpoints, most of what it takes on the disk:
-    its network is in `model/`, and a finished run is never gone on with."""
+    its network is in `model/`, and a finished run is never continued."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`; each line describes its own step."""
     tensorboard: bool = True
     """Whether the log is also written for TensorBoard."""
     trackers: tuple[str, ...] = ()
-    """Where the log goes besides: any of `TRACKER_NAMES`."""
+    """Where the log goes besides: `wandb`, `mlflow`, or both."""
     log_with_hidden_masks: bool = True
     """Compare pseudo-labels with the masks held back from the unlabelled samples, for the log only."""
     compare_images: bool = True
@@ -172,7 +172,7 @@ class TrainConfig:
     """File of labelled images instead of the draw: their ids or file names, one a line, as a JSON list, a run's
     `split.json`, or what `l2l data split --json` prints; "" draws."""
     method: str = "l2l"
-    """One of `METHOD_FACTS`."""
+    """The method: `supervised`, `l2l`, `mllm-blend`, or another of those that `l2l recipes` lists."""
     segmentor: SegmentorConfig
     """The network; its `vision.image_size` is the side of the model input."""
     seed: int = 22
@@ -306,7 +306,8 @@ class TrainConfig:
                 raise DataError(
                     f"{name} {getattr(self, name)} cannot be shared out over {num_processes} process(es) "
                     f"and {self.accumulation} micro-batch(es): start {fit} in all "
-                    f"(torchrun --nproc_per_node {fit}, make PROCS={fit}), or change the batch"
+                    f"(torchrun --nproc_per_node {fit}, make PROCS={fit}; of a batch job nodes times processes), or "
+                    "change the batch"
                 )
 
     def _rest(self, name: str, num_processes: int) -> int:

@@ -12,7 +12,7 @@ from shared.config_fields import config_fields, text_of_value
 from shared.errors import DataError
 from stage2_train.backbones.pretrained import where_pretrained
 from stage2_train.config import TrainConfig
-from stage2_train.inputs import open_inputs, say_lost_text
+from stage2_train.inputs import open_inputs, say_lost_text, say_no_candidates
 from stage2_train.label_share import label_share, percent_text
 from stage2_train.params import count_parameters
 from stage2_train.recipes import RECIPES
@@ -39,6 +39,7 @@ def describe(config: TrainConfig, recipe: str = "") -> dict[str, Any]:
     require_fitting_weights(config.segmentor)
     with contextlib.suppress(DataError):  # a tokenizer that is not there is said below
         say_lost_text(config, inputs.split)
+        say_no_candidates(config, inputs)
     summary = inputs.split.summary()
     counts = count_parameters(config.segmentor)
     if not config.uses_policy:

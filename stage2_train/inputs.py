@@ -6,6 +6,7 @@ from pathlib import Path
 from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.refer import ReferringDataset
+from shared.runlog import say
 from stage2_train.batch_source import BatchPlan, BatchSource
 from stage2_train.candidates import StoreCandidates
 from stage2_train.config import TrainConfig
@@ -121,6 +122,16 @@ def open_split(config: TrainConfig, dataset: ReferringDataset) -> Split:
     if config.eval_every:
         dataset.require_masks(scorable(dataset, config.val_split))
     return split
+
+
+def say_no_candidates(config: TrainConfig, inputs: Inputs) -> None:
+    """One note on standard error if a method that matches against candidate masks reads a store without any."""
+    if inputs.candidates is not None and not inputs.candidates.are_stored:
+        say(
+            f"note: {inputs.candidates.store.path} holds no candidate masks: {config.method} matches against the masks "
+            "of all training sentences of an image instead; `l2l priors run` with --set proposer.candidates.num=16 "
+            "makes a store with them"
+        )
 
 
 def say_lost_text(config: TrainConfig, split: Split) -> None:

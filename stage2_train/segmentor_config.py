@@ -157,7 +157,7 @@ class TextConfig:
     dropout: float = 0.1
     """Dropout of states and attention (SigLIP: of attention)."""
     weights: str | None = None
-    """As `VisionConfig.weights`."""
+    """As `segmentor.vision.weights`."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -219,7 +219,8 @@ class SegmentorConfig:
     second_branch: bool = False
     """Build a second network beside the first, for training alone (method `ccvc`)."""
     weights: str | None = None
-    """A `.safetensors` file of this class, or `embedded`; None keeps what the towers' own `weights` gave."""
+    """A `.safetensors` file of a whole network (`model/model.safetensors` of a run, or a converted LAVT), or
+    `embedded`; None keeps what the towers' own `weights` gave."""
     weight_parts: tuple[str, ...] = field(default=("vision", "text", "fusion"))
     """Which parts of `weights` to load."""
 

@@ -10,20 +10,20 @@ Axes: B samples, H x W pixels. Every map is a foreground probability in [0, 1].
 Known limit: lam stays below 0.65 + 0.1, so a confidently wrong Pw is not overruled (P† = .98 against Pw = .02 fuses
 below one half).
 
-Beyond the paper, off unless asked for. The two witnesses need not be equally bold: `prior_sharpness` multiplies the
-prior's logit before anything else, and a larger `eps` bounds what either can say. `equalise` does both by what the two
-maps of a sample show, without a number to tune:
+Beyond the paper, off unless asked for. Prior and prediction need not be equally confident inside their masks:
+`prior_sharpness` multiplies the prior's logit before anything else, and a larger `eps` bounds what either map can say.
+`equalise` does both by what the two maps of a sample show, without a number to tune:
 
-    m(P) = mean of logit P(u) over P(u) > 1/2                      boldness
+    m(P) = mean of logit P(u) over P(u) > 1/2                      confidence of the foreground
     M    = max(m(P†), m(Pw))
     logit P†(u) <- clamp(max(1, m(Pw) / m(P†)) logit P†(u), -M, M),   logit Pw(u) <- clamp(logit Pw(u), -M, M)
 
-With the paper's coefficients two witnesses that are equally certain and mostly agree have lam = 0.25 + 0.40 - 0.25 +
+With the paper's coefficients two maps that are equally certain and mostly agree have lam = 0.25 + 0.40 - 0.25 +
 0.20 * 0.5 = 0.5, so where they contradict each other the fused map is near one half, which is taught as neither. A
-network that is less bold than the prior is not raised: it has not learnt enough to be heard.
+network that is less confident than the prior is not raised: it has not learnt enough yet.
 
-And the frozen model knows which of its answers to trust: `confidence_gain` moves lam by gain * (trust - centre), where
-trust is the rank of a row's confidence among those of the train split.
+`confidence_gain` moves lam by gain * (trust - centre), where trust is the rank of the frozen model's confidence in a
+row's answer among those of the train split.
 """
 
 from dataclasses import dataclass
@@ -44,24 +44,24 @@ class SpmConfig:
     base: float = 0.25
     """Weight of the prior where nothing is certain."""
     prior_certainty: float = 0.40
-    """Gain with the prior's certainty C(P†)."""
+    """How much the prior's weight lam rises with its own certainty C(P†)."""
     weak_certainty: float = 0.25
-    """Loss with the weak prediction's certainty C(Pw)."""
+    """How much lam falls with the certainty C(Pw) of the prediction for the weak view."""
     agreement: float = 0.20
-    """Gain with the agreement W above `agreement_centre`."""
+    """How much lam rises with the agreement W of the two maps above `agreement_centre`."""
     agreement_centre: float = 0.5
     """Agreement that changes nothing."""
     eps: float = 1e-4
     """Probabilities are clamped to [eps, 1 - eps] before the logit."""
     prior_sharpness: float = 1.0
-    """Factor on logit P†; above 1 for a mask proposer that is timid inside its own masks (the paper: 1)."""
+    """Factor on logit P†; above 1 for a mask proposer that is under-confident inside its masks (the paper: 1)."""
     equalise: bool = False
-    """Make the prior of each sample as bold as the prediction where it is less, and let neither say more (the paper:
-    no)."""
+    """Raise the prior of each sample to the prediction's confidence where it is below, and let neither map say more
+    (the paper: no)."""
     confidence_gain: float = 0.0
-    """How much lam rises from the least to the most trusted training row (the paper: 0)."""
+    """How much lam rises from the least to the most confident answer of the training rows (the paper: 0)."""
     confidence_centre: float = 0.5
-    """Trust in [0, 1] that changes nothing."""
+    """Rank of a row's confidence in [0, 1] that changes nothing."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -83,7 +83,7 @@ def agreement(a_prob: Tensor, b_prob: Tensor) -> Tensor:
     return 1.0 - (a_prob - b_prob).abs().flatten(1).mean(dim=1)
 
 
-def boldness(prob_B1HW: Tensor) -> Tensor:
+def foreground_confidence(prob_B1HW: Tensor) -> Tensor:
     """Mean logit of what a map [B, 1, H, W] calls foreground; returns [B] above 0, NaN where that is nothing."""
     is_foreground_B1HW = prob_B1HW > 0.5
     total_B = (torch.logit(prob_B1HW, eps=PRIOR_EPS) * is_foreground_B1HW).flatten(1).sum(dim=1)
@@ -91,11 +91,11 @@ def boldness(prob_B1HW: Tensor) -> Tensor:
 
 
 def equalised(prior_B1HW: Tensor, weak_B1HW: Tensor) -> tuple[Tensor, Tensor]:
-    """Both witnesses equally bold, sample by sample: the prior raised to the prediction, then both bounded by M.
+    """Both maps equally confident, sample by sample: the prior raised to the prediction, then both bounded by M.
 
-    A map without foreground has no boldness: the other's bounds both, and where both have none nothing changes.
+    A map without foreground has no m: the other's bounds both, and where both have none nothing changes.
     """
-    prior_B, weak_B = boldness(prior_B1HW), boldness(weak_B1HW)
+    prior_B, weak_B = foreground_confidence(prior_B1HW), foreground_confidence(weak_B1HW)
     factor_B111 = (weak_B / prior_B).nan_to_num(nan=1.0).clamp(min=1.0)[:, None, None, None]
     most_B111 = torch.fmax(prior_B, weak_B).nan_to_num(nan=torch.inf)[:, None, None, None]
     logits = factor_B111 * torch.logit(prior_B1HW, eps=PRIOR_EPS), torch.logit(weak_B1HW, eps=PRIOR_EPS)

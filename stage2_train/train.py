@@ -24,7 +24,7 @@ from shared.seeding import seed_of
 from shared.store.publish import disk_errors
 from stage2_train.checkpoint import list_checkpoints
 from stage2_train.config import TrainConfig
-from stage2_train.inputs import open_inputs, say_lost_text
+from stage2_train.inputs import open_inputs, say_lost_text, say_no_candidates
 from stage2_train.owner import RunOwner
 from stage2_train.processes import on_any_process, start_accelerator
 from stage2_train.run_files import has_ended, require_ended_as, with_own_store
@@ -91,6 +91,7 @@ def train(
         require_same_split(out, split)
     if accelerator.is_main_process:
         say_lost_text(config, inputs.split)
+        say_no_candidates(config, inputs)
     owner = _claim_folder(accelerator, out, config, record, split, data)
     try:
         return TrainingRun(config, out, owner, accelerator, inputs, model, quiet).to_the_end()

@@ -230,19 +230,20 @@ ABLATIONS: dict[str, Change] = {
 
 
 def confident(base: TrainConfig) -> TrainConfig:
-    """Beyond the paper: the fused prior alone, of two witnesses made equally bold, moved by the model's confidence.
+    """Beyond the paper: the fusion alone, prior and prediction equally confident, moved by the model's confidence.
 
-    The embedded SAM 2 is timid inside its masks (median foreground 0.88, the network's 0.99), so eq. 6 lets the network
-    win nearly every argument: its logit is tripled, and neither witness may say more than 0.98. Where they then
-    disagree, lam is 0.5 + 0.5 (trust - 0.25): the more confident half of the priors wins, the rest is ignored.
-    These numbers were found on the embedded data; at the paper's size nothing has been run.
+    The embedded SAM 2 is under-confident inside its masks (median foreground 0.88, the network's 0.99), so that eq. 6
+    follows the network nearly everywhere: the prior's logit is tripled, and neither map may say more than 0.98. Where
+    they then contradict each other, lam is 0.5 + 0.5 (trust - 0.25): the prior is followed where the frozen model was
+    among the more confident half of its answers, else the pixel is ignored. These numbers were found on the embedded
+    data; at the paper's size nothing has been run.
     """
     config = _set(_parts("spm")(base), "l2l", tau_fg=0.7, tau_bg=0.3)
     return _set(config, "spm", eps=0.02, prior_sharpness=3.0, confidence_gain=0.5, confidence_centre=0.25)
 
 
 def bold(base: TrainConfig) -> TrainConfig:
-    """Beyond the paper: `confident` without the confidence: what the two witnesses argue about is not taught.
+    """Beyond the paper: `confident` without the model's confidence: pixels where the two maps contradict are ignored.
 
     For priors that may be wrong however sure the frozen model was of them.
     """
@@ -250,7 +251,7 @@ def bold(base: TrainConfig) -> TrainConfig:
 
 
 def equal(base: TrainConfig) -> TrainConfig:
-    """Beyond the paper: the fused prior alone, each sample's two witnesses made equally bold by what they show.
+    """Beyond the paper: the fusion alone, prior and prediction of each sample rescaled to equal confidence.
 
     `bold` without numbers that were found on masks, whatever proposer made the prior; thresholds are the paper's.
     """

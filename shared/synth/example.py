@@ -24,7 +24,7 @@ FILE_NAME = "photos.jsonl"
 COMMENT = """\
 # One line, one pair of image and expression. Lines that start with # and blank lines are skipped.
 #
-# image       file name relative to this file
+# image       file name relative to this file, in its folder or below it: no absolute path and no ..; links are fine
 # expression  what is meant in it
 # mask        leave it out (or null) where nobody has drawn one: the pair is then unlabelled. Otherwise one of
 #             "masks/a.png"                      an image of one channel, black outside the object
@@ -36,7 +36,8 @@ COMMENT = """\
 # point       optional weak label [x, y], pixels
 # split       train (if left out), val, or any other name; pairs of a split that is scored need masks
 #
-# The data set is named after this file. Lines may be given masks later: priors stay valid. Do not reorder lines.
+# The data set is named after this file. Lines may be given masks later: priors stay valid. Add new
+# lines at the end: an id is a line's number, and a training that has begun does not go on with other ids.
 """
 """Head of the file."""
 

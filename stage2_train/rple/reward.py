@@ -31,11 +31,11 @@ class RewardConfig:
     """Weights of the gain."""
 
     margin: float = 1.0
-    """Weight of M' - M."""
+    """Weight of the gain M' - M in margin: how far apart the two classes of the pseudo-labels lie."""
     consistency: float = 0.3
-    """Weight of K' - K."""
+    """Weight of the gain K' - K in consistency: how near prediction and fused prior are on the labelled pixels."""
     coverage: float = 0.2
-    """Weight of C' - C."""
+    """Weight of the gain C' - C in coverage: the share of pixels that get a label."""
     instability: float = 0.05
     """Price of moving the thresholds, per unit of L1 distance."""
     beta: float = 5.0

@@ -337,6 +337,10 @@ def test_refs_that_are_no_list(written):
 def test_missing_folder_and_file(tmp_path):
     with pytest.raises(DataError, match=r"refs\(unc\).p: not found; there is no folder"):
         load_refer(tmp_path, "absent", "unc")
+    (tmp_path / "photos.jsonl").touch()
+    with pytest.raises(DataError, match=r"no folder .*absent; is data.root=.*photos\.jsonl meant\?"):
+        load_refer(tmp_path, "absent", "unc")
+    (tmp_path / "photos.jsonl").unlink()
     written = write_refer_fixture(tmp_path)
     (tmp_path / "tiny" / "instances.json").unlink()
     with pytest.raises(DataError, match="instances.json: not found"):

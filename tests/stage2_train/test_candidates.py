@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.refer import load_refer
 from shared.store.reader import PriorStore
 from shared.store.schema import FieldSpec
 from stage2_train.candidates import StoreCandidates, distinct_masks
 from stage2_train.config import SemiresConfig
+from stage2_train.inputs import open_inputs, say_no_candidates
 from stage2_train.transforms import WeakConfig
-from tests.stage2_train.miniature import GRID, NO_BOX_EVERY, batch_of, plain_config, write_priors
+from tests.stage2_train.miniature import GRID, NO_BOX_EVERY, batch_of, mini_config, plain_config, write_priors
 
 
 def store_of(root: Path) -> PriorStore:
@@ -44,6 +46,19 @@ def test_candidates_of_an_image_come_from_all_its_rows(mini_root: Path) -> None:
     assert all(torch.equal(found[0], other) for other in found)  # they do not say which row asked
     masks = [mask for mask in found[0].numpy() >= 128 if mask.any()]
     assert {mask.tobytes() for mask in masks} == own and len(masks) == len(own) > 1
+
+
+def test_a_store_without_candidates_is_noted(mini_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = apply_overrides(mini_config(mini_root), ["method=semires", "ema.decay=0.9", "ema.teacher=true"])
+    say_no_candidates(config, open_inputs(config, quiet=True))
+    said = capsys.readouterr().err
+    assert (
+        "refshapes.test.zarr holds no candidate masks: semires matches" in said
+        and "candidates.num=16" in said
+    )
+    plain = mini_config(mini_root)
+    say_no_candidates(plain, open_inputs(plain, quiet=True))
+    assert not capsys.readouterr().err
 
 
 def test_candidates_are_padded_and_cut(mini_root: Path) -> None:

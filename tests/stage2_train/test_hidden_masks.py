@@ -113,7 +113,7 @@ def test_of_several_samples_each_counts_alike_and_an_empty_one_nothing() -> None
     )
 
 
-def test_a_half_is_foreground_of_both_witnesses() -> None:
+def test_a_half_is_foreground_of_both_maps() -> None:
     half = torch.full((1, 1, 1, 4), 0.5)
     pseudo = dataclasses.replace(four_pixels(), weak_B1HW=half, prior_B1HW=half, target_B1HW=half)
     figures = figures_of(pseudo)

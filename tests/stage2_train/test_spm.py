@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.errors import DataError
-from stage2_train.spm import SpmConfig, agreement, boldness, certainty, equalised, fuse
+from stage2_train.spm import SpmConfig, agreement, certainty, equalised, foreground_confidence, fuse
 
 
 def logit(p: float) -> float:
@@ -84,7 +84,7 @@ def test_bad_clamp_is_refused() -> None:
         SpmConfig(eps=0.5)
 
 
-def test_a_timid_prior_can_be_made_bolder_by_hand() -> None:
+def test_an_underconfident_prior_can_be_sharpened_by_hand() -> None:
     prior_B1HW, weak_B1HW = torch.full((1, 1, 2, 2), 0.8), torch.full((1, 1, 2, 2), 0.3)
     sharp = 1 / (1 + math.exp(-3 * logit(0.8)))
     expected = fuse(torch.full((1, 1, 2, 2), sharp), weak_B1HW, SpmConfig())
@@ -118,12 +118,12 @@ def test_settings_beyond_the_paper_are_checked(wrong: dict[str, float]) -> None:
 
 def test_boldness_is_the_mean_logit_of_the_foreground_of_each_sample() -> None:
     prob_B1HW = torch.tensor([[[[0.9, 0.6, 0.1]]], [[[0.8, 0.5, 0.0]]], [[[0.4, 0.1, 0.0]]]])
-    first, second, third = boldness(prob_B1HW).tolist()
+    first, second, third = foreground_confidence(prob_B1HW).tolist()
     assert (first, second) == pytest.approx(((logit(0.9) + logit(0.6)) / 2, logit(0.8)), abs=1e-5)
     assert math.isnan(third)
 
 
-def test_a_timid_prior_is_raised_to_the_prediction_and_neither_says_more() -> None:
+def test_an_underconfident_prior_is_raised_to_the_prediction_and_neither_says_more() -> None:
     prior_B1HW, weak_B1HW = (
         torch.tensor([[[[0.8, 0.8, 0.3, 0.01]]]]),
         torch.tensor([[[[0.99, 0.9, 0.2, 0.001]]]]),
@@ -156,8 +156,8 @@ def test_a_map_without_foreground_has_no_say_in_how_bold_both_are(absent: str) -
         )
 
 
-def test_equal_witnesses_that_contradict_each_other_are_near_one_half() -> None:
-    """A timid prior (0.88 and 0.001) of one object, a bold prediction of another, on the same background."""
+def test_equally_confident_maps_that_contradict_each_other_are_near_one_half() -> None:
+    """An under-confident prior (0.88, 0.001) of one object, a confident prediction of another, on one background."""
     prior_B1HW, weak_B1HW = torch.full((1, 1, 10, 10), 0.001), torch.full((1, 1, 10, 10), 0.0005)
     prior_B1HW[..., 0, :5], weak_B1HW[..., 0, 5:] = 0.88, 0.99
     plain_B1HW, _ = fuse(prior_B1HW, weak_B1HW, SpmConfig())

@@ -115,13 +115,13 @@ def test_ablations(size: str, part: str, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("size", ["embedded", "paper"])
 def test_fusions_beyond_the_paper(size: str) -> None:
     """Against the fused prior alone; `bold` is `confident` without what the frozen model says of its own answer."""
-    witnesses = {
+    fused = {
         "l2l.tau_bg": 0.3,
         "spm.eps": 0.02,
         "spm.prior_sharpness": 3.0,
         "spm.confidence_centre": 0.25,
     }
-    assert changed(f"{size}-bold", f"{size}-spm") == witnesses
+    assert changed(f"{size}-bold", f"{size}-spm") == fused
     assert changed(f"{size}-confident", f"{size}-bold") == {"spm.confidence_gain": 0.5}
     assert changed(f"{size}-equal", f"{size}-spm") == {"spm.equalise": True}
 
