@@ -6,7 +6,7 @@ Invariant: the unlabelled part has no field that could hold a mask.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -77,14 +77,20 @@ class Batch:
         """The same batch on a device."""
         return dataclasses.replace(
             self,
-            labelled=_to(self.labelled, device),
-            unlabelled=self.unlabelled and _to(self.unlabelled, device),
+            labelled=to_device(self.labelled, device),
+            unlabelled=self.unlabelled and to_device(self.unlabelled, device),
         )
 
 
-def _to(part: Any, device: torch.device) -> Any:
+Part = TypeVar("Part", LabelledPart, UnlabelledPart)
+
+
+def to_device(part: Part, device: torch.device) -> Part:
+    """The same part on a device."""
     values = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
-    moved = {k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, torch.Tensor)}
+    moved: dict[str, Any] = {
+        k: v.to(device, non_blocking=True) for k, v in values.items() if isinstance(v, torch.Tensor)
+    }
     return dataclasses.replace(part, **moved)
 
 

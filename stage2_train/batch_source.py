@@ -107,14 +107,9 @@ class BatchSource:
         )
         return Batch(step=step, micro=micro, labelled=labelled, unlabelled=unlabelled)
 
-    def of(self, labelled: Sequence[Sample], unlabelled: Sequence[Sample]) -> Batch:
-        """A batch of given samples instead of drawn ones, with the views of their first cycle."""
-        return Batch(
-            step=0,
-            micro=0,
-            labelled=self._labelled([Draw(cycle=0, sample=sample) for sample in labelled]),
-            unlabelled=self._unlabelled([Draw(cycle=0, sample=sample) for sample in unlabelled]),
-        )
+    def unlabelled_of(self, samples: Sequence[Sample]) -> UnlabelledPart:
+        """The unlabelled part for given samples instead of drawn ones, with the views of their first cycle."""
+        return self._unlabelled([Draw(cycle=0, sample=sample) for sample in samples])
 
     def _draws(self, stream: str, step: int, micro: int) -> list[Draw]:
         plan = self.plan

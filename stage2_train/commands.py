@@ -230,7 +230,10 @@ def export_labels_of(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write the pseudo-labels of the unlabelled sentences as COCO JSON and in the REFER layout."""
+    """Write the pseudo-labels of the unlabelled sentences as COCO JSON and in the REFER layout.
+
+    The same command, run again after an interruption, goes on with what is written.
+    """
     from stage2_train.export_labels import export_labels
 
     with only_answers_on_stdout():

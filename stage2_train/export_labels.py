@@ -3,12 +3,14 @@
     OUT/images, OUT/images.h5                    links to the images of the data set, and to its pack if it has one
     OUT/<dataset>-pseudo/instances.json          COCO: one annotation a sentence
     OUT/<dataset>-pseudo/refs(<split_by>).p      REFER: one ref a sentence, split `train`
+    OUT/<dataset>-pseudo/labels.partial.jsonl    until both are whole: what the same command goes on with after a kill
 
 The finished network, or the averaged teacher where that is another one (`ema.teacher`, not `ema.export`), reads the
 unmirrored weak view, and the method's own code fuses what it fuses and cuts the label, without exploration: what the
 network would be taught next (of 3DResT without its test of consistency, which needs another view). An annotation's mask
 is the map the label is cut from (of Omni-RES inside the box, or of the object that holds the point), at 0.5 and at the
-image's own size. Beside COCO's fields it carries
+image's own size. As in evaluation the network computes in float32, whatever it was trained in. Beside COCO's fields an
+annotation carries
 
 - `score`: mean of that map over the mask, not calibrated (0 for an empty mask);
 - `accepted_area`, `ignored_area`, `ignored` (RLE): pixels the method would teach, and those it would leave out;
@@ -24,8 +26,9 @@ Legend: B samples, H W model input, h w an image's own size.
 import json
 import pickle
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +40,16 @@ from shared.image_pack import PACK_NAME
 from shared.masks import encode_rle, mask_box_xyxy_px, resize_mask_nearest
 from shared.own_device import own_device
 from shared.runlog import progress
-from shared.store.publish import disk_errors, publish_file
+from shared.store.publish import clean_partials, disk_errors, publish_file, remove_synced
 from shared.types import Sample
-from stage2_train.batch import UnlabelledPart
+from stage2_train.batch import UnlabelledPart, to_device
+from stage2_train.batch_source import BatchPlan, BatchSource
 from stage2_train.config import TrainConfig
-from stage2_train.inputs import Inputs, batch_plan
+from stage2_train.export_labels_partial import PARTIAL, append, identity_of_labels, take_over
+from stage2_train.inputs import batch_plan
+from stage2_train.loader import iterate
 from stage2_train.losses import IGNORE
-from stage2_train.methods.base import Method
-from stage2_train.networks import Networks
+from stage2_train.processes import require_single_process
 from stage2_train.pseudo_labels import Pseudo
 from stage2_train.run_files import load_networks, open_own_inputs, read_run_config, restore_method
 from stage2_train.text import Tokenizer
@@ -58,7 +63,9 @@ CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 def export_labels(
     run: str | Path, out: str | Path, *, batch: int = 16, limit: int = 0, root: str = "", quiet: bool = False
 ) -> dict[str, Any]:
-    """Write the pseudo-labels.
+    """Write the pseudo-labels, or go on where the same call was killed: the files become the same, byte for byte.
+
+    Batches are read as in training (`runtime.workers`, `runtime.prefetch`), ahead of the network.
 
     Args:
         run: Folder of a finished run.
@@ -73,15 +80,17 @@ def export_labels(
 
     Raises:
         DataError: An unfinished run, one whose method makes no pseudo-labels, data, priors or a teacher that are gone,
-            annotations or labels that are others than the run's, or a folder that holds labels already or a link to
-            other images, or that cannot be written to.
+            annotations or labels that are others than the run's, several processes, or a folder that holds labels
+            already, what another run, batch or limit has begun, or a link to other images, or cannot be written to.
     """
+    require_single_process("export-labels")
     run, out = Path(run), Path(out)
     config = read_run_config(run, root)
     if not config.uses_unlabelled:
         raise DataError(f"{run}: method {config.method} makes no pseudo-labels")
     folder = out / f"{config.data.dataset}-pseudo"
-    if (folder / "instances.json").exists():
+    begun = folder / PARTIAL
+    if (folder / "instances.json").exists() and not begun.exists():
         raise DataError(f"{folder} holds labels already; remove it or choose another folder")
     links = _image_links(out, config)
     _require_own_images(links)
@@ -89,39 +98,45 @@ def export_labels(
     networks = load_networks(run, config, device)
     method, inputs = restore_method(run, config), open_own_inputs(run, config, quiet=quiet)
     samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]
-    with disk_errors(folder, "the labels", "nothing was lost"):
+    identity = identity_of_labels(run, config, inputs, method, samples)
+    writing = partial(disk_errors, folder, "the labels", "those written are safe")
+    with writing():
         folder.mkdir(parents=True, exist_ok=True)
-    annotations: list[dict[str, Any]] = []
+        clean_partials(folder)
+        annotations = take_over(begun, identity, samples, batch=batch, limit=limit)
     fuses = config.method != "l2l" or config.l2l.use_spm  # else the prior is shown to the network alone
-    with torch.no_grad():
-        for pseudo, part in progress(
-            _pseudo(config, inputs, networks, method, samples, batch, device),
-            -(-len(samples) // batch),
-            "labels",
-            quiet,
-        ):
-            for index in range(len(pseudo.samples)):
-                annotations.append({"id": len(annotations) + 1, **_annotation(pseudo, part, index, fuses)})
-    _write(
-        folder, config, samples, annotations, {"run": run.name, "method": config.method, "seed": config.seed}
-    )
+    num_batches = -(-len(samples) // batch)
+    todo = range(-(-len(annotations) // batch), num_batches)
+    if todo:
+        source = inputs.source(_plan(config, batch), Tokenizer(config.segmentor))
+        parts = iterate(
+            _Reader(source, samples, batch),
+            todo,
+            workers=config.runtime.workers,
+            prefetch=config.runtime.prefetch,
+        )
+        with torch.no_grad(), writing(), begun.open("ab") as file:
+            for part in progress(parts, num_batches, "labels", quiet, unit="batch", initial=todo.start):
+                part = to_device(part, device)
+                pseudo = method.pseudo(networks, part)
+                made = [
+                    {"id": len(annotations) + 1 + index, **_annotation(pseudo, part, index, fuses)}
+                    for index in range(len(pseudo.samples))
+                ]
+                append(file, made)
+                annotations += made
     _link_images(links)
+    info = {"run": run.name, "method": config.method, "seed": config.seed}
+    with writing():
+        _write(folder, config, samples, annotations, info)
+        remove_synced(begun)
     return {"folder": str(folder), **_summary(annotations)}
 
 
-def _pseudo(
-    config: TrainConfig,
-    inputs: Inputs,
-    networks: Networks,
-    method: Method,
-    samples: Sequence[Sample],
-    batch: int,
-    device: torch.device,
-) -> Iterator[tuple[Pseudo, UnlabelledPart]]:
-    """What the method would teach for each batch of samples; nothing is drawn: no flip, no noise."""
-    plan = replace(
+def _plan(config: TrainConfig, batch: int) -> BatchPlan:
+    """Batches of a run in which nothing is drawn: no flip, no strong view."""
+    return replace(
         batch_plan(config),
-        batch_labelled=1,
         batch_unlabelled=batch,
         accumulation=1,
         cache_mib=0,
@@ -129,14 +144,17 @@ def _pseudo(
         strong=StrongConfig(operations=0),
         text=StrongTextConfig(table=config.text.table, candidates=0),
     )
-    source = inputs.source(plan, Tokenizer(config.segmentor))
-    labelled = inputs.split.labelled[0][:1]
-    for start in range(0, len(samples), batch):
-        made = source.of(labelled, samples[start : start + batch]).to(device)
-        part = made.unlabelled
-        assert part is not None
-        part = replace(part, noise_B2=torch.zeros_like(part.noise_B2))
-        yield method.pseudo(networks, part), part
+
+
+class _Reader:
+    """The key-th `batch` samples, without noise; picklable."""
+
+    def __init__(self, source: BatchSource, samples: Sequence[Sample], batch: int) -> None:
+        self.source, self.samples, self.batch = source, samples, batch
+
+    def __call__(self, key: int) -> UnlabelledPart:
+        part = self.source.unlabelled_of(self.samples[key * self.batch : (key + 1) * self.batch])
+        return replace(part, noise_B2=torch.zeros_like(part.noise_B2))
 
 
 def _annotation(pseudo: Pseudo, part: UnlabelledPart, index: int, fuses: bool) -> dict[str, Any]:
@@ -212,9 +230,8 @@ def _write(
         [_ref(sample, row["id"]) for sample, row in zip(samples, annotations, strict=True)], protocol=2
     )
     files = {f"refs({config.data.split_by}).p": refs, "instances.json": json.dumps(document).encode()}
-    with disk_errors(folder, "the labels", "nothing was lost"):
-        for name, data in files.items():
-            publish_file(folder / name, data)
+    for name, data in files.items():
+        publish_file(folder / name, data)
 
 
 def _image_links(out: Path, config: TrainConfig) -> dict[Path, Path]:

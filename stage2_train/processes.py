@@ -56,6 +56,22 @@ def start_accelerator() -> Accelerator:
     return accelerator
 
 
+def require_single_process(command: str) -> None:
+    """Refuse to be one of several processes that a launcher started: each would do, and write, all of the work.
+
+    Args:
+        command: What does its work alone, as the user calls it.
+
+    Raises:
+        DataError: The launcher was asked for several processes.
+    """
+    wanted = os.environ.get("WORLD_SIZE", "1")
+    if wanted != "1":
+        raise DataError(
+            f"{command} is the work of one process, and WORLD_SIZE is {wanted}: start it without torchrun"
+        )
+
+
 def _lost_by_accelerate() -> bool:
     """Whether `accelerate launch` wanted several processes: only then does it set the address they would meet at."""
     return "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ

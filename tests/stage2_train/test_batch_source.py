@@ -87,12 +87,12 @@ def test_words_are_mirrored_with_their_image(
         dataclasses.replace(refs[0][0], expression="star on the left")
         for refs in (source.split.labelled, source.split.unlabelled)
     )
-    batch = source.of([labelled], [unlabelled])
+    labelled_part = source._labelled([Draw(cycle=0, sample=labelled)])
+    unlabelled_part = source.unlabelled_of([unlabelled])
     ids_BT, token_mask_BT = source.tokenise([f"star on the {side}"])
     assert not equal(ids_BT, source.tokenise(["star on the top"])[0])
-    assert equal(batch.labelled.ids_BT, ids_BT)
-    assert batch.unlabelled is not None
-    weak_T, mask_T = batch.unlabelled.candidate_ids_BKT[0, 0], batch.unlabelled.candidate_mask_BKT[0, 0]
+    assert equal(labelled_part.ids_BT, ids_BT)
+    weak_T, mask_T = unlabelled_part.candidate_ids_BKT[0, 0], unlabelled_part.candidate_mask_BKT[0, 0]
     assert equal(weak_T[mask_T], ids_BT[token_mask_BT])
 
 

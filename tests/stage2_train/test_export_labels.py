@@ -3,7 +3,11 @@
 import contextlib
 import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,7 @@ from stage2_train.checkpoint import list_checkpoints, load_weights
 from stage2_train.config import RuntimeConfig
 from stage2_train.ema import EmaConfig
 from stage2_train.export_labels import export_labels
+from stage2_train.export_labels_partial import PARTIAL
 from stage2_train.inputs import open_inputs
 from stage2_train.method_facts import METHOD_FACTS
 from stage2_train.methods import METHODS
@@ -31,12 +36,55 @@ from stage2_train.run_files import load_networks, read_run_config
 from stage2_train.train import train
 from tests.stage2_train.miniature import plain_config
 
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = {"batch": 4, "limit": 14, "quiet": True}
+"""Three whole batches and a half one."""
+
 
 @pytest.fixture(scope="module")
 def exported(mini_run, tmp_path_factory):
     """Where the labels of the mini run lie, and what the export said."""
     out = tmp_path_factory.mktemp("labels")
     return out, export_labels(mini_run, out, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def short(mini_run, tmp_path_factory):
+    """The files of a short export that nothing interrupts."""
+    out = tmp_path_factory.mktemp("short")
+    export_labels(mini_run, out, **SHORT)
+    return files_of(out)
+
+
+@pytest.fixture
+def begun(mini_run, tmp_path, monkeypatch):
+    """Where a short export has made all its labels, and was interrupted before it wrote its files."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "_write", interrupt)
+        export_labels(mini_run, tmp_path / "out", **SHORT)
+    return tmp_path / "out" / "refshapes-pseudo" / PARTIAL
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Sentences that labels are made for, in order."""
+    seen, plain = [], module._annotation
+
+    def noted(pseudo, part, index, fuses):
+        seen.append(pseudo.samples[index].sample_id)
+        return plain(pseudo, part, index, fuses)
+
+    monkeypatch.setattr(module, "_annotation", noted)
+    return seen
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def files_of(out):
+    """The bytes of all files in the folder of the labels, by name."""
+    return {path.name: path.read_bytes() for path in (out / "refshapes-pseudo").iterdir()}
 
 
 def coco_of(folder):
@@ -168,12 +216,111 @@ def test_labels_of_a_packed_set_have_its_images(mini_run, mini_root, tmp_path):
 
 
 def test_a_file_in_the_place_of_the_folder_is_named_before_any_label_is_made(mini_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_pseudo", None)
+    monkeypatch.setattr(module, "iterate", None)
     (tmp_path / "out").write_text("")
     with pytest.raises(
         DataError, match="out/refshapes-pseudo: cannot write the labels: .*choose another folder"
     ):
         export_labels(mini_run, tmp_path / "out", limit=1, quiet=True)
+
+
+def test_an_export_killed_in_the_middle_ends_with_the_same_files(mini_run, tmp_path, short, made):
+    """A process of its own that kills itself in the middle of writing its third batch."""
+    lines = (
+        "import os, signal, sys",
+        "import stage2_train.export_labels as job",
+        "append, calls = job.append, []",
+        "def killing(file, records):",
+        "    calls.append(records)",
+        "    append(file, records[:1] if len(calls) == 3 else records)",
+        "    if len(calls) == 3:",
+        '        file.write(b\'{"id": 10, "image_id"\')',
+        "        file.flush()",
+        "        os.kill(os.getpid(), signal.SIGKILL)",
+        "job.append = killing",
+        "job.export_labels(*sys.argv[1:], batch=4, limit=14, quiet=True)",
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", "\n".join(lines), str(mini_run), str(out)]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = files_of(out)
+    assert left.keys() == {PARTIAL} and len(left[PARTIAL].splitlines()) == 1 + 9 + 1
+    partial = out / "refshapes-pseudo" / ".instances.json.elsewhere-1-00000000.partial"
+    partial.write_text("")
+    os.utime(partial, (0, 0))
+    answer = export_labels(mini_run, out, **SHORT)
+    assert answer["num"] == 14 and len(made) == 6
+    assert files_of(out) == short
+
+
+def test_an_export_goes_on_wherever_a_kill_has_torn_it(mini_run, begun, short, made):
+    """Also where nothing is left to do but to write the files, and where these are written already."""
+    whole, out = begun.read_bytes(), begun.parents[1]
+    ends = [place + 1 for place, byte in enumerate(whole) if byte == 10]
+    assert len(ends) == 1 + 14
+    cuts = {0: 0, ends[0] - 1: 0, ends[3] + 9: 0, ends[4]: 4, ends[14] - 1: 12, ends[14]: 14}
+    for cut, num_kept in cuts.items():
+        begun.write_bytes(whole[:cut])
+        del made[:]
+        export_labels(mini_run, out, **SHORT)  # beside the files of the cut before
+        assert len(made) == 14 - num_kept, cut
+        assert files_of(out) == short, cut
+
+
+def test_progress_counts_what_was_taken_over(mini_run, begun, capsys):
+    lines = begun.read_bytes().splitlines(keepends=True)
+    begun.write_bytes(b"".join(lines[:9]))
+    export_labels(mini_run, begun.parents[1], **{**SHORT, "quiet": False})
+    assert "labels: 4/4 batches (100%)" in capsys.readouterr().err
+    begun.write_bytes(b"".join(lines[:9]) + b"[]\n" + b"".join(lines[10:]))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "append", interrupt)
+        export_labels(mini_run, begun.parents[1], **{**SHORT, "quiet": False})
+    assert "labels: 2/4 batches (50%)" in capsys.readouterr().err
+    assert begun.read_bytes() == b"".join(lines[:9])
+
+
+def test_what_another_export_has_begun_is_refused_and_kept(mini_run, begun, tmp_path, short, made):
+    before, out = begun.read_bytes(), begun.parents[1]
+    del made[:]
+    for change in ({"batch": 7}, {"limit": 0}):
+        with pytest.raises(DataError, match=f"{PARTIAL}: was begun with --batch 4 --limit 14; give these"):
+            export_labels(mini_run, out, **{**SHORT, **change})
+    run = shutil.copytree(mini_run, tmp_path / "l2l")
+    with (run / "model" / "config.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(DataError, match=f"{PARTIAL}: holds labels of another run; choose another folder"):
+        export_labels(run, out, **SHORT)
+    assert files_of(out) == {PARTIAL: before} and not made
+    begun.unlink()
+    export_labels(run, out, **SHORT)
+    assert len(made) == 14 and files_of(out) == short
+
+
+def test_data_that_were_moved_since_go_on(mini_run, mini_root, begun, tmp_path, short, made):
+    data = shutil.copytree(mini_root / "data", tmp_path / "data")
+    run = shutil.copytree(mini_run, tmp_path / "moved" / "l2l")
+    (begun.parents[1] / "images").unlink()
+    del made[:]
+    export_labels(run, begun.parents[1], root=str(data), **SHORT)
+    assert not made and files_of(begun.parents[1]) == short
+
+
+def test_readers_in_processes_of_their_own_change_nothing(mini_run, tmp_path, short):
+    run = shutil.copytree(mini_run, tmp_path / "l2l")
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["runtime"]["workers"] = 1
+    (run / "config.json").write_text(json.dumps(record))
+    export_labels(run, tmp_path / "out", **SHORT)
+    assert files_of(tmp_path / "out") == short
+
+
+def test_one_of_several_processes_is_refused(mini_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DataError, match="export-labels is the work of one process, and WORLD_SIZE is 2"):
+        export_labels(mini_run, tmp_path / "out", **SHORT)
+    assert not (tmp_path / "out").exists()
 
 
 def test_refusals(exported, mini_run, mini_root, tmp_path):
