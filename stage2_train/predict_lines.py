@@ -30,6 +30,7 @@ from shared.jsonl_lines import ID, BadLine, Line
 from shared.runlog import ProgressBar, say
 from shared.store.publish import clean_partials, disk_errors, partial_path, publish_file
 from stage2_train.predict import Prediction, Predictor, file_stem, files_of, write_prediction
+from stage2_train.processes import require_single_process
 from stage2_train.run_files import model_folder
 from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME
 from stage2_train.text import TOKENIZER_FILES, say_unread
@@ -66,8 +67,9 @@ def predict_jsonl(
 
     Raises:
         DataError: An unusable model, a file that cannot be read or holds no line, or a folder that cannot be written
-            to or holds predictions of another network or file.
+            to or holds predictions of another network or file, or several processes.
     """
+    require_single_process("predict --jsonl")
     pairs, out = Path(pairs), Path(out)
     lines = read_pairs(pairs)
     network = hash_model(model_folder(Path(model)))

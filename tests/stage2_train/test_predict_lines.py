@@ -246,6 +246,13 @@ def test_rows_of_strange_shapes_are_dropped(mini_run, pairs, tmp_path, asked):
     assert [row["line"] for row in rows_of(out)] == [2, 3, 4, 5, 6]
 
 
+def test_several_processes_would_write_the_same_rows(mini_run, pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(DataError, match="predict --jsonl is the work of one process, and WORLD_SIZE is 4"):
+        predict_jsonl(mini_run, pairs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_overlays(mini_run, pairs, tmp_path, asked):
     out = tmp_path / "out"
     predict_jsonl(mini_run, pairs, out, with_overlay=False)
