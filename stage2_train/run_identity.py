@@ -5,7 +5,8 @@ config.json  recipe, settings, versions, hash of the code; fingerprints of the a
 split.json   labelled image ids, counts, and the hash of the masks that are learnt from
 
 A run is known by its settings and by the content of what it reads. Data, store and weights may be moved between starts:
-where they lie is noted, and is no part of what the run is.
+where they lie is noted, and is no part of what the run is. Neither is the collapse alarm, which decides nothing but
+whether a run stops.
 """
 
 import copy
@@ -97,8 +98,8 @@ def hash_pretrained(config: SegmentorConfig) -> dict[str, str]:
 def difference_of_run(folder: Path, record: Mapping[str, Any]) -> str:
     """What tells the run that a folder holds from one of this record, in words; "" if they are the same run.
 
-    What is not part of the method (`runtime`, where data, store and weights lie, number of processes, versions) may
-    differ. Pretrained files that cannot be found any more are compared by name.
+    What is not part of the method (`runtime`, `alarm`, where data, store and weights lie, number of processes,
+    versions) may differ. Pretrained files that cannot be found any more are compared by name.
 
     Raises:
         DataError: The folder's `config.json` cannot be read, or was written by no training.
@@ -174,7 +175,7 @@ def _set(config: Any, field: str, value: str) -> None:
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's record says of its method: settings, store, weights and annotations, and no place."""
     config = copy.deepcopy(_filled(record["config"]))
-    for name in ("runtime", "store", "cache_root"):
+    for name in ("runtime", "alarm", "store", "cache_root"):
         config.pop(name, None)
     if isinstance(config.get("data"), dict):
         config["data"].pop("root", None)
