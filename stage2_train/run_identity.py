@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shared.code_version import code_version
 from shared.config import apply_overrides, config_from_dict, config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
@@ -24,28 +23,9 @@ from shared.model_files import hash_files, model_files
 from shared.refer import ReferringDataset
 from stage2_train.config import TrainConfig
 from stage2_train.hub_models import pretrained_names, tower_names
+from stage2_train.run_code import own_code
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, SegmentorConfig
 from stage2_train.split import Split
-
-AFTERWARDS = (
-    "shared/cluster/",
-    "shared/console",
-    "shared/data_commands",
-    "shared/doctor",
-    "stage2_train/ablate",
-    "stage2_train/card_template",
-    "stage2_train/cluster_jobs",
-    "stage2_train/cluster_commands",
-    "stage2_train/commands",
-    "stage2_train/dry_run",
-    "stage2_train/export_labels",
-    "stage2_train/label_share",
-    "stage2_train/model_card",
-    "stage2_train/predict",
-    "stage2_train/report/",
-    "stage2_train/run_again",
-)
-"""Code that no weight and no score of a run depends on."""
 
 _HASHES = ("image_ids", "hash", "masks")
 """What `split.json` holds of labelled images and masks: too long for a message."""
@@ -72,7 +52,7 @@ def run_record(
         "data_fingerprint": data_fingerprint,
         "store": dict(store) if store else None,
         "pretrained": hash_pretrained(config.segmentor),
-        "code": code_version(("shared", "stage2_train"), AFTERWARDS),
+        "code": own_code(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "config": config_to_dict(config),
     }
@@ -146,6 +126,14 @@ def note_moved_weights(folder: Path, now: Mapping[str, Any]) -> None:
     record = read_json(folder / "config.json")
     both = set(record.get("pretrained") or {}) & set(now["pretrained"])
     _note(folder, record, {field: str(_get(now["config"], field)) for field in both})
+
+
+def note_new_start(folder: Path, now: Mapping[str, Any]) -> None:
+    """Let `config.json` say by what a run is trained that starts anew, after `require_same_run` found the same one."""
+    record = read_json(folder / "config.json")
+    trained_by = {name: now[name] for name in ("num_processes", "code", "versions")}
+    if {**record, **trained_by} != record:
+        write_json(folder / "config.json", {**record, **trained_by})
 
 
 def _note(folder: Path, record: dict[str, Any], places: Mapping[str, str]) -> None:
