@@ -22,6 +22,14 @@ def short(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
+def one_line(error: BaseException, most: int = 600) -> str:
+    """What an error says, in one line of at most `most` characters; its type too, if that is no `DataError`."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, DataError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def meant(word: str, known: Iterable[str]) -> str:
     """`; is 'x' meant?` for a message about a word that is not among those known, "" if none resembles it."""
     near = difflib.get_close_matches(word, list(known), n=1)

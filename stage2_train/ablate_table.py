@@ -6,14 +6,18 @@ Every figure is a score of finished cells at a named size of image; nothing is f
 import csv
 import io
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shared.json_files import read_json
+from shared.runlog import METRICS_FILE
 from stage2_train.ablate_grid import Cell, Grid
 from stage2_train.label_share import label_share, percent_text
+from stage2_train.report.lenient_json import read_jsonl
+from stage2_train.run_code import codes_of
 
 PRIOR = "frozen prior alone"
 """Name of the prior's row."""
@@ -80,10 +84,14 @@ def collect_labels(out: Path, done: Sequence[Cell]) -> dict[str, tuple[float, in
 
 
 def collect_codes(out: Path, done: Sequence[Cell]) -> dict[str, list[str]]:
-    """Names of the finished cells by the state of the code that began them; those that do not say are left out."""
+    """Names of the finished cells by the state of the code that trained them; those that do not say are left out.
+
+    A cell that one state began and another continued stands under both.
+    """
     found: dict[str, list[str]] = {}
     for cell in done:
-        if code := read_json(out / cell.name / "config.json").get("code", {}).get("sources"):
+        run = out / cell.name
+        for code in codes_of(read_json(run / "config.json"), read_jsonl(run / METRICS_FILE, [])):
             found.setdefault(code, []).append(cell.name)
     return found
 
@@ -281,11 +289,15 @@ def remarks(answer: Mapping[str, Any]) -> list[str]:
     codes = answer["codes"]
     if len(codes) > 1:
         most = max(codes, key=lambda code: len(codes[code]))
-        others = [name for code, names in codes.items() if code != most for name in names]
+        others = dict.fromkeys(name for code, names in codes.items() if code != most for name in names)
+        times = Counter(name for names in codes.values() for name in names)
+        mixed = [name for name, number in times.items() if number > 1]
         lines.append(
             f"WARNING: the cells were trained by {len(codes)} states of the code, "
             + ", ".join(f"{code} ({len(names)})" for code, names in codes.items())
-            + f": delete the folders of those to be trained again; not by {most}: {few(others, 5)}"
+            + (f"; begun by one and continued by another: {few(mixed, 5)}" if mixed else "")
+            + "; delete the folders of those to be trained again; not by "
+            + f"{most}{' alone' if mixed else ''}: {few(list(others), 5)}"
         )
     return lines
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from shared.errors import DataError
 
+_LOWER = "lower optim.lr (with muon: optim.muon.lr and optim.muon.adam_lr)"
+
 
 class CollapseError(DataError):
     """Training has collapsed; the message says what was seen."""
@@ -16,7 +18,8 @@ class AlarmConfig:
     """When a run is stopped because it has collapsed."""
 
     patience: int = 50
-    """Consecutive steps outside the bounds (a loss that is not finite stops at once); 0 never stops."""
+    """Consecutive steps outside the bounds; 0 never stops. A loss or gradient that is not finite stops at once, also
+    then."""
     grace_steps: int | None = None
     """First steps after the burn-in, in which the bounds do not count; None: a fiftieth of all steps, at least 100."""
     min_coverage: float = 0.02
@@ -57,7 +60,8 @@ class CollapseAlarm:
         for name, value in (("loss", loss), ("norm of the gradient", grad_norm)):
             if not math.isfinite(value):
                 raise CollapseError(
-                    f"step {step}: the {name} is {value}; lower optim.lr or set optim.grad_clip"
+                    f"step {step}: the {name} is {value}; {_LOWER}, or set optim.grad_clip, and train anew in another "
+                    "folder"
                 )
         config = self.config
         if not config.patience or step < self._first_step:
@@ -72,5 +76,7 @@ class CollapseAlarm:
             if self.strikes[name] >= config.patience:
                 raise CollapseError(
                     f"step {step}: pseudo-label {name} was outside {low}..{high} for {config.patience} steps "
-                    f"(now {value:.4g}): the run has collapsed; see the alarm settings"
+                    f"(now {value:.4g}): the run has collapsed; if such figures are expected (tiny objects, for "
+                    f"example), go on with --resume --set alarm.patience=0; else {_LOWER} and train anew in "
+                    "another folder"
                 )

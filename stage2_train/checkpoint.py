@@ -133,6 +133,17 @@ def load_weights(checkpoint: Path, name: str) -> dict[str, torch.Tensor]:
         raise DataError(f"{error}; delete {checkpoint}") from error
 
 
+def first_misfit(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> str:
+    """The first tensor by which weights do not fit a network, in words; "" if all do."""
+    own = module.state_dict()
+    for name, value in own.items():
+        if name not in weights:
+            return f"{name} is missing"
+        if weights[name].shape != value.shape:
+            return f"{name} has shape {tuple(weights[name].shape)}, the network {tuple(value.shape)}"
+    return next((f"the network has no {name}" for name in weights if name not in own), "")
+
+
 def load_object(checkpoint: Path, name: str) -> Any:
     """The nested value saved under `name`; nothing but tensors and plain containers is ever built.
 

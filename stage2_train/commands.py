@@ -56,7 +56,8 @@ def train(
         from stage2_train.dry_run import as_text, describe
 
         with only_answers_on_stdout():
-            plan = {"recipe": start.recipe, "run": str(folder), **describe(config, start.recipe)}
+            plan = describe(config, start.recipe, folder, resume=resume)
+            plan = {"recipe": start.recipe, "run": str(folder), **plan}
         show(plan, as_json, lambda made: f"run: {made['run']}\nrecipe: {made['recipe']}\n{as_text(made)}")
         return
     from stage2_train.processes import ended_together

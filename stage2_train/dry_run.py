@@ -5,38 +5,63 @@ Nothing is trained, and nothing is written but the memory of image hashes.
 
 import contextlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from shared.config import config_to_dict
 from shared.config_fields import config_fields, text_of_value
 from shared.errors import DataError
 from stage2_train.backbones.pretrained import where_pretrained
+from stage2_train.checkpoint import list_checkpoints, load_state
 from stage2_train.config import TrainConfig
 from stage2_train.inputs import open_inputs, say_lost_text, say_no_candidates
 from stage2_train.label_share import label_share, percent_text
 from stage2_train.params import count_parameters
 from stage2_train.recipes import RECIPES
+from stage2_train.run_files import has_ended, require_ended_as, require_resume, with_own_store
+from stage2_train.run_identity import (
+    require_same_run,
+    require_same_split,
+    run_record,
+    split_record,
+    with_recorded_pins,
+)
 from stage2_train.segmentor import require_fitting_weights
 from stage2_train.segmentor_config import PARTS
+from stage2_train.trackers import require_installed
 
 
-def describe(config: TrainConfig, recipe: str = "") -> dict[str, Any]:
+def describe(
+    config: TrainConfig, recipe: str = "", out: Path | None = None, *, resume: bool = False
+) -> dict[str, Any]:
     """Open all that a run reads, and count.
 
     Args:
         config: The run.
         recipe: The recipe that its settings are compared with; none if there is no such recipe.
+        out: Its folder, which is refused as a training would; None looks at none.
+        resume: Whether a run that is there may be gone on with.
 
     Returns:
         `changed` (by field, what the recipe says and what the run says), `labelled` (counts of the split), `store`
         (None if none is read), `pretrained`, `parameters`, `epochs` (passes over the unlabelled references; None if
-        they are not read) and `config`.
+        they are not read), `state` (where a run that may be gone on with stands, in words; else "") and `config`.
 
     Raises:
-        DataError: Missing or foreign data, split or store, or `segmentor.weights` that do not fit the network.
+        DataError: Missing or foreign data, split or store, `segmentor.weights` that do not fit the network, a tracker
+            that is not installed, or a folder of another run.
     """
-    inputs = open_inputs(config)
+    state = ""
+    if out is not None:
+        config = with_recorded_pins(out, config)
+        state = _state(config, out, resume=resume)
+    require_installed(config.runtime.trackers)
+    inputs = open_inputs(config if out is None else with_own_store(out, config))
     require_fitting_weights(config.segmentor)
+    if out is not None and (out / "config.json").is_file() and not has_ended(out):
+        data = inputs.dataset.fingerprint()
+        require_same_run(out, run_record(config, recipe, (), inputs.store, data, 1))
+        require_same_split(out, split_record(config, inputs.split, inputs.dataset))
     with contextlib.suppress(DataError):  # a tokenizer that is not there is said below
         say_lost_text(config, inputs.split)
         say_no_candidates(config, inputs)
@@ -64,8 +89,26 @@ def describe(config: TrainConfig, recipe: str = "") -> dict[str, Any]:
         "pretrained": where_pretrained(config.segmentor),
         "parameters": counts,
         "epochs": seen if config.uses_unlabelled else None,
+        "state": state,
         "config": config_to_dict(config),
     }
+
+
+def _state(config: TrainConfig, out: Path, *, resume: bool) -> str:
+    """Where the run of a folder stands, in words; "" of a new one.
+
+    Raises:
+        DataError: The folder holds a finished run of other settings or data, or an unfinished one and no `resume`.
+    """
+    if has_ended(out):
+        require_ended_as(out, config)
+        return "finished"
+    if (out / "config.json").is_file():
+        require_resume(out, resume=resume)
+    found = list_checkpoints(out / "checkpoints")
+    if resume and found:
+        return f"continues at step {load_state(found[-1])['step']:,} of {config.steps:,}"
+    return "starts anew" if resume else ""
 
 
 def as_text(plan: Mapping[str, Any]) -> str:
@@ -79,6 +122,7 @@ def as_text(plan: Mapping[str, Any]) -> str:
     policy = [f"{name} {counts[name]:,}" for name in ("actor", "critic") if name in counts]
     batch = f"{config['batch_labelled']} labelled + {config['batch_unlabelled'] if reads else 0} unlabelled samples"
     lines = [
+        *([f"state: {plan['state']}"] if plan["state"] else []),
         f"method: {config['method']}, seed {config['seed']}",
         "changes to the recipe:" + ("" if plan["changed"] else " none"),
         *(f"  {field}: {_quoted(old)} -> {_quoted(new)}" for field, (old, new) in plan["changed"].items()),

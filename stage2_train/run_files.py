@@ -4,6 +4,7 @@ config.json, split.json  written first: see `stage2_train.run_identity`
 checkpoints/             see `stage2_train.checkpoint`
 model/                   the finished network: model.safetensors, config.json, tokenizer and model card
 done.json                written last
+failed.json              why the last start ended before that, and after which step; removed by the next one
 """
 
 import copy
@@ -87,6 +88,18 @@ def open_own_inputs(folder: Path, config: TrainConfig, *, quiet: bool = False) -
 def has_ended(folder: Path) -> bool:
     """Whether a folder holds a run that was trained to its end."""
     return (folder / "config.json").is_file() and (folder / "done.json").is_file()
+
+
+def require_resume(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder with an unfinished run, unless it is to be gone on with.
+
+    Raises:
+        DataError: `resume` is False.
+    """
+    if not resume:
+        raise DataError(
+            f"{folder}: holds an unfinished run; --resume goes on with it, or choose another folder"
+        )
 
 
 def require_ended_as(folder: Path, config: TrainConfig, *, store_comes: bool = False) -> None:

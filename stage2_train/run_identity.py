@@ -5,7 +5,8 @@ config.json  recipe, settings, versions, hash of the code; fingerprints of the a
 split.json   labelled image ids, counts, and the hash of the masks that are learnt from
 
 A run is known by its settings and by the content of what it reads. Data, store and weights may be moved between starts:
-where they lie is noted, and is no part of what the run is.
+where they lie is noted, and is no part of what the run is. Neither is the collapse alarm, which decides nothing but
+whether a run stops.
 """
 
 import copy
@@ -15,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shared.code_version import code_version
 from shared.config import apply_overrides, config_from_dict, config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
@@ -23,28 +23,9 @@ from shared.model_files import hash_files, model_files
 from shared.refer import ReferringDataset
 from stage2_train.config import TrainConfig
 from stage2_train.hub_models import pretrained_names, tower_names
+from stage2_train.run_code import own_code
 from stage2_train.segmentor_config import EMBEDDED, EMBEDDED_FOLDER, SegmentorConfig
 from stage2_train.split import Split
-
-AFTERWARDS = (
-    "shared/cluster/",
-    "shared/console",
-    "shared/data_commands",
-    "shared/doctor",
-    "stage2_train/ablate",
-    "stage2_train/card_template",
-    "stage2_train/cluster_jobs",
-    "stage2_train/cluster_commands",
-    "stage2_train/commands",
-    "stage2_train/dry_run",
-    "stage2_train/export_labels",
-    "stage2_train/label_share",
-    "stage2_train/model_card",
-    "stage2_train/predict",
-    "stage2_train/report/",
-    "stage2_train/run_again",
-)
-"""Code that no weight and no score of a run depends on."""
 
 _HASHES = ("image_ids", "hash", "masks")
 """What `split.json` holds of labelled images and masks: too long for a message."""
@@ -71,7 +52,7 @@ def run_record(
         "data_fingerprint": data_fingerprint,
         "store": dict(store) if store else None,
         "pretrained": hash_pretrained(config.segmentor),
-        "code": code_version(("shared", "stage2_train"), AFTERWARDS),
+        "code": own_code(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in names}},
         "config": config_to_dict(config),
     }
@@ -97,8 +78,8 @@ def hash_pretrained(config: SegmentorConfig) -> dict[str, str]:
 def difference_of_run(folder: Path, record: Mapping[str, Any]) -> str:
     """What tells the run that a folder holds from one of this record, in words; "" if they are the same run.
 
-    What is not part of the method (`runtime`, where data, store and weights lie, number of processes, versions) may
-    differ. Pretrained files that cannot be found any more are compared by name.
+    What is not part of the method (`runtime`, `alarm`, where data, store and weights lie, number of processes,
+    versions) may differ. Pretrained files that cannot be found any more are compared by name.
 
     Raises:
         DataError: The folder's `config.json` cannot be read, or was written by no training.
@@ -147,6 +128,14 @@ def note_moved_weights(folder: Path, now: Mapping[str, Any]) -> None:
     _note(folder, record, {field: str(_get(now["config"], field)) for field in both})
 
 
+def note_new_start(folder: Path, now: Mapping[str, Any]) -> None:
+    """Let `config.json` say by what a run is trained that starts anew, after `require_same_run` found the same one."""
+    record = read_json(folder / "config.json")
+    trained_by = {name: now[name] for name in ("num_processes", "code", "versions")}
+    if {**record, **trained_by} != record:
+        write_json(folder / "config.json", {**record, **trained_by})
+
+
 def _note(folder: Path, record: dict[str, Any], places: Mapping[str, str]) -> None:
     """Write the record with other places, if they are others."""
     moved = {field: place for field, place in places.items() if _get(record["config"], field) != place}
@@ -174,7 +163,7 @@ def _set(config: Any, field: str, value: str) -> None:
 def identity_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's record says of its method: settings, store, weights and annotations, and no place."""
     config = copy.deepcopy(_filled(record["config"]))
-    for name in ("runtime", "store", "cache_root"):
+    for name in ("runtime", "alarm", "store", "cache_root"):
         config.pop(name, None)
     if isinstance(config.get("data"), dict):
         config["data"].pop("root", None)

@@ -2,11 +2,12 @@
 
 One process, or several started by `torchrun`; batch sizes in the config are global, so the number of processes changes
 speed, and two things more: each process draws dropout and stochastic depth for itself, and batch norms normalise over
-its own share of a micro-batch on CPUs (on GPUs over all shares). A run folder belongs to
-one configuration; an interrupted run goes on from its newest checkpoint and, on a CPU, ends with the same bits as one
-that was never interrupted. One that failed before it logged a step leaves no `config.json`: its folder is free for
-other settings. SIGTERM, SIGUSR1 and the first Ctrl-C write a checkpoint at the current step and end the process with
-`STOPPED`. A later start on the same folder ends an earlier one (`owner.py`).
+its own share of a micro-batch on CPUs (on GPUs over all shares). A run folder belongs to one configuration; an
+interrupted run goes on from its newest checkpoint and, on a CPU, ends with the same bits as one that was never
+interrupted. One that failed before it logged a step leaves no `config.json`: its folder is free for other settings.
+Why a start failed stands in `failed.json` until the next one. SIGTERM, SIGUSR1 and the first Ctrl-C write a checkpoint
+at the current step and end the process with `STOPPED`. A later start on the same folder ends an earlier one
+(`owner.py`).
 """
 
 from collections.abc import Sequence
@@ -17,20 +18,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from shared.errors import DataError
+from shared.errors import DataError, one_line
+from shared.grid_folders import FAILED_FILE
 from shared.json_files import read_json, write_json
 from shared.runlog import METRICS_FILE
 from shared.seeding import seed_of
 from shared.store.publish import disk_errors
-from stage2_train.checkpoint import list_checkpoints
+from stage2_train.checkpoint import list_checkpoints, load_state
 from stage2_train.config import TrainConfig
 from stage2_train.inputs import open_inputs, say_lost_text, say_no_candidates
 from stage2_train.owner import RunOwner
 from stage2_train.processes import on_any_process, start_accelerator
-from stage2_train.run_files import has_ended, require_ended_as, with_own_store
+from stage2_train.run_code import say_other_code
+from stage2_train.run_files import has_ended, require_ended_as, require_resume, with_own_store
 from stage2_train.run_identity import (
     note_moved_data,
     note_moved_weights,
+    note_new_start,
     require_same_run,
     require_same_split,
     run_record,
@@ -78,8 +82,8 @@ def train(
     accelerator = start_accelerator()
     # The first may have written the folder meanwhile.
     found = on_any_process(accelerator, found and accelerator.is_main_process)
-    if found and not resume:
-        raise DataError(f"{out}: holds an unfinished run; --resume goes on with it, or choose another folder")
+    if found:
+        require_resume(out, resume=resume)
     config.require_shares(accelerator.num_processes)
     inputs = open_inputs(with_own_store(out, config), quiet=quiet or not accelerator.is_main_process)
     model = new_network(config)  # refuses weights before the folder is this run's
@@ -92,11 +96,16 @@ def train(
     if accelerator.is_main_process:
         say_lost_text(config, inputs.split)
         say_no_candidates(config, inputs)
+        if found and list_checkpoints(out / "checkpoints"):
+            say_other_code(out)
     owner = _claim_folder(accelerator, out, config, record, split, data)
+    run: TrainingRun | None = None
     try:
-        return TrainingRun(config, out, owner, accelerator, inputs, model, quiet).to_the_end()
-    except Exception:
+        run = TrainingRun(config, out, owner, accelerator, inputs, model, quiet)
+        return run.to_the_end()
+    except Exception as error:
         if accelerator.is_main_process:
+            _record_failure(out, owner, error, run)
             _give_folder_back(out, owner)
         raise
 
@@ -132,11 +141,31 @@ def _claim_folder(
                 require_same_run(out, record)  # another process may have been first
                 note_moved_data(out, config.data.root, data)
                 note_moved_weights(out, record)
+                if not list_checkpoints(out / "checkpoints"):
+                    note_new_start(out, record)
             else:
                 write_json(out / "split.json", split)
                 write_json(out / "config.json", record)
+            (out / FAILED_FILE).unlink(missing_ok=True)  # of an earlier start
     accelerator.wait_for_everyone()
     return owner
+
+
+def _record_failure(out: Path, owner: RunOwner, error: Exception, run: TrainingRun | None) -> None:
+    """Note why a start failed, and how many steps were done; not in a folder that is another start's by now.
+
+    Args:
+        out: The folder; nothing is noted of a run that has ended.
+        owner: This start's claim on it.
+        error: What was raised.
+        run: What raised it; None if it failed while it was being built.
+    """
+    if has_ended(out):
+        return
+    kept = list_checkpoints(out / "checkpoints")
+    step = run.step if run is not None else load_state(kept[-1])["step"] if kept else 0
+    with suppress(DataError), owner.writing():
+        write_json(out / FAILED_FILE, {"reason": one_line(error), "step": step})
 
 
 def _give_folder_back(out: Path, owner: RunOwner) -> None:

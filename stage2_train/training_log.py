@@ -12,6 +12,7 @@ from shared.runlog import RunLog
 from shared.store.publish import disk_errors
 from stage2_train.config import TrainConfig
 from stage2_train.owner import RunOwner
+from stage2_train.run_code import own_code
 from stage2_train.trackers import open_trackers
 
 WriteLine = Callable[[str, int, dict[str, float]], None]
@@ -42,7 +43,13 @@ def training_log(
     with owner.writing():
         log = RunLog(out, tensorboard=runtime.tensorboard, resume_step=first)
         if first:
-            log.log(first, "resume", num_processes=accelerator.num_processes, torch=version("torch"))
+            log.log(
+                first,
+                "resume",
+                num_processes=accelerator.num_processes,
+                torch=version("torch"),
+                code=own_code()["sources"],
+            )
     settings = config_to_dict(config)
     with log, closing(open_trackers(runtime.trackers, out, settings, quiet=quiet)) as trackers:
 

@@ -13,13 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from shared.errors import DataError
-from shared.json_files import write_json
+from shared.errors import DataError, one_line
+from shared.json_files import read_json, write_json
 from shared.runlog import has_record, progress, say
 from shared.stopping import STOPPED, stop_flag
 from stage2_train.alarm import CollapseAlarm
 from stage2_train.batch_source import BatchSource
 from stage2_train.checkpoint import (
+    first_misfit,
     list_checkpoints,
     load_object,
     load_state,
@@ -39,6 +40,7 @@ from stage2_train.optim import broadcast_state, build_optimizer
 from stage2_train.owner import RunOwner
 from stage2_train.processes import mean_over_processes, on_any_process, require_same_step, say_emulated
 from stage2_train.pseudo_labels import Pseudo
+from stage2_train.run_code import code_of
 from stage2_train.run_files import export_model
 from stage2_train.scoring import score_samples, spaced, summarise
 from stage2_train.segmentor import ReferringSegmentor
@@ -265,19 +267,49 @@ class TrainingRun:
         self.accelerator.wait_for_everyone()
 
     def _load_newest(self) -> None:
-        """Take up the newest whole checkpoint, if there is one."""
+        """Take up the newest whole checkpoint, if there is one.
+
+        Raises:
+            DataError: It is of another network, optimiser or method than this code builds, or damaged.
+        """
         found = list_checkpoints(self.out / "checkpoints")
         if not found:
             return
         state = load_state(found[-1])
-        self.model.load_state_dict(load_weights(found[-1], "model"))
-        self.optimizer.load_state_dict(load_object(found[-1], "optimizer"))
-        self.method.load_state_dict(load_object(found[-1], "method"))
+        self._load_weights(self.model, found[-1], "model")
         if self.ema is not None:
-            self.ema.module.load_state_dict(load_weights(found[-1], "ema"))
+            self._load_weights(self.ema.module, found[-1], "ema")
             self.ema.num_updates = state["ema_updates"]
+        self._load_state(self.optimizer.load_state_dict, found[-1], "optimizer")
+        self._load_state(self.method.load_state_dict, found[-1], "method")
         self.alarm.strikes = dict(state["strikes"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+    def _load_weights(self, network: torch.nn.Module, checkpoint: Path, name: str) -> None:
+        weights = load_weights(checkpoint, name)
+        if misfit := first_misfit(network, weights):
+            raise self._other_code(checkpoint, "another network", f"{name}: {misfit}")
+        network.load_state_dict(weights)
+
+    def _load_state(self, load: Callable[[Any], None], checkpoint: Path, name: str) -> None:
+        kept = load_object(checkpoint, name)
+        try:
+            load(kept)
+        except (
+            RuntimeError,
+            KeyError,
+            ValueError,
+        ) as error:  # torch's words for other names, shapes or groups
+            raise self._other_code(
+                checkpoint, f"the state of another {name}", one_line(error, 120)
+            ) from error
+
+    def _other_code(self, checkpoint: Path, what: str, first: str) -> DataError:
+        began = code_of(read_json(self.out / "config.json"))
+        return DataError(
+            f"{self.out}: {checkpoint.name} has {what} than this code builds ({first}); check out the code that the "
+            f"run began with{f' ({began})' if began else ''}, or train anew in another folder"
+        )
 
     def _finish(self, last_scores: dict[str, float]) -> dict[str, Any]:
         """Export, then `done.json` last."""

@@ -58,4 +58,5 @@ def _in_a_line(path: Path, now: float | None) -> tuple[str, str]:
         return "failed", str(error)
     progress = status["progress"]
     far = [f"{name} {progress[name]}" for name in ("steps", "shards", "runs") if name in progress]
-    return status["state"], ", ".join([status["kind"], status["state"], *far])
+    why = [str(progress["failed"])] if status["state"] == "failed" and "failed" in progress else []
+    return status["state"], ", ".join([status["kind"], status["state"], *far, *why])

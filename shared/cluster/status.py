@@ -20,7 +20,7 @@ from shared.cluster.queue import ACTIVE, WAITING, Queue, ask_queue
 from shared.cluster.script import BEAT_S, START_MARK
 from shared.cluster.submit import jobs_folder, read_submitted
 from shared.errors import DataError
-from shared.grid_folders import GRID_FILE, cells_of, failure_of, is_finished, names_of
+from shared.grid_folders import FAILED_FILE, GRID_FILE, cells_of, failure_of, is_finished, names_of
 from shared.json_files import read_json
 from shared.runlog import METRICS_FILE, duration, read_records
 from shared.stopping import STOPPED
@@ -77,10 +77,12 @@ def status_of(target: Path, now: float | None = None) -> dict[str, Any]:
         done, progress = _run(target) if kind == "run" else _grid(target, tasks)
     if not tasks and not target.exists():
         raise DataError(f"{target}: not there, and no jobs were submitted for it")
+    state = _overall(done, tasks) if tasks else _state_here(target, kind, done)
+    progress.pop("failed" if state == "running" else "left", None)  # a start has yet to take up what failed
     return {
         "path": str(target),
         "kind": kind,
-        "state": _overall(done, tasks) if tasks else _state_here(target, kind, done),
+        "state": state,
         "progress": progress,
         "tasks": tasks,
     }
@@ -97,6 +99,8 @@ def _kind(target: Path, submitted: Sequence[Mapping[str, Any]]) -> str:
         return "store"
     jobs = {record["name"] for record in submitted}
     if (target / "config.json").is_file() or "train" in jobs:
+        return "run"
+    if (target / FAILED_FILE).is_file():  # a training that failed before its first step leaves nothing else
         return "run"
     is_grid = jobs or any((target / name).is_file() for name in (GRID_FILE, "table.json")) or cells_of(target)
     return "grid" if is_grid else ""
@@ -121,11 +125,12 @@ def _overall(done: bool, tasks: Sequence[Mapping[str, Any]]) -> str:
 def _state_here(target: Path, kind: str, done: bool) -> str:
     """One word for what no batch job does: a run or grid tells by its owner, if that lives on this machine."""
     runs = {"run": [target], "grid": cells_of(target)}.get(kind, [])
-    if any(is_written_here(run) for run in runs):
+    failed = [failure_of(run) is not None for run in runs]
+    if any(is_written_here(run) for run, over in zip(runs, failed, strict=True) if not over):
         return "running"
     if done:
         return "done"
-    return "failed" if any(failure_of(run) is not None for run in runs) else "unfinished"
+    return "failed" if any(failed) else "unfinished"
 
 
 def is_written_here(run: Path) -> bool:
@@ -137,6 +142,14 @@ def is_written_here(run: Path) -> bool:
         return False
     # numbers of processes come again
     return owner.get("host") == socket.gethostname() and b"train" in command
+
+
+def _host_of(run: Path) -> str | None:
+    """Where the process lives or lived that trains or scores a run; None if its folder does not say."""
+    try:
+        return str(json.loads((run / "owner.json").read_text(encoding="utf-8"))["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _store(path: Path) -> tuple[bool, dict[str, Any]]:
@@ -151,9 +164,10 @@ def _store(path: Path) -> tuple[bool, dict[str, Any]]:
 
 
 def _run(path: Path) -> tuple[bool, dict[str, Any]]:
-    config = path / "config.json"
+    config, reason = path / "config.json", failure_of(path)
+    failed = {} if reason is None or (path / "done.json").is_file() else {"failed": reason}
     if not config.is_file():
-        return False, {"steps": "0 (not begun)"}
+        return False, {"steps": "0 (not begun)", **failed}
     try:
         steps = json.loads(config.read_text(encoding="utf-8"))["config"]["steps"]
     except (ValueError, KeyError, TypeError) as error:
@@ -169,7 +183,7 @@ def _run(path: Path) -> tuple[bool, dict[str, Any]]:
     kept = int(saved[-1]) if saved else 0
     return done, {
         "steps": f"{max(step, kept)} of {steps}",  # a log may lag behind by some steps
-        **({} if done else _time_left(records, steps)),
+        **({} if done else failed or _time_left(records, steps)),
         "checkpoint": f"step {kept}" if saved else "none",
         "resumed": sum(record.get("kind") == "resume" for record in records),
         **_validation(records),
@@ -200,6 +214,7 @@ def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[st
     for (each call writes it at its end), and a call that goes on since then shows in the cells.
     """
     named = names_of(path)
+    hosts = {task["host"] for task in tasks if task["state"] == "running"}
     cells = dict.fromkeys(named, "not begun")
     for cell in cells_of(path):
         name = str(cell.relative_to(path))
@@ -210,7 +225,8 @@ def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[st
             cells[name] = "done" if is_finished(cell) else "trained"
         elif (cell / "config.json").is_file():
             progress = _run(cell)[1]
-            cells[name] = progress["steps"] + (f", {progress['left']} left" if "left" in progress else "")
+            alive = "left" in progress and (is_written_here(cell) or _host_of(cell) in hosts)
+            cells[name] = progress["steps"] + (f", {progress['left']} left" if alive else "")
     table = path / "table.json"
     if tasks:
         done = all(task["state"] == "done" for task in tasks)

@@ -137,6 +137,7 @@ def notices(
         + _shared_images(runs)
         + _partial(runs)
         + _unequal(runs)
+        + _mixed_code(runs)
         + _left_out(left_out)
         + _files(runs)
     )
@@ -287,7 +288,7 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
         "annotations": [_text(run.config.get("data_fingerprint")) for run in runs],
         "share of labels": [_text(run.fraction) for run in runs],
         "weak labels": [run.weak_label or "none" for run in runs],
-        "code": [_text(run.code) for run in runs],
+        "code": [_text(*run.codes) for run in runs],
         "labelled images (split hash)": [_text(run.split.get("hash")) for run in runs],
         "prior store": [_text(run.store.get("fingerprint")) for run in runs if run.store],
         "global batch": [_text(run.config.get("global_batch")) for run in runs],
@@ -306,6 +307,21 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
             title="The runs differ in more than the method",
             text=f"They do not share: {', '.join(differ)}. See “How this was made” for the values; "
             "the hash of a ground truth is `masks` in `eval/<split>.json`.",
+        )
+    ]
+
+
+def _mixed_code(runs: list[RunData]) -> list[Notice]:
+    """Runs that one state of the code began and another went on with."""
+    names = [run.name for run in runs if len(run.codes) > 1]
+    if not names:
+        return []
+    return [
+        Notice(
+            level="warn",
+            title="Trained by more than one state of the code",
+            text=f"{_names(names)}: begun by one and continued by another; see “How this was made”. Neither state "
+            "alone gives these figures again.",
         )
     ]
 

@@ -108,7 +108,7 @@ def _facts(run: RunData) -> dict[str, str]:
         "prior store, fingerprint": _text(run.store.get("fingerprint")) if run.store else "none",
         "global batch": _batch_text(run.config.get("global_batch")),
         "processes": ", then ".join(map(str, run.num_processes)) or "–",
-        "code": run.code or "–",
+        "code": ", then ".join(run.codes) or "–",
         "optimiser steps": "–" if step is None else f"{step:,.0f}",
         "wall time": _wall_text(run),
         "finished": "yes" if run.done else "no",

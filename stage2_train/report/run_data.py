@@ -14,6 +14,7 @@ import numpy as np
 
 from stage2_train.label_share import label_share
 from stage2_train.report.lenient_json import read_jsonl
+from stage2_train.run_code import codes_of
 from stage2_train.run_identity import identity_of
 
 SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
@@ -24,7 +25,16 @@ FIELDS = tuple(
 )
 """Figures of a sentence that the report reads."""
 
-_SAYS_NOTHING = ("seed=", "split_seed=", "fraction=", "runtime.", "store=", "cache_root=", "data.root=")
+_SAYS_NOTHING = (
+    "seed=",
+    "split_seed=",
+    "fraction=",
+    "runtime.",
+    "alarm.",
+    "store=",
+    "cache_root=",
+    "data.root=",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,10 +185,9 @@ class RunData:
         return str(self.split.get("weak_label") or "")
 
     @property
-    def code(self) -> str:
-        """Hash of the source files that began the run; empty if it does not say."""
-        code = self.config.get("code")
-        return str(code.get("sources", "")) if isinstance(code, dict) else ""
+    def codes(self) -> tuple[str, ...]:
+        """Hashes of the source files that trained the run, in order; none if it does not say."""
+        return codes_of(self.config, self.metrics)
 
     @property
     def num_processes(self) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shared.runlog import RunLog
 from stage2_train.ablate_grid import Grid, read_grid
 from stage2_train.ablate_table import (
     METRICS,
@@ -119,6 +120,14 @@ def test_cells_are_told_apart_by_the_code_that_began_them(grid: Grid, tmp_path: 
         (tmp_path / cell.name / "config.json").write_text(json.dumps({"code": code}))
     names = [cell.name for cell in grid.cells]
     assert collect_codes(tmp_path, grid.cells[:3]) == {"aaaa": [names[0]], "bbbb": [names[1]]}
+    with RunLog(tmp_path / names[0], tensorboard=False) as log:
+        for step, code in (
+            (2, "cccc"),
+            (2, "bbbb"),
+            (4, "aaaa"),
+        ):  # of two starts at a step the first left nothing
+            log.log(step, "resume", num_processes=1, code=code)
+    assert collect_codes(tmp_path, grid.cells[:3]) == {"aaaa": [names[0]], "bbbb": names[:2]}
 
 
 def test_each_store_has_a_prior_of_its_own(grid: Grid) -> None:
@@ -227,6 +236,17 @@ def test_text_shows_scores_prior_and_what_is_missing(grid: Grid) -> None:
         (
             {"codes": {"aaaa": [*"abcdefghi"], "bbbb": [*"nopqrst"]}},
             ["not by aaaa: n, o, p, q, r and 2 more"],
+        ),
+        (
+            {"codes": {"aaaa": [*"abc"], "bbbb": [*"bd"], "cccc": ["b"]}},
+            [
+                "3 states of the code, aaaa (3), bbbb (2), cccc (1); begun by one and continued by another: b; ",
+                "not by aaaa alone: b, d",
+            ],
+        ),
+        (
+            {"codes": {"aaaa": ["a"], "bbbb": ["a"]}},
+            ["WARNING", "continued by another: a; ", "aaaa alone: a"],
         ),
     ],
 )

@@ -18,8 +18,9 @@ def test_alarm_counts_steps_in_a_row() -> None:
         alarm.check(step, 1.0, shares)
     with pytest.raises(
         CollapseError, match=r"step 7: pseudo-label coverage was outside 0\.1\.\.1\.0 for 3 steps"
-    ):
+    ) as stopped:
         alarm.check(7, 1.0, empty)
+    assert "go on with --resume --set alarm.patience=0; else lower optim.lr" in str(stopped.value)
 
 
 @pytest.mark.parametrize("foreground", [0.0, 0.99])
@@ -40,6 +41,8 @@ def test_a_loss_that_is_no_number_stops_at_once(loss: float) -> None:
 def test_an_alarm_without_patience_is_off_and_each_share_is_counted_for_itself() -> None:
     bad = {"coverage": 0.0, "foreground": 1.0}
     CollapseAlarm(AlarmConfig(patience=0)).check(0, 1.0, bad)
+    with pytest.raises(CollapseError, match="step 0: the loss is nan; lower optim.lr .* in another folder"):
+        CollapseAlarm(AlarmConfig(patience=0)).check(0, float("nan"), bad)
     alarm = CollapseAlarm(AlarmConfig(patience=3))
     for shares in (bad, bad, {"coverage": 0.9, "foreground": 0.1}, {"coverage": 0.0, "foreground": 0.1}, bad):
         alarm.check(0, 1.0, shares)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from shared.errors import DataError
 from stage2_train import checkpoint
 from stage2_train.checkpoint import (
+    first_misfit,
     list_checkpoints,
     load_object,
     load_state,
@@ -39,6 +40,23 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(weights["a"], torch.full((2, 3), 7.0)) and torch.equal(weights["b"], torch.arange(4))
     assert torch.equal(load_object(path, "optimizer")["state"][0]["m"], torch.ones(2))
     assert (load_state(path)["step"], load_state(path)["seconds"]) == (7, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ""),
+        ({"bias": None}, "bias is missing"),
+        ({"weight": torch.zeros(2, 4)}, "weight has shape (2, 4), the network (2, 3)"),
+        ({"scale": torch.zeros(2)}, "the network has no scale"),
+    ],
+)
+def test_what_does_not_fit_a_network_is_named(changes: dict[str, torch.Tensor | None], said: str) -> None:
+    network = torch.nn.Linear(3, 2)
+    weights = {
+        name: value for name, value in {**network.state_dict(), **changes}.items() if value is not None
+    }
+    assert first_misfit(network, weights) == said
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -129,8 +129,10 @@ def test_a_run_goes_on_and_starts_another_without_its_recipe(l2l, mini_run, tmp_
     """The finished run is the very one that its folder holds; the new one's record says what it is."""
     assert l2l("train", "--resume", "--out", mini_run).out == f"{mini_run}: finished before, nothing to do\n"
     assert l2l("train", mini_run, "--resume").out == f"{mini_run}: finished before, nothing to do\n"
-    ran = l2l("train", "--resume", "--out", mini_run, "--set", "steps=3")
-    assert ran.status == 2 and "steps is 2 there, 3 now" in ran.err
+    assert "state: finished\n" in l2l("train", "--resume", "--out", mini_run, "--dry-run").out
+    for dry_run in ([], ["--dry-run"]):
+        ran = l2l("train", "--resume", "--out", mini_run, "--set", "steps=3", *dry_run)
+        assert ran.status == 2 and "steps is 2 there, 3 now" in ran.err and ran.out == ""
     ran = l2l("train", mini_run, "--set", "steps=1", "--out", tmp_path / "new", "--quiet")
     assert ran.status == 0, ran.err
     old, new = (json.loads((run / "config.json").read_text()) for run in (mini_run, tmp_path / "new"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -74,6 +75,25 @@ def test_a_damaged_record_is_named(mini_run: Path, tmp_path: Path) -> None:
             read_run_config(tmp_path)
         with pytest.raises(DataError, match=r"config\.json: "):
             require_same_run(tmp_path, now)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        (["alarm.patience=0", "alarm.grace_steps=7", "runtime.workers=1", "runtime.log_every=3"], ""),
+        (["accumulation=2"], r"accumulation is 1 there, 2 now"),
+        (["eval_every=1"], r"eval_every is 0 there, 1 now"),
+        (["precision=bf16"], r"precision is 'fp32' there, 'bf16' now"),
+    ],
+)
+def test_what_may_change_when_a_run_is_gone_on_with(
+    mini_root: Path, mini_run: Path, changes: list[str], refused: str
+) -> None:
+    """The number of processes too; a method's own settings, and how often it is validated, may not."""
+    record = json.loads((mini_run / "config.json").read_text())
+    config = apply_overrides(read_run_config(mini_run), changes)
+    now = run_record(config, "", (), record["store"], record["data_fingerprint"], 4)
+    assert re.fullmatch(refused, difference_of_run(mini_run, now)) is not None
 
 
 def test_a_run_outlives_a_move_of_its_weights(mini_root: Path, tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shared.cluster.status import status_of
 from shared.config import apply_overrides
 from shared.errors import DataError
+from shared.grid_folders import FAILED_FILE
 from shared.json_files import read_json
 from shared.runlog import RunLog, read_records
 from shared.stopping import STOPPED
@@ -32,7 +34,9 @@ from stage2_train.methods import METHODS
 from stage2_train.owner import RunOwner
 from stage2_train.pseudo_labels import Pseudo
 from stage2_train.recipes import RECIPES
+from stage2_train.run_code import codes_of
 from stage2_train.run_files import load_model, read_run_config, restore_method
+from stage2_train.segmentor import build_segmentor
 from stage2_train.segmentor_config import tiny_config
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, plain_config, write_priors
@@ -105,6 +109,7 @@ def stopped_after(
         with pytest.raises(SystemExit) as stopped:
             train(config, out, quiet=True)
     assert stopped.value.code == STOPPED == 75
+    assert not (out / FAILED_FILE).exists(), "a stop is no failure"
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +286,7 @@ def test_a_run_that_was_taken_over_in_its_validation_asks_for_no_other_start(
     with pytest.raises(DataError, match="taken over by process"):
         train(config, tmp_path / "run", quiet=True)
     assert not [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "val"]
+    assert not (tmp_path / "run" / FAILED_FILE).exists(), "the folder is the other's"
 
 
 def test_ctrl_c_stops_a_training_in_order(
@@ -448,6 +454,7 @@ def test_other_labels_are_refused(mini_root: Path, whole_run: Path, tmp_path: Pa
         with pytest.raises(DataError, match="split.json: the data carry other labels .*num_refs is"):
             train(config, out, quiet=True)
         (out / "done.json").unlink(missing_ok=True)
+    assert not (out / FAILED_FILE).exists(), "a start that is refused leaves nothing"
 
 
 def test_wrong_inputs_leave_no_folder(mini_root: Path, tmp_path: Path) -> None:
@@ -504,6 +511,106 @@ def test_dry_run_says_what_is_not_as_the_recipe_has_it(mini_root: Path) -> None:
     assert "changes to the recipe: none" in as_text(describe(config_of(mini_root)))
 
 
+def test_dry_run_refuses_what_a_training_would(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says where a run stands that may be gone on with."""
+    config, out = config_of(mini_root), tmp_path / "run"
+    assert describe(config, "", out)["state"] == ""
+    assert describe(config, "", out, resume=True)["state"] == "starts anew" and not out.exists()
+    stopped_after(config, out, 2, monkeypatch)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    plan = describe(apply_overrides(config, ["alarm.patience=9", "runtime.workers=1"]), "", out, resume=True)
+    assert plan["state"] == "continues at step 2 of 6"
+    assert "state: continues at step 2 of 6" in as_text(plan).splitlines()
+    refused = [(config, False, "holds an unfinished run; --resume goes on")]
+    other = apply_overrides(config, ["optim.lr=0.5"])
+    refused.append((other, True, r"belongs to another run \(optim.lr is 0.002 there, 0.5 now\)"))
+    for start in (train, functools.partial(describe, recipe="")):
+        for asked, resume, said in refused:
+            with pytest.raises(DataError, match=said):
+                start(asked, out=out, resume=resume)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    split = read_json(out / "split.json")
+    (out / "split.json").write_text(json.dumps({**split, "num_refs": split["num_refs"] - 1}))
+    with pytest.raises(DataError, match="the data carry other labels"):
+        describe(config, "", out, resume=True)
+    shutil.rmtree(out / "checkpoints")
+    (out / "split.json").write_text(json.dumps(split))
+    assert describe(config, "", out, resume=True)["state"] == "starts anew"
+    (out / "done.json").write_text("{}")
+    assert describe(config, "", out)["state"] == "finished"
+    with pytest.raises(DataError, match="belongs to another run"):
+        describe(other, "", out)
+
+
+# --- another state of the code -----------------------------------------------------------------------------------
+
+
+OTHER_CODE = {"version": "", "sources": "b" * 12}
+
+
+def test_a_run_gone_on_with_by_other_code_says_so(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = config_of(mini_root, eval_every=0), tmp_path / "run"
+    stopped_after(config, out, 1, monkeypatch)
+    stopped_after(config, out, 1, monkeypatch)
+    assert "began with code" not in capsys.readouterr().err
+    monkeypatch.setattr("stage2_train.run_code.code_version", lambda *arguments: OTHER_CODE)
+    train(config, out, quiet=True)
+    record, log = read_json(out / "config.json"), read_records(out / "metrics.jsonl")
+    began = record["code"]["sources"]
+    assert f"note: this run began with code {began}, this is {'b' * 12}\n" in capsys.readouterr().err
+    assert [(r["step"], r["code"]) for r in log if r["kind"] == "resume"] == [(1, began), (2, "b" * 12)]
+    assert codes_of(record, log) == (began, "b" * 12)
+
+
+def test_a_run_that_starts_anew_is_of_the_code_that_starts_it(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was killed before its first checkpoint: nothing of it goes into the network."""
+    from stage2_train import training_run as module
+
+    config, out = config_of(mini_root), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "save_checkpoint", _interrupted)
+        train(config, out, quiet=True)
+    began = read_json(out / "config.json")
+    monkeypatch.setattr("stage2_train.run_code.code_version", lambda *arguments: OTHER_CODE)
+    train(config, out, quiet=True)
+    record = read_json(out / "config.json")
+    assert record == began | {"code": OTHER_CODE} and began["code"] != OTHER_CODE
+    assert codes_of(record, read_records(out / "metrics.jsonl")) == ("b" * 12,)
+    assert "began with code" not in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_network_is_refused_in_one_line(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = config_of(mini_root, eval_every=0, steps=3), tmp_path / "run"
+    stopped_after(config, out, 2, monkeypatch)
+    began = read_json(out / "config.json")["code"]["sources"]
+    remedy = f"; check out the code that the run began with ({began}), or train anew in another folder"
+    wide = dataclasses.replace(config.segmentor, decoder_width=16)
+
+    def sgd(model: torch.nn.Module, *arguments: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([next(model.parameters())], lr=1.0)
+
+    for name, other, said in (
+        ("stage2_train.train.new_network", lambda config: build_segmentor(wide), "another network"),
+        ("stage2_train.training_run.build_optimizer", sgd, "the state of another optimizer"),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(DataError) as refused:
+            patch.setattr(name, other)
+            train(config, out, quiet=True)
+        message = str(refused.value)
+        assert message.startswith(f"{out}: step_00000002 has {said} than this code builds (")
+        assert message.endswith(remedy) and "\n" not in message and len(message) < 500
+        assert read_json(out / FAILED_FILE) == {"reason": message, "step": 2}
+    assert train(config, out, quiet=True)["step"] == 3 and not (out / FAILED_FILE).exists()
+
+
 # --- collapse ----------------------------------------------------------------------------------------------------
 
 
@@ -535,9 +642,32 @@ def test_a_collapsed_run_stops_with_its_reason(
     mini_root: Path, tmp_path: Path, share: str, bounds: dict[str, float]
 ) -> None:
     alarm = AlarmConfig(patience=2, grace_steps=0, **{"min_foreground": 0.0, "max_foreground": 1.0, **bounds})
-    with pytest.raises(CollapseError, match=f"step 1: pseudo-label {share} was outside .* for 2 steps"):
-        train(config_of(mini_root, alarm=alarm), tmp_path / "run", quiet=True)
-    assert not (tmp_path / "run" / "done.json").exists()
+    run = tmp_path / "run"
+    with pytest.raises(
+        CollapseError, match=f"step 1: pseudo-label {share} was outside .* for 2 steps"
+    ) as stopped:
+        train(config_of(mini_root, alarm=alarm), run, quiet=True)
+    assert not (run / "done.json").exists()
+    assert read_json(run / FAILED_FILE) == {"reason": str(stopped.value), "step": 1}
+    status = status_of(run)
+    assert (status["state"], status["progress"]["failed"]) == ("failed", str(stopped.value))
+    assert "left" not in status["progress"]
+
+
+def test_a_run_that_the_alarm_stopped_goes_on_with_the_alarm_off(mini_root: Path, tmp_path: Path) -> None:
+    """As if there had been none."""
+    runtime = dataclasses.replace(RUNTIME, checkpoint_every=1)
+    config, run = config_of(mini_root, eval_every=0, steps=3, runtime=runtime), tmp_path / "run"
+    alarm = AlarmConfig(patience=2, grace_steps=0, min_coverage=1.0)
+    with pytest.raises(CollapseError, match="--resume --set alarm.patience=0"):
+        train(dataclasses.replace(config, alarm=alarm), run, quiet=True)
+    assert list_checkpoints(run / "checkpoints")[-1].name == "step_00000001"
+    off = dataclasses.replace(alarm, patience=0)
+    train(dataclasses.replace(config, alarm=off), run, quiet=True)
+    assert not (run / FAILED_FILE).exists()
+    train(config, tmp_path / "whole", quiet=True)
+    assert figures(run) == figures(tmp_path / "whole")
+    assert equal(dict(load_model(run).state_dict()), dict(load_model(tmp_path / "whole").state_dict()))
 
 
 @pytest.mark.parametrize(("patience", "grace"), [(2, 0), (1, 1)])
@@ -728,7 +858,7 @@ def test_a_method_with_a_fact_forgotten_says_which_and_leaves_the_folder_free(
     monkeypatch.setitem(METHOD_FACTS, method, facts)
     with pytest.raises(DataError, match=f"set {fact}=True for it in METHOD_FACTS"):
         train(plain_config(mini_root, method, runtime=RUNTIME), tmp_path, quiet=True)
-    assert not (tmp_path / "config.json").exists()
+    assert not (tmp_path / "config.json").exists() and status_of(tmp_path)["state"] == "failed"
     other = plain_config(mini_root, "supervised", runtime=RUNTIME, steps=1)
     assert train(other, tmp_path, resume=False, quiet=True)["step"] == 1
 
@@ -739,10 +869,10 @@ def test_a_run_that_failed_after_a_checkpoint_keeps_its_folder(
     config = plain_config(mini_root, "supervised", runtime=RUNTIME)
 
     def fails(*arguments: Any) -> float:
-        raise DataError("as the schedule has it")
+        raise RuntimeError("as the schedule\n has it")
 
     monkeypatch.setattr("stage2_train.training_run.TrainingRun._figures", fails)
-    with pytest.raises(DataError, match="as the schedule has it"):
+    with pytest.raises(RuntimeError, match="as the schedule"):
         train(
             dataclasses.replace(
                 config, runtime=dataclasses.replace(RUNTIME, checkpoint_every=1, log_every=2)
@@ -751,6 +881,7 @@ def test_a_run_that_failed_after_a_checkpoint_keeps_its_folder(
             quiet=True,
         )
     assert list_checkpoints(tmp_path / "checkpoints")
+    assert read_json(tmp_path / FAILED_FILE) == {"reason": "RuntimeError: as the schedule has it", "step": 2}
     monkeypatch.undo()
     with pytest.raises(DataError, match="belongs to another run"):
         train(dataclasses.replace(config, seed=5), tmp_path, quiet=True)
@@ -786,5 +917,5 @@ def test_a_failure_while_a_finished_run_is_tidied_leaves_it_finished(
     monkeypatch.setattr("stage2_train.training_run.shrink_checkpoint", torn)
     with pytest.raises(DataError, match="the disk is gone"):
         train(config, tmp_path, quiet=True)
-    assert not list_checkpoints(tmp_path / "checkpoints")
+    assert not list_checkpoints(tmp_path / "checkpoints") and not (tmp_path / FAILED_FILE).exists()
     assert train(config, tmp_path, quiet=True)["already_finished"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from shared.cluster import status as module
+from shared.cluster.overview import overview_of
 from shared.cluster.queue import Queue
 from shared.cluster.status import SILENT_S, format_status, status_of
 from shared.errors import DataError
@@ -52,6 +54,18 @@ def task(folder, name, number, job, state, status=0, *, said="", restarts=0, age
     file = folder / f"{name}.{number}.json"
     file.write_text(json.dumps(record))
     os.utime(file, (NOW - age, NOW - age))
+
+
+@pytest.fixture
+def trainer():
+    """What `owner.json` of a run says whose training lives on this machine, until the process is killed."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "train"])
+    try:
+        wait_until(lambda: b"train" in Path(f"/proc/{process.pid}/cmdline").read_bytes())
+        yield {"host": socket.gethostname(), "pid": process.pid}
+    finally:
+        process.kill()
+        process.wait()
 
 
 def store(path, shards):
@@ -275,10 +289,11 @@ def test_jobs_that_wait_need_no_product_yet(tmp_path):
     assert status_of(tmp_path / "run", NOW)["kind"] == "run"
 
 
-def test_what_is_left_of_a_run_follows_its_latest_pace(tmp_path):
+def test_what_is_left_of_a_run_follows_its_latest_pace(tmp_path, trainer):
     """Seconds count on over restarts; the first, slow records of a long log are forgotten."""
     run = tmp_path / "runs" / "a" / "fraction-0.1" / "seed-1"
     run.mkdir(parents=True)
+    (run / "owner.json").write_text(json.dumps(trainer))
     (run / "config.json").write_text(json.dumps({"config": {"steps": 130}}))
     with RunLog(run, tensorboard=False) as log:
         log.log(10, "train", loss=0.5, seconds=1000.0)
@@ -294,6 +309,66 @@ def test_what_is_left_of_a_run_follows_its_latest_pace(tmp_path):
     }
     (run / "done.json").write_text("{}")
     assert "left" not in status_of(run)["progress"]
+
+
+def test_of_a_run_that_nobody_trains_no_time_is_left(tmp_path, trainer):
+    """Neither here nor in a job; that a cell is trained in a job is known by the machines of the jobs that run."""
+    grid = tmp_path / "grid"
+    cell = grid / "a" / "fraction-0.1" / "seed-1"
+    cell.mkdir(parents=True)
+    (cell / "config.json").write_text(json.dumps({"config": {"steps": 130}}))
+    with RunLog(cell, tensorboard=False) as log:
+        for step in (10, 20, 30):
+            log.log(step, "train", loss=0.5, seconds=float(step))
+
+    def left():
+        shown = status_of(grid, NOW)["progress"]["cells"]["a/fraction-0.1/seed-1"]
+        return "left" in status_of(cell, NOW)["progress"], shown.partition(", ")[2]
+
+    assert left() == (False, "")
+    (cell / "owner.json").write_text(json.dumps(trainer))
+    assert left() == (True, "about 1 min 40 s left")
+    (cell / "owner.json").write_text(json.dumps({"host": "n1", "pid": 1}))
+    assert left() == (False, "")
+    submitted(grid / "jobs", 1, "ablate", "5", [0])
+    task(grid / "jobs", "ablate", 0, "5", "running")
+    assert left() == (False, "about 1 min 40 s left")
+    task(grid / "jobs", "ablate", 0, "5", "ended", 1, said="error: no disk")
+    assert left() == (False, "")
+
+
+def test_a_run_that_failed_says_why_until_it_is_gone_on_with(tmp_path, trainer):
+    run, failure = tmp_path / "runs" / "one", {"reason": "step 5: the loss is nan", "step": 5}
+    run.mkdir(parents=True)
+    (run / "failed.json").write_text(json.dumps(failure))
+    status = status_of(run)
+    assert (status["kind"], status["state"]) == ("run", "failed"), "it left nothing else: no step was done"
+    assert status["progress"] == {"steps": "0 (not begun)", "failed": failure["reason"]}
+    (run / "config.json").write_text(json.dumps({"config": {"steps": 9}}))
+    with RunLog(run, tensorboard=False) as log:
+        for step in (1, 3, 5):
+            log.log(step, "train", loss=0.5, seconds=float(step))
+    (run / "owner.json").write_text(
+        json.dumps(trainer)
+    )  # a number that came again, or a process that lives on
+    status = status_of(run)
+    assert status["state"] == "failed" and "left" not in status["progress"]
+    assert "  failed: step 5: the loss is nan" in format_status(status).splitlines()
+    found = overview_of(tmp_path / "runs")
+    assert found["state"] == "failed"
+    assert found["progress"]["holds"] == {"one": "run, failed, steps 5 of 9, step 5: the loss is nan"}
+    (run / "failed.json").unlink()
+    status = status_of(run)
+    assert status["state"] == "running" and status["progress"]["left"] == "about 4 s"
+    (run / "failed.json").write_text(json.dumps(failure))
+    submitted(run / "jobs", 1, "train", "7", [0])
+    task(run / "jobs", "train", 0, "7", "running")
+    status = status_of(run, NOW)
+    assert status["state"] == "running" and "failed" not in status["progress"], "a job goes on with it"
+    task(run / "jobs", "train", 0, "7", "ended", 1, said="error: no disk")
+    assert status_of(run, NOW)["progress"]["failed"] == failure["reason"]
+    (run / "done.json").write_text("{}")
+    assert status_of(run, NOW)["state"] == "done" and "failed" not in status_of(run, NOW)["progress"]
 
 
 def test_a_run_on_its_way_and_at_its_end(tmp_path):
@@ -346,29 +421,26 @@ def test_a_grid_and_its_cells(tmp_path):
     assert status_of(grid, NOW)["state"] == "done"
 
 
-def test_a_grid_that_no_batch_job_runs(tmp_path):
+def test_a_grid_that_no_batch_job_runs(tmp_path, trainer):
     """Before its first call has ended there is no table; a cell's owner tells whether somebody is at it."""
     grid = tmp_path / "grid"
     cell, other = (grid / "l2l" / "fraction-0.1" / f"seed-{seed}" for seed in (1, 2))
     cell.mkdir(parents=True)
     assert (status_of(grid)["kind"], status_of(grid)["state"]) == ("grid", "unfinished")
-    trainer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "train"])
-    owner = {"host": socket.gethostname(), "pid": trainer.pid}
-    try:
-        (cell / "owner.json").write_text(json.dumps(owner))
-        wait_until(lambda: b"train" in Path(f"/proc/{trainer.pid}/cmdline").read_bytes())
-        assert status_of(grid)["state"] == "running"
-        (cell / "owner.json").write_text(json.dumps(owner | {"host": "elsewhere"}))
-        assert status_of(grid)["state"] == "unfinished"
-        (cell / "owner.json").write_text(json.dumps(owner))
-        (cell / "config.json").write_text(json.dumps({"config": {"steps": 9}}))
-        assert status_of(cell)["state"] == "running"
-        (cell / "done.json").write_text("{}")  # and is scored by the same process
-        assert status_of(cell)["state"] == "running"
-        (cell / "done.json").unlink()
-    finally:
-        trainer.kill()
-        trainer.wait()
+    (cell / "owner.json").write_text(json.dumps(trainer))
+    assert status_of(grid)["state"] == "running"
+    (cell / "owner.json").write_text(json.dumps(trainer | {"host": "elsewhere"}))
+    assert status_of(grid)["state"] == "unfinished"
+    (cell / "owner.json").write_text(json.dumps(trainer))
+    (cell / "config.json").write_text(json.dumps({"config": {"steps": 9}}))
+    assert status_of(cell)["state"] == "running"
+    (cell / "done.json").write_text("{}")  # and is scored by the same process
+    assert status_of(cell)["state"] == "running"
+    (cell / "done.json").unlink()
+    os.kill(trainer["pid"], signal.SIGKILL)
+    wait_until(
+        lambda: not Path(f"/proc/{trainer['pid']}/cmdline").read_bytes()
+    )  # dead, and not yet waited for
     assert status_of(grid)["state"] == status_of(cell)["state"] == "unfinished"
     other.mkdir()
     (other / "failed.json").write_text(json.dumps({"reason": "collapsed"}))

@@ -4,6 +4,8 @@ import json
 import pytest
 
 from stage2_train.report.collect import collect_runs
+from stage2_train.report.notices import notices
+from stage2_train.report.provenance import fact_rows
 from stage2_train.report.run_data import FIELDS, RunData, finite, order_splits
 from stage2_train.report.tables import labels_text
 from tests.stage2_train.report.test_tables import edit
@@ -21,6 +23,7 @@ def test_a_method_is_one_at_every_seed_and_share_of_labels(tmp_path):
         {"fraction": 0.1},
         {"store": "x"},
         {"runtime": {"a": 1}},
+        {"alarm": {"patience": 0}},
     ):
         assert arm(**{"seed": 1, "split_seed": 1, "fraction": 0.05, **settings}) == own
     assert arm(seed=1, split_seed=1, fraction=0.05, batch_labelled=3) != own
@@ -84,3 +87,17 @@ def test_a_run_gone_on_with_elsewhere_says_so(make_run):
         for number in (1, 4, 4):
             log.write(json.dumps({"step": 9, "kind": "resume", "num_processes": number}) + "\n")
     assert collect_runs([path])[0].num_processes == (1, 4)
+
+
+def test_a_run_gone_on_with_by_other_code_says_so(make_run):
+    path = make_run("a")
+    assert collect_runs([path])[0].codes == ()
+    edit(path / "config.json", code={"version": "1", "sources": "aaaa"})
+    with (path / "metrics.jsonl").open("a") as log:
+        for step, code in ((8, "aaaa"), (9, "bbbb"), (9, None)):  # of an older code, which did not say
+            log.write(json.dumps({"step": step, "kind": "resume", "code": code}) + "\n")
+    runs = collect_runs([path])
+    assert runs[0].codes == ("aaaa", "bbbb")
+    said = {notice.title: notice.text for notice in notices(runs, {})}
+    assert said["Trained by more than one state of the code"].startswith("a: begun by one and continued by")
+    assert {row.name: row.values for row in fact_rows(runs)}["code"] == ("aaaa, then bbbb",)
