@@ -1,5 +1,6 @@
 """How all the stores, runs and grids in a folder fare: a line for each."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,23 @@ def _products(folder: Path, depth: int) -> list[Path]:
     inside = set(filter(Path.is_dir, folder.iterdir()))
     stores = {path.with_suffix(".zarr") for path in inside if path.suffix == ".jobs" and read_submitted(path)}
     for path in sorted(inside | stores):
+        if _is_a_model(path):
+            continue
         if kind_of(path):
             found.append(path)
         elif depth > 1:
             with suppress(PermissionError):
                 found += _products(path, depth - 1)
     return found
+
+
+def _is_a_model(folder: Path) -> bool:
+    """Whether a folder's `config.json` is that of a Hugging Face model, which lie beside runs, too."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config and "recipe" not in config
 
 
 def _in_a_line(path: Path, now: float | None) -> tuple[str, str]:

@@ -45,6 +45,15 @@ def test_folders_of_a_folder_are_looked_into(tmp_path):
     }
 
 
+def test_models_beside_runs_are_passed_over(tmp_path):
+    """They have a `config.json`, too, which is no damaged one of a run."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"config": {"steps": 9}, "recipe": "embedded"}))
+    (tmp_path / "swin").mkdir()
+    (tmp_path / "swin" / "config.json").write_text(json.dumps({"model_type": "swin", "depths": [2, 2]}))
+    assert overview_of(tmp_path)["progress"]["holds"] == {"run": "run, unfinished, steps 0 of 9"}
+
+
 def test_a_store_whose_jobs_wait_is_in_the_line_before_there_is_any(tmp_path):
     jobs = tmp_path / "priors" / "own-jsonl.0123.jobs"
     jobs.mkdir(parents=True)
