@@ -179,6 +179,13 @@ def test_reading_on_keeps_nothing_where_images_do_not_fit(
     assert most > an_image and (held > an_image) is kept
 
 
+def test_a_mask_takes_one_byte_a_pixel(make_source: Callable[..., BatchSource]) -> None:
+    """On its way from a reader, where memory may be short."""
+    target_BHW = make_source()(0).labelled.target_BHW
+    assert target_BHW.dtype == torch.bool and target_BHW.any()
+    assert target_BHW.nbytes == PLAN.batch_labelled * PLAN.height * PLAN.width
+
+
 def test_a_source_can_be_pickled(make_source: Callable[..., BatchSource]) -> None:
     source = make_source()
     assert same(pickle.loads(pickle.dumps(source))(1), source(1))
