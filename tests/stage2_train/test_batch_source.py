@@ -13,8 +13,9 @@ from shared.errors import DataError
 from shared.refer import MaskAccessError, load_refer
 from stage2_train.batch import Batch
 from stage2_train.batch_source import BatchPlan, BatchSource
-from stage2_train.loader import _KeyedDataset, iterate
+from stage2_train.loader import iterate
 from stage2_train.order import Draw
+from stage2_train.reader_processes import KeyedDataset
 from stage2_train.split import make_split
 from stage2_train.store_choice import choose_store, open_priors
 from stage2_train.text import Tokenizer
@@ -145,7 +146,7 @@ def test_forked_workers_read_what_this_process_has_open(make_source: Callable[..
     source = make_source()
     expected = [source(key) for key in range(3)]
     loader = torch.utils.data.DataLoader(
-        _KeyedDataset(source),
+        KeyedDataset(source),
         batch_size=None,
         sampler=[2, 1, 0],
         num_workers=2,
