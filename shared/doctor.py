@@ -67,6 +67,12 @@ WEIGHTS = {
 MIN_WEIGHT_BYTES = 10_000
 """A smaller weights file is not one (a Git LFS pointer, a cut download)."""
 
+SHARED_MEMORY = Path("/dev/shm")
+"""Through what is here, batches travel from the processes that read them to the one that trains."""
+
+MIN_SHARED_GB = 1.0
+"""Below this a few readers with photographs fill it; a container of Docker's has 0.06 unless it is given more."""
+
 MIN_FREE_GB = 5.0
 """Below this the embedded pipeline is fine, but a store or a checkpoint of photographs will fill the disk."""
 
@@ -105,7 +111,8 @@ def examine(root: Path = ROOT, probe_timeout_s: float = 120.0) -> dict[str, Any]
         (`visible`: names from the driver, `usable`: what torch sees, `driver`: its version), `compilers` (`cc`,
         `python_h`), `torch_cuda`, `vllm` (`kind`, `version`),
         `torchvision` (`native`, `shim`, `broken` or `absent`, with a detail), `weights`,
-        `extras` (`present`, `install`), `disk` and `problems`.
+        `extras` (`present`, `install`), `disk`, `shared_memory` (`free_gb`, None where there is no /dev/shm) and
+        `problems`.
     """
     versions = {name: installed_version(name) for name in (*NEEDED, *OPTIONAL)}
     probe = _probe(probe_timeout_s) if versions["torch"] else {"cuda": [], "torch_cuda": None}
@@ -132,6 +139,7 @@ def examine(root: Path = ROOT, probe_timeout_s: float = 120.0) -> dict[str, Any]
             for name, (names, install) in EXTRAS.items()
         },
         "disk": {"path": str(root), "free_gb": round(shutil.disk_usage(root).free / 2**30, 1)},
+        "shared_memory": {"free_gb": _shared_gb()},
     }
     report["problems"] = problems(report)
     return report
@@ -243,6 +251,13 @@ def problems(report: dict[str, Any]) -> list[dict[str, str]]:
     if report["disk"]["free_gb"] < MIN_FREE_GB:
         why = f"{report['disk']['free_gb']} GB free in {report['disk']['path']}"
         add("large stores and checkpoints", why, "set cache_root and --out to a larger disk")
+    shared_gb = report["shared_memory"]["free_gb"]
+    if shared_gb is not None and shared_gb < MIN_SHARED_GB:
+        add(
+            "readers in worker processes (runtime.workers)",
+            f"{shared_gb} GB free in {SHARED_MEMORY}, through which they hand over batches",
+            "start the container with docker run --ipc=host, or --shm-size=16g; or train with --set runtime.workers=0",
+        )
     return found
 
 
@@ -251,6 +266,7 @@ def format_report(report: dict[str, Any]) -> str:
     versions = report["versions"]
     cpu, gpu, vllm = report["cpu"], report["gpu"], report["vllm"]
     usable = ", ".join(f"{device['name']} ({device['memory_gb']} GB)" for device in gpu["usable"])
+    shared_gb = report["shared_memory"]["free_gb"]
     memory = "unknown" if cpu["memory_gb"] is None else f"{cpu['memory_gb']} GB"
     lines = [
         f"python       {report['python']} on {report['platform']}",
@@ -259,6 +275,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"vllm         {vllm['kind']} {vllm['version'] or ''}".rstrip(),
         f"torchvision  {report['torchvision']['state']} {versions['torchvision'] or ''}".rstrip(),
         f"disk         {report['disk']['free_gb']} GB free",
+        f"/dev/shm     {'none' if shared_gb is None else f'{shared_gb} GB free'}",
     ]
     for name, state in report["weights"].items():
         lines.append(
@@ -291,6 +308,13 @@ def _probe(timeout_s: float) -> dict[str, Any]:
         return nothing | {"detail": f"importing torch took more than {timeout_s:.0f} s"}
     except (OSError, ValueError, IndexError) as error:
         return nothing | {"detail": f"the probe died: {error}"}
+
+
+def _shared_gb() -> float | None:
+    try:
+        return round(shutil.disk_usage(SHARED_MEMORY).free / 2**30, 2)
+    except OSError:
+        return None
 
 
 def _cpu_count() -> int:

@@ -88,6 +88,9 @@ class ReferringDataset(Protocol):
     def without_masks(self, keep_image_ids: Collection[int]) -> "ReferringDataset":
         """The same data set, with the masks of `keep_image_ids` alone."""
 
+    def only(self, samples: Sequence[Sample]) -> "ReferringDataset":
+        """The same data set with these samples alone, and masks as before."""
+
     def fingerprint(self) -> str:
         """Hash of the annotations; equal for equal annotations."""
 
@@ -261,6 +264,26 @@ class ReferDataset:
         reader._segmentations = {ann: shape for ann, shape in self._segmentations.items() if ann in kept_anns}
         reader._masked_image_ids = keep
         reader._sound_anns = set()
+        return reader
+
+    def only(self, samples: Sequence[Sample]) -> "ReferDataset":
+        """A reader that holds these samples alone, and of masks, boxes and points what belongs to them.
+
+        For other processes, to which all of a data set need not travel. It gives out no mask that this one does not,
+        and its fingerprint is that of the whole.
+        """
+        anns = {sample.ann_id for sample in samples}
+        images = {sample.image_id for sample in samples if sample.split == "train"}
+        reader = copy.copy(self)
+        reader._samples = tuple(samples)
+        reader._train_image_ids = [image_id for image_id in self._train_image_ids if image_id in images]
+        reader._drawn_anns = self._drawn_anns & anns
+        reader._segmentations = {ann: self._segmentations[ann] for ann in anns & self._segmentations.keys()}
+        reader._weak_boxes = {ann: self._weak_boxes[ann] for ann in anns}
+        reader._weak_points = {ann: self._weak_points[ann] for ann in anns}
+        if self._masked_image_ids is not None:
+            reader._masked_image_ids = self._masked_image_ids & {sample.image_id for sample in samples}
+        reader._sound_anns = self._sound_anns & anns
         return reader
 
     def masks_hash(self, samples: Sequence[Sample]) -> str:

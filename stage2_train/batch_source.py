@@ -139,7 +139,7 @@ class BatchSource:
             samples=tuple(item.sample for item in draws),
             flip_B=torch.tensor(flips),
             image_BHW3=_stack_images(self._weak(draws, flips)),
-            target_BHW=torch.from_numpy(np.stack(masks)).long(),
+            target_BHW=torch.from_numpy(np.stack(masks)),
             ids_BT=ids_BT,
             token_mask_BT=token_mask_BT,
             prior_B1HW=prior_B1HW,

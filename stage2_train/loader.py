@@ -8,41 +8,19 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from functools import partial
 from multiprocessing import resource_tracker
 from typing import Any, TypeVar
 
 import torch
 
-from shared.errors import DataError
 from shared.stopping import STOP_SIGNALS
+from stage2_train.reader_processes import FiledDataset, KeyedDataset, Refused, deaths_told, tell_deaths
 
 T = TypeVar("T")
 
 _HELD = (*STOP_SIGNALS, signal.SIGINT)
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """What a reader could not read: torch would wrap the error in its traceback, of which nobody finds the cause."""
-
-    error: DataError
-
-
-class _KeyedDataset(torch.utils.data.Dataset[Any]):
-    """Adapter: `read(key)` as a map-style data set."""
-
-    def __init__(self, read: Callable[[int], Any]) -> None:
-        self.read = read
-
-    def __getitem__(self, key: int) -> Any:
-        """The batch of `key`, or why there is none."""
-        try:
-            return self.read(key)
-        except DataError as error:
-            return _Refused(DataError(*error.args))
 
 
 def iterate(read: Callable[[int], T], keys: range, *, workers: int, prefetch: int) -> Iterator[T]:
@@ -55,35 +33,41 @@ def iterate(read: Callable[[int], T], keys: range, *, workers: int, prefetch: in
         prefetch: Batches read ahead (per worker); 0 with no workers reads in the calling thread.
 
     Raises:
-        DataError: A batch could not be read; the reader's own.
+        DataError: A batch could not be read, the reader's own; or a worker process died, or could not hand it over.
     """
     if workers:
+        yield from _in_processes(read, keys, workers, prefetch)
+    elif prefetch:
+        yield from _threaded(read, keys, prefetch)
+    else:
+        yield from map(read, keys)
+
+
+def _in_processes(read: Callable[[int], T], keys: range, workers: int, prefetch: int) -> Iterator[T]:
+    with closing(FiledDataset(KeyedDataset(read))) as dataset, _stop_signals_held():
         loader = torch.utils.data.DataLoader(
-            _KeyedDataset(read),
+            dataset,
             batch_size=None,
             sampler=list(keys),
             num_workers=workers,
             prefetch_factor=max(prefetch, 1),
             multiprocessing_context="spawn",
         )
-        with _stop_signals_held():
-            batches: Any = iter(loader)
-        # An error may keep this generator alive to the end of the interpreter. Then torch and multiprocessing send
-        # readers SIGTERM, which they do not see, and wait for ever; what is registered last is called first.
-        end = partial(_end, batches)
-        atexit.register(end)
-        try:
+        batches: Any = iter(loader)
+    # An error may keep this generator alive to the end of the interpreter. Then torch and multiprocessing send
+    # readers SIGTERM, which they do not see, and wait for ever; what is registered last is called first.
+    end = partial(_end, batches)
+    atexit.register(end)
+    tell_deaths()
+    try:
+        with deaths_told():
             for batch in batches:
-                if isinstance(batch, _Refused):
+                if isinstance(batch, Refused):
                     raise batch.error
                 yield batch
-        finally:
-            atexit.unregister(end)
-            end()
-    elif prefetch:
-        yield from _threaded(read, keys, prefetch)
-    else:
-        yield from map(read, keys)
+    finally:
+        atexit.unregister(end)
+        end()
 
 
 def _end(batches: Any) -> None:

@@ -59,7 +59,7 @@ class _EvalBatch:
 
 
 class _EvalReader:
-    """Batch of the key-th `batch` samples."""
+    """Batch of the key-th `batch` samples; holds what these samples need of the data set, for it travels to readers."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class _EvalReader:
         prior: StorePriors | None,
         batch: int,
     ) -> None:
-        self.dataset, self.samples, self.size_hw = dataset, samples, size_hw
+        self.dataset, self.samples, self.size_hw = dataset.only(samples), samples, size_hw
         self.tokenise, self.prior, self.batch = tokenise, prior, batch
 
     def __call__(self, key: int) -> _EvalBatch:

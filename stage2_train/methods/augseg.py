@@ -42,7 +42,7 @@ class AugSeg(Method):
         pseudo = self.pseudo(networks, part)
         draw_B4 = self._draws(batch).to(pseudo.weak_B1HW.device, non_blocking=True)
         pasted_BHW = regions(draw_B4, sureness(pseudo.weak_B1HW), pseudo.label_BHW.shape[1:], config)
-        taught_BHW = paste_label(pseudo.label_BHW, pasted_BHW, labelled.target_BHW, config)
+        taught_BHW = paste_label(pseudo.label_BHW, pasted_BHW, labelled.target_BHW.long(), config)
         strong_BHW3 = torch.where(pasted_BHW[..., None], labelled.image_BHW3, part.strong_BHW3)
         mixed = dataclasses.replace(batch, unlabelled=dataclasses.replace(part, strong_BHW3=strong_BHW3))
         labelled_logit, strong_logit, survivors = self.student_pass(networks, mixed)

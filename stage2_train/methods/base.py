@@ -97,7 +97,7 @@ class Method:
         """Supervised loss of the labelled samples, unweighted by lambda_l."""
         weights = self.config.loss.class_weights
         loss, metrics = per_sample(
-            lambda logit, target: supervised_loss(logit, target, weights), logit_B2HW, part.target_BHW
+            lambda logit, target: supervised_loss(logit, target, weights), logit_B2HW, part.target_BHW.long()
         )
         return loss, {f"labelled_{name}": value for name, value in metrics.items()}
 

@@ -217,7 +217,7 @@ class PublishedStep:
         part = self.batches[self.count % READ].to(DEVICE).labelled
         self.count += 1
         output = self.model(normalise_image(part.image_BHW3), part.ids_BT, part.token_mask_BT)
-        loss = F.cross_entropy(output, part.target_BHW, weight=self.weights, ignore_index=255)
+        loss = F.cross_entropy(output, part.target_BHW.long(), weight=self.weights, ignore_index=255)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

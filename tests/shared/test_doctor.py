@@ -27,6 +27,7 @@ HEALTHY = {
         "browser": {"present": False, "install": "apt-get install browser"},
     },
     "disk": {"path": ".", "free_gb": 50.0},
+    "shared_memory": {"free_gb": 7.8},
 }
 
 
@@ -127,6 +128,27 @@ def test_missing_weights_and_a_full_disk():
     missing = {"embedded segmentor": {"present": False, "folder": "w", "megabytes": 0.0}}
     assert _one(_with(weights=missing))["fix"] == "make embedded-models"
     assert "0.5 GB" in _one(_with(disk__free_gb=0.5))["why"]
+
+
+@pytest.mark.parametrize(("free_gb", "is_problem"), [(None, False), (1.0, False), (0.06, True)])
+def test_shared_memory_of_a_container(free_gb, is_problem):
+    report = _with(shared_memory__free_gb=free_gb)
+    shown = "none" if free_gb is None else f"{free_gb} GB free"
+    assert f"/dev/shm     {shown}" in doctor.format_report(report | {"problems": []})
+    if not is_problem:
+        assert doctor.problems(report) == []
+        return
+    problem = _one(report)
+    assert "runtime.workers" in problem["what"] and "0.06 GB free in /dev/shm" in problem["why"]
+    for remedy in ("docker run --ipc=host", "--shm-size=16g", "--set runtime.workers=0"):
+        assert remedy in problem["fix"]
+
+
+def test_shared_memory_is_measured_where_there_is_any(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path)
+    assert doctor.examine()["shared_memory"]["free_gb"] > 0
+    monkeypatch.setattr(doctor, "SHARED_MEMORY", tmp_path / "none")
+    assert doctor._shared_gb() is None
 
 
 def test_every_problem_is_printed_with_its_fix():

@@ -201,6 +201,31 @@ def test_without_masks_cannot_be_widened_again(dataset):
         reader.mask(samples[102])
 
 
+def test_a_reader_of_some_samples_holds_what_is_theirs_alone(dataset):
+    dataset.require_masks(dataset.samples())
+    kept, other = dataset.samples()[:1], next(s for s in dataset.samples() if s.image_id == 104)
+    reader = pickle.loads(pickle.dumps(dataset.only(kept)))
+    assert reader.samples() == kept and reader.splits == (kept[0].split,)
+    assert reader.fingerprint() == dataset.fingerprint()
+    np.testing.assert_array_equal(reader.mask(kept[0]), dataset.mask(kept[0]))
+    assert reader.image_names() == {kept[0].image_id: kept[0].file_name}
+    assert reader.train_image_ids() == [i for i in dataset.train_image_ids() if i == kept[0].image_id]
+    assert reader.has_mask(kept[0]) and reader.weak_box_xyxy_px(kept[0]) is None
+    reader.require_masks(kept)
+    # Nothing of the others travels to a worker process.
+    counts = dataset._segmentations[other.ann_id]["counts"].encode()
+    assert counts in pickle.dumps(dataset) and counts not in pickle.dumps(reader)
+    assert not reader.has_mask(other)
+    assert dataset.mask(other).any() and len(dataset.samples()) > 1
+
+
+def test_a_reader_of_some_samples_gives_out_no_further_mask(dataset):
+    sample = next(s for s in dataset.samples() if s.image_id == 104)
+    for reader in (dataset.without_masks([101]).only([sample]), dataset.only([sample]).without_masks([101])):
+        with pytest.raises(MaskAccessError):
+            reader.mask(sample)
+
+
 def test_reader_travels_to_worker_processes(dataset):
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy.samples() == dataset.samples()

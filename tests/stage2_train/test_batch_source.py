@@ -13,8 +13,9 @@ from shared.errors import DataError
 from shared.refer import MaskAccessError, load_refer
 from stage2_train.batch import Batch
 from stage2_train.batch_source import BatchPlan, BatchSource
-from stage2_train.loader import _KeyedDataset, iterate
+from stage2_train.loader import iterate
 from stage2_train.order import Draw
+from stage2_train.reader_processes import KeyedDataset
 from stage2_train.split import make_split
 from stage2_train.store_choice import choose_store, open_priors
 from stage2_train.text import Tokenizer
@@ -145,7 +146,7 @@ def test_forked_workers_read_what_this_process_has_open(make_source: Callable[..
     source = make_source()
     expected = [source(key) for key in range(3)]
     loader = torch.utils.data.DataLoader(
-        _KeyedDataset(source),
+        KeyedDataset(source),
         batch_size=None,
         sampler=[2, 1, 0],
         num_workers=2,
@@ -177,6 +178,13 @@ def test_reading_on_keeps_nothing_where_images_do_not_fit(
     tracemalloc.stop()
     an_image = 128 * 128 * 3
     assert most > an_image and (held > an_image) is kept
+
+
+def test_a_mask_takes_one_byte_a_pixel(make_source: Callable[..., BatchSource]) -> None:
+    """On its way from a reader, where memory may be short."""
+    target_BHW = make_source()(0).labelled.target_BHW
+    assert target_BHW.dtype == torch.bool and target_BHW.any()
+    assert target_BHW.nbytes == PLAN.batch_labelled * PLAN.height * PLAN.width
 
 
 def test_a_source_can_be_pickled(make_source: Callable[..., BatchSource]) -> None:

@@ -1,6 +1,7 @@
 """Every sentence is scored once, in both frames, whoever answers."""
 
 import dataclasses
+import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -200,6 +201,18 @@ def test_processes_with_unequal_shares_are_asked_equally_often(
                 before_batch=partial(asked.append, rank),
             )
         assert len(asked) == expected
+
+
+def test_what_readers_are_sent_grows_with_what_is_scored(dataset: ReferDataset) -> None:
+    """Not with the data set it is of: all processes' readers are sent theirs at every validation."""
+
+    def size(of: ReferDataset, samples: list) -> int:
+        return len(pickle.dumps(scoring._EvalReader(of, samples, SIZE_HW, len, None, 2)))  # type: ignore[arg-type]
+
+    some, everything = dataset.samples("val")[:4], dataset.samples()
+    assert size(dataset, some) == size(dataset.only(some), some)
+    assert size(dataset, some) < len(pickle.dumps(dataset)) / len(everything) * len(some) * 1.5 + 1000
+    assert size(dataset, everything) > len(pickle.dumps(dataset))
 
 
 def test_lengths_are_counted_once(score: Callable[..., list], dataset: ReferDataset) -> None:
