@@ -11,14 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float32 where it is in less."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def instance_norm(x_BNC: Tensor, eps: float = 1e-5) -> Tensor:
     """Zero mean and unit variance over the N positions of each sample and channel (no affine parameters).
 
-    Computed in float32 whatever comes in, which autocast would not see to.
+    Computed in float32 or finer whatever comes in, which autocast would not see to.
     """
-    x32_BNC = x_BNC.float()
+    wide_BNC = _wide(x_BNC)
     # Two means: `torch.var_mean` over an axis that is not the last takes many times as long on a CPU.
-    centred_BNC = x32_BNC - x32_BNC.mean(dim=1, keepdim=True)
+    centred_BNC = wide_BNC - wide_BNC.mean(dim=1, keepdim=True)
     scale_B1C = torch.rsqrt(centred_BNC.square().mean(dim=1, keepdim=True) + eps)
     return (centred_BNC * scale_B1C).to(x_BNC.dtype)
 
@@ -39,9 +44,9 @@ def _less_their_mean(value_BTC: Tensor, token_mask_BT: Tensor) -> Tensor:
     the pixels takes it out again. Little is left of words that are much alike; in bfloat16 that little would be lost
     beside what they share.
     """
-    share_BT1 = (token_mask_BT / token_mask_BT.sum(dim=1, keepdim=True)).unsqueeze(-1)
-    mean_B1C = (value_BTC.float() * share_BT1).sum(dim=1, keepdim=True)
-    return (value_BTC.float() - mean_B1C).to(value_BTC.dtype)
+    wide_BTC, is_word_BT1 = _wide(value_BTC), token_mask_BT.unsqueeze(-1)
+    mean_B1C = (wide_BTC * is_word_BT1).sum(dim=1, keepdim=True) / is_word_BT1.sum(dim=1, keepdim=True)
+    return (wide_BTC - mean_B1C).to(value_BTC.dtype)
 
 
 class PixelWordAttention(nn.Module):

@@ -25,7 +25,7 @@ A_QUARTER = "--set fraction=0.25"
 # Qwen2.5-VL-7B and SAM 2.1 are played by the models that ship with the code.
 SMALL_MODELS = (
     f"{BY_TRANSFORMERS} --set model.path={TINY_MLLM} --set model.dtype=float32 "
-    f"--set model.max_pixels=none --set proposer.path={TINY_SAM} --set canary.mode=warn"
+    f"--set proposer.path={TINY_SAM} --set canary.mode=warn"
 )
 # As are Swin-B and BERT-base by towers of their kind with a few channels.
 SMALL_TOWERS = (
@@ -115,6 +115,8 @@ COMMANDS_TABLE = [
 
 REST_OF_THE_README = [
     Row(command="ablate stage2_train/grids/embedded-headline.toml", says="supervised"),
+    # Beside the store with candidates of the other page a training would have to be told which to read.
+    Row(command="priors run refcoco-qwen2.5-vl-7b --workers auto", more=f"{SMALL_MODELS} --dry-run", says="pairs"),
 ]  # fmt: skip
 
 OWN_PHOTOS = [
@@ -144,7 +146,8 @@ OWN_PHOTOS = [
 REAL_MODELS = [
     # What is drawn lies where RefCOCO would, and the check says that it has not RefCOCO's numbers.
     Row(command="data check data/refer --dataset refcoco --split-by unc", status=1, says="(?m)^train .*16"),
-    Row(command="priors run refcoco-qwen2.5-vl-7b --workers auto", more=SMALL_MODELS, says="refcoco-unc"),
+    Row(command="priors run refcoco-qwen2.5-vl-7b --set proposer.candidates.num=16 --workers auto", more=SMALL_MODELS,
+        says="refcoco-unc"),
     Row(command="train paper --out runs/paper", how="torchrun", says="2 steps",
         more=f"{TOWERS} {SMALL_TOWERS} {BRIEFLY} {A_QUARTER} --set precision=fp32 --set runtime.workers=0 --quiet"),
     Row(command="eval runs/paper --split val --split testA --split testB", how="torchrun", more="--quiet",
@@ -197,7 +200,7 @@ OTHER_PAGES = [
         more="--set splits=val --quiet", says="refshapes-unc"),
     Row(command="priors inspect STORE", swap=STORE, how="serve", says="^http://127.0.0.1"),
     Row(command="priors run refcoco-qwen2.5-vl-7b --set model.path=FOLDER --dry-run", swap={"FOLDER": str(TINY_MLLM)},
-        more=f"--set model.max_pixels=none --set proposer.path={TINY_SAM}", says="pairs"),
+        more=f"--set proposer.path={TINY_SAM}", says="pairs"),
     Row(command="priors run refcoco-qwen2.5-vl-7b --set model.path=FOLDER --set splits=val",
         swap={"FOLDER": str(TINY_MLLM)}, more=SMALL_MODELS, says="refcoco-unc"),
     Row(command="priors inspect STORE --status without a prior", swap=STORE, more="--out without.html",
@@ -234,6 +237,7 @@ NAMED = [
     "priors inspect",
     "priors run",
     "priors run import",
+    "priors score",
     "priors verify",
     "recipes",
     "status",
