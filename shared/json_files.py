@@ -60,3 +60,12 @@ def is_finite_number(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:
         return False
+
+
+def object_of_line(line: bytes) -> dict[str, Any]:
+    """The object of a line of JSONL that an earlier start wrote; empty for what a kill left of one, or what is none."""
+    try:
+        value = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from shared.errors import DataError
-from shared.json_files import read_json
+from shared.json_files import object_of_line, read_json
 from shared.model_files import hash_files
 from shared.types import Sample
 from stage2_train.checkpoint import list_checkpoints
@@ -83,11 +83,11 @@ def take_over(
     if path.exists():
         with path.open("rb") as file:
             line = file.readline()
-            if begun := _object(line):
+            if begun := object_of_line(line):
                 _require_same(path, begun, header)
                 end = size = len(line)
                 for sample, line in zip(samples, file, strict=False):
-                    record = _object(line)
+                    record = object_of_line(line)
                     if (record.get("id"), record.get("sample_id")) != (len(records) + 1, sample.sample_id):
                         break
                     records.append(record)
@@ -116,15 +116,6 @@ def _require_same(path: Path, begun: Mapping[str, Any], header: Mapping[str, Any
         raise DataError(
             f"{path}: was begun with --batch {batch} --limit {limit}; give these to go on with it, or {remedy}"
         )
-
-
-def _object(line: bytes) -> dict[str, Any]:
-    """The object of a line; empty for what a kill left of one, or what is none."""
-    try:
-        value = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _encoded(value: Mapping[str, Any]) -> bytes:

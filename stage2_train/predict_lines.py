@@ -25,6 +25,7 @@ from PIL import Image
 from shared.errors import DataError
 from shared.image_pack import ImageStore, digest_of
 from shared.images import read_image
+from shared.json_files import object_of_line
 from shared.jsonl import read_pairs
 from shared.jsonl_lines import ID, BadLine, Line
 from shared.runlog import ProgressBar, say
@@ -245,7 +246,7 @@ def _keep_answers(path: Path, lines: Mapping[int, Line], job: _Job) -> dict[int,
     try:
         with path.open("rb") as old, fresh.open("xb") as new:
             for data in old:
-                row = _row(data)
+                row = object_of_line(data)
                 number = row.get("line")
                 line = lines.get(number) if isinstance(number, int) else None
                 if line is not None and line.number not in kept and job.has_answered(row, line):
@@ -261,15 +262,6 @@ def _keep_answers(path: Path, lines: Mapping[int, Line], job: _Job) -> dict[int,
     finally:
         fresh.unlink(missing_ok=True)
     return kept
-
-
-def _row(data: bytes) -> dict[str, Any]:
-    """A row of an earlier start; empty for what a kill left of one, or what is none."""
-    try:
-        row = json.loads(data) if data.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
 
 
 def _encoded(row: Mapping[str, Any]) -> bytes:
