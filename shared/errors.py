@@ -18,8 +18,7 @@ class DataError(ValueError):
 
 def short(value: Any, most: int = 80) -> str:
     """The start of a value's repr, at most `most` characters, for a message of one line."""
-    text = repr(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return _cut(repr(value), most)
 
 
 def one_line(error: BaseException, most: int = 600) -> str:
@@ -27,6 +26,10 @@ def one_line(error: BaseException, most: int = 600) -> str:
     text = " ".join(str(error).split())
     if not isinstance(error, DataError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return _cut(text, most)
+
+
+def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 3] + "..."
 
 

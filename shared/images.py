@@ -55,12 +55,17 @@ def unsafe_file_name(file_name: str) -> str:
     """
     plain = file_name.replace("\\", "/")
     path = PurePosixPath(plain)
-    if path.is_absolute() or not path.parts or ".." in path.parts or "\0" in file_name:
+    has_backslash = plain != file_name
+    if (
+        path.is_absolute()
+        or not path.parts
+        or ".." in path.parts
+        or "\0" in file_name
+        or (has_backslash and PureWindowsPath(file_name).drive)
+    ):
         return "leads out of the image folder: name it from there, and put or link the file below it"
-    if plain == file_name:
+    if not has_backslash:
         return ""
-    if PureWindowsPath(file_name).drive:
-        return "leads out of the image folder: name it from there, and put or link the file below it"
     return f"holds a backslash; write {short(plain)}"
 
 

@@ -64,7 +64,7 @@ def describe(
         require_same_split(out, split_record(config, inputs.split, inputs.dataset))
     with contextlib.suppress(DataError):  # a tokenizer that is not there is said below
         say_lost_text(config, inputs.split)
-        say_no_candidates(config, inputs)
+    say_no_candidates(config, inputs)
     summary = inputs.split.summary()
     counts = count_parameters(config.segmentor)
     if not config.uses_policy:

@@ -3,7 +3,7 @@
 The schedule is a pure function of the step, so it needs no state in a checkpoint.
 """
 
-from collections.abc import Collection, Set
+from collections.abc import Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -131,34 +131,23 @@ def average_gradients(model: nn.Module) -> None:
     another, which DDP's reducer does not count correctly under accumulation. A parameter without a gradient on one
     process counts as zero there; one without a gradient on all keeps none, as in a single process.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if _is_alone():
         return
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32, device=device)
     dist.all_reduce(used, op=dist.ReduceOp.MAX)
-    bucket: list[torch.Tensor] = []
-    size = 0
+    gradients = []
     for parameter, is_used in zip(parameters, used.tolist(), strict=True):
-        if not is_used:
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        bucket.append(parameter.grad)
-        size += parameter.grad.numel()
-        if size >= _BUCKET_NUMEL:
-            _average(bucket)
-            bucket, size = [], 0
-    if bucket:
-        _average(bucket)
-
-
-def _average(tensors: list[torch.Tensor]) -> None:
-    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
+        if is_used:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = _joined(bucket)
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        _give_back(flat, bucket)
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -166,7 +155,7 @@ def broadcast_buffers(model: nn.Module) -> None:
 
     Whole numbers among the buffers are the same everywhere: counts of steps, and tables of positions.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if _is_alone():
         return
     _broadcast([buffer for buffer in model.buffers() if buffer.is_floating_point()])
 
@@ -177,7 +166,7 @@ def broadcast_state(*models: nn.Module) -> None:
     Only gradients are averaged later on. Networks that were read from different files, or drawn by processors that
     round in different ways, would stay different.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if _is_alone():
         return
     for model in models:
         by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
@@ -187,16 +176,37 @@ def broadcast_state(*models: nn.Module) -> None:
             _broadcast(by_dtype[dtype])
 
 
-def _broadcast(tensors: list[torch.Tensor]) -> None:
-    """Tensors of one type, some at a time."""
+def _is_alone() -> bool:
+    return not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+
+
+def _broadcast(tensors: Sequence[torch.Tensor]) -> None:
+    """Tensors of one type."""
+    for bucket in _buckets(tensors):
+        flat = _joined(bucket)
+        dist.broadcast(flat, src=0)
+        _give_back(flat, bucket)
+
+
+def _buckets(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The tensors in order, in groups that end with the first by which they reach `_BUCKET_NUMEL`."""
     bucket: list[torch.Tensor] = []
     size = 0
-    for index, tensor in enumerate(tensors):
+    for tensor in tensors:
         bucket.append(tensor)
         size += tensor.numel()
-        if size >= _BUCKET_NUMEL or index == len(tensors) - 1:
-            flat = torch.cat([one.reshape(-1) for one in bucket])
-            dist.broadcast(flat, src=0)
-            for one, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
-                one.copy_(part.view_as(one))
+        if size >= _BUCKET_NUMEL:
+            yield bucket
             bucket, size = [], 0
+    if bucket:
+        yield bucket
+
+
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _give_back(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
+    """Write what `_joined` made of the tensors back into them."""
+    for tensor, part in zip(tensors, flat.split([one.numel() for one in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -1,6 +1,5 @@
 """How all the stores, runs and grids in a folder fare: a line for each."""
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from shared.cluster.status import kind_of, status_of
 from shared.cluster.submit import read_submitted
 from shared.errors import DataError
+from shared.json_files import read_json
 
 _GRAVEST = ("failed", "running", "waiting", "cancelled", "unfinished", "done")
 """States; the first of these that something in a folder has is the folder's."""
@@ -56,10 +56,10 @@ def _products(folder: Path, depth: int) -> list[Path]:
 def _is_a_model(folder: Path) -> bool:
     """Whether a folder's `config.json` is that of a Hugging Face model, which lie beside runs, too."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(folder / "config.json")
+    except DataError:
         return False
-    return isinstance(config, dict) and "model_type" in config and "recipe" not in config
+    return "model_type" in config and "recipe" not in config
 
 
 def _in_a_line(path: Path, now: float | None) -> tuple[str, str]:

@@ -135,8 +135,8 @@ def _state_here(target: Path, kind: str, done: bool) -> str:
 
 def is_written_here(run: Path) -> bool:
     """Whether the process that trains or scores a run lives on this machine."""
+    owner = _owner_of(run)
     try:
-        owner = json.loads((run / "owner.json").read_text(encoding="utf-8"))
         command = Path(f"/proc/{int(owner['pid'])}/cmdline").read_bytes()
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -144,12 +144,12 @@ def is_written_here(run: Path) -> bool:
     return owner.get("host") == socket.gethostname() and b"train" in command
 
 
-def _host_of(run: Path) -> str | None:
-    """Where the process lives or lived that trains or scores a run; None if its folder does not say."""
+def _owner_of(run: Path) -> dict[str, Any]:
+    """What a run's folder says of the process that trains or scores it, or did; empty if it says nothing of use."""
     try:
-        return str(json.loads((run / "owner.json").read_text(encoding="utf-8"))["host"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return read_json(run / "owner.json")
+    except DataError:
+        return {}
 
 
 def _store(path: Path) -> tuple[bool, dict[str, Any]]:
@@ -225,7 +225,7 @@ def _grid(path: Path, tasks: Sequence[Mapping[str, Any]]) -> tuple[bool, dict[st
             cells[name] = "done" if is_finished(cell) else "trained"
         elif (cell / "config.json").is_file():
             progress = _run(cell)[1]
-            alive = "left" in progress and (is_written_here(cell) or _host_of(cell) in hosts)
+            alive = "left" in progress and (is_written_here(cell) or _owner_of(cell).get("host") in hosts)
             cells[name] = progress["steps"] + (f", {progress['left']} left" if alive else "")
     table = path / "table.json"
     if tasks:

@@ -13,6 +13,7 @@ from shared.errors import DataError
 from shared.refer import load_refer
 from shared.store.reader import PriorStore
 from shared.store.schema import FieldSpec
+from stage2_train import dry_run
 from stage2_train.candidates import StoreCandidates, distinct_masks
 from stage2_train.config import SemiresConfig
 from stage2_train.inputs import open_inputs, say_no_candidates
@@ -59,6 +60,18 @@ def test_a_store_without_candidates_is_noted(mini_root: Path, capsys: pytest.Cap
     plain = mini_config(mini_root)
     say_no_candidates(plain, open_inputs(plain, quiet=True))
     assert not capsys.readouterr().err
+
+
+def test_a_dry_run_notes_it_even_without_a_tokenizer(
+    mini_root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_tokenizer(*_arguments: object) -> None:
+        raise DataError("no tokenizer")
+
+    monkeypatch.setattr(dry_run, "say_lost_text", no_tokenizer)
+    config = apply_overrides(mini_config(mini_root), ["method=semires", "ema.decay=0.9", "ema.teacher=true"])
+    dry_run.describe(config)
+    assert "holds no candidate masks: semires matches" in capsys.readouterr().err
 
 
 def test_candidates_are_padded_and_cut(mini_root: Path) -> None:
