@@ -15,8 +15,8 @@ from stage2_train.config import TrainConfig
 from stage2_train.evaluate import is_scored
 from stage2_train.hub_models import hub_models, pins
 from stage2_train.inputs import open_inputs
-from stage2_train.run_files import has_ended, require_ended_as, with_own_store
-from stage2_train.run_identity import require_same_run, run_record, with_recorded_pins
+from stage2_train.run_files import has_ended, require_ended_as, require_same_start, with_own_store
+from stage2_train.run_identity import with_recorded_pins
 from stage2_train.segmentor import require_fitting_weights
 from stage2_train.split import scorable
 
@@ -103,8 +103,7 @@ def _require_inputs(config: TrainConfig, out: Path, *, store_comes: bool) -> Non
     require_fitting_weights(config.segmentor)
     inputs = open_inputs(with_own_store(out, config), store_comes=store_comes)
     if (out / "config.json").is_file() and not store_comes:
-        data = inputs.dataset.fingerprint()
-        require_same_run(out, run_record(config, "", (), inputs.store, data, 1))
+        require_same_start(out, config, inputs)
 
 
 def plan_grid(

@@ -18,14 +18,14 @@ from stage2_train.inputs import open_inputs, say_lost_text, say_no_candidates
 from stage2_train.label_share import label_share, percent_text
 from stage2_train.params import count_parameters
 from stage2_train.recipes import RECIPES
-from stage2_train.run_files import has_ended, require_ended_as, require_resume, with_own_store
-from stage2_train.run_identity import (
-    require_same_run,
-    require_same_split,
-    run_record,
-    split_record,
-    with_recorded_pins,
+from stage2_train.run_files import (
+    has_ended,
+    require_ended_as,
+    require_resume,
+    require_same_start,
+    with_own_store,
 )
+from stage2_train.run_identity import with_recorded_pins
 from stage2_train.segmentor import require_fitting_weights
 from stage2_train.segmentor_config import PARTS
 from stage2_train.trackers import require_installed
@@ -59,9 +59,7 @@ def describe(
     inputs = open_inputs(config if out is None else with_own_store(out, config))
     require_fitting_weights(config.segmentor)
     if out is not None and (out / "config.json").is_file() and not has_ended(out):
-        data = inputs.dataset.fingerprint()
-        require_same_run(out, run_record(config, recipe, (), inputs.store, data, 1))
-        require_same_split(out, split_record(config, inputs.split, inputs.dataset))
+        require_same_start(out, config, inputs)
     with contextlib.suppress(DataError):  # a tokenizer that is not there is said below
         say_lost_text(config, inputs.split)
     say_no_candidates(config, inputs)

@@ -102,6 +102,21 @@ def require_resume(folder: Path, *, resume: bool) -> None:
         )
 
 
+def require_same_start(folder: Path, config: TrainConfig, inputs: Inputs) -> None:
+    """Refuse an unfinished run that began with other settings, data, store, weights or labels than these.
+
+    Args:
+        folder: The run.
+        config: What is asked for, with recorded pins (`run_identity.with_recorded_pins`).
+        inputs: What it reads.
+
+    Raises:
+        DataError: The first difference.
+    """
+    require_same_run(folder, run_record(config, "", (), inputs.store, inputs.dataset.fingerprint(), 1))
+    require_same_split(folder, split_record(config, inputs.split, inputs.dataset))
+
+
 def require_ended_as(folder: Path, config: TrainConfig, *, store_comes: bool = False) -> None:
     """Refuse a run that has ended with other settings, another store or other labels than these.
 

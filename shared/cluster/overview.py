@@ -7,7 +7,6 @@ from typing import Any
 from shared.cluster.status import kind_of, status_of
 from shared.cluster.submit import read_submitted
 from shared.errors import DataError
-from shared.json_files import read_json
 
 _GRAVEST = ("failed", "running", "waiting", "cancelled", "unfinished", "done")
 """States; the first of these that something in a folder has is the folder's."""
@@ -43,23 +42,12 @@ def _products(folder: Path, depth: int) -> list[Path]:
     inside = set(filter(Path.is_dir, folder.iterdir()))
     stores = {path.with_suffix(".zarr") for path in inside if path.suffix == ".jobs" and read_submitted(path)}
     for path in sorted(inside | stores):
-        if _is_a_model(path):
-            continue
         if kind_of(path):
             found.append(path)
         elif depth > 1:
             with suppress(PermissionError):
                 found += _products(path, depth - 1)
     return found
-
-
-def _is_a_model(folder: Path) -> bool:
-    """Whether a folder's `config.json` is that of a Hugging Face model, which lie beside runs, too."""
-    try:
-        config = read_json(folder / "config.json")
-    except DataError:
-        return False
-    return "model_type" in config and "recipe" not in config
 
 
 def _in_a_line(path: Path, now: float | None) -> tuple[str, str]:

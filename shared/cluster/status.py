@@ -98,12 +98,21 @@ def _kind(target: Path, submitted: Sequence[Mapping[str, Any]]) -> str:
     if target.suffix == ".zarr":
         return "store"
     jobs = {record["name"] for record in submitted}
-    if (target / "config.json").is_file() or "train" in jobs:
+    if "train" in jobs or ((target / "config.json").is_file() and not _is_a_model(target)):
         return "run"
     if (target / FAILED_FILE).is_file():  # a training that failed before its first step leaves nothing else
         return "run"
     is_grid = jobs or any((target / name).is_file() for name in (GRID_FILE, "table.json")) or cells_of(target)
     return "grid" if is_grid else ""
+
+
+def _is_a_model(folder: Path) -> bool:
+    """Whether a folder's `config.json` is that of a model, which lie in runs and beside them."""
+    try:
+        config = read_json(folder / "config.json")
+    except DataError:
+        return False
+    return "recipe" not in config and ("model_type" in config or (folder / "model.safetensors").is_file())
 
 
 def _overall(done: bool, tasks: Sequence[Mapping[str, Any]]) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from shared.config import apply_overrides
 from shared.errors import DataError
+from shared.json_files import read_json, write_json
 from stage2_train.ablate_grid import read_grid
 from stage2_train.ablate_state import DONE, PART, State
 from stage2_train.cluster_jobs import hub_models_of, plan_grid, plan_training
@@ -103,6 +104,20 @@ def test_so_are_missing_inputs_and_a_folder_of_another_run(mini_root, mini_run, 
     (other / "done.json").unlink()
     with pytest.raises(DataError, match=r"config\.json: belongs to another run \(steps is 2 there, 6 now\)"):
         plan_training(mini_config(mini_root), ["r"], other, 1, 1)
+
+
+def test_so_are_labels_that_have_changed_since_an_unfinished_run_began(mini_root, mini_run, tmp_path):
+    begun = tmp_path / "begun"
+    shutil.copytree(mini_run, begun)
+    (begun / "done.json").unlink()
+    config = mini_config(mini_root, steps=2)
+    assert [job.name for job in plan_training(config, ["r"], begun, 1, 1).jobs] == ["train"]
+    split = read_json(begun / "split.json")
+    write_json(begun / "split.json", {**split, "image_ids": split["image_ids"][1:]})
+    with pytest.raises(
+        DataError, match=r"split\.json: the data carry other labels .*other images are labelled"
+    ):
+        plan_training(config, ["r"], begun, 1, 1)
 
 
 def test_a_store_may_be_on_its_way(mini_root, tmp_path):

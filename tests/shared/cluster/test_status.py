@@ -472,6 +472,20 @@ def test_submissions_are_read_once(tmp_path, monkeypatch):
     assert status_of(tmp_path / "run")["kind"] == "run" and asked == [tmp_path / "run" / "jobs"]
 
 
+def test_a_model_is_no_run(tmp_path):
+    for name, config, files in (
+        ("swin", {"model_type": "swin"}, ()),
+        ("model", {"vision": {}}, ("model.safetensors",)),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        for file in files:
+            (folder / file).write_bytes(b"")
+        with pytest.raises(DataError, match=f"{name}: neither a store .* nor a run or grid"):
+            status_of(folder)
+
+
 def test_what_is_nothing_or_damaged_is_named(tmp_path):
     with pytest.raises(DataError, match="neither a store"):
         status_of(tmp_path)
