@@ -21,7 +21,7 @@ from stage2_train.config import TrainConfig
 from stage2_train.model_card import write_card
 from stage2_train.prior_source import StorePriors
 from stage2_train.processes import start_accelerator
-from stage2_train.run_files import load_model, place_of_store, read_run_config
+from stage2_train.run_files import load_model, place_of_store, read_run_config, require_data_there
 from stage2_train.run_identity import note_moved_data
 from stage2_train.scoring import field_rule, score_samples, spaced, summarise
 from stage2_train.seen_images import shared_with_train
@@ -73,13 +73,15 @@ def evaluate_run(
         The content of the JSON file, on every process.
 
     Raises:
-        DataError: An unfinished run, an unknown split, `self_guided` or `with_prior` for a network without a field,
-            `with_prior` without a store that holds the split, or other annotations than the run's without a name.
+        DataError: An unfinished run, data that are gone, an unknown split, `self_guided` or `with_prior` for a network
+            without a field, `with_prior` without a store that holds the split, or other annotations than the run's
+            without a name.
     """
     run = Path(run)
     config = read_run_config(run, root)
     other = {key: value for key, value in (("dataset", dataset_name), ("split_by", split_by)) if value}
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, **other))
+    require_data_there(run, config)
     data_name = data_name or dataset_name
     model = load_model(run)
     if self_guided or with_prior:

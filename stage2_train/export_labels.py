@@ -51,7 +51,13 @@ from stage2_train.loader import iterate
 from stage2_train.losses import IGNORE
 from stage2_train.processes import require_single_process
 from stage2_train.pseudo_labels import Pseudo
-from stage2_train.run_files import load_networks, open_own_inputs, read_run_config, restore_method
+from stage2_train.run_files import (
+    load_networks,
+    open_own_inputs,
+    read_run_config,
+    require_data_there,
+    restore_method,
+)
 from stage2_train.text import Tokenizer
 from stage2_train.text_augment import StrongTextConfig
 from stage2_train.transforms import StrongConfig, WeakConfig, upsample
@@ -86,6 +92,7 @@ def export_labels(
     require_single_process("export-labels")
     run, out = Path(run), Path(out)
     config = read_run_config(run, root)
+    require_data_there(run, config)
     if not config.uses_unlabelled:
         raise DataError(f"{run}: method {config.method} makes no pseudo-labels")
     folder = out / f"{config.data.dataset}-pseudo"

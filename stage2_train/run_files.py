@@ -52,6 +52,20 @@ def read_run_config(folder: Path, root: str = "") -> TrainConfig:
     return replace(config, data=replace(config.data, root=root)) if root else config
 
 
+def require_data_there(folder: Path, config: TrainConfig) -> None:
+    """Refuse a run whose data set lies elsewhere by now; one line says how to say where.
+
+    Args:
+        folder: The run.
+        config: Its configuration (`read_run_config`).
+
+    Raises:
+        DataError: There is nothing at `data.root`.
+    """
+    if not Path(config.data.root).exists():
+        raise DataError(f"{config.data.root}: not there; --root says where the data of {folder} lie now")
+
+
 def with_own_store(folder: Path, config: TrainConfig) -> TrainConfig:
     """The configuration with the store named that a begun run reads, wherever that lies now, if it can be found.
 

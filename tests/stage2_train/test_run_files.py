@@ -198,3 +198,16 @@ def test_a_finished_network_that_the_disk_has_no_room_for_is_an_error_of_one_lin
         DataError, match="model: cannot write the network: .*No space left.* again with --resume"
     ):
         export_model(model, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "use", [lambda run: evaluate_run(run, "val"), lambda run: export_labels(run, run / "labels")]
+)
+def test_data_that_lie_elsewhere_are_asked_for(mini_run: Path, tmp_path: Path, use) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(mini_run, run)
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["data"]["root"] = str(tmp_path / "gone")
+    write_json(run / "config.json", record)
+    with pytest.raises(DataError, match=r"gone: not there; --root says where the data of .*run lie now"):
+        use(run)
