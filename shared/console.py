@@ -135,7 +135,7 @@ def submit_work(work: "Work", site_file: Path | None, dry_run: bool, as_json: bo
     from shared.cluster.submit import has_slurm, run_here, sbatch_commands, scripts, submit, with_array_size
 
     site = with_array_size(read_site(site_file))
-    for line in work.notes:
+    for line in work.notes_at(site) if dry_run or has_slurm() else work.notes:
         print(line, file=sys.stderr, flush=True)
     answer: dict[str, Any] = {"target": str(work.target), "folder": str(work.folder), "jobs": []}
     if dry_run:

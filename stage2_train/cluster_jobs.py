@@ -73,7 +73,13 @@ def plan_training(
         scoring = ("eval", str(out), *asked, "--root", config.data.root)
         jobs.append(ClusterJob(name="eval", command=scoring, after_others=True))
         here.append(("-m", "cli", *scoring))
-    return Work(target=out, folder=jobs_folder(out), jobs=tuple(jobs), here=tuple(here))
+    return Work(
+        target=out,
+        folder=jobs_folder(out),
+        jobs=tuple(jobs),
+        here=tuple(here),
+        readers=0 if done else config.runtime.workers,
+    )
 
 
 def _unscored(config: TrainConfig, out: Path, splits: Sequence[str]) -> list[str]:
@@ -154,6 +160,7 @@ def plan_grid(
         jobs=(job,) if todo else (),
         here=(("-m", "cli", *command),) if todo else (),
         notes=tuple(f"{field}: not the same in all runs, so not held at a commit" for field in loose),
+        readers=max((grid.cells[number].config.runtime.workers for number in todo), default=0),
     )
 
 

@@ -54,6 +54,18 @@ class Work:
     """The same work on one machine without Slurm: arguments of Python, one process after the other."""
     notes: tuple[str, ...] = ()
     """What whoever submits should know before."""
+    readers: int = 0
+    """Processes beside each process of a training that read for it."""
+
+    def notes_at(self, site: SiteConfig) -> tuple[str, ...]:
+        """`notes`, and whether the site's jobs have too few cores for the readers."""
+        if self.readers < site.cpus_per_process:
+            return self.notes
+        return (
+            *self.notes,
+            f"cpus_per_process is {site.cpus_per_process}, and a process of this training has {self.readers} readers "
+            f"(runtime.workers): let cpus_per_process be {self.readers + 1} in cluster.toml if training waits for them",
+        )
 
 
 def jobs_folder(target: Path) -> Path:

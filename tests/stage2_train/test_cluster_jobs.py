@@ -34,8 +34,10 @@ def grid(mini_root, tmp_path):
 
 def test_a_training_goes_on_with_what_is_there(mini_root, tmp_path):
     out = tmp_path / "run"
-    work = plan_training(mini_config(mini_root), ["embedded", "--set", "a=b"], out, 2, 2)
+    config = apply_overrides(mini_config(mini_root), ["runtime.workers=3"])
+    work = plan_training(config, ["embedded", "--set", "a=b"], out, 2, 2)
     (job,) = work.jobs
+    assert work.readers == 3
     assert job.command == ("train", "embedded", "--set", "a=b", "--out", str(out), "--resume")
     assert (job.num_nodes, job.num_processes, job.tasks, job.hub_cache) == (2, 2, (), "")
     assert work.here == (
@@ -215,6 +217,14 @@ def test_a_grid_is_shared_out(grid, tmp_path, asked, width):
     (job,) = plan_grid(grid, tmp_path / "out", asked).jobs
     assert job.tasks == tuple(range(width)) and job.per_task == f'--only "$task/{width}"'
     assert job.command == ("ablate", str(grid.path), "--out", str(tmp_path / "out"))
+
+
+def test_the_readers_of_a_grid_are_those_of_its_hungriest_run(mini_root, tmp_path):
+    text = GRID.format(root=mini_root)
+    assert plan_grid(read_grid(grid_file(tmp_path, text)), tmp_path / "out", 0).readers == 0
+    changed = text.replace('/data"]', '/data", "runtime.workers=5"]')
+    assert changed != text
+    assert plan_grid(read_grid(grid_file(tmp_path, changed)), tmp_path / "out", 0).readers == 5
 
 
 def test_only_tasks_with_runs_that_are_not_done_are_submitted(grid, tmp_path, monkeypatch):

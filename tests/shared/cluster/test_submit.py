@@ -3,6 +3,7 @@
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def work(folder, *jobs, here=()):
 def test_files_are_beside_a_store_and_in_a_run():
     assert jobs_folder(Path("a/b.c.zarr")) == Path("a/b.c.jobs")
     assert jobs_folder(Path("runs/l2l-0.5")) == Path("runs/l2l-0.5/jobs")
+
+
+def test_a_site_with_too_few_cores_for_readers_is_told_of(tmp_path):
+    plain = Work(target=tmp_path, folder=tmp_path, jobs=(), here=(), notes=("other",))
+    assert plain.notes_at(SiteConfig(cpus_per_process=1)) == ("other",)
+    reading = replace(plain, readers=8)
+    assert reading.notes_at(SiteConfig(cpus_per_process=9)) == ("other",)
+    other, cores = reading.notes_at(SiteConfig(cpus_per_process=8))
+    assert other == "other" and "cpus_per_process is 8" in cores and "be 9 in cluster.toml" in cores
 
 
 def test_a_wide_array_is_several_calls_with_an_offset():
