@@ -37,6 +37,7 @@ from stage2_train.ablate_cell import BUSY
 from stage2_train.ablate_chart import draw
 from stage2_train.ablate_grid import Cell, Grid
 from stage2_train.ablate_latex import as_latex
+from stage2_train.ablate_notes import notes_of
 from stage2_train.ablate_state import (
     BUSY_STATE,
     DONE,
@@ -111,8 +112,8 @@ def run_grid(
         command: The process of a cell.
 
     Returns:
-        `rows`, `prior`, `counts` by state, `unfinished` cells with their reasons, `own_unfinished` (how many of this
-        call's share), `reference`, `data`, `stores`, `model_sizes`, `out`.
+        `rows`, `prior`, `notes` (`ablate_notes.notes_of`), `counts` by state, `unfinished` cells with their reasons,
+        `own_unfinished` (how many of this call's share), `reference`, `data`, `stores`, `model_sizes`, `out`.
 
     Raises:
         DataError: No store, bad arguments, or a folder whose runs are others (`require_own_cells`).
@@ -277,6 +278,7 @@ def _summary(
         "out": str(out),
         "stores": stores,
         "reference": grid.reference,
+        "notes": notes_of(grid),
         "image_ids_file": grid.cells[0].config.image_ids_file,
         "split_seeds": list(dict.fromkeys(cell.config.split_seed for cell in grid.cells)),
         "codes": collect_codes(out, done),

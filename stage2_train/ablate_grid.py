@@ -46,7 +46,8 @@ from stage2_train.recipes import RECIPES
 
 _KEYS = {"reference", "recipe", "fractions", "seeds", "split_seeds", "splits", "set", "methods", "overrides"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_OWN_AXES = {"fraction": "fractions", "seed": "seeds", "split_seed": "split_seeds"}
+OWN_AXES = {"fraction": "fractions", "seed": "seeds", "split_seed": "split_seeds"}
+"""Fields that the grid lists for its cells, and where."""
 _SAME = ("data", "cache_root", "image_ids_file")
 """Fields that all cells must share: without them a difference would not be the method's."""
 
@@ -69,6 +70,8 @@ class Cell:
     """Recipe that is changed."""
     changes: tuple[str, ...]
     """All changes to it, in order."""
+    own: tuple[str, ...]
+    """Those of them that its method names."""
     config: TrainConfig
     """The result."""
 
@@ -79,8 +82,10 @@ class Cell:
 
     @property
     def shown(self) -> str:
-        """The arm as tables and charts call it."""
-        return f"{self.label}+{self.override}" if self.override else self.label
+        """The arm as tables and charts call it, with what it is given beside masks."""
+        weak = self.config.weak_label
+        label = f"{self.label} (+ {weak})" if weak else self.label
+        return f"{label}+{self.override}" if self.override else label
 
     @property
     def name(self) -> str:
@@ -164,9 +169,10 @@ def _cell(
     recipe = _text(path, f"{where}.recipe", method[1].get("recipe", document.get("recipe")))
     if recipe not in RECIPES:
         raise DataError(f"{path}: {where}: {unknown_recipe(recipe, RECIPES)}")
+    own = _changes(path, document, f"{where}.set", method[1].get("set", []))
     changes = [
         *_changes(path, document, "set", document.get("set", [])),
-        *_changes(path, document, f"{where}.set", method[1].get("set", [])),
+        *own,
         *_changes(path, document, f"overrides.{override[0]}.set", override[1].get("set", [])),
         *_changes(path, document, "--set", list(further)),
         *place,
@@ -183,6 +189,7 @@ def _cell(
         seed=config.seed,
         recipe=recipe,
         changes=tuple(changes),
+        own=tuple(own),
         config=config,
     )
 
@@ -201,7 +208,7 @@ def _draws(path: Path, document: Mapping[str, Any], seeds: Sequence[int]) -> dic
 
 def _changes(path: Path, document: Mapping[str, Any], where: str, values: Any) -> list[str]:
     """Changes as `--set` takes them; what the grid lists for its cells is refused."""
-    axes = {field: key for field, key in _OWN_AXES.items() if key in document}
+    axes = {field: key for field, key in OWN_AXES.items() if key in document}
     found = _list(path, where, values, str, may_be_empty=True)
     for change in found:
         if (axis := axes.get(changed_field(change))) is not None:

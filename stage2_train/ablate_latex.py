@@ -1,8 +1,9 @@
 r"""The table of a grid for a paper: LaTeX with booktabs, a `tabular` for each metric and size of image.
 
 Rows are methods, columns the shares of labels and within them the splits; mean and sample standard deviation over
-seeds, in percent. Bold is the best mean of a column among the methods, as printed; the frozen prior is not one of them.
-A comment above says what the figures are of.
+seeds, in percent. Bold is the best mean of a column among the methods, as printed; the frozen prior is not one of them,
+nor is a method that was given weak labels besides, nor one of fewer seeds than others of its column. Where other cells
+have more seeds their number stands in brackets. A comment above says what the figures are of.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,8 @@ def _caption(answer: Mapping[str, Any]) -> str:
         r"needs \usepackage{booktabs}; a tabular for each metric and size of image",
         f"data: {data['dataset']} ({data['split_by']}), annotations {data['fingerprint']}",
         *(priors or ["prior store: none"]),
-        f"seeds: {', '.join(map(str, seeds))}; mean and sample standard deviation, bold the best mean of the methods",
+        f"seeds: {', '.join(map(str, seeds))}; mean and sample standard deviation, (n) over n of them alone; bold the "
+        "best mean of methods with the same labels and as many seeds",
         f"original size: that of the images; model size: the network's input, {' or '.join(answer['model_sizes'])}",
         *remarks(answer),
         *(
@@ -61,10 +63,11 @@ def _tabular(answer: Mapping[str, Any], frame: str, metric: str) -> str:
     fractions = sorted(labels)
     columns = [(fraction, split) for fraction in fractions for split in splits]
     found = {(row["arm"], row["fraction"], row["split"]): row for row in rows}
-    best: dict[tuple[float, str], float] = {}
-    for row in rows:
-        column = row["fraction"], row["split"]
-        best[column] = max(row["mean"], best.get(column, 0.0))
+    most = max(len(row["seeds"]) for row in answer["rows"])
+    best = {
+        column: _best([row for row in rows if (row["fraction"], row["split"]) == column])
+        for column in columns
+    }
     lines = [
         rf"\begin{{tabular}}{{l*{{{len(columns)}}}{{c}}}}",
         r"\toprule",
@@ -76,7 +79,7 @@ def _tabular(answer: Mapping[str, Any], frame: str, metric: str) -> str:
         lines.append(_line(name.translate(SPECIAL), [prior.get(split, "--") for _, split in columns]))
     lines += [r"\midrule"] if answer["prior"] else []
     for arm, label in {row["arm"]: row["label"] for row in rows}.items():
-        cells = [_cell(found.get((arm, *column)), best[column]) for column in columns]
+        cells = [_cell(found.get((arm, *column)), best[column], most) for column in columns]
         lines.append(_line(label.translate(SPECIAL), cells))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
 
@@ -96,13 +99,25 @@ def _line(name: str, cells: Sequence[str]) -> str:
     return " & ".join([name, *cells]) + r" \\"
 
 
-def _cell(row: Mapping[str, Any] | None, best: float) -> str:
-    """Mean and spread, bold if nothing printed is better; a single seed has no spread, what is missing is a dash."""
+def _best(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Arms with the best mean of a column, as printed, among those with the same labels and as many seeds as any."""
+    most = max((len(row["seeds"]) for row in rows), default=0)
+    means = {row["arm"]: row["mean"] for row in rows if not row["weak_label"] and len(row["seeds"]) == most}
+    printed = _percent(max(means.values(), default=0.0))
+    return [arm for arm, mean in means.items() if _percent(mean) == printed]
+
+
+def _cell(row: Mapping[str, Any] | None, best: Sequence[str], most: int) -> str:
+    """Mean and spread, bold for one of the best, and the number of seeds if other cells of the table have more.
+
+    A single seed has no spread, what is missing is a dash.
+    """
     if row is None:
         return "--"
-    mean = _percent(row["mean"])
-    shown = rf"\mathbf{{{mean}}}" if mean == _percent(best) else mean
-    return f"${shown}$" if row["sd"] is None else rf"${shown} \pm {_percent(row['sd'])}$"
+    mean, num = _percent(row["mean"]), len(row["seeds"])
+    shown = rf"\mathbf{{{mean}}}" if row["arm"] in best else mean
+    spread = "" if row["sd"] is None else rf" \pm {_percent(row['sd'])}"
+    return f"${shown}{spread}$" + (f" ({num})" if num < most else "")
 
 
 def _percent(value: float) -> str:

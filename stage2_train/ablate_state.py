@@ -11,6 +11,7 @@ from shared.errors import DataError
 from shared.grid_folders import failure_of, is_finished
 from shared.refer import ReferringDataset
 from stage2_train.ablate_grid import Cell, Grid
+from stage2_train.ablate_notes import notes_of
 from stage2_train.config import TrainConfig
 from stage2_train.evaluate import is_scored
 from stage2_train.inputs import open_split
@@ -231,6 +232,7 @@ def describe_grid(grid: Grid, out: Path, *, coming: Path | None = None) -> dict[
         "out": str(out),
         "stores": describe_stores(grid, opened),
         "reference": grid.reference,
+        "notes": notes_of(grid),
         "splits": list(grid.splits),
         "cells": {
             cell.name: {
@@ -258,4 +260,4 @@ def text_of_cells(plan: Mapping[str, Any]) -> str:
         lines.append(f"{cell['state']:<12}{name}: {cell['recipe']} {changes}")
         if cell["reason"]:
             lines.append(f"{'':<12}{cell['reason']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *plan["notes"]])

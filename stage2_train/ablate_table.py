@@ -15,6 +15,7 @@ from typing import Any
 from shared.json_files import read_json
 from shared.runlog import METRICS_FILE
 from stage2_train.ablate_grid import Cell, Grid
+from stage2_train.ablate_notes import few
 from stage2_train.label_share import label_share, percent_text
 from stage2_train.report.lenient_json import read_jsonl
 from stage2_train.run_code import codes_of
@@ -33,6 +34,8 @@ class Row:
     """Method, and override where the grid has any."""
     label: str
     """What tables and charts call it."""
+    weak_label: str
+    """What it was given for the unlabelled objects beside masks: `box`, `point` or ""."""
     fraction: float
     """Share of labelled images, as it was asked for."""
     label_share: float
@@ -144,6 +147,7 @@ def _row(
     return Row(
         arm=cell.arm,
         label=cell.shown,
+        weak_label=cell.config.weak_label,
         fraction=fraction,
         label_share=fraction,
         num_labelled_images=None,
@@ -192,12 +196,6 @@ def prior_scores(
 def readers(store: Mapping[str, Any], most: int = 2) -> str:
     """Who reads a store, as tables call them; of more than `most` the first."""
     return few(list(store["arms"].values()), most)
-
-
-def few(names: Sequence[str], most: int) -> str:
-    """Names in a line: all of them, or the first and how many more."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def model_sizes(scores: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
@@ -275,7 +273,7 @@ def labels_text(row: Mapping[str, Any]) -> str:
 
 
 def remarks(answer: Mapping[str, Any]) -> list[str]:
-    """What the spread does not cover, and whether all cells are of one code."""
+    """What the spread does not cover, what else tells arms apart, and whether all cells are of one code."""
     draws = answer["split_seeds"]
     if answer["image_ids_file"]:
         labelled = "all cells learn from the labelled images of one file"
@@ -286,6 +284,7 @@ def remarks(answer: Mapping[str, Any]) -> list[str]:
             f"each seed has a draw of labelled images of its own (split_seed {', '.join(map(str, draws))})"
         )
     lines = [labelled + ("" if len(draws) > 1 else ": sd is that of the training alone")]
+    lines += [*answer["notes"], *_unpaired(answer)]
     codes = answer["codes"]
     if len(codes) > 1:
         most = max(codes, key=lambda code: len(codes[code]))
@@ -300,6 +299,18 @@ def remarks(answer: Mapping[str, Any]) -> list[str]:
             + f"{most}{' alone' if mixed else ''}: {few(list(others), 5)}"
         )
     return lines
+
+
+def _unpaired(answer: Mapping[str, Any]) -> list[str]:
+    """Differences over fewer seeds than the mean beside them."""
+    rows = (row for row in answer["rows"] if (row["frame"], row["metric"]) == ("original", "oiou"))
+    lines = {
+        f"diff of {row['label']} at {labels_text(row)} is over {len(row['paired_seeds'])} of its {len(row['seeds'])} "
+        f"seeds ({', '.join(map(str, row['paired_seeds']))}), which alone the reference has finished, too": None
+        for row in rows
+        if row["difference"] is not None and len(row["paired_seeds"]) < len(row["seeds"])
+    }
+    return list(lines)
 
 
 def _optional(value: float | None, sign: str = "") -> str:

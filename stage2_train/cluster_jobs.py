@@ -10,6 +10,7 @@ from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.hub import HubModel, cache_folder
 from stage2_train.ablate_grid import Grid
+from stage2_train.ablate_notes import notes_of
 from stage2_train.ablate_state import DONE, describe_grid, require_own_cells
 from stage2_train.config import TrainConfig
 from stage2_train.evaluate import is_scored
@@ -159,7 +160,10 @@ def plan_grid(
         folder=jobs_folder(out),
         jobs=(job,) if todo else (),
         here=(("-m", "cli", *command),) if todo else (),
-        notes=tuple(f"{field}: not the same in all runs, so not held at a commit" for field in loose),
+        notes=(
+            *notes_of(grid),
+            *(f"{field}: not the same in all runs, so not held at a commit" for field in loose),
+        ),
         readers=max((grid.cells[number].config.runtime.workers for number in todo), default=0),
     )
 

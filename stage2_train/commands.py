@@ -161,7 +161,9 @@ def ablate(
 
     Run it again to go on: finished runs are skipped. Exit status 1 if a run of this share is not finished.
     """
+    from shared.runlog import say
     from stage2_train.ablate_grid import read_grid
+    from stage2_train.ablate_notes import notes_of
 
     cells, folder = read_grid(grid, overrides or []), out or Path("runs") / grid.stem
     from shared.stopping import said_on_interrupt
@@ -170,6 +172,8 @@ def ablate(
     from stage2_train.ablate_table import as_text
 
     still = quiet or as_json
+    for note in [] if dry_run else notes_of(cells):
+        say(note, still)
     with only_answers_on_stdout(), said_on_interrupt("finished runs and checkpoints are kept", still):
         share = parse_share(only)
         answer = (

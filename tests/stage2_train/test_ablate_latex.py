@@ -32,6 +32,9 @@ def answer(**changes: Any) -> dict[str, Any]:
             "frame": frame,
             "metric": metric,
             "sd": sd,
+            "weak_label": "",
+            "difference": None,
+            "paired_seeds": (),
         }
         | {"label_share": fraction, "num_labelled_images": 40 if fraction == 0.01 else None}
         | {"mean": mean + shift, "seeds": (22, 23) if sd else (22,)}
@@ -48,6 +51,7 @@ def answer(**changes: Any) -> dict[str, Any]:
         "model_sizes": ["96x96"],
         "image_ids_file": "",
         "split_seeds": [0],
+        "notes": ["WARNING: the arms differ in steps"],
         "codes": {"aaaa": ["a", "b"], "bbbb": ["l2l_100%+no-flip/fraction-0.01/seed-22"]},
         "unfinished": [{"cell": "l2l_100%+no-flip/fraction-0.001/seed-22", "state": "failed", "reason": "no\nmemory"}],
     }  # fmt: skip
@@ -94,7 +98,7 @@ def test_means_spreads_and_the_best_of_a_column() -> None:
     )
     _, _, prior, supervised, l2l, fixmatch = original
     assert prior == ["frozen prior alone", "70.00", "--", "70.00", "--"]  # above all, and no method
-    assert supervised == [r"Sup. \& \{co\}", r"$\mathbf{25.70}$", r"$\mathbf{30.00}$",
+    assert supervised == [r"Sup. \& \{co\}", r"$\mathbf{25.70}$ (1)", r"$\mathbf{30.00}$ (1)",
                           r"$61.50 \pm 0.30$", r"$\mathbf{65.00} \pm 0.40$"]  # fmt: skip
     # equal as printed: both are bold
     assert l2l == [
@@ -108,11 +112,24 @@ def test_means_spreads_and_the_best_of_a_column() -> None:
     assert model[3][3] == r"$71.50 \pm 0.30$"
 
 
+def test_more_labels_or_fewer_seeds_are_never_the_best() -> None:
+    rows = answer()["rows"]
+    for row in rows:
+        if row["fraction"] == 0.01 and row["arm"].startswith("l2l"):
+            row |= {"weak_label": "box"} if row["split"] == "val" else {"seeds": (22,), "sd": None}
+    _, _, _, supervised, l2l, _ = tables(as_latex(answer(rows=rows)) or "")["oIoU, percent, original size"]
+    assert supervised[3:] == [r"$\mathbf{61.50} \pm 0.30$", r"$\mathbf{65.00} \pm 0.40$"]
+    assert l2l[3:] == [r"$66.00 \pm 1.00$", "$65.00$ (1)"]
+    for row in rows:
+        row["weak_label"] = "box"
+    assert "mathbf" not in (as_latex(answer(rows=rows)) or "")
+
+
 def test_the_caption_says_what_the_figures_are_of() -> None:
     said = [line for line in (as_latex(answer()) or "").splitlines() if line.startswith("%")]
     for part in ("data: refshapes (unc), annotations abc", "prior store: feedc0ffee", "seeds: 22, 23;",
                  "network's input, 96x96", "seed-22: failed: no memory", "(split_seed 0)",
-                 "2 states of the code"):  # fmt: skip
+                 "differ in steps", "2 states of the code"):  # fmt: skip
         assert any(part in line for line in said), part
     assert "prior store: none" in (as_latex(answer(stores=[])) or "")
 

@@ -154,6 +154,7 @@ def test_each_store_has_a_prior_of_its_own(grid: Grid) -> None:
         "stores": [one, other],
         "reference": "supervised",
         "image_ids_file": "",
+        "notes": [],
         "split_seeds": [0],
         "codes": {},
         "counts": {"done": 6},
@@ -169,7 +170,14 @@ def test_labels_name_the_rows(tmp_path: Path) -> None:
     text = BASE.replace("[0.01, 0.05]", "[0.05]").replace("[methods.l2l]", '[methods.l2l]\nlabel = "Ours"')
     rows = rows_of(read_grid(grid_file(tmp_path, text)))
     assert {row["arm"]: row["label"] for row in rows} == {"supervised": "supervised", "l2l": "Ours"}
-    answer = {"rows": rows, "prior": {}, "stores": [], "reference": "supervised", "image_ids_file": ""}
+    answer = {
+        "rows": rows,
+        "prior": {},
+        "stores": [],
+        "reference": "supervised",
+        "image_ids_file": "",
+        "notes": [],
+    }
     said = as_text(answer | {"split_seeds": [0], "codes": {}, "counts": {}, "unfinished": []})
     assert " Ours " in said and " l2l " not in said and "against 'supervised'" in said
     renamed = text.replace("[methods.supervised]", '[methods.supervised]\nlabel = "Sup."') + OVERRIDES
@@ -201,6 +209,7 @@ def test_text_shows_scores_prior_and_what_is_missing(grid: Grid) -> None:
             "stores": [],
             "reference": "supervised",
             "image_ids_file": "",
+            "notes": [],
             "split_seeds": [0],
             "codes": {"aaaa": ["x"]},
             "counts": {"done": 5, "failed": 1},
@@ -216,6 +225,7 @@ def test_text_shows_scores_prior_and_what_is_missing(grid: Grid) -> None:
     assert "cells: 5 done, 1 failed" in text and "'supervised'" in text
     assert "one draw of labelled images (split_seed 0): sd is that of the training alone" in text
     assert "WARNING" not in text
+    assert "diff of l2l at 5% is over 2 of its 3 seeds (1, 2), which alone the reference has finished" in text
     assert text.endswith("supervised/fraction-0.05/seed-3: failed: no memory")
     header = text.splitlines()[0]
     assert header.rstrip().endswith("sd") and len(header) >= len(text.splitlines()[3])
@@ -259,6 +269,7 @@ def test_text_says_what_the_spread_covers_and_which_code_trained(
         "stores": [],
         "reference": "supervised",
         "image_ids_file": "",
+        "notes": [],
         "split_seeds": [0],
         "codes": {"aaaa": list("uvwxyz")},
         "counts": {"done": 6},

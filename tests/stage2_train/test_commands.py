@@ -175,14 +175,16 @@ def test_ablate_hands_everything_on_and_says_whether_its_share_is_done(l2l, monk
             "unfinished": [],
             "own_unfinished": left,
             "reference": "r",
+            "notes": [],
         }
 
     monkeypatch.setattr("stage2_train.ablate.run_grid", fake)
     ran = l2l("ablate", grid, "--out", tmp_path / "o", "--jobs", "3", "--only", "1/4", "--json")
     assert ran.status == 0 and ran.json["counts"] == {"done": 4}
     assert seen[0] == (4, tmp_path / "o", {"jobs": 3, "only": (1, 4), "quiet": True})
-    ran = l2l("ablate", grid)
-    assert ran.status == 1 and "cells: 4 done" in ran.out
+    assert "note:" not in ran.err
+    ran = l2l("ablate", grid, "--set", "ema.export=false")
+    assert ran.status == 1 and "cells: 4 done" in ran.out and "ema.export=false has no effect" in ran.err
     assert seen[1] == (4, Path("runs/grid"), {"jobs": 1, "only": (0, 1), "quiet": False})
 
 
