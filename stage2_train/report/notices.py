@@ -1,5 +1,6 @@
 """What a reader must know before believing the figures: a junk prior, an unequal comparison, a single seed."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,13 @@ JUNK_OIOU = 0.10
 """A frozen prior below this oIoU carries next to nothing."""
 FEW_BOXES = 0.50
 """A store in which fewer answers than this hold a box is suspect."""
+_SAME = {
+    "optimiser": ("optim",),
+    "views and text augmentation": ("weak", "strong", "text"),
+    "precision": ("precision",),
+    "image size": ("segmentor.vision.image_size",),
+}
+"""Settings that methods that are compared share, and what a reader calls them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +144,7 @@ def notices(
         + _uncounted_labels(runs)
         + _shared_images(runs)
         + _partial(runs)
+        + _misplaced(runs)
         + _unequal(runs)
         + _mixed_code(runs)
         + _left_out(left_out)
@@ -281,6 +290,18 @@ def _prior_beats_model(runs: list[RunData]) -> list[Notice]:
     ]
 
 
+def _misplaced(runs: list[RunData]) -> list[Notice]:
+    """Runs that were shown priors of other objects on purpose; the prior's own score is of those in the store."""
+    found = [f"{run.name} {share:.0%}" for run in runs if (share := finite(run.settings("misplaced_priors")))]
+    if not found:
+        return []
+    text = (
+        f"Share of the priors in training that were of another object, as asked for by misplaced_priors: "
+        f"{', '.join(found)}. The scores of the frozen prior alone are of the priors as they are stored."
+    )
+    return [Notice(level="warn", title="Trained with misplaced priors", text=text)]
+
+
 def _unequal(runs: list[RunData]) -> list[Notice]:
     """Differences between runs, other than the method, that a reader would not guess."""
     checks = {
@@ -294,6 +315,8 @@ def _unequal(runs: list[RunData]) -> list[Notice]:
         "global batch": [_text(run.config.get("global_batch")) for run in runs],
         "number of processes": [_text(*run.num_processes) for run in runs],
         "optimiser steps": [_text(run.done.get("step")) for run in runs if run.done],
+        "share of misplaced priors": [_text(run.settings("misplaced_priors")) for run in runs if run.store],
+        **{name: [_settings_text(run, fields) for run in runs] for name, fields in _SAME.items()},
     }
     for split in dict.fromkeys(split for run in runs for split in run.evals):
         evals = [run.evals[split] for run in runs if split in run.evals]
@@ -351,6 +374,12 @@ def _files(runs: list[RunData]) -> list[Notice]:
     if not lines:
         return []
     return [Notice(level="warn", title="Parts are missing", text="; ".join(lines) + ".")]
+
+
+def _settings_text(run: RunData, fields: Sequence[str]) -> str:
+    """Settings of a run as one text; "" if it does not say."""
+    values = {field: run.settings(field) for field in fields}
+    return "" if None in values.values() else json.dumps(values, sort_keys=True)
 
 
 def _text(*parts: Any) -> str:

@@ -150,6 +150,13 @@ class RunData:
         """Name of the training method."""
         return str(self.config.get("method") or "unknown")
 
+    def settings(self, field: str) -> Any:
+        """The value of a field of its config (`a.b`), or of a group of them; None if it does not say."""
+        value = self.config.get("config")
+        for name in field.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
     @property
     def changes(self) -> tuple[str, ...]:
         """What was changed of its recipe, but for seeds, share of labels and places."""

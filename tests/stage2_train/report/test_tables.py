@@ -210,6 +210,28 @@ def test_unequal_runs_part_scores_and_single_seeds_are_said(make_run):
     assert "One seed" in [notice.title for notice in notices(collect_runs([first]), {})]
 
 
+def test_settings_that_compared_runs_do_not_share_are_said(make_run, tmp_path):
+    """What a method does not choose, and priors that are misplaced on purpose, which no score of a prior shows."""
+    paths = [make_run(name, store=tmp_path / "s") for name in ("a", "b")]
+    settings = {
+        "optim": {"lr": 1}, "weak": {"flip": 0.5}, "strong": {}, "text": {}, "precision": "fp32",
+        "misplaced_priors": 0.0, "segmentor": {"vision": {"image_size": 96}},
+    }  # fmt: skip
+    for path in paths:
+        edit(path / "config.json", config=settings)
+    titles = {notice.title: notice.text for notice in notices(collect_runs(paths), {})}
+    assert "The runs differ in more than the method" not in titles
+    other = {"optim": {"lr": 2}, "weak": {"flip": 0}, "precision": "bf16", "misplaced_priors": 0.3,
+             "segmentor": {"vision": {"image_size": 64}}}  # fmt: skip
+    edit(paths[1] / "config.json", config=settings | other)
+    titles = {notice.title: notice.text for notice in notices(collect_runs(paths), {})}
+    differ = titles["The runs differ in more than the method"]
+    for name in ("optimiser", "views and text augmentation", "precision", "image size", "misplaced priors"):
+        assert name in differ
+    misplaced = titles["Trained with misplaced priors"]
+    assert "b 30%" in misplaced and "a 0%" not in misplaced
+
+
 def test_other_annotations_and_other_ground_truth_are_said_in_order(make_run):
     splits = ("val", "testA", "testB")
     paths = [make_run(name, splits=splits) for name in ("a", "b")]
