@@ -7,10 +7,10 @@
 
 The finished network, or the averaged teacher where that is another one (`ema.teacher`, not `ema.export`), reads the
 unmirrored weak view, and the method's own code fuses what it fuses and cuts the label, without exploration: what the
-network would be taught next (of 3DResT without its test of consistency, which needs another view). An annotation's mask
-is the map the label is cut from (of Omni-RES inside the box, or of the object that holds the point), at 0.5 and at the
-image's own size. As in evaluation the network computes in float32, whatever it was trained in. Beside COCO's fields an
-annotation carries
+network would be taught next (of 3DResT the confident pixels alone: where only the average is left it has no student to
+agree with). An annotation's mask is the map the label is cut from (of Omni-RES inside the box, or of the object that
+holds the point), at 0.5 and at the image's own size. As in evaluation the network computes in float32, whatever it was
+trained in. Beside COCO's fields an annotation carries
 
 - `score`: mean of that map over the mask, not calibrated (0 for an empty mask);
 - `accepted_area`, `ignored_area`, `ignored` (RLE): pixels the method would teach, and those it would leave out;

@@ -60,8 +60,14 @@ class TscsQdw(Method):
         )
 
     def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
-        """See `Method.pseudo`; the student looks at the strong view, for what it agrees with is taught whole."""
+        """See `Method.pseudo`; the student looks at the strong view, for what it agrees with is taught whole.
+
+        Where only the average is left, as of a finished run, it would agree with itself: then the confident pixels
+        alone are taught.
+        """
         weak_B1HW = networks.weak_prob(part.weak_BHW3, *weak_text(part))
+        if self.config.ema.teacher and networks.teacher is None:
+            return pseudo_of(part, weak_B1HW, confident_label(weak_B1HW, self.config.tscs_qdw.threshold))
         ids_BT, token_mask_BT, _ = networks.strong_text(part, self.config.text.similarity)
         strong_logit = networks.logit(part.strong_BHW3, ids_BT, token_mask_BT)
         return pseudo_of(part, weak_B1HW, self._labels(weak_B1HW, strong_logit).taught_BHW)

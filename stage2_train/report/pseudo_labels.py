@@ -1,8 +1,9 @@
 """What a run was taught from at its end: the pseudo-labels of its last unlabelled micro-batch, made again.
 
 The finished network, or its averaged teacher where that is another one, reads that batch's weak views and the method's
-own code cuts the pseudo-labels, as in the last step but with the weights after it. Needs the run's model and data, and
-the store and checkpoint of runs that use them.
+own code cuts the pseudo-labels, as in the last step but with the weights after it (of 3DResT's rules the confident
+pixels alone, see `methods/tscs_qdw.py`). Needs the run's model and data, and the store and checkpoint of runs that use
+them.
 
 Legend: B samples, H W model input.
 """

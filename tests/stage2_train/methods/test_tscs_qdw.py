@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from stage2_train.backbones.images import normalise_image
+from stage2_train.config import EmaConfig
 from stage2_train.methods import METHODS
 from stage2_train.methods.base import StepOutput
 from stage2_train.networks import Networks
+from stage2_train.pseudo_labels import confident_label
 from tests.stage2_train.methods.scripted import Scripted
 from tests.stage2_train.miniature import batch_of, plain_config
 
@@ -75,6 +77,22 @@ def test_for_export_too_the_student_looks_at_the_strong_view(mini_root: Path) ->
     config = plain_config(mini_root, "tscs_qdw", batch_labelled=1, batch_unlabelled=1)
     part, seen = batch_of(config).unlabelled, list[torch.Tensor]()
     assert part is not None and not torch.equal(part.weak_BHW3, part.strong_BHW3)
-    METHODS["tscs_qdw"](config).pseudo(Networks(Noted(*maps())), part)
+    both = Noted(*maps())
+    METHODS["tscs_qdw"](config).pseudo(Networks(both, both), part)
     views = (normalise_image(one) for one in (part.weak_BHW3, part.strong_BHW3))
     assert all(torch.equal(one, view) for one, view in zip(seen, views, strict=True))
+
+
+def test_an_average_that_has_no_student_left_teaches_its_confident_pixels_alone(mini_root: Path) -> None:
+    """It would agree with itself, and every mask would be taught whole."""
+    config = plain_config(mini_root, "tscs_qdw", batch_labelled=1, batch_unlabelled=1)
+    config = dataclasses.replace(config, ema=EmaConfig(decay=0.9, teacher=True, export=True))
+    part = batch_of(config).unlabelled
+    assert part is not None
+    weak = torch.full((1, 32, 32), 0.3)
+    weak[:, :8], weak[:, 8:16] = 0.95, 0.6
+    method = METHODS["tscs_qdw"](config)
+    label_BHW = method.pseudo(Networks(Scripted(weak, weak)), part).label_BHW
+    assert torch.equal(label_BHW, confident_label(weak[:, None], config.tscs_qdw.threshold))
+    whole = method.pseudo(Networks(Scripted(weak, weak), Scripted(weak, weak)), part).label_BHW
+    assert torch.equal(whole, (weak >= 0.5).long()) and not torch.equal(whole, label_BHW)
