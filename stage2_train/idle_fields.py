@@ -11,6 +11,8 @@ from stage2_train.method_facts import METHOD_FACTS
 
 _SECTIONS = {"mllm_blend": "blend"}
 """Section of a method where it is not named after it; a method may have none."""
+_EVERY_PIXEL = ("semires", "ccvc")
+"""Methods whose pseudo-labels ignore no pixel."""
 
 
 def untrained_parts(config: TrainConfig) -> list[str]:
@@ -61,6 +63,8 @@ def idle_fields(config: TrainConfig) -> Iterator[tuple[str, str]]:
         )
         if config.weak_label != "point":  # drawn with that seed where only masks are there
             yield "split_seed", "image_ids_file names the labelled images"
+    elif config.fraction == 1 and config.weak_label != "point":
+        yield "split_seed", "fraction is 1: every image is labelled"
 
 
 def _of_pseudo_labels(config: TrainConfig) -> Iterator[tuple[str, str]]:
@@ -80,6 +84,8 @@ def _of_pseudo_labels(config: TrainConfig) -> Iterator[tuple[str, str]]:
             "loss.rampup_steps",
         ):
             yield field, why
+        if not config.ema.decay:
+            yield "loss.burn_in_share", why
     elif not config.text.candidates:
         for field in (
             "table",
@@ -145,6 +151,8 @@ def _of_l2l(config: TrainConfig) -> Iterator[tuple[str, str]]:
 
 
 def _of_comparisons(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    if config.method in _EVERY_PIXEL:
+        yield "loss.unlabelled.mean_over", f"method {config.method} teaches every pixel"
     if config.method == "mllm_blend":
         if config.blend.target == "soft":
             for field in ("blend.threshold", "loss.unlabelled"):

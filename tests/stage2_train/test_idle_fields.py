@@ -50,6 +50,8 @@ CHANGES = {
     "text.protect": ["text.protect=false"],
     "loss.lambda_unlabelled": ["loss.lambda_unlabelled=9"],
     "loss.unlabelled": ["loss.unlabelled.dice_weight=9"],
+    "loss.unlabelled.mean_over": ["loss.unlabelled.mean_over=all"],
+    "loss.burn_in_share": ["loss.burn_in_share=0.5"],
     "loss.rampup_steps": ["loss.rampup_steps=3"],
     "alarm.grace_steps": ["alarm.grace_steps=0"],
     "alarm.min_coverage": ["alarm.min_coverage=0.9"],
@@ -96,8 +98,10 @@ CONFIGS = {
     "supervised-average": lambda root: apply_overrides(
         plain_config(root, "supervised"), ["ema.decay=0.5", "alarm.patience=1"]
     ),
+    "supervised-all": lambda root: apply_overrides(plain_config(root, "supervised"), ["fraction=1"]),
     "fixmatch": lambda root: plain_config(root, "fixmatch"),
     "semires": lambda root: plain_config(root, "semires"),
+    "ccvc": lambda root: plain_config(root, "ccvc"),
     "semires-cpi": lambda root: apply_overrides(plain_config(root, "semires"), ["semires.match=cpi"]),
     "blend": lambda root: plain_config(root, "mllm_blend"),
     "blend-soft": lambda root: apply_overrides(plain_config(root, "mllm_blend"), ["blend.target=soft"]),
@@ -148,6 +152,9 @@ def test_what_these_fields_change_elsewhere_is_not_called_idle(mini_root: Path) 
         ("l2l", "alarm.min_coverage"),
         ("l2l-untaught-no-field", "spm"),
         ("l2l-untaught-no-field", "rple"),
+        ("supervised", "loss.burn_in_share"),
+        ("supervised-all", "split_seed"),
+        ("ccvc", "loss.unlabelled.mean_over"),
     ):
         assert field in dict(idle_fields(CONFIGS[name](mini_root))), (name, field)
 
