@@ -24,11 +24,14 @@ BASE_RUN := runs/embedded-supervised
 REPORT := $(L2L_RUN)/report.html
 SPLITS := --split val --split testA --split testB
 
-# Training processes: one per GPU, but a power of two, which the recipes' batches can be shared out over; on a CPU two of
-# one thread each, which beat one of two threads.
+# Training processes: one per GPU (of those that CUDA_VISIBLE_DEVICES names, where it is set), but a power of two, which
+# the recipes' batches can be shared out over; on a CPU two of one thread each, which beat one of two threads.
 GPUS := $(shell nvidia-smi --list-gpus 2>/dev/null | grep -c "^GPU ")
-GPU_PROCS = $(shell n=1; while [ $$((2 * n)) -le $(GPUS) ]; do n=$$((2 * n)); done; echo $$n)
-PROCS ?= $(if $(filter-out 0,$(GPUS)),$(GPU_PROCS),$(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))'))
+, := ,
+NAMED_GPUS = $(words $(filter-out -1,$(subst $(,), ,$(CUDA_VISIBLE_DEVICES))))
+VISIBLE_GPUS = $(if $(filter undefined,$(origin CUDA_VISIBLE_DEVICES)),$(GPUS),$(NAMED_GPUS))
+GPU_PROCS = $(shell n=1; while [ $$((2 * n)) -le $(VISIBLE_GPUS) ]; do n=$$((2 * n)); done; echo $$n)
+PROCS ?= $(if $(filter-out 0,$(VISIBLE_GPUS)),$(GPU_PROCS),$(shell $(PYTHON) -c 'import os; print(min(2, os.cpu_count()))'))
 TRAIN := env OMP_NUM_THREADS=1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600 $(PY) -m torch.distributed.run --standalone --nproc_per_node $(PROCS) cli.py train
 
 RECIPE ?= embedded

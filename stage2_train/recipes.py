@@ -29,7 +29,10 @@ BERT_BASE = "google-bert/bert-base-uncased"
 """The language tower, and its tokenizer."""
 
 PAPER_STEPS = 40 * 40_300 // PAPER_BATCH
-"""40 epochs over the about 40,300 unlabelled references of RefCOCO at 5% (an epoch's meaning is our reading)."""
+"""40 epochs over the about 40,300 unlabelled references of RefCOCO at 5% (an epoch's meaning is our reading).
+
+Other fractions and data sets train for as many steps, which are a little more or fewer epochs of theirs.
+"""
 
 
 def embedded() -> TrainConfig:

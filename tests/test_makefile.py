@@ -19,7 +19,8 @@ def setup(tmp_path):
     for name in ("pyproject.toml", "shared/torchvision_shim.py"):
         (tmp_path / name).touch()
 
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    not_ours = ("MAKE", "CUDA_VISIBLE_DEVICES")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(not_ours)}
 
     def call(*words, target="setup", status=0, **variables):
         done = subprocess.run(
@@ -107,6 +108,16 @@ def test_a_training_takes_as_many_processes_as_batches_can_be_shared_out_over(se
     machine(setup.folder, "".join(f"GPU {number}: NVIDIA H200\\n" for number in range(gpus)))
     assert f"--nproc_per_node {processes} cli.py" in setup(target="train")
     assert "--nproc_per_node 3 cli.py" in setup("PROCS=3", target="train")
+
+
+@pytest.mark.parametrize(("named", "processes"), [("2,3", 2), ("0", 1), ("1, 2,5", 2), ("", 2), ("-1", 2)])
+def test_gpus_that_the_shell_hides_train_nothing(setup, named, processes):
+    """With none of them two processes train on the CPU, if it has two cores."""
+    held(setup.folder, "vllm")
+    machine(setup.folder, "".join(f"GPU {number}: NVIDIA H200\\n" for number in range(8)))
+    on_cpu = named in ("", "-1")
+    expected = min(2, os.cpu_count()) if on_cpu else processes
+    assert f"--nproc_per_node {expected} cli.py" in setup(target="train", CUDA_VISIBLE_DEVICES=named)
 
 
 def test_an_environment_of_a_python_that_is_too_old_begins_anew(setup):
