@@ -77,7 +77,7 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
         "",
         "set -eo pipefail",
         f"name={job.name} folder={shlex.quote(str(folder))}",
-        _TASK if job.tasks else "task=0 job=$SLURM_JOB_ID log=$name.$SLURM_JOB_ID.log",
+        _TASK if job.tasks else "task=0 job=$SLURM_JOB_ID id=$SLURM_JOB_ID log=$name.$SLURM_JOB_ID.log",
         _FRAME.format(
             stopped=STOPPED,
             start_mark=START_MARK,
@@ -144,7 +144,8 @@ if [ -z "$SLURM_ARRAY_JOB_ID" ]; then
 fi
 first=${1:-0} # an array wider than the site allows comes as several, each with an offset
 task=$((first + SLURM_ARRAY_TASK_ID)) job=$SLURM_ARRAY_JOB_ID
-log=$name.${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.log"""
+id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # of this task alone: one has the array's own number as its job's
+log=$name.$id.log"""
 
 _STOP_CHILD = '  kill -TERM "$child" 2>/dev/null || true'
 _STOP_STEP = """\
@@ -166,8 +167,6 @@ owns() {{ # whether no later start of this task has taken the file over, as when
   [[ $(<"$file") == *'"job": "'"$job"'", '*'"restarts": '"$restarts, "* ]]
 }}
 is_cancelled() {{ # whether somebody has: Slurm then sends what it sends at the limit, and its words alone differ
-  local id=$SLURM_JOB_ID
-  if [ -n "$SLURM_ARRAY_JOB_ID" ]; then id=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID; fi
   [[ $(scontrol --oneliner show job "$id" 2>/dev/null) == *" JobState=COMPLETING "* ]] &&
     grep -a "JOB $SLURM_JOB_ID ON .* CANCELLED AT" "$folder/$log" | tail -n 1 | grep -qv "DUE TO"
 }}
@@ -191,7 +190,7 @@ finish() {{
       if scontrol show config >/dev/null; then break; fi
       sleep 5
     done
-    scontrol requeue "$SLURM_JOB_ID" || true # else the exit status is left, for RequeueExit
+    scontrol requeue "$id" || true # else the exit status is left, for RequeueExit
   fi
   exit "$status"
 }}

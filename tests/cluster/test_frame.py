@@ -1,6 +1,7 @@
 """What the frame of every script does on a real Slurm, around a command that stands for the work."""
 
 import os
+import re
 import signal
 import sys
 import time
@@ -36,6 +37,11 @@ case "$3" in
     touch "$4/begun"
     for _ in $(seq 300); do sleep 0.1; done
     exit 1 ;;
+  stop-or-wait) # the same, of several tasks; one that nobody stops ends when it is let go
+    if [ -e "$4/$5.place" ]; then exit 0; fi
+    trap 'touch "$4/$5.place"; exit 75' TERM
+    touch "$4/$5.begun"
+    while [ ! -e "$4/go" ]; do sleep 0.1; done ;;
   never-ends) exit 75 ;;
   gpu)
     echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES $SLURM_JOB_GPUS" >"$4/$5.gpu.writing"
@@ -102,6 +108,30 @@ def assert_stopped_once(slurm, on_slurm, tmp_path):
     slurm.wait_for_state(job, ENDED, 90)
     assert slurm.state(job) == "COMPLETED"
     assert task(tmp_path)["state"] == "done" and task(tmp_path)["restarts"] == 1
+
+
+def test_a_task_of_an_array_is_queued_again_by_itself(slurm, on_slurm, tmp_path):
+    """The last one to start has the array's own number as its job's, which means the whole array."""
+    array = ClusterJob(
+        name="ablate", command=("stop-or-wait", str(tmp_path)), per_task='"$task"', tasks=(0, 1, 2)
+    )
+    (job,) = on_slurm(array)
+    wait_for(lambda: len(list(tmp_path.glob("*.begun"))) == 3, "all tasks have begun", 60)
+    shown = slurm.call("scontrol", "--oneliner", "show", "job", job)
+    last = re.search(rf"^JobId={job} .*? ArrayTaskId=(\d)", shown, re.MULTILINE)[1]
+    slurm.call("scancel", "--signal=USR1", "--batch", f"{job}_{last}")
+    found = {}
+
+    def has_come_back():
+        found.update({one["task"]: one for one in status_of(tmp_path / "grid")["tasks"]})
+        return found[int(last)]["restarts"] == 1 and found[int(last)]["state"] == "done"
+
+    wait_for(has_come_back, "the task has come back", 90)
+    assert {number for number, one in found.items() if one["state"] == "running"} == {0, 1, 2} - {int(last)}
+    (tmp_path / "go").touch()
+    wait_for(lambda: status_of(tmp_path / "grid")["state"] == "done", "all tasks have ended", 60)
+    restarts = {one["task"]: one["restarts"] for one in status_of(tmp_path / "grid")["tasks"]}
+    assert restarts == {number: int(number == int(last)) for number in range(3)}
 
 
 @pytest.mark.parametrize("tasks", [(), (0, 1)])
