@@ -24,6 +24,9 @@ from shared.stopping import STOPPED
 BEAT_S = 15
 """Seconds between two touches of a task's file."""
 
+NODE_FAILED = STOPPED + 1
+"""Least exit status of a node whose part of a training failed: srun gives the highest, so that it hides `STOPPED`."""
+
 
 START_MARK = "== "
 """A line of a log that begins so opens one start of its task."""
@@ -80,6 +83,7 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
         _TASK if job.tasks else "task=0 job=$SLURM_JOB_ID id=$SLURM_JOB_ID log=$name.$SLURM_JOB_ID.log",
         _FRAME.format(
             stopped=STOPPED,
+            node_failed=NODE_FAILED,
             start_mark=START_MARK,
             beat_s=BEAT_S,
             max_restarts=site.max_restarts,
@@ -155,6 +159,20 @@ _STOP_STEP = """\
   scancel --signal="$signal" "$step" 2>/dev/null || kill -TERM "$child" 2>/dev/null || true
   if [ "$signal" = USR1 ]; then (sleep {patience_s} && kill -0 $$ && scancel --signal=TERM "$step") 2>/dev/null & fi"""
 
+_NODE = """\
+  told= child= caught= status=
+  trap "told=1 caught=1" TERM USR1
+  (trap "" USR1; PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)) exec "$@") &
+  child=$!
+  while :; do
+    caught= status=0
+    wait "$child" || status=$?
+    if [ -z "$caught" ] || [ "$status" -le 128 ]; then break; fi
+  done
+  if [ "$status" -eq 0 ]; then exit 0; fi
+  if [ -n "$told" ]; then exit {stopped}; fi
+  exit $((status < {node_failed} ? {node_failed} : status))"""
+
 _FRAME = """\
 file=$folder/$name.$task.json restarts=${{SLURM_RESTART_COUNT:-0}}
 
@@ -206,6 +224,7 @@ run() {{ # COMMAND...: to its end, or until this job is told to stop
     if [ -z "$caught" ] || [ "$status" -le 128 ]; then break; fi
   done
   if [ "$status" -ne 0 ] && [ -n "$asked" ]; then exit {stopped}; fi
+  if [ "$status" -eq {node_failed} ]; then exit 1; fi
   exit "$status"
 }}
 stop() {{ # SIGNAL: pass it on
@@ -263,10 +282,12 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
         # A TERM it hands on, and ends after half a minute what is still writing a checkpoint.
         f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={site.notice_s}",
-        "# $SLURM_NODEID is each node's own: the inner shell fills it in, not this one.",
+        "# Each node's own shell notes that it was told to stop. The steps alone are told when a job is to make room",
+        "# for another, and torchrun ends with 1 then. A node is told (by TERM) also when another one has failed.",
+        f"node='\n{_NODE.format(stopped=STOPPED, node_failed=NODE_FAILED)}'",
         # srun does not take over --cpus-per-task from sbatch.
         f"run srun --cpus-per-task={site.cpus_per_process * job.num_processes} --kill-on-bad-exit=1 \\",
-        '  bash -c \'trap "" USR1; PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)) exec "$@"\' node \\',
+        '  bash -c "$node" node \\',
         f"  {launcher} \\",
         f"  --nnodes={job.num_nodes} --nproc-per-node={job.num_processes} --max-restarts=0 --rdzv-backend=c10d \\",
         '  --rdzv-endpoint="$address:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" \\',

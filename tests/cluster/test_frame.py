@@ -28,7 +28,7 @@ case "$2" in
   torch.distributed.run) # ... -m cli FOLDER
     for last in "$@"; do case $last in --rdzv-endpoint=*) endpoint=${last#*=} ;; esac; done
     echo "$CUDA_VISIBLE_DEVICES|$PET_RDZV_CONF|$endpoint" >"$last/$SLURMD_NODENAME.launched"
-    exit ;;
+    exec PYTHON "$last/launcher.py" "$last" ;;
 esac
 case "$3" in
   stop-once) # as a training does: told to stop it saves its place, and the next start ends well
@@ -53,6 +53,25 @@ case "$3" in
 esac
 """
 
+LAUNCHER = """\
+# As torchrun: TERM ends it, USR1 is left to its processes (here to itself), and whatever they end with becomes 1.
+import os, pathlib, signal, sys, time
+folder, node = pathlib.Path(sys.argv[1]), os.environ["SLURMD_NODENAME"]
+if (folder / f"{node}.place").exists() or not (folder / "stays").exists():
+    sys.exit()
+def save(number, frame):
+    (folder / f"{node}.place").touch()
+    sys.exit(1)
+if signal.getsignal(signal.SIGUSR1) != signal.SIG_IGN:
+    sys.exit("USR1 would end torchrun")
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, save)
+(folder / f"{node}.begun").touch()
+while not (folder / f"{node}.fails").exists():
+    time.sleep(0.1)
+sys.exit(1)
+"""
+
 
 @pytest.fixture
 def on_slurm(slurm, site, tmp_path, monkeypatch):
@@ -72,6 +91,7 @@ def submitter(slurm, site, tmp_path, monkeypatch):
     program = tmp_path / "program"
     program.write_text(COMMAND.replace("PYTHON", sys.executable))
     program.chmod(0o755)
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
 
     def call(*jobs, **changes):
         work = Work(target=tmp_path / "grid", folder=tmp_path / "grid" / "jobs", jobs=jobs, here=())
@@ -273,6 +293,41 @@ def test_a_training_has_all_gpus_of_its_nodes(slurm, on_gpus, tmp_path):
     (endpoint,) = {endpoint for *_, endpoint in seen}
     address, _, port = endpoint.strip().rpartition(":")
     assert address == "127.0.0.1" and FIRST <= int(port) < FIRST + NUM
+
+
+@pytest.fixture
+def training(slurm, on_slurm, tmp_path):
+    """A training that has begun on both nodes."""
+    (tmp_path / "stays").touch()
+    (job,) = on_slurm(ClusterJob(name="train", command=(str(tmp_path),), num_nodes=2, num_processes=2))
+    wait_for(lambda: len(list(tmp_path.glob("*.begun"))) == 2, "both nodes have begun", 60)
+    return job
+
+
+@pytest.mark.parametrize("signals", ["TERM", "USR1"])
+def test_a_training_is_queued_again_when_its_steps_alone_are_told(slurm, training, tmp_path, signals):
+    """As when another job is to have its place: the script hears nothing."""
+    slurm.call("scancel", f"--signal={signals}", training)
+    slurm.wait_for_state(training, ENDED, 90)
+    assert slurm.state(training) == "COMPLETED", task(tmp_path)
+    assert (task(tmp_path)["state"], task(tmp_path)["restarts"]) == ("done", 1)
+    assert len(list(tmp_path.glob("*.place"))) == 2, "both nodes had time to save"
+
+
+def test_a_training_fails_when_a_node_does(slurm, training, tmp_path):
+    """Slurm tells the other node by TERM."""
+    (tmp_path / "n2.fails").touch()
+    slurm.wait_for_state(training, ENDED, 90)
+    assert slurm.state(training) == "FAILED"
+    assert (tmp_path / "n1.place").exists(), "told"
+    assert task(tmp_path)["why"].startswith("exit status 1: ") and task(tmp_path)["restarts"] == 0
+
+
+def test_a_training_that_is_cancelled_does_not_come_back(slurm, training, tmp_path):
+    slurm.call("scancel", training)
+    wait_for(lambda: task(tmp_path)["state"] not in ("running", "waiting"), "it has ended", 60)
+    time.sleep(8)  # longer than a job that is queued again waits here
+    assert (task(tmp_path)["state"], task(tmp_path)["restarts"]) == ("cancelled", 0)
 
 
 def test_a_task_whose_script_was_killed_is_lost(slurm, on_slurm, tmp_path):
