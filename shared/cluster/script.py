@@ -88,6 +88,8 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
             beat_s=BEAT_S,
             max_restarts=site.max_restarts,
             stop=_STOP_STEP.format(patience_s=site.notice_s // 2) if job.num_processes else _STOP_CHILD,
+            kill=_KILL_STEP if job.num_processes else _KILL_CHILD,
+            kill_s=_kill_s(site),
         ),
         *_setup(site),
         "export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1",
@@ -97,6 +99,11 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
         "",
     ]
     return "\n".join(lines)
+
+
+def _kill_s(site: SiteConfig) -> int:
+    """Seconds after the notice at which what is still busy is killed: the job must be queued again before its limit."""
+    return max(1, site.notice_s - 20, site.notice_s * 3 // 4)
 
 
 def _options(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: Path) -> list[str]:
@@ -157,7 +164,11 @@ _STOP_STEP = """\
   # follows by KILL, is for those that do not listen yet.
   local signal=$1 step=$SLURM_JOB_ID.$step_number
   scancel --signal="$signal" "$step" 2>/dev/null || kill -TERM "$child" 2>/dev/null || true
-  if [ "$signal" = USR1 ]; then (sleep {patience_s} && kill -0 $$ && scancel --signal=TERM "$step") 2>/dev/null & fi"""
+  if [ "$signal" = USR1 ]; then (sleep {patience_s} && kill -0 $$ && scancel --signal=TERM "$step") &>/dev/null & fi"""
+_KILL_CHILD = 'kill -KILL "$child" 2>/dev/null || true'
+_KILL_STEP = f"""\
+(scancel --signal=KILL "$SLURM_JOB_ID.$step_number"; sleep 5) &>/dev/null || true
+    {_KILL_CHILD}"""
 
 _NODE = """\
   told= child= caught= status=
@@ -174,7 +185,7 @@ _NODE = """\
   exit $((status < {node_failed} ? {node_failed} : status))"""
 
 _FRAME = """\
-file=$folder/$name.$task.json restarts=${{SLURM_RESTART_COUNT:-0}}
+file=$folder/$name.$task.json restarts=${{SLURM_RESTART_COUNT:-0}} deadline=
 
 record() {{ # STATE STATUS: how this task fares, for `l2l status`
   local form='"job": "%s", "host": "%s", "restarts": %d, "log": "%s", "state": "%s", "status": %d'
@@ -191,7 +202,7 @@ is_cancelled() {{ # whether somebody has: Slurm then sends what it sends at the 
 finish() {{
   local status=$?
   trap '' TERM USR1
-  kill "$beat" 2>/dev/null || true
+  kill "$beat" $deadline 2>/dev/null || true
   if ! owns; then exit "$status"; fi
   if [ "$status" -ne 0 ] && is_cancelled; then
     record cancelled "$status"
@@ -227,8 +238,15 @@ run() {{ # COMMAND...: to its end, or until this job is told to stop
   if [ "$status" -eq {node_failed} ]; then exit 1; fi
   exit "$status"
 }}
-stop() {{ # SIGNAL: pass it on
+stop() {{ # SIGNAL: pass it on, and see to it that this job is queued again before Slurm ends it for good
 {stop}
+  if [ -n "$deadline" ]; then return; fi
+  (
+    sleep {kill_s} &>/dev/null && kill -0 $$ 2>/dev/null || exit 0
+    echo "stopped at its deadline: busy for {kill_s} s after it was told, so killed; what is finished is kept"
+    {kill}
+  ) &
+  deadline=$!
 }}
 
 echo "{start_mark}$name, task $task: start $((restarts + 1)) on $(hostname)"
@@ -280,8 +298,8 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         "step_number=$((restarts % 2))",
         'if [ "$step_number" -eq 1 ]; then srun --nodes=1 --ntasks=1 true; fi',
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
-        # A TERM it hands on, and ends after half a minute what is still writing a checkpoint.
-        f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={site.notice_s}",
+        # A TERM it hands on, and ends after so long what is still writing a checkpoint, before all is killed.
+        f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={max(1, site.notice_s // 4)}",
         "# Each node's own shell notes that it was told to stop. The steps alone are told when a job is to make room",
         "# for another, and torchrun ends with 1 then. A node is told (by TERM) also when another one has failed.",
         f"node='\n{_NODE.format(stopped=STOPPED, node_failed=NODE_FAILED)}'",

@@ -42,6 +42,12 @@ case "$3" in
     trap 'touch "$4/$5.place"; exit 75' TERM
     touch "$4/$5.begun"
     while [ ! -e "$4/go" ]; do sleep 0.1; done ;;
+  deaf-once)
+    if [ -e "$4/place" ]; then exit 0; fi
+    trap '' TERM
+    touch "$4/place" "$4/begun"
+    for _ in $(seq 600); do sleep 0.1; done
+    exit 1 ;;
   never-ends) exit 75 ;;
   gpu)
     echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES $SLURM_JOB_GPUS" >"$4/$5.gpu.writing"
@@ -64,8 +70,11 @@ def save(number, frame):
     sys.exit(1)
 if signal.getsignal(signal.SIGUSR1) != signal.SIG_IGN:
     sys.exit("USR1 would end torchrun")
+is_deaf = (folder / "is-deaf").exists()
 for number in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(number, save)
+    signal.signal(number, signal.SIG_IGN if is_deaf else save)
+if is_deaf:
+    (folder / f"{node}.place").touch()
 (folder / f"{node}.begun").touch()
 while not (folder / f"{node}.fails").exists():
     time.sleep(0.1)
@@ -152,6 +161,17 @@ def test_a_task_of_an_array_is_queued_again_by_itself(slurm, on_slurm, tmp_path)
     wait_for(lambda: status_of(tmp_path / "grid")["state"] == "done", "all tasks have ended", 60)
     restarts = {one["task"]: one["restarts"] for one in status_of(tmp_path / "grid")["tasks"]}
     assert restarts == {number: int(number == int(last)) for number in range(3)}
+
+
+def test_a_job_that_does_not_stop_is_killed_and_queued_again_before_its_limit(slurm, on_slurm, tmp_path):
+    (job,) = on_slurm(ClusterJob(name="priors", command=("deaf-once", str(tmp_path)), tasks=(0,)), notice_s=4)
+    wait_for((tmp_path / "begun").exists, "the command has begun", 60)
+    slurm.call("scancel", "--signal=USR1", "--batch", f"{job}_0")
+    wait_for(lambda: task(tmp_path)["state"] != "running", "it has been killed", 20)
+    why = "queued again: stopped at its deadline: busy for 3 s after it was told, so killed"
+    assert task(tmp_path)["why"].startswith(why)
+    slurm.wait_for_state(f"{job}_0", ENDED, 60)
+    assert slurm.state(f"{job}_0") == "COMPLETED" and task(tmp_path)["restarts"] == 1
 
 
 @pytest.mark.parametrize("tasks", [(), (0, 1)])
@@ -298,8 +318,13 @@ def test_a_training_has_all_gpus_of_its_nodes(slurm, on_gpus, tmp_path):
 @pytest.fixture
 def training(slurm, on_slurm, tmp_path):
     """A training that has begun on both nodes."""
+    return started_training(on_slurm, tmp_path)
+
+
+def started_training(on_slurm, tmp_path, **changes):
     (tmp_path / "stays").touch()
-    (job,) = on_slurm(ClusterJob(name="train", command=(str(tmp_path),), num_nodes=2, num_processes=2))
+    job = ClusterJob(name="train", command=(str(tmp_path),), num_nodes=2, num_processes=2)
+    (job,) = on_slurm(job, **changes)
     wait_for(lambda: len(list(tmp_path.glob("*.begun"))) == 2, "both nodes have begun", 60)
     return job
 
@@ -312,6 +337,16 @@ def test_a_training_is_queued_again_when_its_steps_alone_are_told(slurm, trainin
     assert slurm.state(training) == "COMPLETED", task(tmp_path)
     assert (task(tmp_path)["state"], task(tmp_path)["restarts"]) == ("done", 1)
     assert len(list(tmp_path.glob("*.place"))) == 2, "both nodes had time to save"
+
+
+def test_a_training_that_does_not_stop_is_killed_and_queued_again_before_its_limit(slurm, on_slurm, tmp_path):
+    (tmp_path / "is-deaf").touch()
+    job = started_training(on_slurm, tmp_path, notice_s=4)
+    slurm.call("scancel", "--signal=USR1", "--batch", job)
+    slurm.wait_for_state(job, ENDED, 60)
+    assert slurm.state(job) == "COMPLETED", task(tmp_path)
+    assert (task(tmp_path)["state"], task(tmp_path)["restarts"]) == ("done", 1)
+    assert "stopped at its deadline" in (tmp_path / "grid" / "jobs" / f"train.{job}.log").read_text()
 
 
 def test_a_training_fails_when_a_node_does(slurm, training, tmp_path):

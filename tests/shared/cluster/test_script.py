@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -107,6 +108,19 @@ def test_a_rendezvous_is_the_first_node_or_nothing():
     assert '--rdzv-backend=c10d \\\n  --rdzv-endpoint="$address:' in text
     assert "--nnodes=2 --nproc-per-node=4 --max-restarts=0" in text and "-m cli train r --set 'a=b c'" in text
     assert "localhost" not in text and "127.0.0.1" not in text
+
+
+@pytest.mark.parametrize("notice_s", [5, 30, 120, 600])
+def test_what_does_not_stop_is_killed_step_by_step_within_the_notice(notice_s):
+    text = script(TRAINING, notice_s=notice_s)
+    found = re.findall(
+        r"\(sleep (\d+) && .*--signal=TERM|SHUTDOWN_TIMEOUT=(\d+)|^ +sleep (\d+) &>", text, re.MULTILINE
+    )
+    (term_s,), (torchrun_s,), (kill_s,) = (
+        [int(one) for one in group if one] for group in zip(*found, strict=True)
+    )
+    assert 0 < term_s < term_s + torchrun_s <= kill_s < notice_s
+    assert f" sleep {kill_s} &>" in script(PRIORS, notice_s=notice_s)
 
 
 @pytest.mark.parametrize("job", [PRIORS, TRAINING, VERIFY], ids=lambda job: job.name)
