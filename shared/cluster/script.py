@@ -284,7 +284,9 @@ def _single(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
 
 def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
     words = _interpreter(site, python)
-    launcher = shlex.join([*words, "-m", "torch.distributed.run"])
+    launch = [site.python or python, "-m", "torch.distributed.run"]
+    if site.container:  # which may handle USR1 itself, so that what it starts would no longer ignore it
+        launch = [*shlex.split(site.container), "bash", "-c", 'trap "" USR1; exec "$@"', "container", *launch]
     return [
         "read -r head < <(scontrol show hostnames \"$SLURM_JOB_NODELIST\") || head=''",
         r"""address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')""",
@@ -306,7 +308,7 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         # srun does not take over --cpus-per-task from sbatch.
         f"run srun --cpus-per-task={site.cpus_per_process * job.num_processes} --kill-on-bad-exit=1 \\",
         '  bash -c "$node" node \\',
-        f"  {launcher} \\",
+        f"  {shlex.join(launch)} \\",
         f"  --nnodes={job.num_nodes} --nproc-per-node={job.num_processes} --max-restarts=0 --rdzv-backend=c10d \\",
         '  --rdzv-endpoint="$address:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" \\',
         f"  -m cli {shlex.join(job.command)}",

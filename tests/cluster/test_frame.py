@@ -315,6 +315,22 @@ def test_a_training_has_all_gpus_of_its_nodes(slurm, on_gpus, tmp_path):
     assert address == "127.0.0.1" and FIRST <= int(port) < FIRST + NUM
 
 
+CONTAINER = """\
+# As the launcher of a container that handles signals of its own: what it starts has their defaults.
+import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda number, frame: None)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_torchrun_in_a_container_ignores_what_its_processes_are_told_by(slurm, on_slurm, tmp_path):
+    (tmp_path / "container.py").write_text(CONTAINER)
+    job = started_training(on_slurm, tmp_path, container=f"{sys.executable} {tmp_path}/container.py")
+    slurm.call("scancel", "--signal=USR1", "--batch", job)
+    slurm.wait_for_state(job, ENDED, 90)
+    assert slurm.state(job) == "COMPLETED" and task(tmp_path)["restarts"] == 1
+
+
 @pytest.fixture
 def training(slurm, on_slurm, tmp_path):
     """A training that has begun on both nodes."""

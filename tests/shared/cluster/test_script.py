@@ -110,6 +110,13 @@ def test_a_rendezvous_is_the_first_node_or_nothing():
     assert "localhost" not in text and "127.0.0.1" not in text
 
 
+def test_usr1_is_ignored_within_a_container_too():
+    text = script(TRAINING, container="apptainer exec --nv l2l.sif", python="python3")
+    ignoring = """bash -c 'trap "" USR1; exec "$@"' container"""
+    assert f"  apptainer exec --nv l2l.sif {ignoring} python3 -m torch.distributed.run \\\n" in text
+    assert ignoring not in script(TRAINING)
+
+
 @pytest.mark.parametrize("notice_s", [5, 30, 120, 600])
 def test_what_does_not_stop_is_killed_step_by_step_within_the_notice(notice_s):
     text = script(TRAINING, notice_s=notice_s)
