@@ -7,7 +7,8 @@ waits for it, and is queued again by `scontrol requeue`, not by its exit status:
 
 A training is one torchrun per node. Its rendezvous is the first node of the job's own list at the address Slurm has for
 it and a port that is free there, and without that the job fails; the first node is told that it is the host, which
-torchrun else guesses from names.
+torchrun else guesses from names. The processes meet at the address that Slurm has for one of the nodes, and not at the
+name that this node has for itself, which the others may not know.
 """
 
 import shlex
@@ -170,10 +171,12 @@ _KILL_STEP = f"""\
 (scancel --signal=KILL "$SLURM_JOB_ID.$step_number"; sleep 5) &>/dev/null || true
     {_KILL_CHILD}"""
 
-_NODE = """\
+_ADDRESS_OF = 'scontrol show node "{}" | sed -n "s/.*NodeAddr=\\([^ ]*\\).*/\\1/p"'
+_NODE = f"""\
   told= child= caught= status=
   trap "told=1 caught=1" TERM USR1
-  (trap "" USR1; PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)) exec "$@") &
+  export PET_LOCAL_ADDR=$({_ADDRESS_OF.format("$SLURMD_NODENAME")}) PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0))
+  (trap "" USR1; exec "$@") &
   child=$!
   while :; do
     caught= status=0
@@ -181,8 +184,8 @@ _NODE = """\
     if [ -z "$caught" ] || [ "$status" -le 128 ]; then break; fi
   done
   if [ "$status" -eq 0 ]; then exit 0; fi
-  if [ -n "$told" ]; then exit {stopped}; fi
-  exit $((status < {node_failed} ? {node_failed} : status))"""
+  if [ -n "$told" ]; then exit {STOPPED}; fi
+  exit $((status < {NODE_FAILED} ? {NODE_FAILED} : status))"""
 
 _FRAME = """\
 file=$folder/$name.$task.json restarts=${{SLURM_RESTART_COUNT:-0}} deadline=
@@ -289,7 +292,7 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         launch = [*shlex.split(site.container), "bash", "-c", 'trap "" USR1; exec "$@"', "container", *launch]
     return [
         "read -r head < <(scontrol show hostnames \"$SLURM_JOB_NODELIST\") || head=''",
-        r"""address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')""",
+        f"address=$({_ADDRESS_OF.format('$head')})",
         'if [ -z "$head" ] || [ -z "$address" ]; then',
         '  echo "error: the first node of \\"$SLURM_JOB_NODELIST\\" has no address: no rendezvous" >&2',
         "  exit 1",
@@ -304,7 +307,7 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={max(1, site.notice_s // 4)}",
         "# Each node's own shell notes that it was told to stop. The steps alone are told when a job is to make room",
         "# for another, and torchrun ends with 1 then. A node is told (by TERM) also when another one has failed.",
-        f"node='\n{_NODE.format(stopped=STOPPED, node_failed=NODE_FAILED)}'",
+        f"node='\n{_NODE}'",
         # srun does not take over --cpus-per-task from sbatch.
         f"run srun --cpus-per-task={site.cpus_per_process * job.num_processes} --kill-on-bad-exit=1 \\",
         '  bash -c "$node" node \\',

@@ -27,7 +27,7 @@ case "$2" in
   shared.cluster.port) exec PYTHON "$@" ;;
   torch.distributed.run) # ... -m cli FOLDER
     for last in "$@"; do case $last in --rdzv-endpoint=*) endpoint=${last#*=} ;; esac; done
-    echo "$CUDA_VISIBLE_DEVICES|$PET_RDZV_CONF|$endpoint" >"$last/$SLURMD_NODENAME.launched"
+    echo "$CUDA_VISIBLE_DEVICES|$PET_RDZV_CONF|$PET_LOCAL_ADDR|$endpoint" >"$last/$SLURMD_NODENAME.launched"
     exec PYTHON "$last/launcher.py" "$last" ;;
 esac
 case "$3" in
@@ -309,7 +309,8 @@ def test_a_training_has_all_gpus_of_its_nodes(slurm, on_gpus, tmp_path):
     ).read_text()
     seen = [(tmp_path / f"{node}.launched").read_text().split("|") for node in NODES]
     assert [visible for visible, *_ in seen] == ["0,1", "0,1"]
-    assert [host for _, host, _ in seen] == ["is_host=1", "is_host=0"]
+    assert [host for _, host, *_ in seen] == ["is_host=1", "is_host=0"]
+    assert [own for *_, own, _ in seen] == ["127.0.0.1"] * 2, "addresses that Slurm has for the nodes"
     (endpoint,) = {endpoint for *_, endpoint in seen}
     address, _, port = endpoint.strip().rpartition(":")
     assert address == "127.0.0.1" and FIRST <= int(port) < FIRST + NUM
