@@ -80,6 +80,7 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
         *(f"#SBATCH {line}" for line in _options(job, site, folder, working_folder)),
         "",
         "set -eo pipefail",
+        f"trap 'exit {STOPPED}' TERM USR1 # until there is something to stop: the trap on exit would see a 0",
         f"name={job.name} folder={shlex.quote(str(folder))}",
         _TASK if job.tasks else "task=0 job=$SLURM_JOB_ID id=$SLURM_JOB_ID log=$name.$SLURM_JOB_ID.log",
         _FRAME.format(
@@ -231,7 +232,7 @@ run() {{ # COMMAND...: to its end, or until this job is told to stop
   "$@" &
   child=$!
   trap 'caught=1 asked=1; stop USR1' USR1
-  trap 'caught=1; stop TERM' TERM
+  trap 'caught=1 asked=1; stop TERM' TERM
   while :; do
     caught= status=0
     wait "$child" || status=$?

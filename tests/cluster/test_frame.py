@@ -163,6 +163,22 @@ def test_a_task_of_an_array_is_queued_again_by_itself(slurm, on_slurm, tmp_path)
     assert restarts == {number: int(number == int(last)) for number in range(3)}
 
 
+@pytest.mark.parametrize("told", [("--signal=USR1", "--batch"), ("--signal=TERM", "--full"), ()])
+def test_a_job_that_is_told_before_its_command_begins(slurm, on_slurm, tmp_path, told):
+    """It comes back if it was told to stop, and not if it was cancelled."""
+    setup = (f'[ -e "{tmp_path}/begun" ] || {{ touch "{tmp_path}/begun"; sleep 15; }}',)
+    (job,) = on_slurm(ClusterJob(name="ablate", command=("count", str(tmp_path), "0")), setup=setup)
+    wait_for((tmp_path / "begun").exists, "it has begun", 60)
+    slurm.call("scancel", *told, job)
+    slurm.wait_for_state(job, ENDED, 60)
+    wait_for(lambda: task(tmp_path)["state"] != "running", "it has ended", 30)
+    if not told:
+        time.sleep(8)  # longer than a job that is queued again waits here
+    found = task(tmp_path)
+    assert (found["state"], found["restarts"]) == (("done", 1) if told else ("cancelled", 0)), found
+    assert (tmp_path / "0").exists() == bool(told)
+
+
 def test_a_job_that_does_not_stop_is_killed_and_queued_again_before_its_limit(slurm, on_slurm, tmp_path):
     (job,) = on_slurm(ClusterJob(name="priors", command=("deaf-once", str(tmp_path)), tasks=(0,)), notice_s=4)
     wait_for((tmp_path / "begun").exists, "the command has begun", 60)

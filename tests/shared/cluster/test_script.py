@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from shared.cluster.script import ClusterJob, array_chunks, script_of
 from shared.cluster.site import SiteConfig
 from shared.errors import DataError
+from shared.stopping import STOPPED
 
 PRIORS = ClusterJob(name="priors", command=("priors", "run", "r"), per_task='--worker "$task"', tasks=(0, 1))
 TRAINING = ClusterJob(name="train", command=("train", "r", "--set", "a=b c"), num_nodes=2, num_processes=4)
@@ -180,6 +181,25 @@ def test_a_line_of_setup_that_fails_is_named_and_nothing_is_run(tmp_path):
     assert done.stderr.endswith("error: this line of setup in cluster.toml failed: modul load cuda/12.8\n")
     assert json.loads((tmp_path / "verify.0.json").read_text())["status"] == 127
     assert not (tmp_path / "after").exists() and "/no/python" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["TERM", "USR1"])
+def test_a_task_told_to_stop_before_its_command_has_begun_is_queued_again(tmp_path, name):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\necho "$@" >>"$0.said"\n')
+    scontrol.chmod(0o755)
+    site = SiteConfig(setup=(f"kill -{name} $$", "touch after"))
+    text = script_of(VERIFY, site, tmp_path, tmp_path, "/no/python")
+    environment = {**os.environ, "SLURM_JOB_ID": "43", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == STOPPED and done.stderr == ""
+    record = json.loads((tmp_path / "verify.0.json").read_text())
+    assert (record["state"], record["status"]) == ("ended", STOPPED)
+    assert (scontrol.parent / "scontrol.said").read_text().splitlines()[-1] == "requeue 43"
+    assert not (tmp_path / "after").exists()
 
 
 def test_arrays_stay_below_the_largest_index():
