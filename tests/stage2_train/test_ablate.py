@@ -512,6 +512,24 @@ def test_a_locked_cell_is_not_had_twice(tmp_path: Path) -> None:
     os.close(second)
 
 
+def test_a_cell_is_scored_by_as_many_readers_as_it_is_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(ablate_cell, "train", lambda *arguments, **options: None)
+    monkeypatch.setattr(
+        ablate_cell, "evaluate_run", lambda run, split, **options: asked.append(options["workers"])
+    )
+    spec = {
+        "run": str(tmp_path),
+        "recipe": "embedded",
+        "changes": ["runtime.workers=3"],
+        "splits": {"val": "0"},
+    }
+    ablate_cell.run_cell(spec)
+    assert asked == [3]
+
+
 @pytest.mark.parametrize("locked_out", [True, False])
 def test_the_process_of_a_cell_ends_by_what_became_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], locked_out: bool
