@@ -2,8 +2,9 @@
 
 Every script has the same frame. It keeps a small file per task that says how the task fares (`status.py` reads it),
 and touches that file while it lives. Told to stop, by USR1 some time before the limit, it tells its command to stop,
-waits for it, and is queued again by `scontrol requeue`, not by its exit status: where the site's `RequeueExit` holds
-`STOPPED` Slurm would do so too, but first drop the jobs that wait for this one to end well.
+waits for it, kills it shortly before the limit, which would end the job for good, and is queued again by `scontrol
+requeue`, not by its exit status: where the site's `RequeueExit` holds `STOPPED` Slurm would do so too, but first drop
+the jobs that wait for this one to end well.
 
 A training is one torchrun per node. Its rendezvous is the first node of the job's own list at the address Slurm has for
 it and a port that is free there, and without that the job fails; the first node is told that it is the host, which
