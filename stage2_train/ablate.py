@@ -2,7 +2,8 @@
 
     OUT/<method>/fraction-<f>/seed-<s>/           a run folder as `train` leaves it, with its scores, and `cell.log`
     OUT/grid.json                                 names of all runs and what methods are called, written first
-    OUT/table.json, .csv, .txt, .tex, chart.svg   written at the end of every call, over all cells of the grid
+    OUT/table.json, .csv, .txt, .tex, chart.svg   written at the end of every call, over all cells of the grid;
+                                                  one that is told to stop has no time for them
 
 Every cell is a process (`stage2_train.ablate_cell`): a crash is that cell's alone, and whatever ends this process ends
 them after a checkpoint. A second call skips what is done, goes on with what was interrupted and tries again what had
@@ -117,7 +118,7 @@ def run_grid(
 
     Raises:
         DataError: No store, bad arguments, or a folder whose runs are others (`require_own_cells`).
-        SystemExit: Status `STOPPED` after SIGTERM or SIGUSR1; cells have written checkpoints.
+        SystemExit: Status `STOPPED` after SIGTERM or SIGUSR1; cells have written checkpoints, the table is as it was.
     """
     if jobs < 1:
         raise DataError(f"jobs is {jobs}, below 1")
@@ -142,11 +143,11 @@ def run_grid(
                 busy[started[future]] = state
             if not pool.stopped:
                 bar.update()
+    if pool.stopped:
+        raise SystemExit(STOPPED)
     with locked(out / ".table.lock"):  # of calls that end at once, the last sees what the others have done
         answer = _summary(grid, out, opened, busy, {cell.name for cell in own})
         _write_table(out, answer)
-    if pool.stopped:
-        raise SystemExit(STOPPED)
     return answer
 
 

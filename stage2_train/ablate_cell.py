@@ -49,7 +49,7 @@ def run_cell(spec: dict[str, Any]) -> None:
     train(config, run, resume=True, recipe=spec["recipe"], overrides=spec["changes"], quiet=True)
     for split, masks in spec["splits"].items():
         if not is_scored(run, split, masks):
-            evaluate_run(run, split, root=config.data.root, quiet=True)
+            evaluate_run(run, split, root=config.data.root, workers=config.runtime.workers, quiet=True)
 
 
 def hold_lock(run: Path) -> int | None:

@@ -71,7 +71,8 @@ def plan_training(
     here = [] if done else [(*launcher, "-m", "cli", *command)]
     if unscored := _unscored(config, out, splits):
         asked = [part for split in unscored for part in ("--split", split)]
-        scoring = ("eval", str(out), *asked, "--root", config.data.root)
+        readers = ("--workers", str(config.runtime.workers)) if config.runtime.workers else ()
+        scoring = ("eval", str(out), *asked, "--root", config.data.root, *readers)
         jobs.append(ClusterJob(name="eval", command=scoring, after_others=True))
         here.append(("-m", "cli", *scoring))
     return Work(

@@ -2,12 +2,14 @@
 
 Every script has the same frame. It keeps a small file per task that says how the task fares (`status.py` reads it),
 and touches that file while it lives. Told to stop, by USR1 some time before the limit, it tells its command to stop,
-waits for it, and is queued again by `scontrol requeue`, not by its exit status: where the site's `RequeueExit` holds
-`STOPPED` Slurm would do so too, but first drop the jobs that wait for this one to end well.
+waits for it, kills it shortly before the limit, which would end the job for good, and is queued again by `scontrol
+requeue`, not by its exit status: where the site's `RequeueExit` holds `STOPPED` Slurm would do so too, but first drop
+the jobs that wait for this one to end well.
 
 A training is one torchrun per node. Its rendezvous is the first node of the job's own list at the address Slurm has for
 it and a port that is free there, and without that the job fails; the first node is told that it is the host, which
-torchrun else guesses from names.
+torchrun else guesses from names. The processes meet at the address that Slurm has for one of the nodes, and not at the
+name that this node has for itself, which the others may not know.
 """
 
 import shlex
@@ -23,6 +25,9 @@ from shared.stopping import STOPPED
 
 BEAT_S = 15
 """Seconds between two touches of a task's file."""
+
+NODE_FAILED = STOPPED + 1
+"""Least exit status of a node whose part of a training failed: srun gives the highest, so that it hides `STOPPED`."""
 
 
 START_MARK = "== "
@@ -76,14 +81,18 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
         *(f"#SBATCH {line}" for line in _options(job, site, folder, working_folder)),
         "",
         "set -eo pipefail",
+        f"trap 'exit {STOPPED}' TERM USR1 # until there is something to stop: the trap on exit would see a 0",
         f"name={job.name} folder={shlex.quote(str(folder))}",
-        _TASK if job.tasks else "task=0 job=$SLURM_JOB_ID log=$name.$SLURM_JOB_ID.log",
+        _TASK if job.tasks else "task=0 job=$SLURM_JOB_ID id=$SLURM_JOB_ID log=$name.$SLURM_JOB_ID.log",
         _FRAME.format(
             stopped=STOPPED,
+            node_failed=NODE_FAILED,
             start_mark=START_MARK,
             beat_s=BEAT_S,
             max_restarts=site.max_restarts,
             stop=_STOP_STEP.format(patience_s=site.notice_s // 2) if job.num_processes else _STOP_CHILD,
+            kill=_KILL_STEP if job.num_processes else _KILL_CHILD,
+            kill_s=_kill_s(site),
         ),
         *_setup(site),
         "export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1",
@@ -93,6 +102,11 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
         "",
     ]
     return "\n".join(lines)
+
+
+def _kill_s(site: SiteConfig) -> int:
+    """Seconds after the notice at which what is still busy is killed: the job must be queued again before its limit."""
+    return max(1, site.notice_s - 20, site.notice_s * 3 // 4)
 
 
 def _options(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: Path) -> list[str]:
@@ -144,7 +158,8 @@ if [ -z "$SLURM_ARRAY_JOB_ID" ]; then
 fi
 first=${1:-0} # an array wider than the site allows comes as several, each with an offset
 task=$((first + SLURM_ARRAY_TASK_ID)) job=$SLURM_ARRAY_JOB_ID
-log=$name.${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID.log"""
+id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # of this task alone: one has the array's own number as its job's
+log=$name.$id.log"""
 
 _STOP_CHILD = '  kill -TERM "$child" 2>/dev/null || true'
 _STOP_STEP = """\
@@ -152,10 +167,30 @@ _STOP_STEP = """\
   # follows by KILL, is for those that do not listen yet.
   local signal=$1 step=$SLURM_JOB_ID.$step_number
   scancel --signal="$signal" "$step" 2>/dev/null || kill -TERM "$child" 2>/dev/null || true
-  if [ "$signal" = USR1 ]; then (sleep {patience_s} && kill -0 $$ && scancel --signal=TERM "$step") 2>/dev/null & fi"""
+  if [ "$signal" = USR1 ]; then (sleep {patience_s} && kill -0 $$ && scancel --signal=TERM "$step") &>/dev/null & fi"""
+_KILL_CHILD = 'kill -KILL "$child" 2>/dev/null || true'
+_KILL_STEP = f"""\
+(scancel --signal=KILL "$SLURM_JOB_ID.$step_number"; sleep 5) &>/dev/null || true
+    {_KILL_CHILD}"""
+
+_ADDRESS_OF = 'scontrol show node "{}" | sed -n "s/.*NodeAddr=\\([^ ]*\\).*/\\1/p"'
+_NODE = f"""\
+  told= child= caught= status=
+  trap "told=1 caught=1" TERM USR1
+  export PET_LOCAL_ADDR=$({_ADDRESS_OF.format("$SLURMD_NODENAME")}) PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0))
+  (trap "" USR1; exec "$@") &
+  child=$!
+  while :; do
+    caught= status=0
+    wait "$child" || status=$?
+    if [ -z "$caught" ] || [ "$status" -le 128 ]; then break; fi
+  done
+  if [ "$status" -eq 0 ]; then exit 0; fi
+  if [ -n "$told" ]; then exit {STOPPED}; fi
+  exit $((status < {NODE_FAILED} ? {NODE_FAILED} : status))"""
 
 _FRAME = """\
-file=$folder/$name.$task.json restarts=${{SLURM_RESTART_COUNT:-0}}
+file=$folder/$name.$task.json restarts=${{SLURM_RESTART_COUNT:-0}} deadline=
 
 record() {{ # STATE STATUS: how this task fares, for `l2l status`
   local form='"job": "%s", "host": "%s", "restarts": %d, "log": "%s", "state": "%s", "status": %d'
@@ -166,15 +201,13 @@ owns() {{ # whether no later start of this task has taken the file over, as when
   [[ $(<"$file") == *'"job": "'"$job"'", '*'"restarts": '"$restarts, "* ]]
 }}
 is_cancelled() {{ # whether somebody has: Slurm then sends what it sends at the limit, and its words alone differ
-  local id=$SLURM_JOB_ID
-  if [ -n "$SLURM_ARRAY_JOB_ID" ]; then id=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID; fi
   [[ $(scontrol --oneliner show job "$id" 2>/dev/null) == *" JobState=COMPLETING "* ]] &&
     grep -a "JOB $SLURM_JOB_ID ON .* CANCELLED AT" "$folder/$log" | tail -n 1 | grep -qv "DUE TO"
 }}
 finish() {{
   local status=$?
   trap '' TERM USR1
-  kill "$beat" 2>/dev/null || true
+  kill "$beat" $deadline 2>/dev/null || true
   if ! owns; then exit "$status"; fi
   if [ "$status" -ne 0 ] && is_cancelled; then
     record cancelled "$status"
@@ -191,7 +224,7 @@ finish() {{
       if scontrol show config >/dev/null; then break; fi
       sleep 5
     done
-    scontrol requeue "$SLURM_JOB_ID" || true # else the exit status is left, for RequeueExit
+    scontrol requeue "$id" || true # else the exit status is left, for RequeueExit
   fi
   exit "$status"
 }}
@@ -200,17 +233,25 @@ run() {{ # COMMAND...: to its end, or until this job is told to stop
   "$@" &
   child=$!
   trap 'caught=1 asked=1; stop USR1' USR1
-  trap 'caught=1; stop TERM' TERM
+  trap 'caught=1 asked=1; stop TERM' TERM
   while :; do
     caught= status=0
     wait "$child" || status=$?
     if [ -z "$caught" ] || [ "$status" -le 128 ]; then break; fi
   done
   if [ "$status" -ne 0 ] && [ -n "$asked" ]; then exit {stopped}; fi
+  if [ "$status" -eq {node_failed} ]; then exit 1; fi
   exit "$status"
 }}
-stop() {{ # SIGNAL: pass it on
+stop() {{ # SIGNAL: pass it on, and see to it that this job is queued again before Slurm ends it for good
 {stop}
+  if [ -n "$deadline" ]; then return; fi
+  (
+    sleep {kill_s} &>/dev/null && kill -0 $$ 2>/dev/null || exit 0
+    echo "stopped at its deadline: busy for {kill_s} s after it was told, so killed; what is finished is kept"
+    {kill}
+  ) &
+  deadline=$!
 }}
 
 echo "{start_mark}$name, task $task: start $((restarts + 1)) on $(hostname)"
@@ -248,10 +289,12 @@ def _single(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
 
 def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
     words = _interpreter(site, python)
-    launcher = shlex.join([*words, "-m", "torch.distributed.run"])
+    launch = [site.python or python, "-m", "torch.distributed.run"]
+    if site.container:  # which may handle USR1 itself, so that what it starts would no longer ignore it
+        launch = [*shlex.split(site.container), "bash", "-c", 'trap "" USR1; exec "$@"', "container", *launch]
     return [
         "read -r head < <(scontrol show hostnames \"$SLURM_JOB_NODELIST\") || head=''",
-        r"""address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')""",
+        f"address=$({_ADDRESS_OF.format('$head')})",
         'if [ -z "$head" ] || [ -z "$address" ]; then',
         '  echo "error: the first node of \\"$SLURM_JOB_NODELIST\\" has no address: no rendezvous" >&2',
         "  exit 1",
@@ -262,13 +305,15 @@ def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
         "step_number=$((restarts % 2))",
         'if [ "$step_number" -eq 1 ]; then srun --nodes=1 --ntasks=1 true; fi',
         "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
-        # A TERM it hands on, and ends after half a minute what is still writing a checkpoint.
-        f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={site.notice_s}",
-        "# $SLURM_NODEID is each node's own: the inner shell fills it in, not this one.",
+        # A TERM it hands on, and ends after so long what is still writing a checkpoint, before all is killed.
+        f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={max(1, site.notice_s // 4)}",
+        "# Each node's own shell notes that it was told to stop. The steps alone are told when a job is to make room",
+        "# for another, and torchrun ends with 1 then. A node is told (by TERM) also when another one has failed.",
+        f"node='\n{_NODE}'",
         # srun does not take over --cpus-per-task from sbatch.
         f"run srun --cpus-per-task={site.cpus_per_process * job.num_processes} --kill-on-bad-exit=1 \\",
-        '  bash -c \'trap "" USR1; PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0)) exec "$@"\' node \\',
-        f"  {launcher} \\",
+        '  bash -c "$node" node \\',
+        f"  {shlex.join(launch)} \\",
         f"  --nnodes={job.num_nodes} --nproc-per-node={job.num_processes} --max-restarts=0 --rdzv-backend=c10d \\",
         '  --rdzv-endpoint="$address:$port" --rdzv-id="$SLURM_JOB_ID.$restarts" \\',
         f"  -m cli {shlex.join(job.command)}",

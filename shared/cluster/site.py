@@ -39,7 +39,7 @@ class SiteConfig:
     """Time limit of a job, as `--time` takes it. A job that meets it is stopped in order, queued again and goes on, so
     it bounds a turn, not the work; it must exceed the time of starting and of one shard."""
     notice_s: int = 120
-    """Seconds before the limit at which a job is told to stop."""
+    """Seconds before the limit at which a job is told to stop; what is still busy shortly before it is killed."""
     max_restarts: int = 100
     """A job that was queued again this often fails: it makes no headway."""
     gpus_per_node: int = 1

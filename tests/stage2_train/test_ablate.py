@@ -474,8 +474,12 @@ def test_dry_run_starts_and_writes_nothing(grid: Grid, tmp_path: Path) -> None:
 def test_a_signal_ends_the_cells_and_asks_to_be_started_again(
     grid: Grid, tmp_path: Path, how: signal.Signals
 ) -> None:
-    """Ctrl-C as well, which is an exception here, and which the cells do not see for themselves."""
+    """Ctrl-C as well, which is an exception here, and which the cells do not see for themselves.
+
+    The table, which another call may be writing, is not waited for.
+    """
     out = tmp_path / "out"
+    out.mkdir()
     command = light(60.0)
 
     def once(*arguments: Any) -> list[str]:
@@ -485,7 +489,7 @@ def test_a_signal_ends_the_cells_and_asks_to_be_started_again(
 
     before, started = signal.getsignal(how), time.monotonic()
     try:
-        with pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
+        with locked(out / ".table.lock"), pytest.raises((SystemExit, KeyboardInterrupt)) as stopped:
             run_grid(grid, out, jobs=2, quiet=True, command=once)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
@@ -496,8 +500,7 @@ def test_a_signal_ends_the_cells_and_asks_to_be_started_again(
         assert stopped.type is KeyboardInterrupt and not list(out.rglob(FAILED_FILE))
         return
     assert isinstance(stopped.value, SystemExit) and stopped.value.code == STOPPED
-    table = json.loads((out / "table.json").read_text())
-    assert "done" not in table["counts"] and "failed" not in table["counts"]
+    assert not list(out.rglob(FAILED_FILE)) and not (out / "table.json").exists()
 
 
 def test_a_locked_cell_is_not_had_twice(tmp_path: Path) -> None:
@@ -507,6 +510,24 @@ def test_a_locked_cell_is_not_had_twice(tmp_path: Path) -> None:
     second = hold_lock(tmp_path / "run")
     assert second is not None
     os.close(second)
+
+
+def test_a_cell_is_scored_by_as_many_readers_as_it_is_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(ablate_cell, "train", lambda *arguments, **options: None)
+    monkeypatch.setattr(
+        ablate_cell, "evaluate_run", lambda run, split, **options: asked.append(options["workers"])
+    )
+    spec = {
+        "run": str(tmp_path),
+        "recipe": "embedded",
+        "changes": ["runtime.workers=3"],
+        "splits": {"val": "0"},
+    }
+    ablate_cell.run_cell(spec)
+    assert asked == [3]
 
 
 @pytest.mark.parametrize("locked_out", [True, False])

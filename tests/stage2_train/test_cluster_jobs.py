@@ -71,6 +71,9 @@ def test_scores_follow_a_training(mini_root, mini_run, tmp_path):
     assert score.after_others and not train.after_others
     assert (score.num_nodes, score.num_processes, score.use_gpu, score.hub_cache) == (1, 0, True, "")
     assert work.here[1:] == (("-m", "cli", *score.command),)
+    reading = apply_overrides(config, ["runtime.workers=3"])
+    score = plan_training(reading, ["r"], out, 2, 2, splits=["val"]).jobs[1]
+    assert score.command == ("eval", str(out), *splits[:2], *root, "--workers", "3")
 
     shutil.copytree(mini_run, out)
     evaluate_run(out, "val", batch=8, quiet=True)

@@ -58,6 +58,11 @@ def test_evaluation_is_repeatable_and_does_not_depend_on_the_batch(finished: Pat
     assert not (finished / "eval" / "testA.json").exists()
 
 
+def test_readers_change_no_score(finished: Path) -> None:
+    alone = evaluate_run(finished, "testA", batch=3, write=False)
+    assert evaluate_run(finished, "testA", batch=3, workers=2, write=False) == alone
+
+
 def test_self_guided_is_reported_beside(finished: Path) -> None:
     plain = evaluate_run(finished, "val", write=False)
     both = evaluate_run(finished, "val", write=False, self_guided=True)

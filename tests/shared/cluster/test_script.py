@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from shared.cluster.script import ClusterJob, array_chunks, script_of
 from shared.cluster.site import SiteConfig
 from shared.errors import DataError
+from shared.stopping import STOPPED
 
 PRIORS = ClusterJob(name="priors", command=("priors", "run", "r"), per_task='--worker "$task"', tasks=(0, 1))
 TRAINING = ClusterJob(name="train", command=("train", "r", "--set", "a=b c"), num_nodes=2, num_processes=4)
@@ -109,6 +111,26 @@ def test_a_rendezvous_is_the_first_node_or_nothing():
     assert "localhost" not in text and "127.0.0.1" not in text
 
 
+def test_usr1_is_ignored_within_a_container_too():
+    text = script(TRAINING, container="apptainer exec --nv l2l.sif", python="python3")
+    ignoring = """bash -c 'trap "" USR1; exec "$@"' container"""
+    assert f"  apptainer exec --nv l2l.sif {ignoring} python3 -m torch.distributed.run \\\n" in text
+    assert ignoring not in script(TRAINING)
+
+
+@pytest.mark.parametrize("notice_s", [5, 30, 120, 600])
+def test_what_does_not_stop_is_killed_step_by_step_within_the_notice(notice_s):
+    text = script(TRAINING, notice_s=notice_s)
+    found = re.findall(
+        r"\(sleep (\d+) && .*--signal=TERM|SHUTDOWN_TIMEOUT=(\d+)|^ +sleep (\d+) &>", text, re.MULTILINE
+    )
+    (term_s,), (torchrun_s,), (kill_s,) = (
+        [int(one) for one in group if one] for group in zip(*found, strict=True)
+    )
+    assert 0 < term_s < term_s + torchrun_s <= kill_s < notice_s
+    assert f" sleep {kill_s} &>" in script(PRIORS, notice_s=notice_s)
+
+
 @pytest.mark.parametrize("job", [PRIORS, TRAINING, VERIFY], ids=lambda job: job.name)
 def test_bash_can_read_it(job):
     text = script(job, folder=Path("/jobs of mine/$HOME"))
@@ -159,6 +181,25 @@ def test_a_line_of_setup_that_fails_is_named_and_nothing_is_run(tmp_path):
     assert done.stderr.endswith("error: this line of setup in cluster.toml failed: modul load cuda/12.8\n")
     assert json.loads((tmp_path / "verify.0.json").read_text())["status"] == 127
     assert not (tmp_path / "after").exists() and "/no/python" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["TERM", "USR1"])
+def test_a_task_told_to_stop_before_its_command_has_begun_is_queued_again(tmp_path, name):
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text('#!/bin/sh\necho "$@" >>"$0.said"\n')
+    scontrol.chmod(0o755)
+    site = SiteConfig(setup=(f"kill -{name} $$", "touch after"))
+    text = script_of(VERIFY, site, tmp_path, tmp_path, "/no/python")
+    environment = {**os.environ, "SLURM_JOB_ID": "43", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", text], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == STOPPED and done.stderr == ""
+    record = json.loads((tmp_path / "verify.0.json").read_text())
+    assert (record["state"], record["status"]) == ("ended", STOPPED)
+    assert (scontrol.parent / "scontrol.said").read_text().splitlines()[-1] == "requeue 43"
+    assert not (tmp_path / "after").exists()
 
 
 def test_arrays_stay_below_the_largest_index():
