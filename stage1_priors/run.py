@@ -28,7 +28,7 @@ from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import require_gpus, visible_gpus
 from stage1_priors.engine import Engine, EngineFactory, engine_versions
 from stage1_priors.engines import ENGINES
-from stage1_priors.failures import failed_shards, rows_beside, told_failures
+from stage1_priors.failures import NO_MODEL, rows_beside, shards_to_retry, told_failures
 from stage1_priors.identity import graph_fingerprint
 from stage1_priors.import_masks import import_masks
 from stage1_priors.job import (
@@ -81,13 +81,13 @@ def run_priors(
     Raises:
         DataError: Unusable data, an engine that is not installed or does not start (its traceback is on standard error,
             if not quiet), another store than expected, GPUs that torch cannot use, pairs too long for the model, a
-            failed canary, or more failures than the ceilings allow.
+            failed canary, more failures than the ceilings allow, or failed rows asked for of no store.
         SystemExit: Status `STOPPED`, after a signal.
         MemoryFull: The process has grown beyond `engine.memory_gb`; another one goes on.
     """
     if isinstance(config, ImportConfig):
         if retry_failed:
-            raise DataError("--retry-failed asks a model again; masks from elsewhere are read without one")
+            raise DataError(NO_MODEL)
         return import_masks(config, worker=worker, num_workers=num_workers, dealt=dealt, quiet=quiet)
     started = time.monotonic()
     if engine_factory is None:
@@ -100,7 +100,7 @@ def run_priors(
             f"({versions}). Submit from the environment that the jobs run in, or name its python and container in "
             "cluster.toml"
         )
-    pending = [*failed_shards(job.path)] if retry_failed else pending_of(job)
+    pending = shards_to_retry(job) if retry_failed else pending_of(job)
     mine = shards_of_worker(pending, worker, num_workers, dealt)
     if not mine:
         elsewhere = f" ({len(pending)} shards are other workers')" if pending else ""
