@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from shared.errors import DataError, short
 from shared.near_names import nearly_named
@@ -37,6 +38,9 @@ JPEG_NOISE = 16
 
 _ORIENTATION = 0x0112
 """EXIF's tag."""
+
+_TIFF_WIDTH = 0x0100
+"""TIFF's tag of the width of the pixels as stored."""
 
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 """Keywords of those texts in a PNG that may hold an orientation."""
@@ -151,7 +155,7 @@ def image_size_hw(path: Path | str, data: bytes | None = None) -> tuple[int, int
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as file:
             _check_size(file)
-            return (file.width, file.height) if _orientation(file) in _TURNED else (file.height, file.width)
+            return (file.width, file.height) if _swaps_sides(file) else (file.height, file.width)
     except Exception as error:
         raise _unreadable(path, "image", error) from error
 
@@ -257,6 +261,15 @@ def _orientation(file: ImageFile.ImageFile) -> int:
     # a PNG's own getexif() decodes the pixels, to see what stands behind them
     found = (file.getexif() if late else Image.Image.getexif(file)).get(_ORIENTATION, 1)
     return found if found in range(2, 9) else 1
+
+
+def _swaps_sides(file: ImageFile.ImageFile) -> bool:
+    """Whether the upright image is as wide as Pillow says that the file is high.
+
+    Of a TIFF some versions of Pillow tell the upright size at once: its width is then not the one in the file.
+    """
+    stored_width = file.tag_v2.get(_TIFF_WIDTH) if isinstance(file, TiffImageFile) else file.width
+    return _orientation(file) in _TURNED and file.width == stored_width
 
 
 def _has_late_exif(file: ImageFile.ImageFile) -> bool:

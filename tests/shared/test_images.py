@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from shared import images
 from shared.errors import DataError
@@ -20,15 +21,52 @@ def saved(tmp_path, image, name="a.png", **options):
     return tmp_path / name
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_and_size_from_the_head_agree(tmp_path, orientation):
+@pytest.fixture
+def pillow_that_tells_the_stored_size(monkeypatch):
+    """Of a TIFF, as of any other file; Pillow 13 tells the upright one."""
+    setup = TiffImageFile._setup
+
+    def stored(file):
+        setup(file)
+        file._size = file.tag_v2[0x0100], file.tag_v2[0x0101]
+
+    monkeypatch.setattr(TiffImageFile, "_setup", stored)
+
+
+def agree_on_orientation_and_size(tmp_path, name, orientation, options):
+    """A marked corner moves to where the orientation says."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for name in ("a.jpg", "a.png"):
-        path = saved(tmp_path, Image.new("RGB", (6, 4)), name, exif=exif)
-        height, width = image_size_hw(path)
-        assert image_orientation(path) == image_orientation("a name", path.read_bytes()) == orientation
-        assert read_image(path).size == (width, height) == ((4, 6) if orientation >= 5 else (6, 4))
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:16, :16] = 255
+    path = saved(tmp_path, Image.fromarray(pixels), name, exif=exif, **options)
+    assert image_orientation(path) == image_orientation("a name", path.read_bytes()) == orientation
+    upright = np.asarray(read_image(path))
+    assert image_size_hw(path) == image_size_hw("a name", path.read_bytes()) == upright.shape[:2]
+    assert upright.shape == ((48, 32, 3) if orientation >= 5 else (32, 48, 3))
+    bottom, right = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    assert upright[-8 if bottom else 8, -8 if right else 8].min() > 200
+    assert sum(upright[y, x].min() > 200 for y in (8, -8) for x in (8, -8)) == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.jpg", {"quality": 95}),
+        ("a.png", {}),
+        ("a.webp", {"lossless": True}),
+        ("a.tif", {}),
+        ("a.tif", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_orientation_and_size_from_the_head_agree(tmp_path, name, options, orientation):
+    agree_on_orientation_and_size(tmp_path, name, orientation, options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_they_do_with_any_pillow(tmp_path, pillow_that_tells_the_stored_size, orientation):
+    agree_on_orientation_and_size(tmp_path, "a.tif", orientation, {})
 
 
 def test_sixteen_bit_grey_keeps_its_upper_bits(tmp_path):
