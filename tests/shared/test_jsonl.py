@@ -63,7 +63,28 @@ def test_every_form_of_a_mask(tmp_path, form):
     np.testing.assert_array_equal(dataset.mask(sample), MASK)
     assert dataset.box_xyxy_px(sample).tolist() == [1, 2, 7, 5]
     report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
-    assert report.ok and report.turned == {}  # masks of a user's own data are of the upright image
+    assert report.ok and report.turned == {"turned.jpg": 6}
+
+
+@pytest.mark.parametrize(
+    ("label", "listed"),
+    [
+        ({"mask": [[1, 2, 7, 2, 7, 5]]}, True),
+        ({"box": [1, 2, 6, 3]}, True),
+        ({"point": [1, 2]}, True),
+        ({"mask": []}, False),
+        ({}, False),
+    ],
+)
+def test_turned_photos_on_which_something_was_drawn_are_listed(tmp_path, label, listed):
+    """Drawn over the unturned pixels it may lie inside the upright ones, too."""
+    path = write(tmp_path, [pair("turned.jpg", **label), pair(mask=None)])
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    assert report.ok and report.turned == ({"turned.jpg": 6} if listed else {})
+    told = (
+        "1 images are turned upright by their EXIF orientation, what was drawn on them is not: turned.jpg (6)"
+    )
+    assert (told in report.format_table()) is listed
 
 
 def test_who_has_a_mask_is_labelled(tmp_path):
