@@ -15,6 +15,7 @@ from shared.runlog import progress
 from shared.store.publish import clean_partials, disk_errors, publish_file
 
 MISSING_IMAGE, UNREADABLE_IMAGE = "missing", "unreadable"
+LOST = (MISSING_IMAGE, UNREADABLE_IMAGE)
 """What stands for an image without bytes."""
 
 
@@ -138,8 +139,4 @@ def _size_of(path: Path) -> str:
 
 def content_hashes(identities: Mapping[str, str]) -> dict[str, bytes]:
     """The hashes among what `identify_images` found with mode `"content"`, by name; images without one are left out."""
-    return {
-        name: bytes.fromhex(value)
-        for name, value in identities.items()
-        if value not in (MISSING_IMAGE, UNREADABLE_IMAGE)
-    }
+    return {name: bytes.fromhex(value) for name, value in identities.items() if value not in LOST}

@@ -23,6 +23,7 @@ from stage1_priors.job import (
     job_of,
     pending_of,
     require_engine,
+    require_images,
     require_room_for,
 )
 from stage1_priors.reuse import Reusable, nothing_reusable
@@ -49,8 +50,9 @@ def plan_work(
             packages that fill it, so that one is asked for the name.
 
     Raises:
-        DataError: A limit on the pairs, unusable data, no model on this machine, no engine in its environment, pairs
-            that the model has no room for, or an interpreter that does not answer; found before anything is queued.
+        DataError: A limit on the pairs, unusable data, no model on this machine, no engine in its environment, too many
+            lost images, pairs that the model has no room for, or an interpreter that does not answer; found before
+            anything is queued.
     """
     if num_tasks < 1:
         raise DataError(f"--tasks is {num_tasks}, expected at least 1")
@@ -71,6 +73,7 @@ def plan_work(
     known = (
         find_known_rows(job) if isinstance(job, Job) and pending else nothing_reusable(len(job.plan.samples))
     )
+    notes = require_images(job) if pending else []
     require_room_for(job, pending, known)
     verify = ("priors", "verify", str(job.path), "--complete")
     if isinstance(config, PriorsConfig):
@@ -92,7 +95,7 @@ def plan_work(
         folder=jobs_folder(job.path),
         jobs=jobs if pending else (),
         here=(("-m", "cli", *run, "--workers", "auto"), ("-m", "cli", *verify)) if pending else (),
-        notes=() if job.path.exists() or elsewhere else _news(job, known),
+        notes=(*notes, *(() if job.path.exists() or elsewhere else _news(job, known))),
     )
 
 

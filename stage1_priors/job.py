@@ -14,7 +14,7 @@ import numpy as np
 from shared.config import config_to_dict
 from shared.datasets import load_dataset
 from shared.errors import DataError
-from shared.image_hashes import content_hashes, identify_images, memory_of
+from shared.image_hashes import LOST, content_hashes, identify_images, memory_of
 from shared.refer import ReferDataset
 from shared.store.find import find_stores, store_path
 from shared.store.layout import read_header
@@ -84,6 +84,8 @@ class Job(StoreJob):
     """Where the proposer's model lies; None if it has none."""
     image_hashes: dict[str, bytes]
     """Content hash of each image by file name; empty where `image_hash` does not read them."""
+    lost_images: dict[str, str]
+    """Images of which there is no byte, by file name: missing or unreadable."""
 
     @property
     def weights_gb(self) -> float:
@@ -131,6 +133,7 @@ def make_job(config: PriorsConfig) -> Job:
         model_folder=model.folder,
         proposer_folder=None if proposer is None else proposer.folder,
         image_hashes=content_hashes(images) if config.image_hash == "content" else {},
+        lost_images={name: value for name, value in images.items() if value in LOST},
         identity=identity,
         fingerprint=fingerprint,
         path=_path(config, fingerprint),
@@ -250,7 +253,8 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
     Returns:
         Data set, pairs per split, limit on them, images, shards in all and pending, engine (or the source of imported
         masks), and, if the model is on this machine, the store's path, what differs from the nearest store, and how
-        many pairs each other store already holds. `problem` says what a run would stop at, else None.
+        many pairs each other store already holds. `problem` says what a run would stop at, else None, and `notes` what
+        it would go on with.
 
     Raises:
         DataError: Missing or unusable data.
@@ -274,11 +278,14 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         return description | {"problem": str(error)}
     exists, pending = job.path.exists(), pending_of(job)
     known = find_known_rows(job) if isinstance(job, Job) and pending else nothing_reusable(len(plan.samples))
+    notes: list[str] = []
     try:
+        notes += require_images(job) if pending else []
         require_room_for(job, pending, known)
     except DataError as error:
         description["problem"] = str(error)
     return description | {
+        "notes": notes,
         "fingerprint": job.fingerprint,
         "store": str(job.path),
         "exists": exists,
@@ -286,6 +293,34 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         "changed": [] if exists else changes(job),
         **_known_elsewhere(job, pending, known),
     }
+
+
+def require_images(job: StoreJob) -> list[str]:
+    """Notes on rows whose image is known to be lost before one is opened; at most one.
+
+    Raises:
+        DataError: So many that a run of all pairs would stop at its end.
+    """
+    if not isinstance(job, Job):
+        return []
+    lost = [sample for sample in job.plan.samples if sample.file_name in job.lost_images]
+    if not lost:
+        return []
+    num, first, ceiling = len(job.plan.samples), lost[0], job.config.error_ceiling
+    told = (
+        f"{len(lost)} of {num} pairs are of images that are missing or cannot be read; the first is "
+        f"{first.sample_id}: {_why_lost(job, first.file_name)}"
+    )
+    if len(lost) > ceiling * num and not job.plan.left_out:
+        raise DataError(f"{told}. error_ceiling is {ceiling}; set error_ceiling=1 to go on regardless")
+    return [f"{told}. They get no prior"]
+
+
+def _why_lost(job: Job, file_name: str) -> str:
+    try:
+        return f"{job.dataset.image_path(file_name)} is {job.lost_images[file_name]}"
+    except DataError as error:
+        return str(error)
 
 
 def require_room_for(job: StoreJob, shards: Sequence[int], known: Reusable) -> None:

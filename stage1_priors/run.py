@@ -41,6 +41,7 @@ from stage1_priors.job import (
     make_job,
     pending_of,
     require_engine,
+    require_images,
     require_room_for,
 )
 from stage1_priors.known_shards import copy_shards, found_with, mask_shards
@@ -81,7 +82,8 @@ def run_priors(
     Raises:
         DataError: Unusable data, an engine that is not installed or does not start (its traceback is on standard error,
             if not quiet), another store than expected, GPUs that torch cannot use, pairs too long for the model, a
-            failed canary, more failures than the ceilings allow, or failed rows asked for of no store.
+            failed canary, too many lost images, more failures than the ceilings allow, or failed rows asked for of no
+            store.
         SystemExit: Status `STOPPED`, after a signal.
         MemoryFull: The process has grown beyond `engine.memory_gb`; another one goes on.
     """
@@ -109,6 +111,9 @@ def run_priors(
     if not job.path.exists():
         for line in changes(job):
             say(line, quiet)
+    if not retry_failed:
+        for note in require_images(job):
+            say(f"note: {note}", quiet)
     if num_workers > 1 or "SLURM_JOB_ID" in os.environ:
         separate_from_other_workers(worker, graph_fingerprint(job.identity), os.environ)
     todo = _failed_todo(job, mine) if retry_failed else _todo(job, mine, quiet)

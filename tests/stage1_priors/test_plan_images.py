@@ -1,0 +1,65 @@
+"""What is said of a plan's images before an engine starts."""
+
+import shutil
+
+import pytest
+
+from shared.config import apply_overrides
+from shared.errors import DataError
+from stage1_priors.cluster_jobs import plan_work
+from stage1_priors.job import describe_plan, make_job
+from stage1_priors.run import run_priors
+from stage1_priors.workers import run_workers
+from tests.stage1_priors.fake_engine import FakeEngine
+
+
+@pytest.fixture
+def own(config, refshapes_root, tmp_path):
+    """A copy of the data whose files may be taken away."""
+    shutil.copytree(refshapes_root, tmp_path / "data")
+    return apply_overrides(config, [f"data.root={tmp_path / 'data'}", "engine.kv_cache_gb=1"])
+
+
+def take_away(config, num):
+    """Delete the images of the first pairs of the plan; returns how many pairs lost theirs."""
+    job = make_job(config)
+    names = list(dict.fromkeys(sample.file_name for sample in job.plan.samples))[:num]
+    for name in names:
+        job.dataset.image_path(name).unlink()
+    return sum(sample.file_name in names for sample in job.plan.samples)
+
+
+@pytest.mark.parametrize("image_hash", ["content", "size"])
+def test_too_many_missing_images_stop_a_run_before_its_engine_starts(own, image_hash):
+    own = apply_overrides(own, [f"image_hash={image_hash}"])
+    samples = make_job(own).plan.samples
+    num, engine = take_away(own, 40), FakeEngine()
+    told = (
+        f"{num} of {len(samples)} pairs are of images that are missing or cannot be read; the first is "
+        rf"{samples[0].sample_id}: .*data: image {samples[0].file_name} is in none of images.*\. error_ceiling is 0.05"
+    )
+    with pytest.raises(DataError, match=told):
+        run_priors(own, engine_factory=engine.factory, quiet=True)
+    with pytest.raises(DataError, match=told):
+        run_workers(own, 2, ["embedded"], quiet=True)
+    with pytest.raises(DataError, match=told):
+        plan_work(own, ["embedded"], 2)
+    plan = describe_plan(own)
+    assert plan["problem"].startswith(f"{num} of {len(samples)} pairs are of images") and not plan["exists"]
+    assert plan["notes"] == [] and not engine.num_started
+    assert describe_plan(apply_overrides(own, ["error_ceiling=1"]))["problem"] is None
+
+
+def test_a_few_missing_images_and_those_of_a_trial_are_a_note(own, capsys):
+    num, engine = take_away(own, 3), FakeEngine()
+    plan = describe_plan(own)
+    (note,) = plan["notes"]
+    assert plan["problem"] is None and note.startswith(f"{num} of {plan['pairs']} pairs are of images that")
+    assert note.endswith("They get no prior") and plan_work(own, ["embedded"], 2).notes[0] == note
+    trial = apply_overrides(own, ["limit=8"])
+    path = run_priors(trial, engine_factory=engine.factory)
+    assert "note: 8 of 8 pairs are of images that" in capsys.readouterr().err and engine.num_started == 1
+    run_priors(own, engine_factory=engine.factory)
+    assert f"note: {note}\n" in capsys.readouterr().err
+    assert run_priors(trial, engine_factory=engine.factory) == path
+    assert "note:" not in capsys.readouterr().err and describe_plan(trial)["notes"] == []
