@@ -22,6 +22,7 @@ from stage1_priors.job import (
     find_known_rows,
     job_of,
     pending_of,
+    replaced_images,
     require_engine,
     require_images,
     require_room_for,
@@ -73,7 +74,7 @@ def plan_work(
     known = (
         find_known_rows(job) if isinstance(job, Job) and pending else nothing_reusable(len(job.plan.samples))
     )
-    notes = require_images(job) if pending else []
+    notes = replaced_images(job) + (require_images(job) if pending else [])
     require_room_for(job, pending, known)
     verify = ("priors", "verify", str(job.path), "--complete")
     if isinstance(config, PriorsConfig):

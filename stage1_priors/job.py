@@ -15,6 +15,7 @@ from shared.config import config_to_dict
 from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.image_hashes import LOST, content_hashes, identify_images, memory_of
+from shared.image_pack import PACK_NAME
 from shared.refer import ReferDataset
 from shared.store.find import find_stores, store_path
 from shared.store.layout import read_header
@@ -278,7 +279,7 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         return description | {"problem": str(error)}
     exists, pending = job.path.exists(), pending_of(job)
     known = find_known_rows(job) if isinstance(job, Job) and pending else nothing_reusable(len(plan.samples))
-    notes: list[str] = []
+    notes = replaced_images(job)
     try:
         notes += require_images(job) if pending else []
         require_room_for(job, pending, known)
@@ -293,6 +294,19 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         "changed": [] if exists else changes(job),
         **_known_elsewhere(job, pending, known),
     }
+
+
+def replaced_images(job: StoreJob) -> list[str]:
+    """Notes on images of the plan that are read from a pack, though their files are others by now; at most one."""
+    if not isinstance(job, Job):
+        return []
+    found = job.dataset.replaced_images(dict.fromkeys(sample.file_name for sample in job.plan.samples))
+    if not found:
+        return []
+    return [
+        f"{len(found)} images are of another size than in {job.dataset.root / PACK_NAME}, which is read, the first is "
+        f"{found[0]}; run `l2l data pack` first, if they have been replaced"
+    ]
 
 
 def require_images(job: StoreJob) -> list[str]:

@@ -40,6 +40,7 @@ from stage1_priors.job import (
     find_known_rows,
     make_job,
     pending_of,
+    replaced_images,
     require_engine,
     require_images,
     require_room_for,
@@ -102,6 +103,8 @@ def run_priors(
             f"({versions}). Submit from the environment that the jobs run in, or name its python and container in "
             "cluster.toml"
         )
+    for note in replaced_images(job) if worker == 0 else []:
+        say(f"note: {note}", quiet)
     pending = shards_to_retry(job) if retry_failed else pending_of(job)
     mine = shards_of_worker(pending, worker, num_workers, dealt)
     if not mine:

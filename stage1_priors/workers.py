@@ -28,7 +28,15 @@ from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import require_gpus, visible_gpus
 from stage1_priors.failures import shards_to_retry, told_failures
-from stage1_priors.job import Job, StoreJob, job_of, pending_of, require_engine, require_images
+from stage1_priors.job import (
+    Job,
+    StoreJob,
+    job_of,
+    pending_of,
+    replaced_images,
+    require_engine,
+    require_images,
+)
 from stage1_priors.memory_left import require_memory
 from stage1_priors.worker_env import Worker, plan_workers
 
@@ -97,6 +105,8 @@ def run_workers(
     """
     require_engine(config)
     job = job_of(config)
+    for note in replaced_images(job):
+        say(f"note: {note}", quiet)
     if not (pending := shards_to_retry(job) if retry_failed else pending_of(job)):
         _say_failures(job, quiet)
         return job.path

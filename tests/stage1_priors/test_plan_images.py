@@ -1,11 +1,15 @@
 """What is said of a plan's images before an engine starts."""
 
+import re
 import shutil
 
 import pytest
+from PIL import Image
 
 from shared.config import apply_overrides
 from shared.errors import DataError
+from shared.image_pack import build_pack
+from shared.refer_layout import IMAGE_FOLDERS
 from stage1_priors.cluster_jobs import plan_work
 from stage1_priors.job import describe_plan, make_job
 from stage1_priors.run import run_priors
@@ -63,3 +67,23 @@ def test_a_few_missing_images_and_those_of_a_trial_are_a_note(own, capsys):
     assert f"note: {note}\n" in capsys.readouterr().err
     assert run_priors(trial, engine_factory=engine.factory) == path
     assert "note:" not in capsys.readouterr().err and describe_plan(trial)["notes"] == []
+
+
+def test_a_photo_replaced_beside_a_pack_is_named_even_if_nothing_is_to_do(own, capsys):
+    job = make_job(own)
+    name = job.plan.samples[5].file_name
+    build_pack(job.dataset.root, [sample.file_name for sample in job.plan.samples], IMAGE_FOLDERS, quiet=True)
+    path = run_priors(own, engine_factory=FakeEngine().factory)
+    assert "note:" not in capsys.readouterr().err
+    Image.new("RGB", (job.plan.samples[5].width, job.plan.samples[5].height)).save(
+        job.dataset.image_path(name)
+    )
+    told = rf"1 images are of another size than in .*images.h5, which is read, the first is {name}; run `l2l data pack`"
+    for start in (
+        lambda: run_priors(own, engine_factory=FakeEngine().factory),
+        lambda: run_workers(own, 2, ["embedded"]),
+    ):
+        assert start() == path and re.search(told, capsys.readouterr().err)
+    assert re.match(told, describe_plan(own)["notes"][0]) and re.match(told, plan_work(own, [], 2).notes[0])
+    build_pack(job.dataset.root, [], IMAGE_FOLDERS, quiet=True)
+    assert describe_plan(own)["notes"] == [] and describe_plan(own)["store"] != str(path)
