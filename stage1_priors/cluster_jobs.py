@@ -35,6 +35,8 @@ def plan_work(
     arguments: Sequence[str],
     num_tasks: int,
     elsewhere: Sequence[str] = (),
+    *,
+    quiet: bool = True,
 ) -> Work:
     """The jobs that fill a store.
 
@@ -49,6 +51,7 @@ def plan_work(
         num_tasks: Workers (n); no more than there are missing shards.
         elsewhere: Words that start the jobs' own interpreter, where it is not this one: a store is named by the
             packages that fill it, so that one is asked for the name.
+        quiet: No progress over the images that are read for the first time.
 
     Raises:
         DataError: A limit on the pairs, unusable data, no model on this machine, no engine in its environment, too many
@@ -65,7 +68,7 @@ def plan_work(
     if not elsewhere:
         require_engine(config)
     pinned = pins(config)
-    job = job_of(apply_overrides(config, pinned))
+    job = job_of(apply_overrides(config, pinned), quiet=quiet)
     run = ("priors", "run", *arguments, *as_options(pinned))
     if elsewhere:
         job = replace(job, path=_path_named_by([*elsewhere, "-m", "cli", *run]))

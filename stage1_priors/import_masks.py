@@ -48,7 +48,7 @@ def import_masks(
     Raises:
         DataError: Unusable data or masks, a mask that names no sentence, or more rows without one than the ceiling.
     """
-    job = make_import_job(config)
+    job = make_import_job(config, quiet=quiet)
     pending = pending_of(job)
     mine = shards_of_worker(pending, worker, num_workers, dealt)
     lines = [] if job.path.exists() else changes(job)

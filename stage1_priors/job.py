@@ -95,8 +95,12 @@ class Job(StoreJob):
         return own + (0 if self.proposer_folder is None else weights_gb(self.proposer_folder, "float32"))
 
 
-def make_job(config: PriorsConfig) -> Job:
+def make_job(config: PriorsConfig, *, quiet: bool = True) -> Job:
     """Load the annotations, find the model, fingerprint everything; no engine, no model call.
+
+    Args:
+        config: The recipe.
+        quiet: No progress over the images that are read for the first time.
 
     Raises:
         DataError: Missing or unusable data, or no model on this machine.
@@ -112,7 +116,7 @@ def make_job(config: PriorsConfig) -> Job:
     names = {sample.file_name for sample in plan.samples}
     memory = memory_of(config.cache_root, config.data.dataset)
     images = identify_images(
-        ((name, dataset.image_identity(name)) for name in names), config.image_hash, memory
+        ((name, dataset.image_identity(name)) for name in names), config.image_hash, memory, quiet=quiet
     )
     identity = identity_of(
         config,
@@ -141,8 +145,12 @@ def make_job(config: PriorsConfig) -> Job:
     )
 
 
-def make_import_job(config: ImportConfig) -> StoreJob:
+def make_import_job(config: ImportConfig, *, quiet: bool = True) -> StoreJob:
     """Load the annotations and fingerprint the source of the masks; no mask is decoded.
+
+    Args:
+        config: The recipe.
+        quiet: No progress over the files that are read for the first time.
 
     Raises:
         DataError: Missing or unusable data, or no masks at the source.
@@ -150,7 +158,8 @@ def make_import_job(config: ImportConfig) -> StoreJob:
     dataset = load_dataset(config.data)
     plan = _plan(config, dataset)
     memory = memory_of(config.cache_root, f"{config.data.dataset}-masks")
-    masks = images_fingerprint(identify_images(source_files(Path(config.source)), config.image_hash, memory))
+    files = identify_images(source_files(Path(config.source)), config.image_hash, memory, quiet=quiet)
+    masks = images_fingerprint(files)
     identity = import_identity_of(config, dataset.fingerprint(), masks)
     fingerprint = fingerprint_of(identity)
     return StoreJob(
@@ -163,9 +172,11 @@ def make_import_job(config: ImportConfig) -> StoreJob:
     )
 
 
-def job_of(config: PriorsConfig | ImportConfig) -> StoreJob:
-    """The job of either kind of recipe; raises as `make_job` and `make_import_job`."""
-    return make_import_job(config) if isinstance(config, ImportConfig) else make_job(config)
+def job_of(config: PriorsConfig | ImportConfig, *, quiet: bool = True) -> StoreJob:
+    """The job of either kind of recipe; arguments and errors as of `make_job` and `make_import_job`."""
+    if isinstance(config, ImportConfig):
+        return make_import_job(config, quiet=quiet)
+    return make_job(config, quiet=quiet)
 
 
 def require_engine(config: PriorsConfig | ImportConfig) -> None:
@@ -248,8 +259,12 @@ def pending_of(job: StoreJob) -> list[int]:
     return pending_shards(job.path) if job.path.exists() else list(range(job.plan.num_shards))
 
 
-def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
+def describe_plan(config: PriorsConfig | ImportConfig, *, quiet: bool = True) -> dict[str, Any]:
     """What a run would do, JSON-able; nothing is written but the memory of image hashes.
+
+    Args:
+        config: The recipe.
+        quiet: No progress over the images that are read for the first time.
 
     Returns:
         Data set, pairs per split, limit on them, images, shards in all and pending, engine (or the source of imported
@@ -274,7 +289,7 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
     }
     try:
         require_engine(config)
-        job = job_of(config)
+        job = job_of(config, quiet=quiet)
     except DataError as error:
         return description | {"problem": str(error)}
     exists, pending = job.path.exists(), pending_of(job)

@@ -95,7 +95,7 @@ def run_priors(
     started = time.monotonic()
     if engine_factory is None:
         require_engine(config)
-    job = make_job(config)
+    job = make_job(config, quiet=quiet)
     if expected is not None and job.path != expected:
         versions = ", ".join(engine_versions(config.engine.kind).values())
         raise DataError(

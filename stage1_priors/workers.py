@@ -104,7 +104,7 @@ def run_workers(
         SystemExit: Status `STOPPED`, after a signal with shards left to do.
     """
     require_engine(config)
-    job = job_of(config)
+    job = job_of(config, quiet=quiet)
     for note in replaced_images(job):
         say(f"note: {note}", quiet)
     if not (pending := shards_to_retry(job) if retry_failed else pending_of(job)):

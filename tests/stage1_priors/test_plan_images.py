@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,6 +12,7 @@ from shared.errors import DataError
 from shared.image_pack import build_pack
 from shared.refer_layout import IMAGE_FOLDERS
 from stage1_priors.cluster_jobs import plan_work
+from stage1_priors.config import ImportConfig
 from stage1_priors.job import describe_plan, make_job
 from stage1_priors.run import run_priors
 from stage1_priors.workers import run_workers
@@ -87,3 +89,31 @@ def test_a_photo_replaced_beside_a_pack_is_named_even_if_nothing_is_to_do(own, c
     assert re.match(told, describe_plan(own)["notes"][0]) and re.match(told, plan_work(own, [], 2).notes[0])
     build_pack(job.dataset.root, [], IMAGE_FOLDERS, quiet=True)
     assert describe_plan(own)["notes"] == [] and describe_plan(own)["store"] != str(path)
+
+
+LOOKS = {
+    "a run": lambda config, quiet: run_priors(config, engine_factory=FakeEngine().factory, quiet=quiet),
+    "a dry run": lambda config, quiet: describe_plan(config, quiet=quiet),
+    "a submission": lambda config, quiet: plan_work(config, ["embedded"], 2, quiet=quiet),
+    "masks from elsewhere": lambda config, quiet: run_priors(
+        ImportConfig(
+            data=config.data,
+            source=config.cache_root,
+            splits=("val",),
+            cache_root=config.cache_root,
+            missing_ceiling=1,
+        ),
+        quiet=quiet,
+    ),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_first_look_at_the_images_shows_how_far_it_is(own, capsys, look, quiet):
+    """It takes an hour for a large set on a slow disk."""
+    sample = make_job(apply_overrides(own, [f"cache_root={own.cache_root}/other"])).plan.samples[0]
+    (Path(own.cache_root) / f"{sample.sample_id}.png").parent.mkdir(exist_ok=True)
+    Image.new("L", (8, 8)).save(Path(own.cache_root) / f"{sample.sample_id}.png")
+    LOOKS[look](own, quiet)
+    assert ("hashing: " in capsys.readouterr().err) is not quiet
