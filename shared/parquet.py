@@ -36,7 +36,7 @@ from shared.split_names import usual_split
 REQUIRED = ("image", "expression")
 OPTIONAL = ("mask", "box", "split")
 
-_SPLIT = r"((?i:training|train|validation|val|dev)|(?i:test)[A-Z]?)"
+_SPLIT = r"((?i:training|train|validation|valid|val|dev|eval)|(?i:test)[A-Z]?)"
 _AT_START = re.compile(_SPLIT + r"(?![A-Za-z])")
 _AT_END = re.compile(r"(?<![A-Za-z])" + _SPLIT + r"([-_.]?\d+([-_]of[-_]\d+)?)?$")
 _BATCH_ROWS = 64

@@ -152,10 +152,24 @@ def test_the_split_of_a_file(tmp_path):
             "refcoco-val",
             "default/validation/0000",
             "val/photos",
+            "valid-00000-of-00001",
+            "valid/0000",
+            "mug_eval",
+            "eval/0000",
         ],
         "testA": ["testA-00000", "TESTA", "refcoco_testA", "refcoco_testA-00001-of-00002", "a/testA/b/0"],
         "test": ["test-0", "x-test"],
-        None: ["tests", "photos", "contrast", "trainer-0", "interval", "latest"],
+        None: [
+            "tests",
+            "photos",
+            "contrast",
+            "trainer-0",
+            "interval",
+            "latest",
+            "invalid",
+            "medieval",
+            "evaluate",
+        ],
     }
     for split, names in says.items():
         assert {name: split_of(Path(f"{name}.parquet")) for name in names} == dict.fromkeys(names, split)
