@@ -159,6 +159,14 @@ BROKEN = {
     "not json": ("{", "not JSON"),
     "list": ([1], "expected an object, found list"),
     "typo": (pair(masks="mask.png"), "unknown field 'masks'"),
+    "field twice": (
+        '{"image": "a.jpg", "expression": "the mug", "mask": "mask.png", "expression": "the jar", "mask": null}',
+        "field 'expression' is given twice",
+    ),
+    "field of an RLE twice": (
+        '{"image": "a.jpg", "expression": "the mug", "mask": {"size": [8, 10], "counts": [80], "counts": [0, 80]}}',
+        "field 'counts' is given twice",
+    ),
     "no image": ({"expression": "x"}, "'image' is None"),
     "blank": (pair(expression=" "), "'expression' is ' ', not a text"),
     "split": (pair(split=3), "'split' is 3"),
@@ -280,6 +288,12 @@ def test_pairs_to_predict_are_read_without_their_images(tmp_path):
     assert [line.own_id for line in found] == [None, "a-7", 3, None, 4.5, None, None]
     faults = [line.fault.partition(":")[0] for line in found if isinstance(line, BadLine)]
     assert faults == ["not JSON", "'expression' is None, not a text", "'id' is True, not a text or a number"]
+    path.write_text('{"image": "a.jpg", "id": "b-8", "image": "b.jpg"}\n')
+    (twice,) = read_pairs(path)
+    assert isinstance(twice, BadLine) and (twice.own_id, twice.fault) == (
+        "b-8",
+        "field 'image' is given twice",
+    )
     path.write_text("\n")
     with pytest.raises(DataError, match="holds no line"):
         read_pairs(path)
