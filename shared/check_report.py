@@ -59,9 +59,8 @@ class CheckReport:
     no_target: dict[str, int]
     """Refs that name nothing in their image, by split; only splits that have some."""
     turned: dict[str, int]
-    """Images that are turned upright as they are read: EXIF's orientation by file name. Their masks may be of the
-    pixels as stored; orientations 2 to 4 show in no size. Empty for a user's own data, whose masks are of the upright
-    image."""
+    """Images that are turned upright as they are read: EXIF's orientation by file name. Their masks, boxes and points
+    may be of the pixels as stored, which most often shows in no size. Of a user's own data those that carry one."""
     copies: dict[str, str]
     """Images whose file is, byte for byte, that of another one: name and id, and those of the first such image."""
     dim: dict[str, int]
@@ -105,7 +104,8 @@ class CheckReport:
         if self.turned:
             first = ", ".join(f"{name} ({how})" for name, how in list(self.turned.items())[:NUM_FIRST_ROWS])
             lines.append(
-                f"note: {len(self.turned)} images are turned upright by their EXIF orientation, masks are not: {first}"
+                f"note: {len(self.turned)} images are turned upright by their EXIF orientation, what was drawn on them "
+                f"is not: {first}"
             )
         if self.copies:
             first = ", ".join(

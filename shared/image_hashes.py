@@ -15,7 +15,11 @@ from shared.runlog import progress
 from shared.store.publish import clean_partials, disk_errors, publish_file
 
 MISSING_IMAGE, UNREADABLE_IMAGE = "missing", "unreadable"
+LOST = (MISSING_IMAGE, UNREADABLE_IMAGE)
 """What stands for an image without bytes."""
+
+SAVE_EVERY = 4096
+"""Files that are read before their hashes are saved, beside what is saved at the end and when it is interrupted."""
 
 
 def memory_of(cache_root: str | Path, name: str) -> Path:
@@ -119,14 +123,23 @@ def identify_images(
             values[name] = known
         else:
             unread.append((name, path))
-    for name, path in progress(unread, len(unread), "hashing", quiet or not unread, unit="image"):
-        values[name] = hasher.read_hash(path)
+    try:
+        bar = progress(unread, len(unread), "hashing", quiet or not unread, unit="image")
+        for number, (name, path) in enumerate(bar, 1):
+            values[name] = hasher.read_hash(path)
+            if number % SAVE_EVERY == 0:
+                _save(hasher, must_save)
+    finally:
+        _save(hasher, must_save)
+    return values
+
+
+def _save(hasher: ImageHasher, must_save: bool) -> None:
     try:
         hasher.save()
     except (DataError, OSError):
         if must_save:
             raise
-    return values
 
 
 def _size_of(path: Path) -> str:
@@ -138,8 +151,4 @@ def _size_of(path: Path) -> str:
 
 def content_hashes(identities: Mapping[str, str]) -> dict[str, bytes]:
     """The hashes among what `identify_images` found with mode `"content"`, by name; images without one are left out."""
-    return {
-        name: bytes.fromhex(value)
-        for name, value in identities.items()
-        if value not in (MISSING_IMAGE, UNREADABLE_IMAGE)
-    }
+    return {name: bytes.fromhex(value) for name, value in identities.items() if value not in LOST}

@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,18 @@ class ImageStore:
             return read_image(self.place(name), self.pack.read(name), at_least_hw=at_least_hw)
         return read_image(self.path(name), at_least_hw=at_least_hw)
 
+    def replaced(self, names: Iterable[str]) -> list[str]:
+        """Packed images whose loose file has another number of bytes by now, if it is there; no file is opened."""
+        if self.pack is None:
+            return []
+        folders = [self.root / folder for folder in self.folders if (self.root / folder).is_dir()]
+        if not folders:
+            return []
+        sizes = {name: _size_of_first(folders, name) for name in names if name in self.pack}
+        return [
+            name for name, size in sizes.items() if size not in (None, self.pack.size_and_digest(name)[0])
+        ]
+
     def size_hw(self, name: str) -> tuple[int, int]:
         """Height and width of the upright image, from the pack's list or the file's head; raises as `read`."""
         if self.pack and name in self.pack:
@@ -233,6 +245,16 @@ def _state(pack: ImagePack, loose: bytes | None, name: str) -> str:
         return DAMAGED
     is_other = loose is not None and digest_of(loose) != pack.size_and_digest(name)[1]
     return REPLACED if is_other else CURRENT
+
+
+def _size_of_first(folders: Sequence[Path], name: str) -> int | None:
+    """Bytes of an image in the first folder that has it."""
+    for folder in folders:
+        try:
+            return (folder / name).stat().st_size
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _loose(root: Path, name: str, folders: Sequence[str]) -> bytes | None:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from shared.errors import DataError, short
 from shared.near_names import nearly_named
@@ -30,13 +31,23 @@ DIM_BITS = 12
 """Grey of 16 bits whose values take no more than these was not meant to: of them the upper 4 would be left."""
 
 MAX_LABELS = 16
-"""A mask image of at most so many values is looked at as a possible map of labels; a soft mask has more."""
+"""A mask image of at most so many values is a map of labels if one of them fills an area; a soft mask has more, and is
+one only if most of them do, without a transition."""
+
+LEAP = 0.1
+"""Neighbours are far from each other if so large a share of all values lies between theirs."""
+
+SHOWN_LABELS = 8
+"""Most values of a map of labels that a message shows."""
 
 JPEG_NOISE = 16
 """What JPEG makes of a black picture is not brighter than this."""
 
 _ORIENTATION = 0x0112
 """EXIF's tag."""
+
+_TIFF_WIDTH = 0x0100
+"""TIFF's tag of the width of the pixels as stored."""
 
 _EXIF_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 """Keywords of those texts in a PNG that may hold an orientation."""
@@ -151,7 +162,7 @@ def image_size_hw(path: Path | str, data: bytes | None = None) -> tuple[int, int
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as file:
             _check_size(file)
-            return (file.width, file.height) if _orientation(file) in _TURNED else (file.height, file.width)
+            return (file.width, file.height) if _swaps_sides(file) else (file.height, file.width)
     except Exception as error:
         raise _unreadable(path, "image", error) from error
 
@@ -183,8 +194,10 @@ def read_mask(path: Path) -> np.ndarray:
     otherwise; a JPEG in which nothing is brighter than `JPEG_NOISE` is empty.
 
     A map of labels is refused, since nothing says which label is the object: an image, other than a JPEG, of at most
-    `MAX_LABELS` values in which one between 0 and the brightest fills an area of 3 x 3 pixels. That of a smoothed
-    outline does not, and a soft mask has more values.
+    `MAX_LABELS` values in which one between 0 and the brightest fills an area of 3 x 3 pixels; or of more, where such
+    areas hold most of the values and most of the pixels in between, and most of what lies beside them is far from their
+    values. The pixels of a smoothed outline fill no area. A soft mask may have areas, too: of few values, where it is
+    sure, or of all where it is large; then their values change little by little.
 
     Returns:
         `bool [H, W]`.
@@ -238,17 +251,54 @@ def _refuse_labels(value_HW: np.ndarray) -> None:
     brightest = value_HW.max()
     between_HW = (value_HW > 0) & (value_HW < brightest)
     labels = np.unique(value_HW[between_HW])
-    if not 1 <= len(labels) <= MAX_LABELS - 2:
+    if not len(labels):
         return
-    inner_HW = value_HW[1:-1, 1:-1]
-    filled_HW = between_HW[1:-1, 1:-1].copy()
-    height, width = inner_HW.shape
-    for y in range(3):
-        for x in range(3):
-            filled_HW &= value_HW[y : y + height, x : x + width] == inner_HW
-    if filled_HW.any():
-        values = ", ".join(map(str, [*labels.tolist(), int(brightest)]))
-        raise ValueError(f"values {values} fill areas; which one is the object? (0 outside, 255 inside)")
+    filled_HW = between_HW & _in_area(value_HW)
+    if len(labels) > MAX_LABELS - 2:
+        is_map = (
+            2 * filled_HW.sum() > between_HW.sum()
+            and 2 * len(np.unique(value_HW[filled_HW])) > len(labels)
+            and _leaps(value_HW, filled_HW)
+        )
+    else:
+        is_map = bool(filled_HW.any())
+    if is_map:
+        values = [*labels.tolist(), int(brightest)]
+        shown = ", ".join(map(str, values[:SHOWN_LABELS]))
+        more = f", ... ({len(values)} in all)" if len(values) > SHOWN_LABELS else ""
+        raise ValueError(f"values {shown}{more} fill areas; which one is the object? (0 outside, 255 inside)")
+
+
+def _in_area(value_HW: np.ndarray) -> np.ndarray:
+    """Pixels that lie in an area of 3 x 3 pixels of one value: bool [H, W]."""
+    area_HW = np.zeros(value_HW.shape, bool)
+    if min(value_HW.shape) < 3:
+        return area_HW
+    right_HV = value_HW[:, 1:] == value_HW[:, :-1]
+    three_HV = right_HV[:, 1:] & right_HV[:, :-1]
+    below_HV = value_HW[1:, 1:-1] == value_HW[:-1, 1:-1]
+    centre_HV = three_HV[1:-1] & three_HV[:-2] & three_HV[2:] & below_HV[1:] & below_HV[:-1]
+    wide_HV = np.zeros((len(centre_HV), value_HW.shape[1]), bool)
+    for part_HV in (wide_HV[:, :-2], wide_HV[:, 1:-1], wide_HV[:, 2:]):
+        part_HV |= centre_HV
+    for part_HW in (area_HW[:-2], area_HW[1:-1], area_HW[2:]):
+        part_HW |= wide_HV
+    return area_HW
+
+
+def _leaps(value_HW: np.ndarray, filled_HW: np.ndarray) -> bool:
+    """Whether most neighbours of another value than an area's are far from it among the values in order."""
+    values = np.unique(value_HW)
+    rank_HW = np.searchsorted(values, value_HW)
+    num_steps, num_leaps = 0, 0
+    for first, second in (
+        ((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
+        ((slice(1, None), slice(None)), (slice(None, -1), slice(None))),
+    ):
+        apart_P = np.abs(rank_HW[first] - rank_HW[second])[filled_HW[first] | filled_HW[second]]
+        num_steps += int((apart_P > 0).sum())
+        num_leaps += int((apart_P > LEAP * len(values)).sum())
+    return 2 * num_leaps > num_steps
 
 
 def _orientation(file: ImageFile.ImageFile) -> int:
@@ -257,6 +307,15 @@ def _orientation(file: ImageFile.ImageFile) -> int:
     # a PNG's own getexif() decodes the pixels, to see what stands behind them
     found = (file.getexif() if late else Image.Image.getexif(file)).get(_ORIENTATION, 1)
     return found if found in range(2, 9) else 1
+
+
+def _swaps_sides(file: ImageFile.ImageFile) -> bool:
+    """Whether the upright image is as wide as Pillow says that the file is high.
+
+    Of a TIFF some versions of Pillow tell the upright size at once: its width is then not the one in the file.
+    """
+    stored_width = file.tag_v2.get(_TIFF_WIDTH) if isinstance(file, TiffImageFile) else file.width
+    return _orientation(file) in _TURNED and file.width == stored_width
 
 
 def _has_late_exif(file: ImageFile.ImageFile) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -83,11 +84,19 @@ def _other_format(first: bytes, has_sound_line: bool) -> str:
 
 
 def _line(number: int, data: bytes, fields: Sequence[str]) -> Line | BadLine:
+    repeated: list[str] = []
+
+    def fields_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            repeated.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return row
+
     try:
-        row = json.loads(data)
+        row = json.loads(data, object_pairs_hook=fields_of)
     except (ValueError, RecursionError) as error:
         return BadLine(number=number, fault=f"not JSON: {error}")
-    fault = _fault(row, fields)
+    fault = f"field {short(repeated[0])} is given twice" if repeated else _fault(row, fields)
     if fault:
         own_id = row.get(ID) if isinstance(row, dict) else None
         return BadLine(number=number, fault=fault, own_id=own_id if _is_id(own_id) else None)

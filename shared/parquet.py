@@ -4,7 +4,8 @@
 |--------------|------------------------------------------------------------------------------------------------|
 | `image`      | `{"bytes": ..., "path": ...}` as `datasets` writes an image, or the file's bytes               |
 | `expression` | a text, or a list of texts that all mean the same object                                       |
-| `mask`       | optional: an image as above, polygons, one flat polygon, an RLE, `[]` for no target, or null   |
+| `mask`       | optional: an image as above, polygons, one flat polygon, an RLE, `[]` for no target (beside a  |
+|              | box: for no mask), or null                                                                     |
 | `box`        | optional: four numbers, `[x, y, width, height]` or corners `[x0, y0, x1, y1]`, or null         |
 | `split`      | optional: a text; without it the file's name or folder says (`train-00000-of-00004.parquet`,   |
 |              | `refcoco_testA.parquet`, `validation/0000.parquet`); a file alone that does not say is train   |
@@ -35,7 +36,7 @@ from shared.split_names import usual_split
 REQUIRED = ("image", "expression")
 OPTIONAL = ("mask", "box", "split")
 
-_SPLIT = r"((?i:training|train|validation|val|dev)|(?i:test)[A-Z]?)"
+_SPLIT = r"((?i:training|train|validation|valid|val|dev|eval)|(?i:test)[A-Z]?)"
 _AT_START = re.compile(_SPLIT + r"(?![A-Za-z])")
 _AT_END = re.compile(r"(?<![A-Za-z])" + _SPLIT + r"([-_.]?\d+([-_]of[-_]\d+)?)?$")
 _BATCH_ROWS = 64
@@ -71,7 +72,8 @@ def import_parquet(
         quiet: No progress bar.
 
     Returns:
-        `path`, the numbers of `images`, `pairs` and `masks`, and of pairs by split (`splits`).
+        `path`, the numbers of `images`, `pairs`, `masks` and pairs without a target (`no_target`), and of pairs by
+        split (`splits`).
 
     Raises:
         DataError: pyarrow is not installed; one of several files does not say which split it is; or a file, column or
@@ -174,20 +176,22 @@ def write_rows(rows: Iterable[ParquetRow], out: Path, corners: bool) -> dict[str
     partial = out.with_name(f".{out.name}.partial")
     images: set[str] = set()
     splits: Counter[str] = Counter()
-    num_masks = 0
+    num_masks, num_no_target = 0, 0
     with partial.open("w", encoding="utf-8") as file:
         for row in rows:
             for line in lines_of(row, out.parent, corners):
                 file.write(json.dumps(line) + "\n")
                 images.add(line["image"])
                 splits[line["split"]] += 1
-                num_masks += "mask" in line
+                num_masks += bool(line.get("mask"))
+                num_no_target += line.get("mask") == []
     os.replace(partial, out)
     return {
         "path": str(out),
         "images": len(images),
         "pairs": splits.total(),
         "masks": num_masks,
+        "no_target": num_no_target,
         "splits": dict(splits),
     }
 
@@ -200,10 +204,11 @@ def lines_of(row: ParquetRow, root: Path, corners: bool) -> list[dict[str, Any]]
     """
     values = row.values
     line: dict[str, Any] = {"image": _written_image(values["image"], root, "images", row.where)}
-    mask = values.get("mask")
-    if mask is not None:
+    mask, box = values.get("mask"), values.get("box")
+    if mask is not None and not (
+        mask == [] and box is not None
+    ):  # exports write an absent list as an empty one
         line["mask"] = _mask(mask, root, row.where)
-    box = values.get("box")
     if box is not None:
         line["box"] = _box(box, corners, row.where)
     split = row.split if values.get("split") is None else values["split"]

@@ -17,7 +17,7 @@ it that compare with 1 lose the overlap).
 
 import copy
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -177,6 +177,10 @@ class ReferDataset:
             return self._images.path(file_name)
         except DataError:
             return None
+
+    def replaced_images(self, file_names: Iterable[str]) -> list[str]:
+        """Those of some images that are read from a pack while another file lies beside it (`ImageStore.replaced`)."""
+        return self._images.replaced(file_names)
 
     def image(self, sample: Sample, at_least_hw: tuple[int, int] | None = None) -> Image.Image:
         """The original image as RGB, turned upright where its EXIF data say so.

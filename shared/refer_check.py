@@ -86,7 +86,7 @@ def check_layout(layout: Layout, *, read_images: bool = True, progress: bool = T
             ref for ref in layout.refs if layout.annotations[ref.ann_id].segmentation is None
         ),
         no_target=_by_split(ref for ref in layout.refs if ref.no_target),
-        turned={} if own else found.turned,
+        turned=_drawn_on(layout, found.turned) if own else found.turned,
         copies=copies_by_name(layout, found.first_of),
         dim=found.dim,
         unusual_splits={name: usual_split(name) for name in counts if usual_split(name) != name},
@@ -122,6 +122,17 @@ def _seen_sentences(refs: list[RefRecord], first_of: Mapping[int, int]) -> dict[
     first = {ref.image_id: first_of.get(ref.image_id, ref.image_id) for ref in refs}
     trained = {first[ref.image_id] for ref in refs if ref.split == TRAIN}
     return _by_split(ref for ref in refs if ref.split != TRAIN and first[ref.image_id] in trained)
+
+
+def _drawn_on(layout: Layout, found: Mapping[str, int]) -> dict[str, int]:
+    """Those of some images, by file name, on which a mask, a box or a point has been drawn."""
+    drawn = set()
+    for ref in layout.refs:
+        annotation = layout.annotations[ref.ann_id]
+        has_mask = annotation.segmentation is not None and not ref.no_target
+        if has_mask or annotation.box_xywh_px is not None or annotation.point_xy_px is not None:
+            drawn.add(layout.images[ref.image_id].file_name)
+    return {name: how for name, how in found.items() if name in drawn}
 
 
 def _by_split(refs: Iterable[RefRecord]) -> dict[str, int]:

@@ -8,7 +8,11 @@ TRAIN = "train"
 SPLIT_ORDER = (TRAIN, "val", "testA", "testB", "test")
 """Order in which splits are listed; any others follow by name."""
 
-_USUAL = {name.lower(): name for name in SPLIT_ORDER} | {"validation": "val", "dev": "val", "training": TRAIN}
+_USUAL = {
+    **{name.lower(): name for name in SPLIT_ORDER},
+    **dict.fromkeys(("validation", "valid", "dev", "eval"), "val"),
+    "training": TRAIN,
+}
 
 
 def ordered_splits(names: Collection[str]) -> tuple[str, ...]:
@@ -18,8 +22,9 @@ def ordered_splits(names: Collection[str]) -> tuple[str, ...]:
 
 
 def usual_split(name: str) -> str:
-    """The usual name of a split: blanks and case do not count, and `validation`, `dev`, `training` are known.
+    """The usual name of a split, as most people mean it.
 
-    A name that is none of those is returned without its outer blanks.
+    Blanks and case do not count, and `validation`, `valid`, `dev`, `eval` and `training` are known. A name that is none
+    of those is returned without its outer blanks.
     """
     return _USUAL.get(name.strip().lower(), name.strip())

@@ -10,7 +10,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from shared.errors import DataError
 from shared.json_files import plain_utf8
 
 _COMMENT = re.compile(r"(?:^|\s)#")
-"""A file's name may hold a number sign, but not begin with one."""
+"""Of a line that is no known name as a whole, what follows is a comment."""
 
 
 def labelled_image_ids(image_ids_in_order: Sequence[int], fraction: float, seed: int) -> list[int]:
@@ -54,7 +54,8 @@ def labelled_from_file(path: Path, images: Mapping[int, str]) -> list[int]:
 
     Args:
         path: As of `read_id_file`, but where that has ids it may have names, as annotated; of an object a list under
-            `file_names` counts, if there is one. A line of digits alone is an id.
+            `file_names` counts, if there is one. A line of digits alone is an id, and one that is a name as a whole
+            has no comment.
         images: File name of every training image that carries a mask, by id.
 
     Returns:
@@ -67,7 +68,7 @@ def labelled_from_file(path: Path, images: Mapping[int, str]) -> list[int]:
     for image_id, name in images.items():
         by_name.setdefault(name, []).append(image_id)
     seen: dict[int, str] = {}
-    for row, value in _rows(path, ("file_names", "image_ids")):
+    for row, value in _rows(path, ("file_names", "image_ids"), by_name):
         if isinstance(value, bool) or not isinstance(value, int | str):
             raise DataError(f"{path}: {row}: {value!r} is neither an image id nor a file name")
         found = by_name.get(value, []) if isinstance(value, str) else [value] if value in images else []
@@ -107,8 +108,14 @@ def split_hash(image_ids: Iterable[int]) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def _rows(path: Path, names: Sequence[str]) -> list[tuple[str, Any]]:
-    """What a file lists, each with where it stands; of an object the list under the first of `names` that it has."""
+def _rows(path: Path, names: Sequence[str], known: Container[str] = ()) -> list[tuple[str, Any]]:
+    """What a file lists, each with where it stands.
+
+    Args:
+        path: The file.
+        names: Of an object the list under the first of these that it has counts.
+        known: Lines that have no comment, whatever number signs they hold.
+    """
     try:
         text = plain_utf8(Path(path).read_bytes(), path).decode()
     except (OSError, UnicodeDecodeError) as error:
@@ -117,8 +124,8 @@ def _rows(path: Path, names: Sequence[str]) -> list[tuple[str, Any]]:
         rows = _json_rows(path, text, names)
     else:
         lines = (
-            (f"line {number}", _COMMENT.split(line, maxsplit=1)[0].strip())
-            for number, line in enumerate(text.splitlines(), 1)
+            (f"line {number}", line if line in known else _COMMENT.split(line, maxsplit=1)[0].strip())
+            for number, line in enumerate(map(str.strip, text.splitlines()), 1)
         )
         rows = [(row, int(line) if line.isdecimal() else line) for row, line in lines if line]
     if not rows:

@@ -22,7 +22,9 @@ from stage1_priors.job import (
     find_known_rows,
     job_of,
     pending_of,
+    replaced_images,
     require_engine,
+    require_images,
     require_room_for,
 )
 from stage1_priors.reuse import Reusable, nothing_reusable
@@ -33,6 +35,8 @@ def plan_work(
     arguments: Sequence[str],
     num_tasks: int,
     elsewhere: Sequence[str] = (),
+    *,
+    quiet: bool = True,
 ) -> Work:
     """The jobs that fill a store.
 
@@ -47,10 +51,12 @@ def plan_work(
         num_tasks: Workers (n); no more than there are missing shards.
         elsewhere: Words that start the jobs' own interpreter, where it is not this one: a store is named by the
             packages that fill it, so that one is asked for the name.
+        quiet: No progress over the images that are read for the first time.
 
     Raises:
-        DataError: A limit on the pairs, unusable data, no model on this machine, no engine in its environment, pairs
-            that the model has no room for, or an interpreter that does not answer; found before anything is queued.
+        DataError: A limit on the pairs, unusable data, no model on this machine, no engine in its environment, too many
+            lost images, pairs that the model has no room for, or an interpreter that does not answer; found before
+            anything is queued.
     """
     if num_tasks < 1:
         raise DataError(f"--tasks is {num_tasks}, expected at least 1")
@@ -62,7 +68,7 @@ def plan_work(
     if not elsewhere:
         require_engine(config)
     pinned = pins(config)
-    job = job_of(apply_overrides(config, pinned))
+    job = job_of(apply_overrides(config, pinned), quiet=quiet)
     run = ("priors", "run", *arguments, *as_options(pinned))
     if elsewhere:
         job = replace(job, path=_path_named_by([*elsewhere, "-m", "cli", *run]))
@@ -71,6 +77,7 @@ def plan_work(
     known = (
         find_known_rows(job) if isinstance(job, Job) and pending else nothing_reusable(len(job.plan.samples))
     )
+    notes = replaced_images(job) + (require_images(job) if pending else [])
     require_room_for(job, pending, known)
     verify = ("priors", "verify", str(job.path), "--complete")
     if isinstance(config, PriorsConfig):
@@ -92,7 +99,7 @@ def plan_work(
         folder=jobs_folder(job.path),
         jobs=jobs if pending else (),
         here=(("-m", "cli", *run, "--workers", "auto"), ("-m", "cli", *verify)) if pending else (),
-        notes=() if job.path.exists() or elsewhere else _news(job, known),
+        notes=(*notes, *(() if job.path.exists() or elsewhere else _news(job, known))),
     )
 
 

@@ -96,7 +96,7 @@ def priors_run(
     try:
         with only_answers_on_stdout(), said_on_interrupt("the shards that are written are kept", still):
             if dry_run:
-                answer = describe_plan(config)
+                answer = describe_plan(config, quiet=still)
             elif (started_here := num_workers_of(workers, gpus_each)) > 1:
                 arguments = as_arguments(recipe, overrides)
                 answer = {
@@ -256,5 +256,5 @@ def submit_priors(
         fetched(hub_models(config))
     with only_answers_on_stdout():
         elsewhere = own_interpreter(read_site(site)) if has_slurm() else []
-        work = plan_work(config, as_arguments(recipe, overrides), tasks, elsewhere)
+        work = plan_work(config, as_arguments(recipe, overrides), tasks, elsewhere, quiet=as_json)
     submit_work(work, site, dry_run, as_json)

@@ -335,7 +335,8 @@ class ImportConfig:
     data: DataConfig
     """The data set."""
     source: str
-    """Folder of `<sample_id>.png` or `<sample_id>.npy` files, or a Zarr group with `sample_id` and `mask`."""
+    """Folder of `<sample_id>.png` or `<sample_id>.npy` files, or a Zarr group with `sample_id`, `mask` and, if it shall
+    be compared, `expression`."""
     splits: tuple[str, ...]
     """Splits to cover, in store order; masks of other splits are passed over."""
     grid: int = 64

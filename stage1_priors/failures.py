@@ -1,7 +1,8 @@
 """Rows whose image or request failed: what is said of them, and which others are kept when they are asked again.
 
 A failed row stays as it is, whatever is run, until it is asked for by `priors run --retry-failed`. Then its shard is
-written once more with all its other rows as they are.
+written once more with all its other rows as they are. That is for what went wrong beside the data: an image that has
+been mended has other bytes, and the data set with it another store, which a plain `priors run` fills.
 """
 
 import re
@@ -18,12 +19,42 @@ from shared.store.layout import StoreHeader, read_header
 from shared.store.marks import read_mark
 from shared.store.reader import PriorStore
 from shared.store.schema import first_rows
-from shared.types import STATUS_CODES
+from shared.types import STATUS_CODES, AnswerStatus
+from stage1_priors.job import Job, StoreJob, changes
 from stage1_priors.reuse import FAILED, Reusable, nothing_reusable
 
 FAILED_CODES = [STATUS_CODES[status] for status in FAILED]
 REASON_CHARACTERS = 200
 """Most of a reason that is shown."""
+
+
+NO_MODEL = "--retry-failed asks a model again; masks from elsewhere are read without one"
+MEND_THE_CAUSE = "Mend the cause, then the same command with --retry-failed asks for these rows again"
+MEND_THE_IMAGES = (
+    "Mend the images or put them back, then run the same command without --retry-failed: other images are another "
+    "store, which takes over all other rows. With --retry-failed it asks again about image files that are as they were"
+)
+"""For stores that know images by their bytes; where sizes count, a mended image is most often still the same."""
+
+
+def shards_to_retry(job: StoreJob) -> list[int]:
+    """Finished shards of a run's store with rows that `--retry-failed` asks for.
+
+    Raises:
+        DataError: Masks from elsewhere, or a store that is not there, of which nothing can have failed; says what
+            differs from the nearest one.
+    """
+    if not isinstance(job, Job):
+        raise DataError(NO_MODEL)
+    if not job.path.exists():
+        differs = f". What has changed: {'; '.join(lines)}" if (lines := changes(job)) else ""
+        takes_over = job.config.reuse and job.image_hashes
+        others = "all other rows are taken over" if takes_over else "all rows are asked for"
+        raise DataError(
+            f"{job.path}: there is no such store, so that no row of it has failed{differs}. Run without "
+            f"--retry-failed: {others}"
+        )
+    return [*failed_shards(job.path)]
 
 
 def failed_shards(path: Path) -> dict[int, Counter[str]]:
@@ -55,11 +86,12 @@ def told_failures(path: Path) -> str:
             like[kind] += 1
             first.setdefault(kind, " ".join(reason.split()))
     ((commonest, num),) = like.most_common(1)
-    counts = ", ".join(f"{count} {name}" for name, count in sum(shards.values(), Counter()).most_common())
-    return (
-        f"{counts}; {num} so: {first[commonest][:REASON_CHARACTERS]!r}. Mend the cause, then the same command with "
-        "--retry-failed asks for these rows again"
-    )
+    tally = sum(shards.values(), Counter[str]())
+    counts = ", ".join(f"{count} {name}" for name, count in tally.most_common())
+    by_bytes = header.attrs.get("fingerprint_fields", {}).get("data", {}).get("image_hash") == "content"
+    of_images = tally[AnswerStatus.IMAGE_ERROR] if by_bytes else 0
+    advice = [MEND_THE_CAUSE] * (of_images < tally.total()) + [MEND_THE_IMAGES] * (of_images > 0)
+    return f"{counts}; {num} so: {first[commonest][:REASON_CHARACTERS]!r}. {'. '.join(advice)}"
 
 
 def rows_beside(path: Path, num_rows: int, shards: Sequence[int]) -> Reusable:

@@ -10,19 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from shared.errors import DataError
+from shared.errors import DataError, short
 from shared.runlog import ProgressBar, say
 from shared.store.schema import STATIC_PRIOR_FIELDS, prior_fields
 from shared.store.writer import write_shard
 from shared.types import STATUS_CODES, AnswerStatus, Sample
 from stage1_priors.config import ImportConfig
 from stage1_priors.job import StoreJob, changes, create, make_import_job, pending_of
-from stage1_priors.mask_source import MaskSource, open_source, to_grid
+from stage1_priors.mask_source import MaskSource, has_proportions, open_source, to_grid
 from stage1_priors.plan import shards_of_worker
 from stage1_priors.proposals import NO_PRIOR
 
 READ_ROWS = 32
 """Masks held at their own resolution at a time."""
+
+LONG_EXPRESSION = 60
+"""A text of so many characters, with which an expression begins, may be all that was kept of it."""
 
 
 def import_masks(
@@ -45,7 +48,7 @@ def import_masks(
     Raises:
         DataError: Unusable data or masks, a mask that names no sentence, or more rows without one than the ceiling.
     """
-    job = make_import_job(config)
+    job = make_import_job(config, quiet=quiet)
     pending = pending_of(job)
     mine = shards_of_worker(pending, worker, num_workers, dealt)
     lines = [] if job.path.exists() else changes(job)
@@ -66,14 +69,27 @@ def check_coverage(config: ImportConfig, job: StoreJob, source: MaskSource) -> i
     """Rows of the plan without a mask.
 
     Raises:
-        DataError: More of them than the ceiling allows, or a mask for a sentence the data set does not have.
+        DataError: More of them than the ceiling allows, a mask for a sentence the data set does not have, or for
+            another one than has its id by now.
     """
-    known = {sample.sample_id for sample in job.dataset.samples()}
-    if strangers := sorted(source.sample_ids - known):
+    known = {sample.sample_id: sample.expression for sample in job.dataset.samples()}
+    if strangers := sorted(source.sample_ids - known.keys()):
         raise DataError(
             f"{config.source}: {len(strangers)} of {len(source.sample_ids)} masks name no sentence of "
             f"{config.data.dataset} ({config.data.split_by}), first {strangers[0]!r}; expected ids such as "
             f"{job.plan.samples[0].sample_id!r}"
+        )
+    others = [
+        (sample_id, said)
+        for sample_id, said in source.expressions.items()
+        if not _is_or_begins(said, known[sample_id])
+    ]
+    if others:
+        sample_id, said = others[0]
+        raise DataError(
+            f"{config.source}: {len(others)} of {len(source.sample_ids)} masks were made for another expression, first "
+            f"{source.place(sample_id)}: {sample_id!r} was {short(said)} and is {short(known[sample_id])}; ids of a "
+            "JSONL file are numbers of lines, which move: make the masks again, or name them by the ids of now"
         )
     present = source.sample_ids
     missing = [sample.sample_id for sample in job.plan.samples if sample.sample_id not in present]
@@ -89,6 +105,12 @@ def check_coverage(config: ImportConfig, job: StoreJob, source: MaskSource) -> i
             f"missing_ceiling is {config.missing_ceiling}"
         )
     return len(missing)
+
+
+def _is_or_begins(said: str, expression: str) -> bool:
+    """Whether a text is an expression, or what a field of fixed width holds of a long one."""
+    said, expression = said.strip(), expression.strip()
+    return said == expression or (len(said) >= LONG_EXPRESSION and expression.startswith(said))
 
 
 def _write_shards(
@@ -109,7 +131,11 @@ def _write_shards(
 
 
 def import_columns(samples: Sequence[Sample], source: MaskSource, grid: int) -> dict[str, np.ndarray]:
-    """The store's columns for some rows; rows the source lacks get `NO_PRIOR` and the status `not_imported`."""
+    """The store's columns for some rows; rows the source lacks get `NO_PRIOR` and the status `not_imported`.
+
+    Raises:
+        DataError: A mask that cannot be read, is no soft mask, or has not the proportions of its row's image.
+    """
     num = len(samples)
     columns: dict[str, np.ndarray] = {}
     for spec in prior_fields(grid):
@@ -124,6 +150,19 @@ def import_columns(samples: Sequence[Sample], source: MaskSource, grid: int) -> 
         block = rows[start : start + READ_ROWS]
         for row, prob_hw in zip(block, source.read([samples[row].sample_id for row in block]), strict=True):
             if prob_hw is not None:
+                _require_proportions(samples[row], source, prob_hw)
                 columns["proposal"][row] = to_grid(prob_hw, grid)
                 columns["status"][row] = STATUS_CODES[AnswerStatus.IMPORTED]
     return columns
+
+
+def _require_proportions(sample: Sample, source: MaskSource, prob_hw: np.ndarray) -> None:
+    """Raise DataError for a mask that is not of its row's image, by its proportions."""
+    height, width = prob_hw.shape
+    if not has_proportions((height, width), (sample.height, sample.width)):
+        raise DataError(
+            f"{source.place(sample.sample_id)}: a mask of height {height} and width {width} for {sample.sample_id} "
+            f"({short(sample.expression)} of {sample.file_name}, height {sample.height}, width {sample.width}); a mask "
+            "is square or has its image's proportions. Is it of another image? Ids of a JSONL file are numbers of "
+            "lines, which move"
+        )

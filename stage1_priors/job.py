@@ -14,7 +14,8 @@ import numpy as np
 from shared.config import config_to_dict
 from shared.datasets import load_dataset
 from shared.errors import DataError
-from shared.image_hashes import content_hashes, identify_images, memory_of
+from shared.image_hashes import LOST, content_hashes, identify_images, memory_of
+from shared.image_pack import PACK_NAME
 from shared.refer import ReferDataset
 from shared.store.find import find_stores, store_path
 from shared.store.layout import read_header
@@ -84,6 +85,8 @@ class Job(StoreJob):
     """Where the proposer's model lies; None if it has none."""
     image_hashes: dict[str, bytes]
     """Content hash of each image by file name; empty where `image_hash` does not read them."""
+    lost_images: dict[str, str]
+    """Images of which there is no byte, by file name: missing or unreadable."""
 
     @property
     def weights_gb(self) -> float:
@@ -92,8 +95,12 @@ class Job(StoreJob):
         return own + (0 if self.proposer_folder is None else weights_gb(self.proposer_folder, "float32"))
 
 
-def make_job(config: PriorsConfig) -> Job:
+def make_job(config: PriorsConfig, *, quiet: bool = True) -> Job:
     """Load the annotations, find the model, fingerprint everything; no engine, no model call.
+
+    Args:
+        config: The recipe.
+        quiet: No progress over the images that are read for the first time.
 
     Raises:
         DataError: Missing or unusable data, or no model on this machine.
@@ -109,7 +116,7 @@ def make_job(config: PriorsConfig) -> Job:
     names = {sample.file_name for sample in plan.samples}
     memory = memory_of(config.cache_root, config.data.dataset)
     images = identify_images(
-        ((name, dataset.image_identity(name)) for name in names), config.image_hash, memory
+        ((name, dataset.image_identity(name)) for name in names), config.image_hash, memory, quiet=quiet
     )
     identity = identity_of(
         config,
@@ -131,14 +138,19 @@ def make_job(config: PriorsConfig) -> Job:
         model_folder=model.folder,
         proposer_folder=None if proposer is None else proposer.folder,
         image_hashes=content_hashes(images) if config.image_hash == "content" else {},
+        lost_images={name: value for name, value in images.items() if value in LOST},
         identity=identity,
         fingerprint=fingerprint,
         path=_path(config, fingerprint),
     )
 
 
-def make_import_job(config: ImportConfig) -> StoreJob:
+def make_import_job(config: ImportConfig, *, quiet: bool = True) -> StoreJob:
     """Load the annotations and fingerprint the source of the masks; no mask is decoded.
+
+    Args:
+        config: The recipe.
+        quiet: No progress over the files that are read for the first time.
 
     Raises:
         DataError: Missing or unusable data, or no masks at the source.
@@ -146,7 +158,8 @@ def make_import_job(config: ImportConfig) -> StoreJob:
     dataset = load_dataset(config.data)
     plan = _plan(config, dataset)
     memory = memory_of(config.cache_root, f"{config.data.dataset}-masks")
-    masks = images_fingerprint(identify_images(source_files(Path(config.source)), config.image_hash, memory))
+    files = identify_images(source_files(Path(config.source)), config.image_hash, memory, quiet=quiet)
+    masks = images_fingerprint(files)
     identity = import_identity_of(config, dataset.fingerprint(), masks)
     fingerprint = fingerprint_of(identity)
     return StoreJob(
@@ -159,9 +172,11 @@ def make_import_job(config: ImportConfig) -> StoreJob:
     )
 
 
-def job_of(config: PriorsConfig | ImportConfig) -> StoreJob:
-    """The job of either kind of recipe; raises as `make_job` and `make_import_job`."""
-    return make_import_job(config) if isinstance(config, ImportConfig) else make_job(config)
+def job_of(config: PriorsConfig | ImportConfig, *, quiet: bool = True) -> StoreJob:
+    """The job of either kind of recipe; arguments and errors as of `make_job` and `make_import_job`."""
+    if isinstance(config, ImportConfig):
+        return make_import_job(config, quiet=quiet)
+    return make_job(config, quiet=quiet)
 
 
 def require_engine(config: PriorsConfig | ImportConfig) -> None:
@@ -244,13 +259,18 @@ def pending_of(job: StoreJob) -> list[int]:
     return pending_shards(job.path) if job.path.exists() else list(range(job.plan.num_shards))
 
 
-def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
+def describe_plan(config: PriorsConfig | ImportConfig, *, quiet: bool = True) -> dict[str, Any]:
     """What a run would do, JSON-able; nothing is written but the memory of image hashes.
+
+    Args:
+        config: The recipe.
+        quiet: No progress over the images that are read for the first time.
 
     Returns:
         Data set, pairs per split, limit on them, images, shards in all and pending, engine (or the source of imported
         masks), and, if the model is on this machine, the store's path, what differs from the nearest store, and how
-        many pairs each other store already holds. `problem` says what a run would stop at, else None.
+        many pairs each other store already holds. `problem` says what a run would stop at, else None, and `notes` what
+        it would go on with.
 
     Raises:
         DataError: Missing or unusable data.
@@ -269,16 +289,19 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
     }
     try:
         require_engine(config)
-        job = job_of(config)
+        job = job_of(config, quiet=quiet)
     except DataError as error:
         return description | {"problem": str(error)}
     exists, pending = job.path.exists(), pending_of(job)
     known = find_known_rows(job) if isinstance(job, Job) and pending else nothing_reusable(len(plan.samples))
+    notes = replaced_images(job)
     try:
+        notes += require_images(job) if pending else []
         require_room_for(job, pending, known)
     except DataError as error:
         description["problem"] = str(error)
     return description | {
+        "notes": notes,
         "fingerprint": job.fingerprint,
         "store": str(job.path),
         "exists": exists,
@@ -286,6 +309,47 @@ def describe_plan(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
         "changed": [] if exists else changes(job),
         **_known_elsewhere(job, pending, known),
     }
+
+
+def replaced_images(job: StoreJob) -> list[str]:
+    """Notes on images of the plan that are read from a pack, though their files are others by now; at most one."""
+    if not isinstance(job, Job):
+        return []
+    found = job.dataset.replaced_images(dict.fromkeys(sample.file_name for sample in job.plan.samples))
+    if not found:
+        return []
+    return [
+        f"{len(found)} images are of another size than in {job.dataset.root / PACK_NAME}, which is read, the first is "
+        f"{found[0]}; run `l2l data pack` first, if they have been replaced"
+    ]
+
+
+def require_images(job: StoreJob) -> list[str]:
+    """Notes on rows whose image is known to be lost before one is opened; at most one.
+
+    Raises:
+        DataError: So many that a run of all pairs would stop at its end.
+    """
+    if not isinstance(job, Job):
+        return []
+    lost = [sample for sample in job.plan.samples if sample.file_name in job.lost_images]
+    if not lost:
+        return []
+    num, first, ceiling = len(job.plan.samples), lost[0], job.config.error_ceiling
+    told = (
+        f"{len(lost)} of {num} pairs are of images that are missing or cannot be read; the first is "
+        f"{first.sample_id}: {_why_lost(job, first.file_name)}"
+    )
+    if len(lost) > ceiling * num and not job.plan.left_out:
+        raise DataError(f"{told}. error_ceiling is {ceiling}; set error_ceiling=1 to go on regardless")
+    return [f"{told}. They get no prior"]
+
+
+def _why_lost(job: Job, file_name: str) -> str:
+    try:
+        return f"{job.dataset.image_path(file_name)} is {job.lost_images[file_name]}"
+    except DataError as error:
+        return str(error)
 
 
 def require_room_for(job: StoreJob, shards: Sequence[int], known: Reusable) -> None:

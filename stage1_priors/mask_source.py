@@ -2,9 +2,10 @@
 
 Folder: `<sample_id>.png` (one channel of 1, 8 or 16 bits, full scale is certain) or `<sample_id>.npy` (two axes; bool,
 uint8 with 255 as certain, or floats in [0, 1]); other files are passed over. Zarr group (v2 or v3): `sample_id`
-[N], text or zero-padded UTF-8 bytes [N, W], and `mask` [N, h, w] of the types of an `.npy` file.
+[N], text or zero-padded UTF-8 bytes [N, W], and `mask` [N, h, w] of the types of an `.npy` file; `expression`, text as
+`sample_id` is, may say what each mask was made for.
 
-Any resolution will do; a mask covers the whole original image.
+Any resolution will do; a mask covers the whole original image, and is square or of its proportions.
 
 Zarr reads what was never written as the array's fill value, and leaves out chunks that hold nothing else. A mask that
 is the fill value throughout is therefore none: an export that was killed half way must not teach that its second half
@@ -13,6 +14,7 @@ is background, and a mask of zeros would be no prior anyway. Of a mask stored in
 Legend: N masks of a source, h, w a mask's own size, G side of the stored grid.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,8 @@ PNG_MODES = ("1", "L", "I;16")
 """Pillow's names of one channel with 1, 8 and 16 bits."""
 MAX_SIDE = 16_384
 """Masks of a longer side are refused."""
+MAX_STEP = 32
+"""Networks want sides that are multiples of a step, most often no larger than this."""
 _ZARR_FILES = ("zarr.json", ".zgroup")
 
 
@@ -44,6 +48,15 @@ class MaskSource(Protocol):
     @property
     def num_unwritten(self) -> int:
         """Ids that it names and has no mask for, as far as that is known without reading masks."""
+        ...
+
+    @property
+    def expressions(self) -> dict[str, str]:
+        """What masks were made for, by sample id, as far as the source says it; a text may have lost its end."""
+        ...
+
+    def place(self, sample_id: str) -> str:
+        """Where a mask lies, for messages."""
         ...
 
     def read(self, sample_ids: Sequence[str]) -> list[np.ndarray | None]:
@@ -111,11 +124,20 @@ class FolderSource:
         """None: a file is there or is not."""
         return 0
 
+    @property
+    def expressions(self) -> dict[str, str]:
+        """None: a file has no place for it."""
+        return {}
+
+    def place(self, sample_id: str) -> str:
+        """Its file."""
+        return str(self._files[sample_id])
+
     def read(self, sample_ids: Sequence[str]) -> list[np.ndarray | None]:
         """Probabilities of some masks; see `MaskSource.read`."""
         files = [self._files[sample_id] for sample_id in sample_ids]
         arrays = [_load_png(file) if file.suffix == ".png" else _load_npy(file) for file in files]
-        return list(self._scale.probs(arrays, [str(file) for file in files]))
+        return list(self._scale.probs(arrays, list(map(self.place, sample_ids))))
 
 
 def _load_png(file: Path) -> np.ndarray:
@@ -144,13 +166,16 @@ def _load_npy(file: Path) -> np.ndarray:
 
 
 class ZarrSource:
-    """A Zarr group with `sample_id` and `mask`."""
+    """A Zarr group with `sample_id`, `mask` and, perhaps, `expression`."""
 
     def __init__(self, path: Path) -> None:
         """Read the ids and the shape of the masks."""
         self._where, self._scale = path, _Scale()
-        ids, self._mask = _read_group(path)
-        texts = _texts(ids, path)
+        ids, self._mask, said = _read_group(path)
+        texts = _texts(ids, f"{path}: sample_id")
+        expressions = [] if said is None else _texts(said, f"{path}: expression")
+        if said is not None and len(expressions) != len(texts):
+            raise DataError(f"{path}: {len(expressions)} expressions for {len(texts)} sample_ids")
         if self._mask.ndim != 3 or self._mask.shape[0] != len(texts):
             raise DataError(f"{path}: mask is {list(self._mask.shape)}, expected [{len(texts)}, h, w]")
         self._row: dict[str, int] = {}
@@ -163,6 +188,8 @@ class ZarrSource:
         stored_N = _stored_rows(self._mask, path / "mask")
         self._num_unwritten = len(texts) - int(stored_N.sum())
         self._row = {text: row for text, row in self._row.items() if stored_N[row]}
+        said_of = expressions or [""] * len(texts)
+        self._expressions = {text: said_of[row] for text, row in self._row.items() if said_of[row]}
 
     @property
     def sample_ids(self) -> frozenset[str]:
@@ -173,6 +200,15 @@ class ZarrSource:
     def num_unwritten(self) -> int:
         """Ids whose masks lie in chunks that were never written."""
         return self._num_unwritten
+
+    @property
+    def expressions(self) -> dict[str, str]:
+        """What the masks were made for; empty without an array `expression`."""
+        return self._expressions
+
+    def place(self, sample_id: str) -> str:
+        """Its group and row."""
+        return f"{self._where}: mask row {self._row[sample_id]}"
 
     def read(self, sample_ids: Sequence[str]) -> list[np.ndarray | None]:
         """Probabilities of some masks; see `MaskSource.read`."""
@@ -186,7 +222,8 @@ class ZarrSource:
             raise DataError(f"{self._where}: mask rows {rows_N.min()} to {rows_N.max()}: {error}") from error
         fill = 0 if self._mask.fill_value is None else self._mask.fill_value
         written = [at for at in range(len(sorted_N)) if not _is_all(mask_Nhw[at], fill)]
-        names = [f"{self._where}: mask row {sorted_N[at]}" for at in written]
+        named = dict(zip(place_N.tolist(), map(self.place, sample_ids), strict=True))
+        names = [named[at] for at in written]
         probs = dict(zip(written, self._scale.probs([mask_Nhw[at] for at in written], names), strict=True))
         return [probs.get(at) for at in place_N]
 
@@ -209,8 +246,8 @@ def _is_all(array_hw: np.ndarray, value: Any) -> bool:
     return bool(same_hw.all())
 
 
-def _read_group(path: Path) -> tuple[np.ndarray, Any]:
-    """The `sample_id` array, read, and the `mask` array, unread."""
+def _read_group(path: Path) -> tuple[np.ndarray, Any, np.ndarray | None]:
+    """The `sample_id` array, read, the `mask` array, unread, and the `expression` array, read, if there is one."""
     import zarr
 
     try:
@@ -218,27 +255,27 @@ def _read_group(path: Path) -> tuple[np.ndarray, Any]:
         found = {name: group.get(name) for name in ("sample_id", "mask")}
         lacking = [name for name, array in found.items() if not isinstance(array, zarr.Array)]
         ids = None if lacking else np.asarray(found["sample_id"][...])  # type: ignore[index]
+        said = group.get("expression")
+        expressions = np.asarray(said[...]) if isinstance(said, zarr.Array) else None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DataError(f"{path}: not readable as a Zarr group of masks: {error}") from error
     if ids is None:
         raise DataError(f"{path}: has no array {lacking[0]!r}")
-    return ids, found["mask"]
+    return ids, found["mask"], expressions
 
 
-def _texts(array: np.ndarray, path: Path) -> list[str]:
-    """Sample ids as text, from text or bytes [N] or from zero-padded UTF-8 bytes uint8 [N, W]."""
+def _texts(array: np.ndarray, where: str) -> list[str]:
+    """Rows as text, from text or bytes [N] or from zero-padded UTF-8 bytes uint8 [N, W]."""
     if array.ndim == 2 and array.dtype == np.uint8:
         rows = [row.tobytes().rstrip(b"\0") for row in array]
     elif array.ndim == 1 and array.dtype.kind in "SUTO":
         rows = list(array)
     else:
-        raise DataError(
-            f"{path}: sample_id is {array.dtype} {list(array.shape)}, expected text [N] or uint8 [N, W]"
-        )
+        raise DataError(f"{where} is {array.dtype} {list(array.shape)}, expected text [N] or uint8 [N, W]")
     try:
         return [bytes(row).decode() if isinstance(row, bytes) else str(row) for row in rows]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: sample_id is not UTF-8: {error}") from None
+        raise DataError(f"{where} is not UTF-8: {error}") from None
 
 
 class _Scale:
@@ -294,6 +331,17 @@ def as_prob(array_hw: np.ndarray, where: str) -> np.ndarray:
         value = array_hw[row, column]
         raise DataError(f"{where}: row {row}, column {column} is {value}, expected a probability in [0, 1]")
     return np.asarray(array_hw, np.float32)
+
+
+def has_proportions(size_hw: tuple[int, int], image_hw: tuple[int, int]) -> bool:
+    """Whether a mask of a size may be of an image: square, as a network's input often is, or of its proportions.
+
+    Sides may have been rounded, down or up to a whole pixel or to the nearest multiple of a step of up to `MAX_STEP`.
+    """
+    (height, width), (image_height, image_width) = size_hw, image_hw
+    rounding = max(1.0, min(math.gcd(height, width), MAX_STEP) / 2)
+    apart = abs(height * image_width - width * image_height)
+    return height == width or apart < rounding * (image_height + image_width)
 
 
 def to_grid(prob_hw: np.ndarray, grid: int) -> np.ndarray:

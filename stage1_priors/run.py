@@ -28,7 +28,7 @@ from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import require_gpus, visible_gpus
 from stage1_priors.engine import Engine, EngineFactory, engine_versions
 from stage1_priors.engines import ENGINES
-from stage1_priors.failures import failed_shards, rows_beside, told_failures
+from stage1_priors.failures import NO_MODEL, rows_beside, shards_to_retry, told_failures
 from stage1_priors.identity import graph_fingerprint
 from stage1_priors.import_masks import import_masks
 from stage1_priors.job import (
@@ -40,7 +40,9 @@ from stage1_priors.job import (
     find_known_rows,
     make_job,
     pending_of,
+    replaced_images,
     require_engine,
+    require_images,
     require_room_for,
 )
 from stage1_priors.known_shards import copy_shards, found_with, mask_shards
@@ -81,18 +83,19 @@ def run_priors(
     Raises:
         DataError: Unusable data, an engine that is not installed or does not start (its traceback is on standard error,
             if not quiet), another store than expected, GPUs that torch cannot use, pairs too long for the model, a
-            failed canary, or more failures than the ceilings allow.
+            failed canary, too many lost images, more failures than the ceilings allow, or failed rows asked for of no
+            store.
         SystemExit: Status `STOPPED`, after a signal.
         MemoryFull: The process has grown beyond `engine.memory_gb`; another one goes on.
     """
     if isinstance(config, ImportConfig):
         if retry_failed:
-            raise DataError("--retry-failed asks a model again; masks from elsewhere are read without one")
+            raise DataError(NO_MODEL)
         return import_masks(config, worker=worker, num_workers=num_workers, dealt=dealt, quiet=quiet)
     started = time.monotonic()
     if engine_factory is None:
         require_engine(config)
-    job = make_job(config)
+    job = make_job(config, quiet=quiet)
     if expected is not None and job.path != expected:
         versions = ", ".join(engine_versions(config.engine.kind).values())
         raise DataError(
@@ -100,7 +103,9 @@ def run_priors(
             f"({versions}). Submit from the environment that the jobs run in, or name its python and container in "
             "cluster.toml"
         )
-    pending = [*failed_shards(job.path)] if retry_failed else pending_of(job)
+    for note in replaced_images(job) if worker == 0 else []:
+        say(f"note: {note}", quiet)
+    pending = shards_to_retry(job) if retry_failed else pending_of(job)
     mine = shards_of_worker(pending, worker, num_workers, dealt)
     if not mine:
         elsewhere = f" ({len(pending)} shards are other workers')" if pending else ""
@@ -109,6 +114,9 @@ def run_priors(
     if not job.path.exists():
         for line in changes(job):
             say(line, quiet)
+    if not retry_failed:
+        for note in require_images(job):
+            say(f"note: {note}", quiet)
     if num_workers > 1 or "SLURM_JOB_ID" in os.environ:
         separate_from_other_workers(worker, graph_fingerprint(job.identity), os.environ)
     todo = _failed_todo(job, mine) if retry_failed else _todo(job, mine, quiet)

@@ -27,8 +27,16 @@ from shared.store.layout import read_header
 from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import require_gpus, visible_gpus
-from stage1_priors.failures import failed_shards, told_failures
-from stage1_priors.job import Job, StoreJob, job_of, pending_of, require_engine
+from stage1_priors.failures import shards_to_retry, told_failures
+from stage1_priors.job import (
+    Job,
+    StoreJob,
+    job_of,
+    pending_of,
+    replaced_images,
+    require_engine,
+    require_images,
+)
 from stage1_priors.memory_left import require_memory
 from stage1_priors.worker_env import Worker, plan_workers
 
@@ -91,17 +99,22 @@ def run_workers(
         quiet: No progress on standard error.
 
     Raises:
-        DataError: An engine that is not installed, too few GPUs or too little memory for so many, or a worker failed;
-            names it, its last line and its log.
+        DataError: An engine that is not installed, too few GPUs or too little memory for so many, too many lost images,
+            failed rows asked for of no store, or a worker failed; names it, its last line and its log.
         SystemExit: Status `STOPPED`, after a signal with shards left to do.
     """
     require_engine(config)
-    job = job_of(config)
-    if not (pending := [*failed_shards(job.path)] if retry_failed else pending_of(job)):
+    job = job_of(config, quiet=quiet)
+    for note in replaced_images(job):
+        say(f"note: {note}", quiet)
+    if not (pending := shards_to_retry(job) if retry_failed else pending_of(job)):
         _say_failures(job, quiet)
         return job.path
     if retry_failed:
         arguments = [*arguments, "--retry-failed"]
+    else:
+        for note in require_images(job):
+            say(f"note: {note}", quiet)
     num_workers = min(num_workers, len(pending))
     gpus, gpus_each = visible_gpus(), 1
     if isinstance(config, PriorsConfig):

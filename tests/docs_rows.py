@@ -230,6 +230,7 @@ NAMED = [
     "ablate",
     "data check",
     "data import",
+    "data pack",
     "data split",
     "eval",
     "fetch",

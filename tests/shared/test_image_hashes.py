@@ -1,15 +1,18 @@
 """Hashes of images: what is read again, and what is not."""
 
+import json
 import os
 import resource
 import time
 
 import pytest
 
+from shared import image_hashes
 from shared.errors import DataError
 from shared.image_hashes import (
     MISSING_IMAGE,
     UNREADABLE_IMAGE,
+    ImageHasher,
     content_hashes,
     identify_images,
 )
@@ -81,6 +84,28 @@ def test_a_packed_image_counts_as_its_file_would(tmp_path):
         packed = len(b"bytes"), digest_of(b"bytes").hex()
         (same,) = identify_images([("a", packed)], mode, tmp_path / f"{mode}.json").values()
         assert same == loose and (mode == "content" or same == "5")
+
+
+def test_what_was_read_is_kept_on_ctrl_c_and_by_the_way(tmp_path, monkeypatch):
+    memory, read = tmp_path / "hashes" / "a.json", []
+    images = [(f"{number}.jpg", tmp_path / f"{number}.jpg") for number in range(5)]
+    for name, image in images:
+        image.write_bytes(name.encode())
+    read_hash = ImageHasher.read_hash
+
+    def interrupted(hasher, path):
+        read.append(len(json.loads(memory.read_text())) if memory.exists() else 0)
+        if len(read) == 5:
+            raise KeyboardInterrupt
+        return read_hash(hasher, path)
+
+    monkeypatch.setattr(image_hashes, "SAVE_EVERY", 3)
+    monkeypatch.setattr(ImageHasher, "read_hash", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        identify_images(images, "content", memory)
+    assert read == [0, 0, 0, 3, 3] and len(json.loads(memory.read_text())) == 4
+    identify_images(images, "content", memory)
+    assert len(read) == 6 and len(json.loads(memory.read_text())) == 5
 
 
 def test_a_bar_goes_over_the_files_that_are_read_alone(tmp_path, capsys):

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -88,6 +89,29 @@ def test_the_sizes_of_packed_images_are_known_without_reading_them(tmp_path, mon
     monkeypatch.setattr(ImagePack, "read", lambda pack, name: asked.append(name) or read(pack, name))
     load_jsonl(path).image(plain.samples()[0], (16, 16))
     assert asked == names[:1]
+
+
+def test_files_replaced_beside_a_pack_are_named_without_being_opened(tmp_path, monkeypatch):
+    for folder in ("images", "more"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        Image.new("RGB", (6, 4)).save(tmp_path / "images" / f"{number}.png")
+    names, folders = [f"{number}.png" for number in range(4)], ("nowhere", "images", "more")
+    assert ImageStore(tmp_path, folders).replaced(names) == []
+    build_pack(tmp_path, names[:3], folders, quiet=True)
+    store = ImageStore(tmp_path, folders)
+    assert store.replaced(names) == []
+    (tmp_path / "images" / "1.png").write_bytes(b"another")
+    (tmp_path / "images" / "2.png").rename(tmp_path / "more" / "2.png")
+    monkeypatch.setattr(Path, "open", lambda *_, **__: pytest.fail("a file was opened"))
+    assert store.replaced(names) == ["1.png"]
+    monkeypatch.undo()
+    assert store.replaced(["1.png", "a\0b.png"]) == ["1.png"]
+    build_pack(tmp_path, names, folders, quiet=True)
+    assert ImageStore(tmp_path, folders).replaced(names) == []
+    for number in range(4):
+        (tmp_path / "images" / f"{number}.png").unlink(missing_ok=True)
+    assert ImageStore(tmp_path, folders).replaced(names) == []
 
 
 def test_sizes_are_of_the_upright_image_and_files_that_are_no_image_are_named(tmp_path):

@@ -1,13 +1,15 @@
 """Image files: every colour mode and orientation comes out as upright RGB, and hostile files are refused by name."""
 
 import errno
+import io
 import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
+from PIL.TiffImagePlugin import TiffImageFile
 
 from shared import images
 from shared.errors import DataError
@@ -20,15 +22,52 @@ def saved(tmp_path, image, name="a.png", **options):
     return tmp_path / name
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_and_size_from_the_head_agree(tmp_path, orientation):
+@pytest.fixture
+def pillow_that_tells_the_stored_size(monkeypatch):
+    """Of a TIFF, as of any other file; Pillow 13 tells the upright one."""
+    setup = TiffImageFile._setup
+
+    def stored(file):
+        setup(file)
+        file._size = file.tag_v2[0x0100], file.tag_v2[0x0101]
+
+    monkeypatch.setattr(TiffImageFile, "_setup", stored)
+
+
+def agree_on_orientation_and_size(tmp_path, name, orientation, options):
+    """A marked corner moves to where the orientation says."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for name in ("a.jpg", "a.png"):
-        path = saved(tmp_path, Image.new("RGB", (6, 4)), name, exif=exif)
-        height, width = image_size_hw(path)
-        assert image_orientation(path) == image_orientation("a name", path.read_bytes()) == orientation
-        assert read_image(path).size == (width, height) == ((4, 6) if orientation >= 5 else (6, 4))
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:16, :16] = 255
+    path = saved(tmp_path, Image.fromarray(pixels), name, exif=exif, **options)
+    assert image_orientation(path) == image_orientation("a name", path.read_bytes()) == orientation
+    upright = np.asarray(read_image(path))
+    assert image_size_hw(path) == image_size_hw("a name", path.read_bytes()) == upright.shape[:2]
+    assert upright.shape == ((48, 32, 3) if orientation >= 5 else (32, 48, 3))
+    bottom, right = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    assert upright[-8 if bottom else 8, -8 if right else 8].min() > 200
+    assert sum(upright[y, x].min() > 200 for y in (8, -8) for x in (8, -8)) == 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.jpg", {"quality": 95}),
+        ("a.png", {}),
+        ("a.webp", {"lossless": True}),
+        ("a.tif", {}),
+        ("a.tif", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_orientation_and_size_from_the_head_agree(tmp_path, name, options, orientation):
+    agree_on_orientation_and_size(tmp_path, name, orientation, options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_they_do_with_any_pillow(tmp_path, pillow_that_tells_the_stored_size, orientation):
+    agree_on_orientation_and_size(tmp_path, "a.tif", orientation, {})
 
 
 def test_sixteen_bit_grey_keeps_its_upper_bits(tmp_path):
@@ -160,6 +199,85 @@ def test_a_map_of_labels_is_refused_whichever_of_them_is_meant(tmp_path, values)
     path = saved(tmp_path, Image.fromarray(value_HW), "m.png")
     with pytest.raises(DataError, match=f"m.png: .*values {', '.join(map(str, values))} fill areas"):
         read_mask(path)
+
+
+def blobs(num, dtype, step=1, size=(240, 320)):
+    """`num` round objects with the labels `step`, 2 * `step`, ..., side by side and on top of each other."""
+    generator = rng("blobs", num, step)
+    y_HW, x_HW = np.indices(size)
+    value_HW = np.zeros(size, dtype)
+    for label in range(1, num + 1):
+        y, x, radius = generator.integers((10, 10, 8), (*size, 40))
+        value_HW[(y_HW - y) ** 2 + (x_HW - x) ** 2 < radius**2] = label * step
+    return value_HW
+
+
+def soft(size=(240, 320), sharpness=0.02):
+    """Probabilities float64 [H, W] of one object with a wavy outline, nowhere 0 or 1."""
+    y_HW, x_HW = np.indices(size)
+    inside_HW = 0.3 * min(size) - np.hypot(y_HW - size[0] / 2, x_HW - size[1] / 2) + 9 * np.sin(x_HW / 17)
+    return 1 / (1 + np.exp(-np.clip(sharpness * inside_HW, -50, 50)))
+
+
+def scaled_down(value_HW, kind):
+    """Half as large, in 8 bits."""
+    image = Image.fromarray(value_HW.astype(np.uint8))
+    return np.asarray(image.resize((image.width // 2, image.height // 2), kind))
+
+
+def decoded_jpeg(value_HW):
+    """The picture with the noise that JPEG makes."""
+    file = io.BytesIO()
+    Image.fromarray(value_HW).save(file, "JPEG", quality=60)
+    with Image.open(file) as image:
+        return np.asarray(image)
+
+
+LABEL_MAPS = {
+    "40 instances": blobs(40, np.uint8),
+    "150 classes": blobs(150, np.uint8),
+    "classes and what belongs to none": np.where(blobs(1, np.uint8) > 0, 255, blobs(30, np.uint8)),
+    "instances of 16 bits": blobs(60, np.uint16, 700),
+    "few instances of 16 bits": blobs(3, np.uint16, 1000),
+    "classes of 1000 instances": np.where(
+        blobs(40, np.uint16) > 0, blobs(40, np.uint16) + np.uint16(24_000), 0
+    ),
+    "scaled": scaled_down(blobs(40, np.uint8), Image.Resampling.NEAREST),
+}
+
+
+@pytest.mark.parametrize("name", LABEL_MAPS)
+def test_a_map_of_many_labels_is_refused_too(tmp_path, name):
+    with pytest.raises(DataError, match="m.png: .*fill areas; which one is the object"):
+        read_mask(saved(tmp_path, Image.fromarray(LABEL_MAPS[name].copy()), "m.png"))
+
+
+GREY_MASKS = {
+    "an outline of many greys": scaled_down(
+        np.asarray(Image.fromarray(blobs(1, np.uint8) * 255).rotate(9, Image.Resampling.BICUBIC)),
+        Image.Resampling.LANCZOS,
+    ),
+    "a blurred outline": np.asarray(
+        Image.fromarray(blobs(1, np.uint8) * 255).filter(ImageFilter.GaussianBlur(4))
+    ),
+    "a soft mask": soft() * 255,
+    "a large one": soft((900, 1200), 0.005) * 255,
+    "a faint one": soft() * 40,
+    "one that is sure of most": soft(sharpness=0.3) * 250 + 2,
+    "one of a small grid": np.kron(soft((24, 32), 0.1) * 250 + 2, np.ones((10, 10))),
+    "one of a small grid with a sharp outline": np.kron(soft((24, 32), 1) * 250 + 2, np.ones((10, 10))),
+    "one of 16 bits": soft() * 65_535,
+    "a large one of 16 bits": np.kron(soft((90, 120), 0.05), np.ones((8, 8))) * 65_535,
+    "what JPEG left": decoded_jpeg(blobs(1, np.uint8) * 255),
+}
+
+
+@pytest.mark.parametrize("name", GREY_MASKS)
+def test_grey_masks_of_many_values_are_read(tmp_path, name):
+    grey_HW = GREY_MASKS[name].round().astype(np.uint16 if "16" in name else np.uint8)
+    assert len(np.unique(grey_HW)) > images.MAX_LABELS
+    found = read_mask(saved(tmp_path, Image.fromarray(grey_HW), "m.png"))
+    np.testing.assert_array_equal(found, 2 * grey_HW.astype(int) >= grey_HW.max())
 
 
 def test_smoothed_outlines_and_soft_masks_are_no_maps_of_labels(tmp_path):

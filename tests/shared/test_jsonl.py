@@ -63,7 +63,28 @@ def test_every_form_of_a_mask(tmp_path, form):
     np.testing.assert_array_equal(dataset.mask(sample), MASK)
     assert dataset.box_xyxy_px(sample).tolist() == [1, 2, 7, 5]
     report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
-    assert report.ok and report.turned == {}  # masks of a user's own data are of the upright image
+    assert report.ok and report.turned == {"turned.jpg": 6}
+
+
+@pytest.mark.parametrize(
+    ("label", "listed"),
+    [
+        ({"mask": [[1, 2, 7, 2, 7, 5]]}, True),
+        ({"box": [1, 2, 6, 3]}, True),
+        ({"point": [1, 2]}, True),
+        ({"mask": []}, False),
+        ({}, False),
+    ],
+)
+def test_turned_photos_on_which_something_was_drawn_are_listed(tmp_path, label, listed):
+    """Drawn over the unturned pixels it may lie inside the upright ones, too."""
+    path = write(tmp_path, [pair("turned.jpg", **label), pair(mask=None)])
+    report = check_layout(dataset_layout(DataConfig(root=str(path), dataset="")))
+    assert report.ok and report.turned == ({"turned.jpg": 6} if listed else {})
+    told = (
+        "1 images are turned upright by their EXIF orientation, what was drawn on them is not: turned.jpg (6)"
+    )
+    assert (told in report.format_table()) is listed
 
 
 def test_who_has_a_mask_is_labelled(tmp_path):
@@ -138,6 +159,14 @@ BROKEN = {
     "not json": ("{", "not JSON"),
     "list": ([1], "expected an object, found list"),
     "typo": (pair(masks="mask.png"), "unknown field 'masks'"),
+    "field twice": (
+        '{"image": "a.jpg", "expression": "the mug", "mask": "mask.png", "expression": "the jar", "mask": null}',
+        "field 'expression' is given twice",
+    ),
+    "field of an RLE twice": (
+        '{"image": "a.jpg", "expression": "the mug", "mask": {"size": [8, 10], "counts": [80], "counts": [0, 80]}}',
+        "field 'counts' is given twice",
+    ),
     "no image": ({"expression": "x"}, "'image' is None"),
     "blank": (pair(expression=" "), "'expression' is ' ', not a text"),
     "split": (pair(split=3), "'split' is 3"),
@@ -259,6 +288,12 @@ def test_pairs_to_predict_are_read_without_their_images(tmp_path):
     assert [line.own_id for line in found] == [None, "a-7", 3, None, 4.5, None, None]
     faults = [line.fault.partition(":")[0] for line in found if isinstance(line, BadLine)]
     assert faults == ["not JSON", "'expression' is None, not a text", "'id' is True, not a text or a number"]
+    path.write_text('{"image": "a.jpg", "id": "b-8", "image": "b.jpg"}\n')
+    (twice,) = read_pairs(path)
+    assert isinstance(twice, BadLine) and (twice.own_id, twice.fault) == (
+        "b-8",
+        "field 'image' is given twice",
+    )
     path.write_text("\n")
     with pytest.raises(DataError, match="holds no line"):
         read_pairs(path)

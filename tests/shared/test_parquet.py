@@ -60,7 +60,7 @@ def test_pairs_splits_and_boxes(tmp_path):
         row(2, image={"bytes": encoded(MASK.astype(np.uint8)), "path": None}, mask=[]),
     ]
     out = tmp_path / "own.jsonl"
-    counts = {"images": 2, "pairs": 4, "masks": 1, "splits": {"train": 3, "testA": 1}}
+    counts = {"images": 2, "pairs": 4, "masks": 0, "no_target": 1, "splits": {"train": 3, "testA": 1}}
     assert write_rows(rows, out, corners=True) == {"path": str(out), **counts}
     dataset = load_dataset(DataConfig(root=str(out), dataset=""))
     first, second, third, fourth = dataset.samples()
@@ -69,6 +69,22 @@ def test_pairs_splits_and_boxes(tmp_path):
     assert dataset.weak_box_xyxy_px(first).tolist() == [1, 2, 7, 5]
     assert (third.split, fourth.no_target, dataset.has_mask(third)) == ("testA", True, False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks", "own.jsonl"]
+
+
+def test_an_empty_mask_beside_a_box_is_none(tmp_path):
+    """Not a sentence that means nothing: an export writes an absent list as an empty one."""
+    rows = [
+        row(0, mask=[], box=[1, 2, 6, 3]),
+        row(1, mask=[], box=None),
+        row(2, mask=[POLYGON], box=[1, 2, 6, 3]),
+    ]
+    answer = write_rows(rows, tmp_path / "own.jsonl", corners=False)
+    assert (answer["pairs"], answer["masks"], answer["no_target"]) == (3, 1, 1)
+    dataset = load_dataset(DataConfig(root=str(tmp_path / "own.jsonl"), dataset=""))
+    boxed, nothing, drawn = dataset.samples()
+    assert [sample.no_target for sample in (boxed, nothing, drawn)] == [False, True, False]
+    assert not dataset.has_mask(boxed) and dataset.weak_box_xyxy_px(boxed).tolist() == [1, 2, 7, 5]
+    assert dataset.has_mask(drawn)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +152,24 @@ def test_the_split_of_a_file(tmp_path):
             "refcoco-val",
             "default/validation/0000",
             "val/photos",
+            "valid-00000-of-00001",
+            "valid/0000",
+            "mug_eval",
+            "eval/0000",
         ],
         "testA": ["testA-00000", "TESTA", "refcoco_testA", "refcoco_testA-00001-of-00002", "a/testA/b/0"],
         "test": ["test-0", "x-test"],
-        None: ["tests", "photos", "contrast", "trainer-0", "interval", "latest"],
+        None: [
+            "tests",
+            "photos",
+            "contrast",
+            "trainer-0",
+            "interval",
+            "latest",
+            "invalid",
+            "medieval",
+            "evaluate",
+        ],
     }
     for split, names in says.items():
         assert {name: split_of(Path(f"{name}.parquet")) for name in names} == dict.fromkeys(names, split)

@@ -194,7 +194,7 @@ def test_images_that_exif_turns_are_a_note(tmp_path, packed):
         build_pack(tmp_path, names, ("images",), quiet=True)
     report = check_refer(*written.args)
     assert report.ok and report.turned == {"tiny_000101.jpg": 3}
-    told = "note: 1 images are turned upright by their EXIF orientation, masks are not: tiny_000101.jpg (3)"
+    told = "note: 1 images are turned upright by their EXIF orientation, what was drawn on them is not: tiny"
     assert told in report.format_table() and report.to_dict()["turned"] == {"tiny_000101.jpg": 3}
     assert check_refer(*written.args, read_images=False).turned == {}
 

@@ -13,7 +13,7 @@ def test_usual_splits_come_first_and_others_by_name():
 @pytest.mark.parametrize(
     ("name", "usual"),
     [("TRAIN ", "train"), ("Training", "train"), (" dev", "val"), ("validation", "val"), ("testa", "testA"),
-     ("TEST", "test"), (" Held-out ", "Held-out"), ("minival", "minival")],
+     ("valid", "val"), ("Eval", "val"), ("TEST", "test"), (" Held-out ", "Held-out"), ("minival", "minival")],
 )  # fmt: skip
 def test_the_usual_name_of_a_split(name, usual):
     assert usual_split(name) == usual == usual_split(usual)

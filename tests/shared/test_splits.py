@@ -141,6 +141,9 @@ def test_a_number_sign_in_a_name_and_marks_of_editors(tmp_path):
     path = tmp_path / "labelled"
     path.write_text("mug#2.jpg # the second\n#mug#3.jpg\n", encoding="utf-8-sig")
     assert labelled_from_file(path, {7: "mug#2.jpg", 8: "mug"}) == [7]
+    named = {1: "img #2.jpg", 2: "img", 3: "#3.jpg", 4: "mug.jpg"}
+    path.write_text("img #2.jpg\n #3.jpg \nmug.jpg # img #2.jpg\n# img\n")
+    assert labelled_from_file(path, named) == [1, 3, 4]
     path.write_text("[1, 2]", encoding="utf-8-sig")
     assert read_id_file(path) == [1, 2]
     path.write_text("1\n", encoding="utf-16")

@@ -17,7 +17,7 @@ from shared.store.schema import first_rows
 from shared.store.verify import verify_store
 from shared.types import STATUS_CODES, AnswerStatus
 from stage1_priors import workers
-from stage1_priors.failures import failed_shards, told_failures
+from stage1_priors.failures import MEND_THE_CAUSE, MEND_THE_IMAGES, failed_shards, told_failures
 from stage1_priors.job import make_job
 from stage1_priors.recipes import import_masks
 from stage1_priors.run import run_priors
@@ -203,6 +203,46 @@ def test_unreadable_images_are_read_again(generous, refshapes_root, tmp_path):
     assert after.path == store.path and after.status_counts() == {"ok": store.num_rows}
 
 
+@pytest.mark.parametrize("damage", ["cut", "deleted"])
+def test_a_mended_image_is_another_store_and_asking_again_says_so(
+    generous, refshapes_root, tmp_path, damage, capsys
+):
+    """Bytes count by default: of the new store nothing has failed, and "no failed rows" would be no help."""
+    root = tmp_path / "data"
+    shutil.copytree(refshapes_root, root)
+    image = sorted((root / "images").glob("*.jpg"))[0]
+    good = image.read_bytes()
+    image.write_bytes(good[:300]) if damage == "cut" else image.unlink()
+    own = apply_overrides(generous, [f"data.root={root}", "engine.kv_cache_gb=1"])
+    assert own.image_hash == "content"
+    store = PriorStore(run_priors(own, engine_factory=FakeEngine().factory))
+    num = store.status_counts()["image_error"]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert num and said.endswith(f". {MEND_THE_IMAGES}") and MEND_THE_CAUSE not in said
+    image.write_bytes(good)
+    told = (
+        rf"no such store.*changed: data.images: .*{store.path.name}\)\. Run without --retry-failed: all other"
+    )
+    with pytest.raises(DataError, match=told):
+        run(own, FakeEngine(), retry_failed=True)
+    with pytest.raises(DataError, match=told):
+        run_workers(own, 2, ["embedded"], retry_failed=True, quiet=True)
+    with pytest.raises(DataError, match="Run without --retry-failed: all rows are asked for"):
+        run(apply_overrides(own, ["reuse=false"]), FakeEngine(), retry_failed=True)
+    engine = FakeEngine()
+    after = run(own, engine)
+    assert after.path != store.path and engine.num_requests == num
+    assert after.status_counts() == {"ok": after.num_rows}
+
+
+def test_both_remedies_are_told_where_images_and_questions_failed(generous, refshapes_root, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(refshapes_root, root)
+    sorted((root / "images").glob("*.jpg"))[0].write_bytes(b"no image")
+    store = run(apply_overrides(generous, [f"data.root={root}"]), fails_on("star"))
+    assert told_failures(store.path).endswith(f". {MEND_THE_CAUSE}. {MEND_THE_IMAGES}")
+
+
 def test_candidates_of_an_image_stay_where_its_first_row_failed(generous, tmp_path):
     settings = [
         "splits=val",
@@ -231,6 +271,19 @@ def test_candidates_of_an_image_stay_where_its_first_row_failed(generous, tmp_pa
 def test_masks_from_elsewhere_are_not_asked_again():
     with pytest.raises(DataError, match="--retry-failed asks a model again; masks from elsewhere"):
         run_priors(import_masks(), retry_failed=True)
+
+
+def test_nor_by_several_workers(refshapes_root, tmp_path):
+    own = [
+        f"data.root={refshapes_root}",
+        "data.dataset=refshapes",
+        f"source={tmp_path}",
+        f"cache_root={tmp_path}",
+    ]
+    config = apply_overrides(import_masks(), own)
+    (tmp_path / "refshapes.unc.1.png").write_bytes(b"a mask")
+    with pytest.raises(DataError, match="--retry-failed asks a model again; masks from elsewhere"):
+        run_workers(config, 2, ["import"], retry_failed=True, quiet=True)
 
 
 def test_workers_are_told_to_ask_again(generous, failed, monkeypatch, capsys):

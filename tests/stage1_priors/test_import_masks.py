@@ -1,5 +1,6 @@
 """Masks from outside: round trips from both kinds of source, and everything a source can do wrong."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ from PIL import Image
 
 from shared.config import DataConfig, apply_overrides
 from shared.errors import DataError
+from shared.images import image_size_hw
 from shared.refer import load_refer
 from shared.store.reader import PriorStore
 from shared.types import AnswerStatus
 from stage1_priors.config import ImportConfig
 from stage1_priors.job import describe_plan
-from stage1_priors.mask_source import as_prob, open_source, to_grid
+from stage1_priors.mask_source import as_prob, has_proportions, open_source, to_grid
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.quality import score_store
 from stage1_priors.run import run_priors
@@ -75,14 +77,18 @@ def write_folder(dataset, config, leave_out=()):
     return written
 
 
-def write_zarr(path, ids, mask, fmt=3, ids_as="bytes", chunks=None):
+def text_array(texts, kind):
+    if kind == "text":
+        return np.array(texts)
+    width = max(len(text.encode()) for text in texts)
+    return np.array([list(text.encode().ljust(width, b"\0")) for text in texts], np.uint8)
+
+
+def write_zarr(path, ids, mask, fmt=3, ids_as="bytes", chunks=None, expressions=None):
     group = zarr.open_group(path, mode="w", zarr_format=fmt)
-    if ids_as == "bytes":
-        width = max(len(text) for text in ids)
-        rows = np.array([list(text.encode().ljust(width, b"\0")) for text in ids], np.uint8)
-    else:
-        rows = np.array(ids)
-    group.create_array("sample_id", data=rows)
+    group.create_array("sample_id", data=text_array(ids, ids_as))
+    if expressions is not None:
+        group.create_array("expression", data=text_array(expressions, ids_as))
     group.create_array("mask", data=mask, chunks=chunks or (7, *mask.shape[1:]))
 
 
@@ -140,6 +146,86 @@ def test_a_zarr_group_gives_the_same_rows_as_files(config, dataset, tmp_path, fm
         np.testing.assert_array_equal(files.column(name), group.column(name), err_msg=name)
 
 
+LONG = "the mug with the blue handle on the upper shelf, left of the jar of olives that is half empty"
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Six lines about three photos of three sizes; the ids of their pairs are numbers of lines."""
+    lines = []
+    for name, size in (("wide", (60, 40)), ("tall", (40, 60)), ("square", (50, 50))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+        lines += [{"image": f"{name}.png", "expression": f"the {name} {what}"} for what in ("mug", "jar")]
+    lines[0]["expression"] = LONG
+    return lines
+
+
+def own_config(tmp_path, lines):
+    (tmp_path / "photos.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ImportConfig(
+        data=DataConfig(root=str(tmp_path / "photos.jsonl"), dataset=""),
+        source=str(tmp_path / "m"),
+        splits=("train",),
+        grid=GRID,
+        cache_root=str(tmp_path / "cache"),
+    )
+
+
+@pytest.mark.parametrize("change", ["inserted", "deleted"])
+def test_masks_of_lines_that_moved_are_refused_by_their_proportions(tmp_path, own, change):
+    (tmp_path / "m").mkdir()
+    for number, line in enumerate(own, 1):
+        height, width = image_size_hw(tmp_path / line["image"])
+        Image.new("L", (2 * width, 2 * height), 99).save(tmp_path / "m" / f"photos.jsonl.{number}.png")
+    assert PriorStore(run(own_config(tmp_path, own))).status_counts() == {"imported": 6}
+    moved = [own[0], *own] if change == "inserted" else own[1:]
+    if change == "deleted":
+        (tmp_path / "m" / "photos.jsonl.6.png").unlink()
+    number, found = (3, "height 120 and width 80") if change == "inserted" else (2, "height 80 and width 120")
+    told = rf"photos.jsonl.{number}.png: a mask of {found} for photos.jsonl.{number} \('the .* of .*.png, height "
+    with pytest.raises(DataError, match=told):
+        run(own_config(tmp_path, moved))
+
+
+@pytest.mark.parametrize("ids_as", ["bytes", "text"])
+def test_masks_made_for_other_expressions_are_refused_where_the_source_says_so(tmp_path, own, ids_as):
+    ids, square = [f"photos.jsonl.{number}" for number in range(1, 7)], np.full((6, 8, 8), 99, np.uint8)
+    said = [line["expression"][:80] for line in own]
+    write_zarr(tmp_path / "m", ids, square, ids_as=ids_as, expressions=[*said[:5], ""])
+    assert PriorStore(run(own_config(tmp_path, own))).status_counts() == {"imported": 6}
+    told = (
+        r"m: 4 of 6 masks were made for another expression, first .*m: mask row 1: 'photos.jsonl.2' was 'the wide jar' "
+        r"and is 'the mug.*numbers of lines, which move"
+    )
+    with pytest.raises(DataError, match=told):
+        run(own_config(tmp_path, [own[0], *own]))
+    write_zarr(tmp_path / "m", ids, square, ids_as=ids_as, expressions=said[:3])
+    with pytest.raises(DataError, match="m: 3 expressions for 6 sample_ids"):
+        run(own_config(tmp_path, own))
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "image_hw", "fits"),
+    [
+        ((427, 640), (427, 640), True),
+        ((480, 480), (427, 640), True),  # a network's own input
+        ((213, 320), (427, 640), True),
+        ((214, 320), (427, 640), True),
+        ((107, 160), (427, 640), True),
+        ((420, 644), (427, 640), True),  # to multiples of 28
+        ((416, 640), (427, 640), True),  # of 32
+        ((2, 3), (427, 640), True),
+        ((480, 640), (427, 640), False),
+        ((640, 427), (427, 640), False),
+        ((424, 640), (500, 375), False),
+        ((333, 500), (375, 500), False),
+        ((211, 320), (427, 640), False),
+    ],
+)
+def test_proportions_that_may_be_those_of_an_image(size_hw, image_hw, fits):
+    assert has_proportions(size_hw, image_hw) is fits
+
+
 def test_missing_masks_are_a_counted_status(config, dataset):
     left_out = {sample.sample_id for sample in samples_of(dataset, config)[::3]}
     write_folder(dataset, config, left_out)
@@ -181,7 +267,7 @@ def test_changed_masks_are_another_store(config, dataset):
     write_folder(dataset, config)
     before = run(config)
     file = next(Path(config.source).glob("*.npy"))
-    np.save(file, np.zeros((3, 5), np.float32))
+    np.save(file, np.zeros((5, 5), np.float32))
     plan = describe_plan(config)
     assert len(plan["changed"]) == 1 and plan["changed"][0].startswith("proposer.masks: ")
     assert run(config) != before
