@@ -5,6 +5,7 @@ A field is documented by the string below it, as everywhere in this project. Pur
 
 import ast
 import dataclasses
+import functools
 import inspect
 import textwrap
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def text_of_value(value: Any) -> str:
 
 def config_fields(config: Any, prefix: str = "") -> Iterator[ConfigField]:
     """The leaves of a (nested) config in the order they are declared; a group that is None counts as a leaf."""
-    meanings = field_meanings(type(config))
+    meanings = field_meanings(config.__class__)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -51,6 +52,7 @@ def config_fields(config: Any, prefix: str = "") -> Iterator[ConfigField]:
             yield ConfigField(path=f"{prefix}{field.name}", value=value, meaning=meanings.get(field.name, ""))
 
 
+@functools.cache
 def field_meanings(cls: type) -> dict[str, str]:
     """The strings below the fields of a dataclass, by field, each on one line."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
