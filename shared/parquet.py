@@ -205,9 +205,9 @@ def lines_of(row: ParquetRow, root: Path, corners: bool) -> list[dict[str, Any]]
     values = row.values
     line: dict[str, Any] = {"image": _written_image(values["image"], root, "images", row.where)}
     mask, box = values.get("mask"), values.get("box")
-    if mask is not None and not (
-        mask == [] and box is not None
-    ):  # exports write an absent list as an empty one
+    if mask == [] and box is not None:  # exports write an absent list as an empty one
+        mask = None
+    if mask is not None:
         line["mask"] = _mask(mask, root, row.where)
     if box is not None:
         line["box"] = _box(box, corners, row.where)

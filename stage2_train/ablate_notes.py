@@ -23,8 +23,10 @@ BUDGET: Mapping[str, Callable[[TrainConfig], Any]] = {
 
 def notes_of(grid: Grid) -> list[str]:
     """A line for each point, in the order of the grid's arms."""
-    first = {cell.arm: cell for cell in reversed(grid.cells)}
-    arms = [first[name] for name in dict.fromkeys(cell.arm for cell in grid.cells)]
+    first: dict[str, Cell] = {}
+    for cell in grid.cells:
+        first.setdefault(cell.arm, cell)
+    arms = list(first.values())
     return [*_extra_labels(arms), *_budgets(arms), *_idle(arms)]
 
 

@@ -10,7 +10,6 @@ from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.hub import HubModel, cache_folder
 from stage2_train.ablate_grid import Grid
-from stage2_train.ablate_notes import notes_of
 from stage2_train.ablate_state import DONE, describe_grid, require_own_cells
 from stage2_train.config import TrainConfig
 from stage2_train.evaluate import is_scored
@@ -142,7 +141,8 @@ def plan_grid(
     if num_tasks < 0:
         raise DataError(f"--tasks is {num_tasks}, expected at least 0")
     width = min(num_tasks or len(grid.cells), len(grid.cells))
-    states = describe_grid(grid, out, coming=coming if after else None)["cells"]
+    plan = describe_grid(grid, out, coming=coming if after else None)
+    states = plan["cells"]
     if not after:  # of a store that comes nobody knows the fingerprint
         require_own_cells(out, {name: cell["differs"] for name, cell in states.items()})
     todo = [number for number, cell in enumerate(grid.cells) if states[cell.name]["state"] != DONE]
@@ -162,7 +162,7 @@ def plan_grid(
         jobs=(job,) if todo else (),
         here=(("-m", "cli", *command),) if todo else (),
         notes=(
-            *notes_of(grid),
+            *plan["notes"],
             *(f"{field}: not the same in all runs, so not held at a commit" for field in loose),
         ),
         readers=max((grid.cells[number].config.runtime.workers for number in todo), default=0),

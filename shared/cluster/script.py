@@ -93,6 +93,7 @@ def script_of(job: ClusterJob, site: SiteConfig, folder: Path, working_folder: P
             stop=_STOP_STEP.format(patience_s=site.notice_s // 2) if job.num_processes else _STOP_CHILD,
             kill=_KILL_STEP if job.num_processes else _KILL_CHILD,
             kill_s=_kill_s(site),
+            wait=_WAIT,
         ),
         *_setup(site),
         "export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 PYTHONUNBUFFERED=1",
@@ -173,6 +174,14 @@ _KILL_STEP = f"""\
 (scancel --signal=KILL "$SLURM_JOB_ID.$step_number"; sleep 5) &>/dev/null || true
     {_KILL_CHILD}"""
 
+_WAIT = """\
+  while :; do
+    caught= status=0
+    wait "$child" || status=$?
+    if [ -z "$caught" ] || [ "$status" -le 128 ]; then break; fi
+  done"""
+"""Of a shell: until the child has ended, whatever signals come meanwhile; its exit status."""
+
 _ADDRESS_OF = 'scontrol show node "{}" | sed -n "s/.*NodeAddr=\\([^ ]*\\).*/\\1/p"'
 _NODE = f"""\
   told= child= caught= status=
@@ -180,11 +189,7 @@ _NODE = f"""\
   export PET_LOCAL_ADDR=$({_ADDRESS_OF.format("$SLURMD_NODENAME")}) PET_RDZV_CONF=is_host=$((SLURM_NODEID == 0))
   (trap "" USR1; exec "$@") &
   child=$!
-  while :; do
-    caught= status=0
-    wait "$child" || status=$?
-    if [ -z "$caught" ] || [ "$status" -le 128 ]; then break; fi
-  done
+{_WAIT}
   if [ "$status" -eq 0 ]; then exit 0; fi
   if [ -n "$told" ]; then exit {STOPPED}; fi
   exit $((status < {NODE_FAILED} ? {NODE_FAILED} : status))"""
@@ -234,11 +239,7 @@ run() {{ # COMMAND...: to its end, or until this job is told to stop
   child=$!
   trap 'caught=1 asked=1; stop USR1' USR1
   trap 'caught=1 asked=1; stop TERM' TERM
-  while :; do
-    caught= status=0
-    wait "$child" || status=$?
-    if [ -z "$caught" ] || [ "$status" -le 128 ]; then break; fi
-  done
+{wait}
   if [ "$status" -ne 0 ] && [ -n "$asked" ]; then exit {stopped}; fi
   if [ "$status" -eq {node_failed} ]; then exit 1; fi
   exit "$status"
@@ -277,9 +278,10 @@ def own_interpreter(site: SiteConfig) -> list[str]:
     return _interpreter(site, sys.executable)
 
 
-def _interpreter(site: SiteConfig, python: str) -> list[str]:
-    """Words that start the site's interpreter inside its container, `python` where it names none."""
-    return [*shlex.split(site.container), site.python or python]
+def _interpreter(site: SiteConfig, python: str, inside: Sequence[str] = ()) -> list[str]:
+    """Words that start the site's interpreter, `python` where it names none; in its container, if any, by `inside`."""
+    container = [*shlex.split(site.container), *inside] if site.container else []
+    return [*container, site.python or python]
 
 
 def _single(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
@@ -289,9 +291,9 @@ def _single(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
 
 def _torchrun(job: ClusterJob, site: SiteConfig, python: str) -> list[str]:
     words = _interpreter(site, python)
-    launch = [site.python or python, "-m", "torch.distributed.run"]
-    if site.container:  # which may handle USR1 itself, so that what it starts would no longer ignore it
-        launch = [*shlex.split(site.container), "bash", "-c", 'trap "" USR1; exec "$@"', "container", *launch]
+    # A container may handle USR1 itself, so that what it starts would no longer ignore it.
+    deaf = ("bash", "-c", 'trap "" USR1; exec "$@"', "container")
+    launch = [*_interpreter(site, python, deaf), "-m", "torch.distributed.run"]
     return [
         "read -r head < <(scontrol show hostnames \"$SLURM_JOB_NODELIST\") || head=''",
         f"address=$({_ADDRESS_OF.format('$head')})",
