@@ -15,7 +15,8 @@ Nothing in an answer is evaluated; the text is only searched with regular expres
 
 Decisions: corners given in another order are sorted and stay OK. The same box several times is one box. A box whose
 parts stick out by at most `tolerance` of the side is clipped silently. Boxes under a `bbox...` key win over other
-numbers in the text; a run of exactly four bare numbers counts only where the text has no brackets at all.
+numbers in the text; a run of exactly four bare numbers counts only where the text has no brackets at all. Points in
+brackets of their own make boxes two by two; an odd number of them in a row is an outline, not a box.
 MULTIPLE wins over CLIPPED. One notation serves most families: JSON under `bbox_2d`, `<box>[[x1, y1, x2, y2]]</box>`,
 `<|box_start|>(x1,y1),(x2,y2)<|box_end|>` and bare lists of shares are all bracketed quadruples. A family of another
 brings its own `Parser`, which finds the numbers; what they are worth is decided here for all.
@@ -44,13 +45,14 @@ _QUAD = _COMMA.join([_NUMBER] * 4)
 _PAIR = _COMMA.join([_NUMBER] * 2)
 _OPEN, _CLOSE = r"[\[(]" + _SPACE, _SPACE + ",?" + _SPACE + r"[\])]"
 _NAMED = _SPACE + "," + _SPACE
+_POINT = _OPEN + _PAIR + _CLOSE
 _PATTERNS = (
     re.compile(r"""bbox\w{0,16}["']?\s?[:=]\s?""" + _OPEN + _QUAD + _CLOSE, re.IGNORECASE),
     re.compile(_OPEN + _QUAD + _CLOSE),
-    re.compile(_OPEN + _PAIR + _CLOSE + _SPACE + ",?" + _SPACE + _OPEN + _PAIR + _CLOSE),
     re.compile(_NAMED.join(rf"""["']?{name}["']?\s?[:=]\s?{_NUMBER}""" for name in ("x1", "y1", "x2", "y2"))),
 )
 """In order of trust; the first pattern with a match decides. Bounded white space keeps the search linear."""
+_POINTS = re.compile(rf"{_POINT}(?:{_SPACE},?{_SPACE}{_POINT})+")
 _RUN = re.compile(rf"{_NUMBER}(?:{_COMMA}{_NUMBER})*")
 _IN_RUN = re.compile(_NUMBER)
 _MAX_CHARS = 20_000
@@ -88,10 +90,17 @@ def _find_quads(text: str) -> list[tuple[Box, Spans]]:
         found = [_quad([match.span(k) for k in (1, 2, 3, 4)], text) for match in pattern.finditer(text)]
         if found:
             return found
+    pairs = [spans for spans in _numbers(_POINTS, text) if len(spans) % 4 == 0]
+    if pairs:
+        return [_quad(spans[k : k + 4], text) for spans in pairs for k in range(0, len(spans), 4)]
     if "[" in text or "(" in text:
         return []
-    runs = ([number.span() for number in _IN_RUN.finditer(text, *run.span())] for run in _RUN.finditer(text))
-    return [_quad(spans, text) for spans in runs if len(spans) == 4]
+    return [_quad(spans, text) for spans in _numbers(_RUN, text) if len(spans) == 4]
+
+
+def _numbers(run: re.Pattern[str], text: str) -> list[list[tuple[int, int]]]:
+    """The spans of the numbers in each match of `run`."""
+    return [[number.span() for number in _IN_RUN.finditer(text, *match.span())] for match in run.finditer(text)]
 
 
 def _quad(spans: list[tuple[int, int]], text: str) -> tuple[Box, Spans]:
@@ -99,7 +108,7 @@ def _quad(spans: list[tuple[int, int]], text: str) -> tuple[Box, Spans]:
     return (x1, y1, x2, y2), (spans[0], spans[1], spans[2], spans[3])
 
 
-BRACKETS = Parser(name="brackets", version="1", find=_find_quads)
+BRACKETS = Parser(name="brackets", version="2", find=_find_quads)
 """The notation of most families: bracketed quadruples, or four bare numbers."""
 
 
