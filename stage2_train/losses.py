@@ -1,10 +1,10 @@
 """Losses on two-class logits.
 
 Axes: B samples, H x W pixels. Labels are int64 with 0 background, 1 foreground and `IGNORE` for pixels that do not
-count. Every loss returns `(loss, metrics)`: a scalar that carries gradient, and detached scalars for the log.
+count. Every loss returns `(loss_B, metrics)`: each sample's own loss, which carries gradient, and detached figures [B]
+for the log; `mean_over_samples` makes scalars of them.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +51,7 @@ class UnsupervisedLossConfig:
 def supervised_loss(
     logit_B2HW: Tensor, mask_BHW: Tensor, weights: tuple[float, float] = CLASS_WEIGHTS
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Class-weighted cross-entropy, a weighted mean over pixels that are not ignored.
+    """Class-weighted cross-entropy: of each sample the weighted mean over its pixels that are not ignored.
 
     Args:
         logit_B2HW: Network output.
@@ -59,15 +59,15 @@ def supervised_loss(
         weights: Background and foreground weight.
 
     Returns:
-        Loss and metrics (`ce`, `accuracy`). No labelled pixel at all gives 0 with zero gradient.
+        Loss and metrics (`ce`, `accuracy`), [B] each. A sample without any labelled pixel has 0 and zero gradient.
     """
     counted_BHW = mask_BHW != IGNORE
-    some = counted_BHW.any()  # not looked at here, which would wait for the device
-    target_BHW = torch.where(some, mask_BHW, 0)
-    mean = F.cross_entropy(logit_B2HW, target_BHW, weight=constant(weights, logit_B2HW), ignore_index=IGNORE)
-    loss = mean * some
+    weight_2 = constant(weights, logit_B2HW)
+    ce_BHW = F.cross_entropy(logit_B2HW, mask_BHW, weight=weight_2, ignore_index=IGNORE, reduction="none")
+    total_BHW = weight_2.to(ce_BHW.dtype)[torch.where(counted_BHW, mask_BHW, 0)] * counted_BHW
+    ce_B = _sum(ce_BHW) / _sum(total_BHW).clamp(min=1e-12)
     right_BHW = (logit_B2HW.detach().argmax(dim=1) == mask_BHW) & counted_BHW
-    return loss, {"ce": loss.detach(), "accuracy": right_BHW.sum() / counted_BHW.sum().clamp(min=1)}
+    return ce_B, {"ce": ce_B.detach(), "accuracy": _sum(right_BHW) / _sum(counted_BHW).clamp(min=1)}
 
 
 def unsupervised_loss(
@@ -76,7 +76,7 @@ def unsupervised_loss(
     config: UnsupervisedLossConfig,
     pixel_weight_BHW: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """`ce_weight` * cross-entropy on selected pixels + `dice_weight` * Dice on confident foreground.
+    """Of each sample `ce_weight` * cross-entropy on selected pixels + `dice_weight` * Dice on confident foreground.
 
     Args:
         logit_B2HW: Strong-view output.
@@ -87,8 +87,7 @@ def unsupervised_loss(
             weight over the same pixels.
 
     Returns:
-        Loss and metrics (`ce`, `dice`, `coverage`, `foreground`: shares of all pixels). Nothing selected gives 0 with
-        zero gradient.
+        Loss and metrics (`ce`, `dice`), [B] each. A sample of which nothing is selected has 0 and zero gradient.
     """
     selected_BHW = label_BHW != IGNORE
     target_BHW = torch.where(selected_BHW, label_BHW, 0)
@@ -99,44 +98,38 @@ def unsupervised_loss(
     if pixel_weight_BHW is not None:
         weight_BHW = weight_BHW * pixel_weight_BHW
     counted_BHW = torch.ones_like(selected_BHW) if config.mean_over == "all" else selected_BHW
-    ce = (ce_BHW * weight_BHW).sum() / counted_BHW.sum().clamp(min=1)
-    quality_B = weight_BHW.flatten(1).sum(1) / counted_BHW.flatten(1).sum(1).clamp(min=1)
-    dice = _foreground_dice(logit_B2HW, label_BHW, quality_B, config.dice_smooth)
-    loss = config.ce_weight * ce + config.dice_weight * dice
-    metrics = {
-        "ce": ce.detach(),
-        "dice": dice.detach(),
-        "coverage": selected_BHW.float().mean(),
-        "foreground": (label_BHW == 1).float().mean(),
-    }
-    return loss, metrics
+    counted_B = _sum(counted_BHW).clamp(min=1)
+    ce_B = _sum(ce_BHW * weight_BHW) / counted_B
+    dice_B = _foreground_dice(logit_B2HW, label_BHW, config.dice_smooth) * _sum(weight_BHW) / counted_B
+    loss_B = config.ce_weight * ce_B + config.dice_weight * dice_B
+    return loss_B, {"ce": ce_B.detach(), "dice": dice_B.detach()}
 
 
-def _foreground_dice(logit_B2HW: Tensor, label_BHW: Tensor, quality_B: Tensor, smooth: float) -> Tensor:
-    """Mean over samples with confident foreground of quality (1 - Dice(probability, label)) on selected pixels."""
+def _sum(values_BHW: Tensor) -> Tensor:
+    """Of each sample, [B]."""
+    return values_BHW.flatten(1).sum(1)
+
+
+def _foreground_dice(logit_B2HW: Tensor, label_BHW: Tensor, smooth: float) -> Tensor:
+    """1 - Dice(probability, label) on selected pixels, [B]; 0 without confident foreground."""
     prob_BHW = logit_B2HW.softmax(dim=1)[:, 1]
     selected_BHW = (label_BHW != IGNORE).to(prob_BHW.dtype)
     foreground_BHW = (label_BHW == 1).to(prob_BHW.dtype)
-    overlap_B = (prob_BHW * foreground_BHW).flatten(1).sum(dim=1)
-    total_B = (prob_BHW * selected_BHW).flatten(1).sum(dim=1) + foreground_BHW.flatten(1).sum(dim=1)
-    dice_B = 1.0 - (2.0 * overlap_B + smooth) / (total_B + smooth)
-    has_foreground_B = foreground_BHW.flatten(1).any(dim=1).to(prob_BHW.dtype)
-    return (dice_B * quality_B * has_foreground_B).sum() / has_foreground_B.sum().clamp(min=1.0)
+    foreground_B = _sum(foreground_BHW)
+    overlap_B = _sum(prob_BHW * foreground_BHW)
+    dice_B = 1.0 - (2.0 * overlap_B + smooth) / (_sum(prob_BHW * selected_BHW) + foreground_B + smooth)
+    return dice_B * (foreground_B > 0)
 
 
-def per_sample(
-    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]], *tensors: Tensor, weight_B: Tensor | None = None
+def mean_over_samples(
+    loss_B: Tensor, metrics: dict[str, Tensor], weight_B: Tensor | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over samples of a loss that would otherwise normalise over the whole batch; metrics likewise.
+    """Means over samples, so that each has the same say however many of its pixels count.
 
     Args:
-        loss: Loss and metrics of one sample, given each tensor's row with its axis kept.
-        *tensors: [B, ...] each.
+        loss_B: Loss of each sample.
+        metrics: [B] each.
         weight_B: Factor of each sample's loss; metrics are not weighted, and the mean is over all samples.
     """
-    results = [loss(*(tensor[i : i + 1] for tensor in tensors)) for i in range(len(tensors[0]))]
-    loss_B = torch.stack([value for value, _ in results])
-    if weight_B is not None:
-        loss_B = loss_B * weight_B
-    names = results[0][1]
-    return loss_B.mean(), {name: torch.stack([m[name] for _, m in results]).mean() for name in names}
+    loss = (loss_B if weight_B is None else loss_B * weight_B).mean()
+    return loss, {name: value_B.float().mean() for name, value_B in metrics.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stage2_train.batch import Batch, LabelledPart, UnlabelledPart
 from stage2_train.config import TrainConfig
-from stage2_train.losses import IGNORE, per_sample, supervised_loss, unsupervised_loss
+from stage2_train.losses import IGNORE, mean_over_samples, supervised_loss, unsupervised_loss
 from stage2_train.networks import Networks, joint_logits
 from stage2_train.pseudo_labels import Pseudo
 
@@ -96,9 +96,7 @@ class Method:
     def labelled_loss(self, logit_B2HW: Tensor, part: LabelledPart) -> tuple[Tensor, dict[str, Tensor]]:
         """Supervised loss of the labelled samples, unweighted by lambda_l."""
         weights = self.config.loss.class_weights
-        loss, metrics = per_sample(
-            lambda logit, target: supervised_loss(logit, target, weights), logit_B2HW, part.target_BHW.long()
-        )
+        loss, metrics = mean_over_samples(*supervised_loss(logit_B2HW, part.target_BHW.long(), weights))
         return loss, {f"labelled_{name}": value for name, value in metrics.items()}
 
     def labelled_output(self, loss: Tensor, metrics: dict[str, Tensor]) -> StepOutput:
@@ -123,13 +121,8 @@ class Method:
             weight_B: Quality of each sample. The loss stays a mean over all samples.
         """
         config = self.config.loss.unlabelled
-        weights = () if pixel_weight_BHW is None else (pixel_weight_BHW,)
-        return per_sample(
-            lambda logit, label, *weight: unsupervised_loss(logit, label, config, *weight),
-            logit_B2HW,
-            label_BHW,
-            *weights,
-            weight_B=weight_B,
+        return mean_over_samples(
+            *unsupervised_loss(logit_B2HW, label_BHW, config, pixel_weight_BHW), weight_B
         )
 
     def combine(
@@ -147,9 +140,7 @@ class Method:
             "labelled_loss": labelled[0].detach(),
             "unlabelled_loss": unlabelled[0].detach(),
             **labelled[1],
-            **{
-                f"unlabelled_{name}": value for name, value in unlabelled[1].items() if name in ("ce", "dice")
-            },
+            **{f"unlabelled_{name}": value for name, value in unlabelled[1].items()},
             "coverage": (pseudo.label_BHW != IGNORE).float().mean(),
             "foreground": (pseudo.label_BHW == 1).float().mean(),
             **extra,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from stage2_train.batch import Batch, UnlabelledPart
-from stage2_train.losses import per_sample, supervised_loss
+from stage2_train.losses import supervised_loss
 from stage2_train.methods.base import Method, StepOutput
 from stage2_train.networks import Networks, weak_text
 from stage2_train.pseudo_labels import Pseudo, confident_label, foreground_prob, mask_iou, pseudo_of
@@ -40,19 +40,14 @@ class TscsQdw(Method):
         labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
         labels = self._labels(weak_B1HW, strong_logit)
         weights = self.config.loss.unlabelled.class_weights
-        as_labelled, _ = per_sample(
-            lambda logit, label: supervised_loss(logit, label, weights),
-            strong_logit,
-            labels.whole_BHW,
-            weight_B=labels.joins_B.float(),
-        )
+        as_labelled_B, _ = supervised_loss(strong_logit, labels.whole_BHW, weights)
         weighted, metrics = self.pseudo_loss(
             strong_logit, labels.sure_BHW, weight_B=labels.iou_B * ~labels.joins_B
         )
         return self.combine(
             batch,
             self.labelled_loss(labelled_logit, batch.labelled),
-            (as_labelled + weighted, metrics),
+            ((as_labelled_B * labels.joins_B).mean() + weighted, metrics),
             pseudo_of(part, weak_B1HW, labels.taught_BHW),
             text_survivors=survivors,
             joined=labels.joins_B.float().mean(),

@@ -1,12 +1,19 @@
 """Losses by hand on a few pixels."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
 
 from shared.errors import DataError
-from stage2_train.losses import IGNORE, UnsupervisedLossConfig, per_sample, supervised_loss, unsupervised_loss
+from stage2_train.losses import (
+    IGNORE,
+    UnsupervisedLossConfig,
+    mean_over_samples,
+    supervised_loss,
+    unsupervised_loss,
+)
 
 
 def two_class_logit(foreground_logit: list[float]) -> torch.Tensor:
@@ -47,8 +54,6 @@ def test_unsupervised_loss_by_hand() -> None:
     assert metrics["ce"].item() == pytest.approx(ce, rel=1e-5)
     assert metrics["dice"].item() == pytest.approx(dice, rel=1e-5)
     assert loss.item() == pytest.approx(0.7 * ce + 0.3 * dice, rel=1e-5)
-    assert metrics["coverage"].item() == pytest.approx(2 / 3)
-    assert metrics["foreground"].item() == pytest.approx(1 / 3)
     loss.backward()
     assert logit.grad is not None and logit.grad[..., 2].abs().max() == 0
 
@@ -64,9 +69,10 @@ def test_dice_counts_only_samples_with_foreground() -> None:
     with_fg = two_class_logit([1.0, -2.0])
     both = torch.cat((with_fg, two_class_logit([4.0, 4.0])))
     label = torch.tensor([[[1, 0]], [[0, 0]]])
-    alone = unsupervised_loss(with_fg, label[:1], UnsupervisedLossConfig())[1]["dice"]
-    assert unsupervised_loss(both, label, UnsupervisedLossConfig())[1]["dice"].item() == pytest.approx(
-        alone.item()
+    alone = unsupervised_loss(with_fg, label[:1], UnsupervisedLossConfig())[1]["dice"].item()
+    assert alone > 0.1
+    assert unsupervised_loss(both, label, UnsupervisedLossConfig())[1]["dice"].tolist() == pytest.approx(
+        [alone, 0.0]
     )
 
 
@@ -87,10 +93,9 @@ def test_over_all_pixels_a_loss_counts_by_the_share_that_is_selected() -> None:
     logit = two_class_logit([1.0, -2.0, 3.0, 0.5])
     over_all = UnsupervisedLossConfig(mean_over="all")
     for weights in ((), (weight,)):
-        sparse, metrics = unsupervised_loss(logit, label, over_all, *weights)
+        sparse, _ = unsupervised_loss(logit, label, over_all, *weights)
         full, _ = unsupervised_loss(logit, label, UnsupervisedLossConfig(), *weights)
         assert sparse.item() == pytest.approx(0.5 * full.item(), rel=1e-5)
-        assert metrics["coverage"] == 0.5
     nothing, _ = unsupervised_loss(logit, torch.full_like(label, IGNORE), over_all)
     assert nothing.item() == 0.0
 
@@ -102,22 +107,56 @@ def test_bad_weights_are_refused() -> None:
         UnsupervisedLossConfig(ce_weight=-1.0)
 
 
-def test_per_sample_gives_each_sample_the_same_say() -> None:
-    """Sample 0 has one counted pixel, sample 1 has four: a batch mean would weigh them 1:4."""
+def test_a_class_may_weigh_nothing() -> None:
+    logit = two_class_logit([1.0, -2.0])
+    loss, _ = supervised_loss(logit, torch.tensor([[[0, 0]]]), (0.0, 1.0))
+    loss.backward()
+    assert loss.item() == 0.0 and logit.grad is not None and logit.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("mean_over", ["selected", "all"])
+def test_a_sample_does_not_know_its_neighbours(mean_over: Literal["selected", "all"]) -> None:
+    """Each sample's loss and gradient are those it has alone, a sample without any label among them."""
+    generator = torch.Generator().manual_seed(3)
+    logit = torch.randn(4, 2, 5, 6, generator=generator, dtype=torch.float64)
+    label = torch.tensor([0, 1, IGNORE])[torch.randint(3, (4, 5, 6), generator=generator)]
+    label[1], label[2] = IGNORE, 0
+    weight = torch.rand(4, 5, 6, generator=generator, dtype=torch.float64)
+    config = UnsupervisedLossConfig(class_weights=(0.9, 1.1), mean_over=mean_over)
+    for loss_of in (
+        lambda x, y, _: supervised_loss(x, y),
+        lambda x, y, w: unsupervised_loss(x, y, config, w),
+    ):
+        together = logit.clone().requires_grad_()
+        loss_B, metrics = loss_of(together, label, weight)
+        loss_B.sum().backward()
+        assert loss_B.shape == (4,) and all(value_B.shape == (4,) for value_B in metrics.values())
+        for i in range(4):
+            alone = logit[i : i + 1].clone().requires_grad_()
+            own, own_metrics = loss_of(alone, label[i : i + 1], weight[i : i + 1])
+            own.backward()
+            torch.testing.assert_close(loss_B[i : i + 1], own, rtol=1e-12, atol=0)
+            assert together.grad is not None and alone.grad is not None
+            torch.testing.assert_close(together.grad[i : i + 1], alone.grad, rtol=1e-12, atol=0)
+            assert {name: float(value_B[i]) for name, value_B in metrics.items()} == pytest.approx(
+                {name: float(value_B) for name, value_B in own_metrics.items()}
+            )
+
+
+def test_every_sample_has_the_same_say() -> None:
+    """Sample 0 has one counted pixel, sample 1 has four: a mean over pixels would weigh them 1:4."""
     logit = torch.zeros(2, 2, 2, 2)
     logit[0, 1] = 2.0
     label = torch.tensor([[[0, IGNORE], [IGNORE, IGNORE]], [[0, 0], [0, 0]]])
-    loss, metrics = per_sample(lambda x, y: supervised_loss(x, y), logit, label)
-    own = [supervised_loss(logit[i : i + 1], label[i : i + 1])[0] for i in range(2)]
-    assert loss == pytest.approx(float(sum(own) / 2))
-    assert loss != pytest.approx(float(supervised_loss(logit, label)[0]))
+    loss, metrics = mean_over_samples(*supervised_loss(logit, label))
+    assert loss.item() == pytest.approx((math.log(1 + math.exp(2.0)) + math.log(2.0)) / 2)
     assert metrics["accuracy"] == pytest.approx(0.5)
 
 
 def test_weights_of_samples_leave_the_mean_one_over_all() -> None:
     logit, label = torch.zeros(4, 2, 1, 1), torch.zeros(4, 1, 1, dtype=torch.int64)
-    whole, _ = per_sample(lambda x, y: supervised_loss(x, y), logit, label)
-    weighted, _ = per_sample(
-        lambda x, y: supervised_loss(x, y), logit, label, weight_B=torch.tensor([1.0, 0.0, 0.0, 0.0])
-    )
+    loss_B, metrics = supervised_loss(logit, label)
+    whole, _ = mean_over_samples(loss_B, metrics)
+    weighted, unweighted = mean_over_samples(loss_B, metrics, torch.tensor([1.0, 0.0, 0.0, 0.0]))
     assert float(weighted) == pytest.approx(float(whole) / 4)
+    assert float(unweighted["ce"]) == pytest.approx(float(whole))
