@@ -20,6 +20,9 @@ from shared.errors import DataError, meant, short
 
 T = TypeVar("T")
 
+_NONE = ("none", "null")
+"""How a text says that there is no value."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -120,7 +123,7 @@ def _value(config: Any, names: Sequence[str], text: str, override: str) -> Any:
             if not is_group:
                 raise DataError(f"override {override!r}: {name!r} has no fields of its own")
             config = current
-        elif is_group:
+        elif is_group and text.lower() not in _NONE:
             inner = ", ".join(field.name for field in dataclasses.fields(current))
             raise DataError(f"override {override!r}: {name!r} is a group; set one of its fields ({inner})")
     return _parse(text, typing.get_type_hints(type(config))[names[-1]], override)
@@ -144,7 +147,7 @@ def _parse(text: str, hint: Any, override: str) -> Any:
     """Convert `text` to the declared type `hint`."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if type(None) in args and text.lower() in ("none", "null"):
+        if type(None) in args and text.lower() in _NONE:
             return None
         return _parse(text, next(arg for arg in args if arg is not type(None)), override)
     if origin is tuple:
@@ -163,6 +166,11 @@ def _parse(text: str, hint: Any, override: str) -> Any:
         if text.lower() not in ("true", "false"):
             raise DataError(f"override {override!r}: expected true or false")
         return text.lower() == "true"
+    if dataclasses.is_dataclass(hint):
+        name = changed_field(override)
+        raise DataError(
+            f"override {override!r}: {name} is a group of fields, which has no text; take a recipe that has it"
+        )
     if hint in (int, float):
         try:
             value = hint(text)

@@ -26,6 +26,7 @@ from PIL import Image
 from shared.errors import DataError
 from shared.images import file_exists, find_image, image_size_hw, read_image
 from shared.runlog import progress
+from shared.store.publish import publishing
 from shared.store.schema import IMAGE_HASH_BYTES
 
 PACK_NAME = "images.h5"
@@ -288,8 +289,7 @@ def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], q
             rows.append(row)
     import h5py
 
-    partial = path.with_name(f".{path.name}.writing")
-    with h5py.File(partial, "w") as file:
+    with publishing(path) as partial, h5py.File(partial, "w") as file:
         file.attrs["format"] = PACK_FORMAT
         offset_N = np.cumsum([0, *(row[1] for row in rows)], dtype=np.int64)
         out = file.create_dataset("data", shape=(int(offset_N[-1]),), dtype=np.uint8)
@@ -302,9 +302,6 @@ def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], q
         digests = b"".join(bytes.fromhex(row[2]) for row in rows)
         file["digest"] = np.frombuffer(digests, np.uint8).reshape(-1, IMAGE_HASH_BYTES)
         file["size_hw"] = np.array([row[3:] for row in rows], np.int32).reshape(-1, 2)
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    os.replace(partial, path)
     flat.unlink()
     index.unlink()
 

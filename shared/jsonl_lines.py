@@ -11,6 +11,7 @@ from typing import Any
 from shared.errors import DataError, short
 from shared.json_files import is_finite_number, is_whole_text, plain_utf8
 from shared.layout import read_bytes
+from shared.split_names import is_split_name
 
 FIELDS = ("image", "expression", "mask", "box", "point", "split")
 """What a line may hold."""
@@ -128,8 +129,13 @@ def _fault(row: Any, fields: Sequence[str]) -> str | None:
             return f"{name!r} is {short(row.get(name))}, not a text"
         if not is_whole_text(row[name]):
             return f"{name!r} is {short(row[name])}, which holds half a character"
-    if not isinstance(row.get("split", ""), str) or row.get("split") == "":
-        return f"'split' is {short(row['split'])}, not the name of a split"
+    split = row.get("split", "train")
+    if not isinstance(split, str) or not split:
+        return f"'split' is {short(split)}, not the name of a split"
+    if not is_split_name(split):
+        return (
+            f"'split' is {short(split)}; it names files, so it holds no / \\ or comma and begins with no dot"
+        )
     if row.get("mask") == "":
         return "'mask' is ''; leave it out, or write null, where nobody has drawn one"
     if not isinstance(row.get("mask"), dict | list | str | None) or _is_mixed(row.get("mask")):

@@ -45,6 +45,9 @@ class MuonConfig:
             min(self.lr, self.adam_lr, self.weight_decay) < 0
             or not 0 <= self.momentum < 1
             or self.num_steps < 1
+            or not all(0 <= beta < 1 for beta in self.adam_betas)
+            or self.adam_eps <= 0
+            or (self.update_rms is not None and self.update_rms <= 0)
         ):
             raise ValueError(f"unusable Muon settings: {self}")
 
@@ -149,7 +152,7 @@ def split_parameters(
 
     Args:
         module: The module; a tied parameter is counted once.
-        adam_names: A parameter whose name holds one of these goes to AdamW whatever its shape (embeddings, outputs).
+        adam_names: A parameter whose name holds one of these goes to AdamW whatever its shape.
 
     Returns:
         Two lists that together hold every trainable parameter exactly once.

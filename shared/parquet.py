@@ -17,7 +17,6 @@ once. The JSONL file (`shared.jsonl`) comes last; a killed import is run again a
 import hashlib
 import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +31,7 @@ from shared.images import image_size_hw
 from shared.json_files import is_finite_number
 from shared.runlog import progress
 from shared.split_names import usual_split
+from shared.store.publish import publishing
 
 REQUIRED = ("image", "expression")
 OPTIONAL = ("mask", "box", "split")
@@ -173,11 +173,10 @@ def write_rows(rows: Iterable[ParquetRow], out: Path, corners: bool) -> dict[str
     """Write images, masks and lines of some rows; result and errors as of `import_parquet`."""
     for folder in ("images", "masks"):
         (out.parent / folder).mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
     images: set[str] = set()
     splits: Counter[str] = Counter()
     num_masks, num_no_target = 0, 0
-    with partial.open("w", encoding="utf-8") as file:
+    with publishing(out) as partial, partial.open("w", encoding="utf-8") as file:
         for row in rows:
             for line in lines_of(row, out.parent, corners):
                 file.write(json.dumps(line) + "\n")
@@ -185,7 +184,6 @@ def write_rows(rows: Iterable[ParquetRow], out: Path, corners: bool) -> dict[str
                 splits[line["split"]] += 1
                 num_masks += bool(line.get("mask"))
                 num_no_target += line.get("mask") == []
-    os.replace(partial, out)
     return {
         "path": str(out),
         "images": len(images),

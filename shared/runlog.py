@@ -8,7 +8,6 @@ TensorBoard's own files lie in `tensorboard/` and can be deleted at any time; no
 import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from typing import Any, TextIO, TypeVar
 from tqdm import tqdm
 
 from shared.errors import DataError
+from shared.store.publish import publish_file
 
 T = TypeVar("T")
 
@@ -156,12 +156,7 @@ def _truncate(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_records(path) if record["step"] <= step]
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    publish_file(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 class ProgressBar:

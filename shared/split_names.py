@@ -15,6 +15,11 @@ _USUAL = {
 }
 
 
+def is_split_name(name: str) -> bool:
+    """Whether a name can be part of a file's name, as that of its scores is, and of a list with commas."""
+    return bool(name) and not name.startswith(".") and not set(name) & set("/\\,") and name.isprintable()
+
+
 def ordered_splits(names: Collection[str]) -> tuple[str, ...]:
     """Split names in the order of `SPLIT_ORDER`, then others by name."""
     known = [name for name in SPLIT_ORDER if name in names]

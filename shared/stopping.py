@@ -4,6 +4,7 @@ Ctrl-C (SIGINT) ends a training in order as well, and at once when it is pressed
 """
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,13 +18,21 @@ STOPPED = 75
 
 
 @contextmanager
-def stop_flag(*, interrupt: bool = False) -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or SIGUSR1 has arrived, of the main thread; earlier handlers are put back afterwards.
+def stop_flag(
+    *, interrupt: bool = False, on_stop: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGUSR1 has arrived; earlier handlers are put back afterwards.
+
+    Python gives signals to the main thread alone: in any other nothing is caught, and the answer stays no.
 
     Args:
         interrupt: The first SIGINT counts too; a second one is handled as before. Not where SIGINT is ignored.
+        on_stop: Called in the handler.
     """
     asked = False
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: asked
+        return
     numbers: tuple[signal.Signals, ...] = STOP_SIGNALS
     if interrupt and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         numbers = (*STOP_SIGNALS, signal.SIGINT)
@@ -33,6 +42,7 @@ def stop_flag(*, interrupt: bool = False) -> Iterator[Callable[[], bool]]:
         asked = True
         if number == signal.SIGINT:
             signal.signal(number, before[signal.SIGINT])
+        on_stop()
 
     before = {number: signal.getsignal(number) for number in numbers}
     for number in numbers:

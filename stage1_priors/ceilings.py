@@ -7,10 +7,9 @@ from shared.errors import DataError
 from shared.types import STATUS_BY_CODE, AnswerStatus, Sample
 from stage1_priors.answers import AnswerRows
 from stage1_priors.config import PriorsConfig
+from stage1_priors.reuse import FAILED
 
-ERRORS = frozenset({AnswerStatus.IMAGE_ERROR, AnswerStatus.ENGINE_ERROR})
-"""What became of rows of which nobody could be asked."""
-WITHOUT_BOX = frozenset(status for status in AnswerStatus if not status.has_box) - ERRORS
+WITHOUT_BOX = frozenset(status for status in AnswerStatus if not status.has_box).difference(FAILED)
 """What became of rows whose answer is of no use."""
 
 
@@ -40,10 +39,10 @@ def _above(
     config: PriorsConfig, tally: Counter[AnswerStatus], samples: Sequence[Sample], rows: AnswerRows
 ) -> Iterator[tuple[str, str]]:
     """(name of a ceiling, what is above it) for each that is passed."""
-    num_errors = sum(tally[status] for status in ERRORS)
+    num_errors = sum(tally[status] for status in FAILED)
     num_without = sum(tally[status] for status in WITHOUT_BOX)
     for what, part, whole, name, kinds in (
-        ("rows had an error", num_errors, tally.total(), "error_ceiling", ERRORS),
+        ("rows had an error", num_errors, tally.total(), "error_ceiling", FAILED),
         (
             "answers held no box",
             num_without,

@@ -100,7 +100,9 @@ def _find_quads(text: str) -> list[tuple[Box, Spans]]:
 
 def _numbers(run: re.Pattern[str], text: str) -> list[list[tuple[int, int]]]:
     """The spans of the numbers in each match of `run`."""
-    return [[number.span() for number in _IN_RUN.finditer(text, *match.span())] for match in run.finditer(text)]
+    return [
+        [number.span() for number in _IN_RUN.finditer(text, *match.span())] for match in run.finditer(text)
+    ]
 
 
 def _quad(spans: list[tuple[int, int]], text: str) -> tuple[Box, Spans]:

@@ -31,7 +31,7 @@ from stage1_priors.config import PriorsConfig
 from stage1_priors.identity import WHICH_ROWS
 
 FAILED = (AnswerStatus.IMAGE_ERROR, AnswerStatus.ENGINE_ERROR)
-"""Statuses that another try may change."""
+"""What became of rows of which nobody could be asked; another try may change it."""
 
 _Key = tuple[bytes, str, str]
 """Image hash, expression and, where it matters, sample id."""

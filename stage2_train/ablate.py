@@ -18,11 +18,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -32,7 +30,7 @@ from shared.errors import DataError
 from shared.grid_folders import FAILED_FILE, GRID_FILE
 from shared.json_files import write_json
 from shared.runlog import ProgressBar
-from shared.stopping import STOPPED
+from shared.stopping import STOPPED, stop_flag
 from shared.store.publish import publish_file
 from stage2_train.ablate_cell import BUSY
 from stage2_train.ablate_chart import draw
@@ -135,7 +133,7 @@ def run_grid(
     todo = [cell for cell in own if cell.name not in finished]
     busy: dict[str, State] = {}
     bar = ProgressBar(len(own), "ablate", "cell", initial=len(own) - len(todo), quiet=quiet)
-    with _Pool(jobs) as pool, _signals(pool.stop), bar:
+    with _Pool(jobs) as pool, stop_flag(on_stop=pool.stop), bar:
         started = {pool.submit(command(cell, out, opened), out / cell.name): cell.name for cell in todo}
         for future in as_completed(started):
             state = future.result()
@@ -217,24 +215,6 @@ class _Pool:
             if len(devices) > 1:
                 environment["CUDA_VISIBLE_DEVICES"] = devices[slot % len(devices)]
         return environment
-
-
-@contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on SIGTERM and SIGUSR1; earlier handlers are put back. Outside the main thread nothing is caught."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _outcome(run: Path, status: int, start: int) -> State | None:

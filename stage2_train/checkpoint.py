@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from shared.errors import DataError
 from shared.json_files import write_json
+from shared.store.publish import sync
 from stage2_train.tensor_files import read_tensors
 
 _NAME = re.compile(r"step_(\d{8})")
@@ -65,7 +66,7 @@ def save_checkpoint(
         sizes = {path.name: path.stat().st_size for path in sorted(temporary.iterdir())}
         (temporary / _STATE).write_text(json.dumps({**state, "step": step, "files": sizes}, indent=1) + "\n")
         for path in (*temporary.iterdir(), temporary):
-            _flush(path)
+            sync(path)
     except (SafetensorError, RuntimeError, OSError) as error:  # words for a full disk
         shutil.rmtree(temporary, ignore_errors=True)  # a full disk is not the place for parts of no use
         kept = list_checkpoints(folder)
@@ -77,7 +78,7 @@ def save_checkpoint(
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
-    _flush(folder)
+    sync(folder)
     for path in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(path)
     return final
@@ -157,12 +158,3 @@ def load_object(checkpoint: Path, name: str) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise DataError(f"{path}: not a file of tensors and plain values; delete {checkpoint}") from error
-
-
-def _flush(path: Path) -> None:
-    """Force a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,6 +14,7 @@ from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.refer import ReferringDataset
+from shared.split_names import is_split_name
 from shared.store.publish import publish_file
 from shared.store.reader import PriorStore
 from shared.types import Sample
@@ -88,6 +89,8 @@ def evaluate_run(
         _require_field(run, config, model, "self-guided pass" if self_guided else "pass with a prior")
     dataset = load_dataset(config.data)
     _require_own_data(run, config, dataset, data_name)
+    if not is_split_name(split):
+        raise DataError(f"split {split!r}: scores are filed under this name, which no file can have")
     samples = spaced(scorable(dataset, split), limit)
     prior, note = _prior_for(run, config, dataset, samples, store)
     if with_prior and prior is None:

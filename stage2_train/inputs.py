@@ -36,8 +36,7 @@ class Inputs:
     @property
     def store(self) -> dict[str, str] | None:
         """Path and fingerprint of the store."""
-        # not "or": a reader of no rows is false
-        reader = self.priors if self.priors is not None else self.candidates
+        reader = self.priors or self.candidates
         if reader is None:
             return None
         return {"path": str(reader.store.path), "fingerprint": reader.store.fingerprint}

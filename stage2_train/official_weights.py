@@ -13,7 +13,6 @@ attention are linear layers here. What a checkpoint holds of optimiser, schedule
 """
 
 import argparse
-import os
 import pickle
 import re
 import shlex
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from shared.config import as_options
 from shared.errors import DataError
+from shared.store.publish import publishing
 from stage2_train.segmentor_config import UNCOUNTED
 
 Rules = Sequence[tuple[str, str]]
@@ -113,9 +113,8 @@ def convert(source: str | Path, target: str | Path, family: str) -> dict[str, An
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
     target.parent.mkdir(parents=True, exist_ok=True)
-    writing = target.with_name(f".{target.name}.writing")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, writing, {"format": "pt"})
-    os.replace(writing, target)
+    with publishing(target) as partial:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, {"format": "pt"})
     parameters: dict[str, int] = {}
     for name, value in tensors.items():
         part = name.partition(".")[0]

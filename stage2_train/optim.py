@@ -23,7 +23,8 @@ class OptimConfig:
     """Optimiser and schedule."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`adamw`, or `muon` for matrices with AdamW for the rest."""
+    """`adamw`, or `muon` with AdamW for vectors and embeddings; the classifier and the tables of relative positions
+    count as matrices (in the pretraining of the shipped network they do not)."""
     lr: float = 5e-5
     """AdamW's learning rate."""
     weight_decay: float = 1e-2

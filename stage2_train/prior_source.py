@@ -77,7 +77,8 @@ class MisplacedPriors(StorePriors):
             if draw.random() < share and others:
                 self._taken_from[sample.sample_id] = others[int(draw.integers(len(others)))].sample_id
 
-    def __len__(self) -> int:
+    @property
+    def num_misplaced(self) -> int:
         """Rows that carry another object's answer."""
         return len(self._taken_from)
 

@@ -10,7 +10,6 @@ Stage j, with V_j the output of the vision tower's blocks:
 """
 
 import dataclasses
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import DataError
 from shared.json_files import read_json, write_json
+from shared.store.publish import publishing
 from stage2_train.backbones import build_text, build_vision
 from stage2_train.branch import BranchMaps, channel_map
 from stage2_train.card_template import CARD_TEMPLATE, card_data
@@ -54,7 +54,7 @@ class StageMaps:
     """Maps [B, C_j, H_j, W_j] of the four stages, stage 1 first."""
 
     visual: list[Tensor]
-    """V_j, before language enters at this stage."""
+    """V_j, before language enters at this stage; empty unless asked for (a pass without gradient need not hold it)."""
     read: list[Tensor]
     """What the decoder reads."""
 
@@ -161,8 +161,10 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         token_mask_BT: Tensor,
         field_B1HW: Tensor | None = None,
         field_rows_F: Tensor | None = None,
+        *,
+        with_visual: bool = False,
     ) -> StageMaps:
-        """The maps of the four stages; arguments as `forward`."""
+        """The maps of the four stages; arguments as `forward`, and whether `StageMaps.visual` is wanted."""
         rows_F = field_rows_F
         if field_B1HW is not None:
             if self.sesm is None:
@@ -180,7 +182,8 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
             visual_BNC = self.vision.blocks(stage, tokens_BNC, grid_hw)
             if len(visual_BNC) != len(text_BTL):
                 visual_BNC = visual_BNC.repeat_interleave(len(text_BTL) // len(visual_BNC), dim=0)
-            maps.visual.append(visual_BNC.transpose(1, 2).unflatten(2, grid_hw))
+            if with_visual:
+                maps.visual.append(visual_BNC.transpose(1, 2).unflatten(2, grid_hw))
             fused_BNC, visual_BNC = self.fusion[stage](visual_BNC, text_BTL, token_mask_BT)
             if self.sesm is not None and field_B1HW is not None and rows_F is not None and len(rows_F):
                 residual_FNC = self.sesm[stage](
@@ -199,9 +202,10 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         source = tokenizer_folder(self.config.text)
         for name in TOKENIZER_FILES:
             if (source / name).is_file() and source.resolve() != folder.resolve():
-                shutil.copyfile(source / name, folder / name)
-        save_segmentor(self, folder / f".{WEIGHTS_NAME}.writing")
-        os.replace(folder / f".{WEIGHTS_NAME}.writing", folder / WEIGHTS_NAME)
+                with publishing(folder / name) as partial:
+                    shutil.copyfile(source / name, partial)
+        with publishing(folder / WEIGHTS_NAME) as partial:
+            save_segmentor(self, partial)
         config = without_pretrained(self.config)
         config = dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=BESIDE))
         write_json(folder / CONFIG_NAME, config_to_dict(config))

@@ -80,7 +80,7 @@ def train_step(
             pseudo.append(output.pseudo)
     average_gradients(networks.student)
     broadcast_buffers(networks.student)
-    # Without clipping the norm is wanted all the same: it tells of a gradient that is not finite before the update.
+    # Without clipping the norm is wanted all the same: by one that is not finite the alarm ends a run before it saves.
     norm = accelerator.clip_grad_norm_(networks.student.parameters(), config.optim.grad_clip or math.inf)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -38,9 +38,9 @@ def partial_path(final: Path) -> Path:
     return final.with_name(f".{final.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and removals in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content durable, or the renames and removals in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -66,14 +66,31 @@ def publish_file(final: Path, data: bytes) -> None:
     partial = partial_path(final)
     write_synced(partial, data)
     os.replace(partial, final)
-    sync_folder(final.parent)
+    sync(final.parent)
+
+
+@contextlib.contextmanager
+def publishing(final: Path) -> Iterator[Path]:
+    """A name to write a file to that takes `final`'s place at the end, atomically and durably, whatever was there.
+
+    After an error `final` is as it was. What earlier processes left behind when they were killed is removed first.
+    """
+    clean_partials(final.parent)
+    partial = partial_path(final)
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, final)
+        sync(final.parent)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def remove_synced(path: Path) -> None:
     """Remove a file, durably; nothing happens if it is not there."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from shared.store.publish import (
     read_file,
     remove_synced,
     seal,
-    sync_folder,
+    sync,
     unseal,
     write_synced,
 )
@@ -79,14 +79,14 @@ def create_store(
         try:
             _write_tree(partial, files, list(header.fields))
             (partial / "done").mkdir()
-            sync_folder(partial)
+            sync(partial)
             partial.rename(path)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             if not (path / "zarr.json").exists():
                 raise
             _require_same(path, header, files, static)  # another worker was first
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def _static_files(header: StoreHeader, static: dict[str, np.ndarray]) -> Iterator[tuple[str, bytes]]:
@@ -168,7 +168,7 @@ def _write_tree(folder: Path, files: dict[str, bytes], folders: list[str]) -> No
         for name, data in files.items():
             write_synced(base / name, data)
     for place in places:
-        sync_folder(place)
+        sync(place)
 
 
 def write_shard(
@@ -252,7 +252,7 @@ def _publish(header: StoreHeader, shard: int, blobs: dict[str, bytes], mark: byt
             for final, (partial, _) in staged.items():
                 partial.replace(final)
             for name in blobs:
-                sync_folder(header.path / name)
+                sync(header.path / name)
             publish_file(header.done_path(shard), mark)
         except FileNotFoundError:
             continue  # somebody cleaned our partial files away: write them again

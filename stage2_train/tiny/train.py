@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from shared.muon import Muon, MuonConfig, set_learning_rate, split_parameters
 from shared.seeding import rng
+from shared.store.publish import publishing
 from stage2_train.backbones.images import normalise_image
 from stage2_train.segmentor import WEIGHTS_NAME, ReferringSegmentor, build_segmentor
 from stage2_train.segmentor_config import EMBEDDED_FOLDER, SegmentorConfig, tiny_config
@@ -143,7 +144,9 @@ def batch_loss(
     object_BSS, wanted_P = torch.from_numpy(batch.object_BSS).long(), torch.from_numpy(batch.wanted_P)
     # bfloat16 products: a quarter to a third faster on a CPU that has them.
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        maps = model.features(normalise_image(torch.from_numpy(batch.image_BSS3)), ids_PT, token_mask_PT)
+        maps = model.features(
+            normalise_image(torch.from_numpy(batch.image_BSS3)), ids_PT, token_mask_PT, with_visual=True
+        )
         logit_P2hw = model.decoder(maps.read)
         stages, choice, attributes = heads(
             maps, mask_PSS, object_BSS, torch.from_numpy(batch.attributes_BK4).long(), wanted_P
@@ -192,9 +195,8 @@ def measure(
 def write(model: ReferringSegmentor, config: PretrainConfig, record: dict[str, object]) -> None:
     """Publish weights (by rename) and what is known about them."""
     config.out.mkdir(parents=True, exist_ok=True)
-    partial = config.out / f"{WEIGHTS_NAME}.partial"
-    save_segmentor(model, partial, torch.bfloat16)
-    partial.rename(config.out / WEIGHTS_NAME)
+    with publishing(config.out / WEIGHTS_NAME) as partial:
+        save_segmentor(model, partial, torch.bfloat16)
     (config.out / "pretraining.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

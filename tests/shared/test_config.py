@@ -81,6 +81,19 @@ def test_fields_that_must_fit_together_are_set_together(order):
         apply_overrides(Holder(), [one for one in order if "high" not in one])
 
 
+@dataclass(frozen=True, kw_only=True)
+class MayHold:
+    pair: Pair | None = None
+
+
+def test_a_group_may_be_left_out_but_has_no_text():
+    assert apply_overrides(MayHold(pair=Pair()), ["pair=none"]) == MayHold()
+    with pytest.raises(DataError, match="override 'pair=true': pair is a group of fields"):
+        apply_overrides(MayHold(), ["pair=true"])
+    with pytest.raises(DataError, match="override 'pair=none': pair is a group of fields"):
+        apply_overrides(Holder(), ["pair=none"])
+
+
 def test_none_and_the_last_one_wins():
     config = apply_overrides(Outer(), ["maybe=1", "maybe=2", "inner.rate=1", "inner.sides=5,6"])
     assert config.maybe == 2 and config.inner == Inner(rate=1.0, sides=(5, 6))

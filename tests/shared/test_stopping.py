@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -38,3 +39,23 @@ def test_an_ignored_interrupt_stays_ignored() -> None:
             assert not told_to_stop()
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_what_is_to_happen_at_a_stop_happens_in_the_handler() -> None:
+    told: list[bool] = []
+    with stop_flag(on_stop=lambda: told.append(True)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert told == [True]
+
+
+def test_beside_the_main_thread_nothing_is_caught_and_nothing_fails() -> None:
+    before, answers = signal.getsignal(signal.SIGTERM), list[bool]()
+
+    def work() -> None:
+        with stop_flag(interrupt=True) as told_to_stop:
+            answers.append(told_to_stop() or signal.getsignal(signal.SIGTERM) is not before)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert answers == [False]

@@ -24,8 +24,8 @@ from shared.runlog import ProgressBar
 from shared.stopping import STOPPED
 from shared.store.reader import PriorStore
 from shared.types import STATUS_BY_CODE, STATUS_CODES, AnswerStatus
+from stage1_priors import asked_shards, finishing
 from stage1_priors import engine as engine_module
-from stage1_priors import finishing
 from stage1_priors.asked_shards import Timing
 from stage1_priors.chunks import PIXEL_BYTES, PREPARED_NUMBERS
 from stage1_priors.cluster_jobs import plan_work
@@ -257,16 +257,22 @@ def test_a_stopped_run_is_not_judged_by_what_it_leaves(config):
 def test_a_process_that_holds_too_much_makes_way(config, tmp_path, monkeypatch):
     """After the shard it has in hand, which is none it had only begun; the next process does the rest."""
     calm = run(config, FakeEngine())
-    measured = threading.Event()
+    noted = threading.Event()
+
+    class Noting(finishing.Finisher):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if name == "full_gb" and value:
+                noted.set()
 
     class Waiting(FakeEngine):
         def collect(self, requests):
             if self.num_requests >= 512:  # the first shard is with the thread that writes it
-                assert measured.wait(60)
-                time.sleep(0.2)
+                assert noted.wait(60)
             return super().collect(requests)
 
-    monkeypatch.setattr(finishing, "resident_gb", lambda: measured.set() or 9.0)
+    monkeypatch.setattr(asked_shards, "Finisher", Noting)
+    monkeypatch.setattr(finishing, "resident_gb", lambda: 9.0)
     few = ["engine.chunk_rows=20", "engine.ahead_rows=20"]
     settings = [f"cache_root={tmp_path / 'other'}", *few, "engine.memory_gb=8.5"]
     small, engine = apply_overrides(config, settings), Waiting()

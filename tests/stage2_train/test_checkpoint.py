@@ -88,7 +88,7 @@ def test_all_is_on_the_disk_before_it_is_published_and_that_before_the_old_one_g
 ) -> None:
     old = save(tmp_path, 1)
     done: list[tuple[str, str]] = []
-    flush, replace, rmtree = checkpoint._flush, os.replace, checkpoint.shutil.rmtree
+    flush, replace, rmtree = checkpoint.sync, os.replace, checkpoint.shutil.rmtree
 
     def noted_flush(path: Path) -> None:
         flush(path)
@@ -102,7 +102,7 @@ def test_all_is_on_the_disk_before_it_is_published_and_that_before_the_old_one_g
         rmtree(path)
         done.append(("delete", path.name))
 
-    monkeypatch.setattr(checkpoint, "_flush", noted_flush)
+    monkeypatch.setattr(checkpoint, "sync", noted_flush)
     monkeypatch.setattr(checkpoint.os, "replace", noted_replace)
     monkeypatch.setattr(checkpoint.shutil, "rmtree", noted_rmtree)
     new = save(tmp_path, 2)
@@ -232,7 +232,7 @@ def test_a_full_disk_is_an_error_of_one_line_and_loses_nothing(
     def full(*_arguments: Any) -> None:
         raise error
 
-    name = {SafetensorError: "save_file", RuntimeError: "torch.save", OSError: "_flush"}[type(error)]
+    name = {SafetensorError: "save_file", RuntimeError: "torch.save", OSError: "sync"}[type(error)]
     monkeypatch.setattr(f"stage2_train.checkpoint.{name}", full)
     with pytest.raises(DataError, match=f"of step 2: {error}; step_00000001 is safe: .* again with --resume"):
         save(tmp_path, 2)

@@ -100,6 +100,9 @@ def test_the_grace_of_the_alarm_grows_with_the_run() -> None:
             "optim.muon.weight_decay=-1",
             r"optim.muon.weight_decay=-1': unusable Muon settings.*weight_decay=-1.0",
         ),
+        ("optim.muon.adam_betas=0.9,1", "unusable Muon settings"),
+        ("optim.muon.adam_eps=0", "unusable Muon settings"),
+        ("optim.muon.update_rms=-0.2", "unusable Muon settings"),
     ],
 )
 def test_rejections_name_the_field(override: str, message: str) -> None:

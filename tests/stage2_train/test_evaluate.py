@@ -207,6 +207,8 @@ def test_scores_of_other_data_are_not_filed_as_the_runs_own(
         evaluate_run(run, "val", root=str(grown))
     with pytest.raises(DataError, match="data name '../x'"):
         evaluate_run(run, "val", root=str(grown), data_name="../x")
+    with pytest.raises(DataError, match="split '../val': scores are filed under this name"):
+        evaluate_run(run, "../val", root=str(grown), data_name="later")
     assert not (run / "eval").exists()
     result = evaluate_run(run, "val", root=str(grown), data_name="later")
     assert [file.name for file in sorted((run / "eval").iterdir())] == ["later-val.json", "later-val.jsonl"]

@@ -76,7 +76,7 @@ def test_misplaced_priors_are_another_objects_of_the_same_image(mini_root: Path)
     objects: dict[int, set[int]] = {}
     for sample in samples:
         objects.setdefault(sample.image_id, set()).add(sample.ann_id)
-    assert len(whole) == sum(len(objects[sample.image_id]) > 1 for sample in samples) > 0
+    assert whole.num_misplaced == sum(len(objects[sample.image_id]) > 1 for sample in samples) > 0
     for own, other in whole._taken_from.items():
         assert by_id[own].image_id == by_id[other].image_id and by_id[own].ann_id != by_id[other].ann_id
     own, other = next(iter(whole._taken_from.items()))
@@ -86,6 +86,6 @@ def test_misplaced_priors_are_another_objects_of_the_same_image(mini_root: Path)
     inputs = dataclasses.replace(open_inputs(mini_config(mini_root)), priors=none)
     assert inputs.store == {"path": str(store.path), "fingerprint": store.fingerprint}, "of no rows, and read"
     half = MisplacedPriors(store, samples, 0.5, 0)
-    assert 0 < len(half) < len(whole) and len(MisplacedPriors(store, samples, 0.0, 0)) == 0
+    assert 0 < half.num_misplaced < whole.num_misplaced and none.num_misplaced == 0
     assert half._taken_from == MisplacedPriors(store, samples, 0.5, 0)._taken_from
     assert half._taken_from != MisplacedPriors(store, samples, 0.5, 1)._taken_from

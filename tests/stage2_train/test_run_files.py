@@ -13,6 +13,7 @@ from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.json_files import write_json
 from shared.refer import load_refer
+from shared.store import publish
 from stage2_train.ablate_grid import read_grid
 from stage2_train.ablate_state import DONE, describe_grid
 from stage2_train.checkpoint import list_checkpoints, load_object, load_state
@@ -198,6 +199,17 @@ def test_a_finished_network_that_the_disk_has_no_room_for_is_an_error_of_one_lin
         DataError, match="model: cannot write the network: .*No space left.* again with --resume"
     ):
         export_model(model, tmp_path)
+
+
+def test_weights_are_on_the_disk_before_the_config_says_so(
+    mini_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    real = publish.sync
+    monkeypatch.setattr(publish, "sync", lambda path: (synced.append(path.name), real(path)))
+    export_model(build_segmentor(mini_config(mini_root).segmentor), tmp_path)
+    assert any(name.startswith(".model.safetensors.") for name in synced)
+    assert any(name.startswith(".vocab.txt.") for name in synced)
 
 
 @pytest.mark.parametrize(
