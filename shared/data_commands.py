@@ -39,7 +39,7 @@ def data_synth(
 
 def data_init(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
-    images: Annotated[int, typer.Option(help="Training images to draw; a tenth get masks.")] = 8,
+    images: Annotated[int, typer.Option(help="Training images to draw; a tenth get masks, at least 3.")] = 8,
     as_json: Json = False,
 ) -> None:
     """Write an example of your own data: a commented JSONL file and drawn images."""

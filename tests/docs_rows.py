@@ -127,7 +127,7 @@ OWN_PHOTOS = [
     Row(command="priors run refcoco-qwen2.5-vl-7b --set data.root=PHOTOS --set splits=train,val", swap=PHOTOS,
         more=SMALL_MODELS, says="photos-jsonl"),
     Row(command="priors score cache/priors/<store>.zarr", swap=THE_STORE, says="oiou"),
-    Row(command="train paper --set data.root=PHOTOS --set fraction=1 --set steps=4000 --set eval_every=200 "
+    Row(command="train paper --set data.root=PHOTOS --set fraction=1 --set steps=1000 --set eval_every=100 "
         "--out runs/photos", swap=PHOTOS, says="2 steps",
         more=f"{TOWERS} {SMALL_TOWERS} {BRIEFLY} --set precision=fp32 --set runtime.workers=0"),
     Row(command="eval runs/photos", says="val .*frozen prior"),
