@@ -33,8 +33,9 @@ class StepOutput:
 class Method:
     """A rule that turns a micro-batch into a loss.
 
-    Subclasses override `loss`, and `pseudo` if they teach unlabelled samples, `labelled_only` where their labelled pass
-    is not the plain one; those that learn something of their own also override the other three.
+    Subclasses override `pseudo` if they teach unlabelled samples, `loss` if there is more to it than to `teach` that,
+    and `labelled_only` where their labelled pass is not the plain one; those that learn something of their own also
+    override the other three.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -42,8 +43,9 @@ class Method:
         self.config = config
 
     def loss(self, networks: Networks, batch: Batch) -> StepOutput:
-        """The loss of one micro-batch."""
-        raise NotImplementedError
+        """The loss of one micro-batch: by default the strong view is taught what `pseudo` says of the weak one."""
+        assert batch.unlabelled is not None
+        return self.teach(networks, batch, self.pseudo(networks, batch.unlabelled))
 
     def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
         """What `loss` would teach these samples, the networks being as they are; nothing is noted or learnt."""
@@ -92,6 +94,33 @@ class Method:
         ids_BT, token_mask_BT, survivors = networks.strong_text(batch.unlabelled, self.config.text.similarity)
         logits = joint_logits(networks, batch.labelled, batch.unlabelled, (ids_BT, token_mask_BT))
         return (*logits, survivors)
+
+    def teach(
+        self,
+        networks: Networks,
+        batch: Batch,
+        pseudo: Pseudo,
+        pixel_weight_BHW: Tensor | None = None,
+        **extra: Tensor,
+    ) -> StepOutput:
+        """The loss of labelled samples and of strong views that are taught `pseudo`.
+
+        Args:
+            networks: Student and teacher.
+            batch: With an unlabelled part.
+            pseudo: Labels of the unlabelled samples.
+            pixel_weight_BHW: Quality of each pixel's label, see `losses.unsupervised_loss`.
+            **extra: Further metrics.
+        """
+        labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
+        return self.combine(
+            batch,
+            self.labelled_loss(labelled_logit, batch.labelled),
+            self.pseudo_loss(strong_logit, pseudo.label_BHW, pixel_weight_BHW),
+            pseudo,
+            text_survivors=survivors,
+            **extra,
+        )
 
     def labelled_loss(self, logit_B2HW: Tensor, part: LabelledPart) -> tuple[Tensor, dict[str, Tensor]]:
         """Supervised loss of the labelled samples, unweighted by lambda_l."""

@@ -42,14 +42,7 @@ class Catm(Method):
         assert part is not None
         pseudo = self.pseudo(networks, part)
         self._sums.append(confidence_sums(pseudo.weak_B1HW))
-        labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
-        return self.combine(
-            batch,
-            self.labelled_loss(labelled_logit, batch.labelled),
-            self.pseudo_loss(strong_logit, pseudo.label_BHW),
-            pseudo,
-            text_survivors=survivors,
-        )
+        return self.teach(networks, batch, pseudo)
 
     def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
         """See `Method.pseudo`."""

@@ -3,28 +3,14 @@
 Left out of the original: temperature sharpening (hard labels have none).
 """
 
-from stage2_train.batch import Batch, UnlabelledPart
-from stage2_train.methods.base import Method, StepOutput
+from stage2_train.batch import UnlabelledPart
+from stage2_train.methods.base import Method
 from stage2_train.networks import Networks, weak_text
 from stage2_train.pseudo_labels import Pseudo, confident_label, pseudo_of
 
 
 class FixMatch(Method):
     """Pseudo-label = Pw thresholded at `fixmatch.threshold`."""
-
-    def loss(self, networks: Networks, batch: Batch) -> StepOutput:
-        """See `Method.loss`."""
-        part = batch.unlabelled
-        assert part is not None
-        pseudo = self.pseudo(networks, part)
-        labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
-        return self.combine(
-            batch,
-            self.labelled_loss(labelled_logit, batch.labelled),
-            self.pseudo_loss(strong_logit, pseudo.label_BHW),
-            pseudo,
-            text_survivors=survivors,
-        )
 
     def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
         """See `Method.pseudo`."""

@@ -42,15 +42,7 @@ class OmniRes(Method):
         part = batch.unlabelled
         assert part is not None
         pseudo, region_BHW = self._corrected(networks, part)
-        labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
-        return self.combine(
-            batch,
-            self.labelled_loss(labelled_logit, batch.labelled),
-            self.pseudo_loss(strong_logit, pseudo.label_BHW),
-            pseudo,
-            text_survivors=survivors,
-            kept=region_BHW.flatten(1).any(1).float().mean(),
-        )
+        return self.teach(networks, batch, pseudo, kept=region_BHW.flatten(1).any(1).float().mean())
 
     def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
         """See `Method.pseudo`."""

@@ -35,15 +35,7 @@ class SemiRes(Method):
         part = batch.unlabelled
         assert part is not None
         pseudo, weight_BHW, matched_B = self._refined(networks, part)
-        labelled_logit, strong_logit, survivors = self.student_pass(networks, batch)
-        return self.combine(
-            batch,
-            self.labelled_loss(labelled_logit, batch.labelled),
-            self.pseudo_loss(strong_logit, pseudo.label_BHW, weight_BHW),
-            pseudo,
-            text_survivors=survivors,
-            matched=matched_B.float().mean(),
-        )
+        return self.teach(networks, batch, pseudo, weight_BHW, matched=matched_B.float().mean())
 
     def pseudo(self, networks: Networks, part: UnlabelledPart) -> Pseudo:
         """See `Method.pseudo`."""
