@@ -46,6 +46,8 @@ class BatchPlan:
     """Global, per optimiser step."""
     batch_unlabelled: int
     """Global, per optimiser step; 0 reads none."""
+    burn_in_steps: int = 0
+    """First steps, of which no unlabelled sample is read: none takes part in them."""
     accumulation: int
     rank: int
     num_processes: int
@@ -102,9 +104,9 @@ class BatchSource:
         """The batch of `key = step * accumulation + micro`."""
         step, micro = divmod(key, self.plan.accumulation)
         labelled = self._labelled(self._draws("labelled", step, micro))
-        unlabelled = (
-            self._unlabelled(self._draws("unlabelled", step, micro)) if self.plan.batch_unlabelled else None
-        )
+        unlabelled = None
+        if self.plan.batch_unlabelled and step >= self.plan.burn_in_steps:
+            unlabelled = self._unlabelled(self._draws("unlabelled", step, micro))
         return Batch(step=step, micro=micro, labelled=labelled, unlabelled=unlabelled)
 
     def unlabelled_of(self, samples: Sequence[Sample]) -> UnlabelledPart:

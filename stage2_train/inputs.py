@@ -56,6 +56,7 @@ def batch_plan(config: TrainConfig, *, rank: int = 0, num_processes: int = 1) ->
         width=config.size_hw[1],
         batch_labelled=config.batch_labelled,
         batch_unlabelled=config.batch_unlabelled if config.uses_unlabelled else 0,
+        burn_in_steps=config.burn_in_steps,
         accumulation=config.accumulation,
         rank=rank,
         num_processes=num_processes,

@@ -225,6 +225,16 @@ def test_supervised_source_reads_no_unlabelled(make_source: Callable[..., BatchS
     assert batch.unlabelled is None and batch.labelled.prior_B1HW is None
 
 
+def test_steps_of_the_burn_in_read_no_unlabelled_and_later_ones_the_same(
+    make_source: Callable[..., BatchSource],
+) -> None:
+    plain, burning = make_source(), make_source(burn_in_steps=2)
+    assert [burning(key).unlabelled is None for key in range(4)] == [True, True, False, False]
+    assert burning(1).labelled.samples == plain(1).labelled.samples
+    later, same = burning(2).unlabelled, plain(2).unlabelled
+    assert later is not None and same is not None and torch.equal(later.strong_BHW3, same.strong_BHW3)
+
+
 def test_all_labelled_is_refused_where_unlabelled_are_needed(make_source: Callable[..., BatchSource]) -> None:
     with pytest.raises(DataError, match="every train image is labelled"):
         make_source(fraction=1.0)
