@@ -16,6 +16,18 @@ FAILED_FILE = "failed.json"
 """Name of the file in a run's folder that says why it failed."""
 
 
+def require_no_run(grid: Path) -> None:
+    """Refuse the folder of a single run as that of a grid, which would be taken for the run ever after."""
+    if (grid / "config.json").is_file():
+        raise DataError(f"{grid}: holds a single run; choose another folder for the grid (--out)")
+
+
+def require_no_grid(run: Path) -> None:
+    """Refuse the folder of a grid as that of a single run."""
+    if (run / GRID_FILE).is_file():
+        raise DataError(f"{run}: holds a grid; choose another folder for the run (--out)")
+
+
 def cells_of(grid: Path) -> list[Path]:
     """Folders of the runs of a grid that have begun, by method, share of labels and seed; none in another folder."""
     found = [

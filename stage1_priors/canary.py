@@ -203,6 +203,11 @@ def run_canary(
         first_answer=rows.raw_text_B[0][:200],
     )
     if not passed and config.mode == "refuse":
+        if all(answer.error is not None for answer in answers):
+            raise DataError(
+                f"canary: none of {config.scenes} drawn scenes could be asked about, so nothing is written: "
+                f"{answers[0].error}"
+            )
         raise DataError(
             f"{result.line()}; at least {config.min_mean_iou} is required of every shape, so nothing is written. "
             f"First answer: {result.first_answer!r}. Look for a changed engine, model or question; canary.mode=warn "

@@ -34,7 +34,7 @@ from shared.store.schema import (
 from shared.store.writer import create_store, pending_shards
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.engine import engine_versions, require_packages
-from stage1_priors.families import Family, SizeRules, family_of, size_rules_of
+from stage1_priors.families import Family, SizeRules, family_of, require_chat_template, size_rules_of
 from stage1_priors.identity import (
     differences,
     fingerprint_of,
@@ -112,6 +112,7 @@ def make_job(config: PriorsConfig, *, quiet: bool = True) -> Job:
     rules = size_rules_of(
         family, model.folder, min_pixels=config.model.min_pixels, max_pixels=config.model.max_pixels
     )
+    require_chat_template(model.folder)
     proposer = locate_proposer(config.proposer) if config.proposer.is_sam else None
     names = {sample.file_name for sample in plan.samples}
     memory = memory_of(config.cache_root, config.data.dataset)
@@ -381,7 +382,7 @@ def _tools(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
     return {
         "model": config.model.path,
         "engine": {"kind": config.engine.kind, **engine_versions(config.engine.kind)},
-        "proposer": f"{config.proposer.kind} {config.proposer.path}".strip(),
+        "proposer": f"{config.proposer.kind} {config.proposer.path if config.proposer.is_sam else ''}".strip(),
         "canary": config.canary.mode,
     }
 

@@ -289,6 +289,8 @@ def _tables(
 
 
 def _text(path: Path, key: str, value: Any) -> str:
+    if value is None:
+        raise DataError(f"{path}: {key} is missing")
     if not isinstance(value, str) or not value:
         raise DataError(f"{path}: {key} is {value!r}, not a name")
     return value

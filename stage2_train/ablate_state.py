@@ -8,7 +8,7 @@ from typing import Any
 from shared.cluster.status import is_written_here
 from shared.datasets import load_dataset
 from shared.errors import DataError
-from shared.grid_folders import failure_of, is_finished
+from shared.grid_folders import failure_of, is_finished, require_no_run
 from shared.refer import ReferringDataset
 from stage2_train.ablate_grid import Cell, Grid
 from stage2_train.ablate_notes import notes_of
@@ -85,8 +85,10 @@ def open_grid(grid: Grid, out: Path, *, coming: Path | None = None, quiet: bool 
     Raises:
         DataError: No such data, a split that cannot be scored, a cell without labelled or unlabelled images, no
             complete store for the data, several and none named, one that was made for images that were replaced since,
-            two cells that are the same run over one store, or a network that its weights do not fit.
+            two cells that are the same run over one store, a network that its weights do not fit, or the folder of a
+            single run.
     """
+    require_no_run(out)
     dataset = load_dataset(grid.cells[0].config.data)
     try:
         masks = {split: dataset.masks_hash(scorable(dataset, split)) for split in grid.splits}

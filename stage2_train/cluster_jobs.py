@@ -8,6 +8,7 @@ from shared.cluster.submit import Work, jobs_folder
 from shared.config import apply_overrides, as_options
 from shared.datasets import load_dataset
 from shared.errors import DataError
+from shared.grid_folders import require_no_grid
 from shared.hub import HubModel, cache_folder
 from stage2_train.ablate_grid import Grid
 from stage2_train.ablate_state import DONE, describe_grid, require_own_cells
@@ -49,6 +50,7 @@ def plan_training(
         if value < 1:
             raise DataError(f"{name} is {value}, expected at least 1")
     config.require_shares(num_nodes * num_processes)
+    require_no_grid(out)
     pinned = pins(config.segmentor)
     held = with_recorded_pins(out, apply_overrides(config, pinned))
     done = has_ended(out)

@@ -172,7 +172,7 @@ class TrainConfig:
     """File of labelled images instead of the draw: their ids or file names, one a line, as a JSON list, a run's
     `split.json`, or what `l2l data split --json` prints; "" draws."""
     method: str = "l2l"
-    """The method: `supervised`, `l2l`, `mllm-blend`, or another of those that `l2l recipes` lists."""
+    """The method: supervised, fixmatch, resmatch, semires, omni_res, tscs_qdw, augseg, ccvc, catm, mllm_blend, l2l."""
     segmentor: SegmentorConfig
     """The network; its `vision.image_size` is the side of the model input."""
     seed: int = 22
@@ -241,7 +241,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Check what concerns several parts."""
         if self.method not in METHOD_FACTS:
-            raise DataError(f"method is {self.method!r}, not one of {', '.join(METHOD_FACTS)}")
+            raise DataError(f"method is {self.method!r}, not one of {', '.join(METHOD_FACTS)} (METHOD_FACTS)")
         if self.precision not in ("fp32", "bf16"):
             raise DataError(f"precision is {self.precision!r}, not fp32 or bf16")
         if not 0.0 < self.fraction <= 1.0:

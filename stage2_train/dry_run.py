@@ -3,7 +3,6 @@
 Nothing is trained, and nothing is written but the memory of image hashes.
 """
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from shared.config import config_to_dict
 from shared.config_fields import config_fields, text_of_value
 from shared.errors import DataError
+from shared.grid_folders import require_no_grid
 from stage2_train.backbones.pretrained import where_pretrained
 from stage2_train.checkpoint import list_checkpoints, load_state
 from stage2_train.config import TrainConfig
@@ -53,6 +53,7 @@ def describe(
     """
     state = ""
     if out is not None:
+        require_no_grid(out)
         config = with_recorded_pins(out, config)
         state = _state(config, out, resume=resume)
     require_installed(config.runtime.trackers)
@@ -60,8 +61,11 @@ def describe(
     require_fitting_weights(config.segmentor)
     if out is not None and (out / "config.json").is_file() and not has_ended(out):
         require_same_start(out, config, inputs)
-    with contextlib.suppress(DataError):  # a tokenizer that is not there is said below
+    pretrained = where_pretrained(config.segmentor)
+    try:
         say_lost_text(config, inputs.split)
+    except DataError as error:
+        pretrained["segmentor.text.tokenizer"] = f"NOT FOUND: {error}"
     say_no_candidates(config, inputs)
     summary = inputs.split.summary()
     counts = count_parameters(config.segmentor)
@@ -84,7 +88,7 @@ def describe(
             "num_train_images": len(inputs.dataset.train_image_ids()),
         },
         "store": inputs.store,
-        "pretrained": where_pretrained(config.segmentor),
+        "pretrained": pretrained,
         "parameters": counts,
         "epochs": seen if config.uses_unlabelled else None,
         "state": state,

@@ -240,5 +240,5 @@ def text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:
                 "trained on"
             )
         if result["limit"]:
-            lines.append(f"{split:<7}{result['num']} evenly spaced sentences only; nothing written")
+            lines.append(f"{split:<7}at most {result['limit']} evenly spaced sentences; nothing written")
     return "\n".join(lines)

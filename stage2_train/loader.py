@@ -114,8 +114,15 @@ def _threaded(read: Callable[[int], T], keys: range, prefetch: int) -> Iterator[
         except BaseException as error:  # handed to the consumer, which raises it
             put((False, error))
 
+    def end() -> None:
+        stopped.set()
+        thread.join()
+
     thread = threading.Thread(target=work, name="batch reader", daemon=True)
     thread.start()
+    atexit.register(
+        end
+    )  # an error may keep this generator alive, and torch may not be at work when Python ends
     try:
         for _ in keys:
             is_batch, value = results.get()
@@ -123,5 +130,5 @@ def _threaded(read: Callable[[int], T], keys: range, prefetch: int) -> Iterator[
                 raise value
             yield value
     finally:
-        stopped.set()
-        thread.join()
+        atexit.unregister(end)
+        end()

@@ -32,7 +32,8 @@ from shared.errors import DataError
 REMEDY = (
     "batches travel through shared memory (/dev/shm), of which a container has little: give it more (docker run "
     "--ipc=host, or --shm-size=16g); or memory ran out: give the job more, or read with fewer processes "
-    "(runtime.workers, of `eval` --workers; 0 reads in a thread)"
+    "(runtime.workers, of `eval` --workers; 0 reads in a thread). A script of your own that starts them needs "
+    "`if __name__ == '__main__':`"
 )
 """Ends every message about a reader that had no room, or died."""
 

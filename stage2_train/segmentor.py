@@ -217,8 +217,8 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         """A finished network in evaluation mode on the CPU; `stage2_train.text.Tokenizer(model.config)` fits it.
 
         Args:
-            pretrained_model_name_or_path: A folder that `save_pretrained` wrote, or the id of a Hugging Face
-                repository with its files.
+            pretrained_model_name_or_path: A folder that `save_pretrained` wrote, a run's folder, which holds one, or
+                the id of a Hugging Face repository with its files.
             **options: `revision`, `token`, `cache_dir`, `force_download`, `local_files_only`, for a repository.
 
         Raises:
@@ -226,6 +226,8 @@ class ReferringSegmentor(nn.Module, PyTorchModelHubMixin, model_card_template=CA
         """
         name = pretrained_model_name_or_path
         folder = Path(name) if Path(name).is_dir() else _download(str(name), **options)
+        if not (folder / WEIGHTS_NAME).is_file() and (folder / "model" / WEIGHTS_NAME).is_file():
+            folder = folder / "model"
         return super().from_pretrained(folder, config=_read_config(folder))
 
     @classmethod

@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from shared.errors import DataError, one_line
-from shared.grid_folders import FAILED_FILE
+from shared.grid_folders import FAILED_FILE, require_no_grid
 from shared.json_files import read_json, write_json
 from shared.runlog import METRICS_FILE
 from shared.seeding import seed_of
@@ -73,6 +73,7 @@ def train(
         SystemExit: Status `STOPPED` after a signal; a checkpoint has been written.
     """
     out = Path(out)
+    require_no_grid(out)
     found = (out / "config.json").is_file()
     config = with_recorded_pins(out, config)
     if has_ended(out):

@@ -34,6 +34,7 @@ __all__ = [
     "SizeRules",
     "family_of",
     "image_token_id_of",
+    "require_chat_template",
     "size_rules_of",
 ]
 
@@ -65,6 +66,24 @@ def family_of(model_folder: Path) -> Family:
             )
         )
     return FAMILIES[model_type]
+
+
+def require_chat_template(model_folder: Path) -> None:
+    """See that the model says how a question is put to it.
+
+    Raises:
+        DataError: It has no chat template in any of the places where Transformers and vLLM look for one.
+    """
+    if any((model_folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return
+    for name in ("tokenizer_config.json", "processor_config.json"):
+        file = model_folder / name
+        if file.is_file() and read_json(file).get("chat_template"):
+            return
+    raise DataError(
+        f"{model_folder}: the model has no chat template (chat_template.jinja, or one in tokenizer_config.json), which "
+        "says how a question is put to it; place the one of its family there"
+    )
 
 
 def image_token_id_of(model_folder: Path) -> int:

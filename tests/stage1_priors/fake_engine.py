@@ -25,6 +25,7 @@ def write_model_folder(folder: Path, *, min_pixels: int = 12544, max_pixels: int
     (folder / "config.json").write_text(json.dumps(CONFIG))
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels, "patch_size": 14, "merge_size": 2}
     (folder / "preprocessor_config.json").write_text(json.dumps(limits))
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
     (folder / "model.safetensors").write_bytes(b"weights")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_text("{}")

@@ -23,7 +23,7 @@ from stage1_priors.canary import (
     run_canary,
 )
 from stage1_priors.config import CanaryConfig
-from stage1_priors.engine import Answer, Request
+from stage1_priors.engine import Answer, Request, failed_answer
 from stage1_priors.families import INTERNVL, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, SizeRules
 from stage1_priors.job import describe_plan
 from stage1_priors.run import run_priors
@@ -329,6 +329,14 @@ def test_always_the_same_large_box_is_chance():
 def test_no_boxes_at_all():
     result = check(lambda request: Answer(text="no", num_tokens=1))
     assert (result.passed, result.mean_iou, result.with_box) == (False, 0.0, 0)
+
+
+def test_questions_that_all_failed_are_no_matter_of_boxes():
+    with pytest.raises(
+        DataError, match="none of 16 drawn scenes could be asked about.*: ValueError: no template"
+    ):
+        check(lambda request: failed_answer(ValueError("no template")), CanaryConfig(mode="refuse"))
+    assert check(lambda request: failed_answer(ValueError("no")), CanaryConfig(mode="warn")).passed is False
 
 
 def test_refused_runs_write_nothing_and_warned_runs_keep_the_result(config, capsys):

@@ -28,10 +28,12 @@ from stage2_train.ablate_cell import BUSY, LOCK_FILE, hold_lock
 from stage2_train.ablate_grid import Cell, Grid, read_grid
 from stage2_train.ablate_state import DONE, PART, Opened, describe_grid, open_grid, state_of
 from stage2_train.ablate_table import METRICS
-from stage2_train.cluster_jobs import plan_grid
+from stage2_train.cluster_jobs import plan_grid, plan_training
+from stage2_train.dry_run import describe
 from stage2_train.inputs import open_split
 from stage2_train.owner import locked
 from stage2_train.run_identity import run_record, split_record
+from stage2_train.train import train
 from tests.stage2_train.miniature import OWN_BYTES, write_priors
 from tests.stage2_train.test_ablate_grid import grid_file
 
@@ -110,6 +112,27 @@ def test_all_cells_run_once_and_a_second_call_runs_none(grid: Grid, tmp_path: Pa
     assert "cells: 4 done" in (out / "table.txt").read_text()
     assert all(f">{name}</text>" in (out / "chart.svg").read_text() for name in "ab")
     assert "% data: refshapes (unc), annotations " in (out / "table.tex").read_text()
+
+
+def test_a_grid_and_a_run_have_folders_of_their_own(grid: Grid, mini_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(mini_run, out)
+    for use in (lambda: run_grid(grid, out, quiet=True, command=light()), lambda: describe_grid(grid, out)):
+        with pytest.raises(DataError, match=r"out: holds a single run; .*--out"):
+            use()
+    assert not (out / "grid.json").exists()
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "grid.json").write_text("{}")
+    config = grid.cells[0].config
+    uses = [
+        lambda: train(config, tmp_path / "grid"),
+        lambda: describe(config, "embedded", tmp_path / "grid"),
+        lambda: plan_training(config, (), tmp_path / "grid", 1, 1),
+    ]
+    for use in uses:
+        with pytest.raises(DataError, match=r"grid: holds a grid; .*--out"):
+            use()
+    assert not (tmp_path / "grid" / "config.json").exists()
 
 
 def test_cells_are_held_to_the_labels_that_each_of_them_is_given(mini_root: Path, tmp_path: Path) -> None:

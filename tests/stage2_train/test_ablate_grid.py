@@ -68,7 +68,7 @@ def test_names_are_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('reference = "supervised"', "", "reference is None, not a name"),
+        ('reference = "supervised"', "", "reference is missing"),
         ('reference = "supervised"', 'reference = "ccvc"', "'ccvc' is none of the methods supervised, l2l"),
         ("fractions = [0.01, 0.05]", "fractions = [2.0]", r"methods.supervised: .*fraction is 2.0"),
         ("fractions = [0.01, 0.05]", "fractions = 0.05", "fractions is 0.05, not a list of float values"),

@@ -95,6 +95,23 @@ def test_a_thread_reads_no_further_ahead_than_told_and_ends_with_its_reader() ->
     assert read == [0, 1, 2, 3, 4] and "batch reader" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_thread_ends_before_python_does_whoever_holds_it() -> None:
+    """Torch that is at work in it then would end the process by SIGABRT."""
+    code = (
+        "import atexit, threading\n"
+        "from stage2_train.loader import iterate\n"
+        "names = lambda: print([thread.name for thread in threading.enumerate()], flush=True)\n"
+        "atexit.register(names)\n"
+        "batches = iterate(lambda key: key, range(9), workers=0, prefetch=2)\n"
+        "next(batches)\n"
+        "names()\n"
+        "raise RuntimeError('an error that keeps the generator')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    before, after = done.stdout.splitlines()
+    assert done.returncode == 1 and "batch reader" in before and "batch reader" not in after
+
+
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_what_was_read_before_an_error_comes_before_it(prefetch: int) -> None:
     """Whatever the error; and nothing is read before it is asked for where nothing is read ahead."""

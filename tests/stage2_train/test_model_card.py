@@ -133,6 +133,11 @@ def test_the_card_of_a_run_that_goes_on_with_a_trained_network_says_so(run, tmp_
     assert "/where" not in card
 
 
+def test_a_run_stands_for_its_model(run):
+    ours, same = (ReferringSegmentor.from_pretrained(folder) for folder in (run, run / "model"))
+    assert all(torch.equal(one, two) for one, two in zip(ours.parameters(), same.parameters(), strict=True))
+
+
 def test_what_is_pushed_is_the_folder(run, monkeypatch):
     model = ReferringSegmentor.from_pretrained(run / "model")
     assert isinstance(model, PyTorchModelHubMixin)

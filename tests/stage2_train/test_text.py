@@ -75,6 +75,12 @@ def test_training_its_plan_and_prediction_say_it_once(mini_root, mini_run, tmp_p
     gone = dataclasses.replace(config.segmentor.text, tokenizer="owner/bert")
     gone_config = dataclasses.replace(config, segmentor=dataclasses.replace(config.segmentor, text=gone))
     assert describe(gone_config)["pretrained"]["segmentor.text.tokenizer"].startswith("NOT FOUND")
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "vocab.txt").write_text("red\n")  # which is for `bert` alone
+    other = dataclasses.replace(config.segmentor.text, kind="siglip", tokenizer=str(tmp_path / "words"))
+    other_config = dataclasses.replace(config, segmentor=dataclasses.replace(config.segmentor, text=other))
+    said = describe(other_config)["pretrained"]["segmentor.text.tokenizer"]
+    assert said.startswith("NOT FOUND") and "no tokenizer.json" in said
 
     random_image().save(tmp_path / "a.png")
     predict_one(mini_run, tmp_path / "a.png", "red mug", tmp_path / "out")
