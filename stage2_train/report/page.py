@@ -19,7 +19,7 @@ from shared.store.publish import publish_file
 from stage2_train.label_share import percent_text
 from stage2_train.report import provenance, stats
 from stage2_train.report.charts import Line, LineChart, line_chart
-from stage2_train.report.choice import TAGS, choose_runs
+from stage2_train.report.choice import TAGS, choose_runs, scored_alike
 from stage2_train.report.collect import collect_runs
 from stage2_train.report.curves import MAX_LINES, curve_charts
 from stage2_train.report.gallery import BUDGET_BYTES, MAX_RUNS, Card, build_gallery, taught_cards
@@ -27,7 +27,7 @@ from stage2_train.report.grids import expand
 from stage2_train.report.notices import Notice, PriorHealth, missing_parts, notices, prior_health
 from stage2_train.report.reference import SOURCE
 from stage2_train.report.run_data import RunData
-from stage2_train.report.sources import Sources, sources_of
+from stage2_train.report.sources import Sources
 from stage2_train.report.tables import number, split_tables, text_table
 
 ALONE, SEVERAL = "report.html", "comparison.html"
@@ -43,7 +43,7 @@ def write_page(paths: list[Path], out: Path | None) -> tuple[Path, str]:
     healths = {run.name: health for run in runs if (health := prior_health(run)) is not None}
     tables = split_tables(runs)
     warnings = notices(runs, healths, left_out)
-    sources = sources_of(runs)
+    sources = Sources(runs)
     html = render(runs, healths, warnings, sources)
     _publish(target, html)
     for lost in missing_parts(runs) + sources.missing:
@@ -69,7 +69,9 @@ def render(
         sources: Images, masks and priors for the gallery.
     """
     shown, drawn = choose_runs(runs, MAX_RUNS), choose_runs(runs, MAX_LINES)
-    cards, left_out = build_gallery(shown, sources)
+    alike = scored_alike(runs)
+    compared = choose_runs(alike, MAX_RUNS)
+    cards, left_out = build_gallery(compared, sources)
     budget = BUDGET_BYTES - sum(card.num_bytes for card in cards)
     taught: list[tuple[str, list[Card]]] = []
     for index, run in enumerate(shown):
@@ -102,6 +104,8 @@ def render(
         "left_out": left_out,
         "tags": TAGS,
         "shown_runs": shown,
+        "alike": alike,
+        "compared": compared,
         "gallery_splits": list(dict.fromkeys(card.split for card in cards)),
         "taught": taught,
         "gallery_missing": list(sources.missing),
@@ -152,14 +156,14 @@ def _publish(target: Path, html: str) -> None:
 def _differences(runs: list[RunData]) -> list[dict[str, Any]]:
     """Score of each run minus that of the first with its share of labels, labelled images and seed.
 
-    On each split both were scored on; the first ones themselves have no row.
+    On each split of the same data that both were scored on; the first ones themselves have no row.
     """
     rows = []
     firsts: dict[tuple[float | None, str, str], RunData] = {}
     for other in runs:
         first = firsts.setdefault((other.fraction, str(other.split.get("hash")), str(other.seed)), other)
         for split in first.evals if first is not other else ():
-            if split in other.evals:
+            if split in other.evals and first.data_of(split) == other.data_of(split):
                 interval = stats.paired_difference(first.evals[split], other.evals[split])
                 if interval is not None:
                     rows.append(
