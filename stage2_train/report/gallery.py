@@ -30,6 +30,8 @@ PER_TAG = 12
 MAX_TAUGHT = 8
 """Training examples shown for each run."""
 _TAUGHT_MASKS = ("weak_HW", "target_HW", "foreground_HW", "background_HW")
+TRUTH = "ground truth"
+"""Title of the picture with the true mask."""
 MAX_RUNS = 6
 """Predictions shown side by side."""
 THUMB_PX = 224
@@ -86,6 +88,11 @@ class Card:
     """Left to right."""
     answer: str = ""
     """What the multimodal model said and how sure it was, or empty."""
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the true mask is among its pictures."""
+        return any(picture.title == TRUTH and picture.layers for picture in self.pictures)
 
     @property
     def num_bytes(self) -> int:
@@ -271,7 +278,7 @@ def _answer_text(proposal: Proposal | None) -> str:
 
 
 def _truth_picture(frame: _Frame) -> Picture:
-    return frame.picture("ground truth", masks=[("truth", frame.truth())])
+    return frame.picture(TRUTH, masks=[("truth", frame.truth())])
 
 
 def _jpeg_uri(image: Image.Image, size_hw: tuple[int, int]) -> str:

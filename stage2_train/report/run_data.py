@@ -224,6 +224,11 @@ class RunData:
         return str(known) if known else " ".join(map(str, places))
 
     @property
+    def logged_step(self) -> int:
+        """The last optimiser step that the log knows; 0 for none."""
+        return int(max((step for row in self.metrics if (step := finite(row.get("step")))), default=0))
+
+    @property
     def store(self) -> dict[str, Any]:
         """`path` and `fingerprint` of the prior store; empty for a run without one."""
         store = self.config.get("store")
