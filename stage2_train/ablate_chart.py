@@ -51,6 +51,7 @@ class Panel:
 def draw(answer: Mapping[str, Any]) -> str | None:
     """The chart of what `ablate.run_grid` returns; None where no cell is finished."""
     categories, panels = panels_of(answer)
+    x_title = axis_title(categories)
     if not panels:
         return None
     labels = list(dict.fromkeys(one.label for panel in panels for one in panel.series))
@@ -58,7 +59,7 @@ def draw(answer: Mapping[str, Any]) -> str | None:
     names = list(answer["prior"])
     letters = dict(zip(names, ascii_lowercase if len(names) > 1 else [""], strict=False))
     parts, width, height = (
-        _lines(categories, panels, labels, letters, low, high)
+        _lines(categories, x_title, panels, labels, letters, low, high)
         if len(categories) > 1
         else _rows(panels, labels, letters, low, high)
     )
@@ -110,6 +111,14 @@ def panels_of(answer: Mapping[str, Any]) -> tuple[list[str], list[Panel]]:
     return categories, panels
 
 
+def axis_title(categories: Sequence[str]) -> str:
+    """What the axis of categories is: shares of labels, or overrides, by the word that all their names begin with."""
+    if all(name.endswith("%") for name in categories):
+        return "labelled images"
+    first = {name.split("-")[0] for name in categories}
+    return f"override: {first.pop()}" if len(first) == 1 else "override"
+
+
 def _range(panels: Sequence[Panel]) -> tuple[float, float]:
     """What the axis of values spans: all bars and the priors, and a little more; bars are cut at 0 and 1."""
     ends = [prior for panel in panels for prior in panel.priors.values()]
@@ -122,6 +131,7 @@ def _range(panels: Sequence[Panel]) -> tuple[float, float]:
 
 def _lines(
     categories: Sequence[str],
+    x_title: str,
     panels: Sequence[Panel],
     labels: Sequence[str],
     letters: Mapping[str, str],
@@ -152,6 +162,10 @@ def _lines(
             parts.append(
                 f'<text {look("muted", "mid")} x="{at}" y="{top + PANEL_HEIGHT + 18}">{escape(name)}</text>'
             )
+        middle = round(left + panel_width / 2, 1)
+        parts.append(
+            f'<text {look("mid")} x="{middle}" y="{top + PANEL_HEIGHT + 36}">{escape(x_title)}</text>'
+        )
         for name, prior in panel.priors.items():
             at = down(prior)
             parts.append(
@@ -177,7 +191,7 @@ def _lines(
                         f'y1="{down(mean - sd)}" y2="{down(mean + sd)}"/>'
                     )
                 parts.append(_marker(index, x, down(mean)))
-    return parts, width, top + PANEL_HEIGHT + AXIS
+    return parts, width, top + PANEL_HEIGHT + AXIS + 16
 
 
 def _rows(

@@ -80,6 +80,8 @@ class Dot:
     """Lower end of the interval."""
     high: float | None = None
     """Upper end of the interval."""
+    short: str = ""
+    """Its name where there is little room; "" if it is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +190,7 @@ def dot_plot(dots: list[Dot], *, title: str, x_label: str) -> DotPlot | None:
     if not dots:
         return None
     row_height, top, right, width = 26, 8, 58, WIDTH
-    left = 20 + min(210, 8 * max(len(dot.label) for dot in dots))
+    left = 20 + min(210, 8 * max(len(dot.short or dot.label) for dot in dots))
     ends = [end for dot in dots for end in (dot.value, dot.high) if end is not None]
     x_high = min(1.0, math.ceil(max(ends) * 10 + 0.3) / 10)
 
@@ -197,7 +199,7 @@ def dot_plot(dots: list[Dot], *, title: str, x_label: str) -> DotPlot | None:
 
     rows = [
         {
-            "label": _shorten(dot.label, 27),
+            "label": _shorten(dot.short or dot.label, 27),
             "full": dot.label,
             "y": top + row_height * index + row_height / 2,
             "x": place(dot.value),
@@ -322,4 +324,6 @@ def _hover(
 
 
 def _shorten(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+    """Cut in the middle: names differ at their ends as often as at their beginnings."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else text[: most - 1 - half] + "…" + text[-half:]

@@ -45,6 +45,15 @@ def choose_runs(runs: list[RunData], most: int) -> list[RunData]:
     return [run for run in runs if run.name in chosen]
 
 
+def scored_alike(runs: list[RunData]) -> list[RunData]:
+    """The most runs that were scored on the same sentences of the same data, in their order; empty if none was."""
+    groups: dict[tuple[str, str], list[RunData]] = {}
+    for run in runs:
+        for split in (split for split, data in run.evals.items() if data.sample_ids):
+            groups.setdefault((split, run.data_of(split)), []).append(run)
+    return max(groups.values(), key=len, default=[])
+
+
 def choose(rows: list[dict[str, dict[str, Any]]], split: str, per_tag: int) -> list[Choice]:
     """Pick sentences that every run was scored on.
 

@@ -41,8 +41,7 @@ def _collect_run(path: Path, name: str) -> RunData:
             sentences = file.with_suffix(".jsonl")
             rows = _once_each(read_jsonl(sentences, missing), file, missing)
             evals[file.stem] = EvalData.of(file.stem, summary, rows, sentences)
-    if not evals:
-        missing.append("eval/: no scores (run the evaluation first)")
+    done = read_json(path / "done.json", missing) if (path / "done.json").is_file() else {}
     grid, called = method_of(path) or ("", "")
     return RunData(
         path=path,
@@ -53,7 +52,7 @@ def _collect_run(path: Path, name: str) -> RunData:
         split=read_json(path / "split.json", missing),
         metrics=read_jsonl(path / "metrics.jsonl", missing),
         evals={split: evals[split] for split in order_splits(list(evals))},
-        done=read_json(path / "done.json", missing),
+        done=done,
         missing=missing,
     )
 

@@ -4,13 +4,17 @@ A panel either compares runs (one scalar, one line for each run) or shows parts 
 for each run). Scalars no panel claims are drawn too, so that nothing logged stays unseen.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stage2_train.report.charts import Line, LineChart, line_chart
 from stage2_train.report.run_data import RunData, finite
 
 MAX_LINES = 8
 """Lines in one chart; the palette has as many."""
+PRIOR_STYLE = MAX_LINES
+"""Style of the frozen prior's line, which no run's has."""
+_OF_PRIOR = ("prior_iou", "disputed_prior_right")
+"""Scalars that are the frozen prior's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +44,19 @@ PANELS: tuple[Panel, ...] = (
         title="Validation oIoU",
         y_label="oIoU (share of 1)",
         series=(("oIoU", "oiou_original"),),
-        note="On the sentences drawn for validation, original image size.",
+        note="Original image size.",
         unit_interval=True,
         kind="val",
     ),
-    Panel(title="Total loss", y_label="loss (nats)", series=(("total", "loss"),)),
+    Panel(title="Total loss", y_label="loss", series=(("total", "loss"),)),
     Panel(
         title="Loss on labelled samples",
-        y_label="loss (nats)",
+        y_label="loss",
         series=(("labelled", "labelled_loss"),),
     ),
     Panel(
         title="Loss on pseudo-labels",
-        y_label="loss (nats)",
+        y_label="loss",
         series=(("unlabelled", "unlabelled_loss"),),
     ),
     Panel(
@@ -156,22 +160,42 @@ def _comparison(panel: Panel, runs: list[RunData]) -> list[LineChart]:
     for index, run in enumerate(runs):
         found = _series(panel, run)
         lines += [Line(label=run.name, points=points, style=index) for _, points in found[:1]]
+    if panel.kind == "val" and lines:
+        panel = replace(panel, note=f"{panel.note} {_validated_on(runs)}".strip())
     chart = _chart(panel, lines, panel.title)
     return [chart] if chart else []
+
+
+def _validated_on(runs: list[RunData]) -> str:
+    """How many sentences of which split each validation was on, as far as the runs say."""
+    found: dict[str, None] = {}
+    for run in runs:
+        split = run.settings("val_split")
+        nums = [finite(row.get("num")) for row in run.metrics if row.get("kind") == "val"]
+        num = next((num for num in reversed(nums) if num), None)
+        if split and num:
+            found[f"{num:,.0f} sentences of {split}"] = None
+    return f"On {' or '.join(found)}." if found else ""
 
 
 def _run_charts(panel: Panel, runs: list[RunData]) -> list[LineChart]:
     charts = []
     for run in runs:
-        order = [label for label, _ in panel.series]
+        styles = _styles(panel)
         lines = [
-            Line(label=label, points=points, style=order.index(label))
-            for label, points in _series(panel, run)
+            Line(label=label, points=points, style=styles[label]) for label, points in _series(panel, run)
         ]
         title = f"{panel.title}: {run.name}" if len(runs) > 1 else panel.title
         chart = _chart(panel, lines, title)
         charts += [chart] if chart else []
     return charts
+
+
+def _styles(panel: Panel) -> dict[str, int]:
+    """Style of each line by its label; beside the prior's not 1, whose colour is close to it."""
+    names = [name for _, name in panel.series]
+    free = iter([0, *range(2, MAX_LINES)] if any(name in _OF_PRIOR for name in names) else range(MAX_LINES))
+    return {label: PRIOR_STYLE if name in _OF_PRIOR else next(free) for label, name in panel.series}
 
 
 def _chart(panel: Panel, lines: list[Line], title: str) -> LineChart | None:

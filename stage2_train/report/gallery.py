@@ -19,6 +19,7 @@ from shared.errors import DataError
 from shared.masks import decode_segmentation, resize_mask_nearest
 from shared.types import Sample
 from stage2_train.report.choice import Choice, choose
+from stage2_train.report.data_source import DataSource
 from stage2_train.report.outlines import mask_path
 from stage2_train.report.run_data import RunData, finite
 from stage2_train.report.sources import Proposal, Sources
@@ -29,6 +30,8 @@ PER_TAG = 12
 MAX_TAUGHT = 8
 """Training examples shown for each run."""
 _TAUGHT_MASKS = ("weak_HW", "target_HW", "foreground_HW", "background_HW")
+TRUTH = "ground truth"
+"""Title of the picture with the true mask."""
 MAX_RUNS = 6
 """Predictions shown side by side."""
 THUMB_PX = 224
@@ -84,7 +87,12 @@ class Card:
     pictures: tuple[Picture, ...]
     """Left to right."""
     answer: str = ""
-    """What the large model said and how sure it was, or empty."""
+    """What the multimodal model said and how sure it was, or empty."""
+
+    @property
+    def has_truth(self) -> bool:
+        """Whether the true mask is among its pictures."""
+        return any(picture.title == TRUTH and picture.layers for picture in self.pictures)
 
     @property
     def num_bytes(self) -> int:
@@ -97,19 +105,20 @@ def build_gallery(runs: list[RunData], sources: Sources) -> tuple[list[Card], in
     """The cards of all splits, best first within a split, and how many did not fit.
 
     Args:
-        runs: The runs; at most the first `MAX_RUNS` are shown.
+        runs: The runs; at most the first `MAX_RUNS` are shown, with the splits whose sentences are the same for all.
         sources: Images, true masks and priors.
     """
     shown = runs[:MAX_RUNS]
-    splits = [
-        split
-        for split in shown[0].evals
-        if all(split in run.evals and sources.holds(run.evals[split]) for run in shown)
-    ]
+    splits = {
+        split: source
+        for split in (shown[0].evals if shown else ())
+        if all(split in run.evals and run.data_of(split) == shown[0].data_of(split) for run in shown)
+        and (source := sources.scored_on(shown[0], shown[0].evals[split])) is not None
+    }
     per_tag = max(3, math.ceil(PER_TAG / max(1, len(splits))))
     cards: list[Card] = []
     left_out, spent = 0, 0
-    for split in splits:
+    for split, source in splits.items():
         rows = [run.evals[split].by_id() for run in shown]
         choices = choose(rows, split, per_tag)
         wanted = {choice.sample_id for choice in choices}
@@ -117,7 +126,7 @@ def build_gallery(runs: list[RunData], sources: Sources) -> tuple[list[Card], in
         for choice in choices:
             key = choice.sample_id
             own = [row[key] | {"pred_rle": rle.get(key)} for row, rle in zip(rows, masks, strict=True)]
-            card = _card(choice, shown, own, sources, key=f"c{len(cards)}")
+            card = _card(choice, shown, own, sources, source, key=f"c{len(cards)}")
             if spent + card.num_bytes > BUDGET_BYTES:
                 left_out += 1
                 continue
@@ -129,8 +138,9 @@ def build_gallery(runs: list[RunData], sources: Sources) -> tuple[list[Card], in
 def taught_cards(run: RunData, sources: Sources, *, key: str, budget_bytes: int) -> list[Card]:
     """What the run was taught from: the prior it read, weak view, fused map, pixels that were taught, true mask."""
     cards: list[Card] = []
+    source = sources.trained_on(run)
     for item in sources.taught(run, MAX_TAUGHT):
-        frame = _Frame(item.sample, sources)
+        frame = _Frame(item.sample, source)
         fitted = {name: resize_mask_nearest(getattr(item, name), frame.size_hw) for name in _TAUGHT_MASKS}
         pixels = [("fg", fitted["foreground_HW"]), ("bg", fitted["background_HW"])]
         proposal = sources.prior(run.name, item.prior_of)
@@ -141,7 +151,7 @@ def taught_cards(run: RunData, sources: Sources, *, key: str, budget_bytes: int)
             frame.picture("weak view (Pw)", masks=[("weak", fitted["weak_HW"])]),
             frame.picture("map the labels are cut from", masks=[("fused", fitted["target_HW"])]),
             frame.picture("pixels taught", masks=pixels),
-            _truth_picture(frame, sources),
+            _truth_picture(frame),
         )
         card = Card(
             key=f"{key}-{len(cards)}",
@@ -166,18 +176,24 @@ def taught_cards(run: RunData, sources: Sources, *, key: str, budget_bytes: int)
 
 
 def _card(
-    choice: Choice, runs: list[RunData], rows: list[dict[str, Any]], sources: Sources, *, key: str
+    choice: Choice,
+    runs: list[RunData],
+    rows: list[dict[str, Any]],
+    sources: Sources,
+    source: DataSource,
+    *,
+    key: str,
 ) -> Card:
-    frame = _Frame(sources.sample(choice.sample_id), sources)
+    frame = _Frame(source.sample(choice.sample_id), source)
     priors = [(finite(row.get("prior_iou_original")), run.name) for run, row in zip(runs, rows, strict=True)]
     prior_iou, name = min(priors, key=lambda one: (one[0] is None, one[1] not in sources.stores))
     proposal = sources.prior(name, choice.sample_id)
     pictures = [frame.picture("image"), _prior_picture(frame, proposal, _iou_text(prior_iou))]
-    truth = frame.truth(sources)
+    truth = frame.truth()
     for index, (run, row) in enumerate(zip(runs, rows, strict=True)):
         masks = [(f"pred s{index}", frame.decode(row.get("pred_rle"))), ("truth-line", truth)]
         pictures.append(frame.picture(run.name, _iou_text(row.get("iou_original")), masks=masks))
-    pictures.append(_truth_picture(frame, sources))
+    pictures.append(_truth_picture(frame))
     expression = str(rows[0].get("expression", ""))
     return Card(
         key=key,
@@ -199,9 +215,9 @@ def _card(
 class _Frame:
     """The thumbnail of one sample and the masks drawn over it."""
 
-    def __init__(self, sample: Sample | None, sources: Sources) -> None:
-        self.sample = sample
-        image = sources.image(sample) if sample is not None else None
+    def __init__(self, sample: Sample | None, source: DataSource) -> None:
+        self.sample, self._source = sample, source
+        image = source.image(sample) if sample is not None else None
         height, width = (sample.height, sample.width) if sample is not None else (THUMB_PX, THUMB_PX)
         scale = min(1.0, THUMB_PX / max(height, width, 1))
         self.size_hw = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -219,9 +235,9 @@ class _Frame:
         except (DataError, ValueError, TypeError, KeyError):
             return None
 
-    def truth(self, sources: Sources) -> np.ndarray | None:
+    def truth(self) -> np.ndarray | None:
         """Bool [h, w] at thumbnail size."""
-        mask = sources.truth(self.sample) if self.sample is not None else None
+        mask = self._source.truth(self.sample) if self.sample is not None else None
         return None if mask is None else resize_mask_nearest(mask, self.size_hw)
 
     def picture(
@@ -261,8 +277,8 @@ def _answer_text(proposal: Proposal | None) -> str:
     return f"{proposal.status}; {said or '(no text)'}{sure}"
 
 
-def _truth_picture(frame: _Frame, sources: Sources) -> Picture:
-    return frame.picture("ground truth", masks=[("truth", frame.truth(sources))])
+def _truth_picture(frame: _Frame) -> Picture:
+    return frame.picture(TRUTH, masks=[("truth", frame.truth())])
 
 
 def _jpeg_uri(image: Image.Image, size_hw: tuple[int, int]) -> str:

@@ -1,6 +1,7 @@
 """What a reader must know before believing the figures: a junk prior, an unequal comparison, a single seed."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,9 +9,11 @@ from typing import Any
 
 from shared.errors import DataError
 from shared.types import AnswerStatus
+from stage2_train.report.provenance import PROGRAM, train_command
 from stage2_train.report.run_data import RunData, finite
 from stage2_train.report.sources import store_of
 from stage2_train.report.stats import spreads, summary_disagrees
+from stage2_train.report.tables import number, short_names
 from stage2_train.segmentor_config import UNCOUNTED, whole_network
 
 JUNK_OIOU = 0.10
@@ -49,11 +52,15 @@ class PriorHealth:
         return sum(count for _, count in self.statuses)
 
     @property
-    def usable_share(self) -> float | None:
-        """Share of rows with a usable box or a mask from outside; None without counts."""
+    def num_usable(self) -> int:
+        """Rows with a usable box or a mask from outside."""
         known = {status.value for status in AnswerStatus if status.has_prior}
-        usable = sum(count for name, count in self.statuses if name in known)
-        return usable / self.num_rows if self.num_rows else None
+        return sum(count for name, count in self.statuses if name in known)
+
+    @property
+    def usable_share(self) -> float | None:
+        """Share of such rows; None without counts."""
+        return self.num_usable / self.num_rows if self.num_rows else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +155,10 @@ def notices(
         + _unequal(runs)
         + _mixed_code(runs)
         + _left_out(left_out)
+        + _undone(runs)
         + _files(runs)
     )
-    if not spreads(runs):
+    if any(run.evals for run in runs) and not spreads(runs):
         found.append(
             Notice(
                 level="note",
@@ -271,21 +279,33 @@ def _no_prior_score(runs: list[RunData]) -> list[Notice]:
 
 
 def _prior_beats_model(runs: list[RunData]) -> list[Notice]:
+    """Where the prior's score is higher than a run's as they are shown, by metric and split."""
+    metrics = {"oiou": "oIoU", "miou": "mIoU", "pr@0.5": "Pr@0.5"}
+    shorts = short_names([run.name for run in runs])
     found: dict[str, list[str]] = {}
-    for run in runs:
-        for split, data in run.evals.items():
-            model, prior = data.score("original", "oiou"), data.score("original", "oiou", source="prior")
-            if model is not None and prior is not None and prior > model:
-                found.setdefault(run.name, []).append(f"{split} {prior:.3f} against {model:.3f}")
+    for metric, called in metrics.items():
+        for split in dict.fromkeys(split for run in runs for split in run.evals):
+            for run in (run for run in runs if split in run.evals):
+                scores = (
+                    run.evals[split].score("original", metric, source=source) for source in ("", "prior")
+                )
+                model, prior = map(number, scores)
+                if "–" not in (model, prior) and float(prior) > float(model):
+                    found.setdefault(f"{called} on {split} {prior} against", []).append(
+                        f"{model} ({shorts[run.name]})"
+                    )
     if not found:
         return []
-    listed = "; ".join(f"{name}: {', '.join(values)}" for name, values in found.items())
+    listed = "; ".join(
+        f"{where} {', '.join(models) if len(models) <= 3 else f'less in {len(models)} of {len(runs)} runs'}"
+        for where, models in found.items()
+    )
     return [
         Notice(
             level="note",
             title="The frozen prior alone scores higher than a trained model",
-            text=f"oIoU at the original size, prior against model. {listed}. "
-            "The model does not see the prior when it is tested; the prior is slower and needs the large model.",
+            text=f"At the original size, prior against model: {listed}. "
+            "The model does not see the prior when it is tested; the prior is slower and needs the multimodal model.",
         )
     ]
 
@@ -356,6 +376,36 @@ def _left_out(folders: Sequence[Path]) -> list[Notice]:
     names = ["/".join(path.parts[-3:]) for path in folders]
     text = f"{_names(names)}: begun, not finished and scored. If they failed, the others are a choice of the luckier."
     return [Notice(level="warn", title="Runs of a grid are left out", text=text)]
+
+
+def undone(runs: list[RunData]) -> list[str]:
+    """What is still to be done of each run that is not finished or not scored, and by which command, a line each."""
+    lines = []
+    for run in runs:
+        steps = finite(run.settings("steps"))
+        of_all = f" of {steps:,.0f}" if steps else ""
+        if not run.done:
+            how = train_command(run, "--resume")
+            lines.append(f"{run.name}: not finished (logged to step {run.logged_step:,}{of_all}): {how}")
+        elif not run.evals:
+            lines.append(f"{run.name}: finished, not scored: {shlex.join([PROGRAM, 'eval', str(run.path)])}")
+    return lines
+
+
+def _undone(runs: list[RunData]) -> list[Notice]:
+    lines = undone(runs)
+    return [Notice(level="warn", title="Not finished or not scored", text="; ".join(lines))] if lines else []
+
+
+def scored_stores(runs: list[RunData]) -> list[str]:
+    """Where the frozen prior's own score comes from, for runs that read no store: as their evaluation noted it."""
+    notes = (
+        str(data.summary.get("prior_note") or "")
+        for run in runs
+        if not run.store
+        for data in run.evals.values()
+    )
+    return list(dict.fromkeys(note.removeprefix("from ") for note in notes if note.startswith("from ")))
 
 
 def missing_parts(runs: list[RunData]) -> list[str]:

@@ -14,20 +14,30 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from shared.errors import DataError
+from shared.metrics import LENGTH_BUCKETS
 from shared.runlog import say
 from shared.store.publish import publish_file
 from stage2_train.label_share import percent_text
 from stage2_train.report import provenance, stats
 from stage2_train.report.charts import Line, LineChart, line_chart
-from stage2_train.report.choice import TAGS, choose_runs
+from stage2_train.report.choice import TAGS, choose_runs, scored_alike
 from stage2_train.report.collect import collect_runs
-from stage2_train.report.curves import MAX_LINES, curve_charts
+from stage2_train.report.curves import MAX_LINES, PRIOR_STYLE, curve_charts
 from stage2_train.report.gallery import BUDGET_BYTES, MAX_RUNS, Card, build_gallery, taught_cards
 from stage2_train.report.grids import expand
-from stage2_train.report.notices import Notice, PriorHealth, missing_parts, notices, prior_health
+from stage2_train.report.lead import groups_of, lead_tiles
+from stage2_train.report.notices import (
+    Notice,
+    PriorHealth,
+    missing_parts,
+    notices,
+    prior_health,
+    scored_stores,
+    undone,
+)
 from stage2_train.report.reference import SOURCE
 from stage2_train.report.run_data import RunData
-from stage2_train.report.sources import Sources, sources_of
+from stage2_train.report.sources import Sources
 from stage2_train.report.tables import number, split_tables, text_table
 
 ALONE, SEVERAL = "report.html", "comparison.html"
@@ -43,9 +53,11 @@ def write_page(paths: list[Path], out: Path | None) -> tuple[Path, str]:
     healths = {run.name: health for run in runs if (health := prior_health(run)) is not None}
     tables = split_tables(runs)
     warnings = notices(runs, healths, left_out)
-    sources = sources_of(runs)
+    sources = Sources(runs)
     html = render(runs, healths, warnings, sources)
     _publish(target, html)
+    for line in undone(runs):
+        say(f"note: {line}")
     for lost in missing_parts(runs) + sources.missing:
         say("note: left out of the report: " + " ".join(lost.split()))
     alarms = [notice for notice in warnings if notice.level == "alarm"]
@@ -69,7 +81,9 @@ def render(
         sources: Images, masks and priors for the gallery.
     """
     shown, drawn = choose_runs(runs, MAX_RUNS), choose_runs(runs, MAX_LINES)
-    cards, left_out = build_gallery(shown, sources)
+    alike = scored_alike(runs)
+    compared = choose_runs(alike, MAX_RUNS)
+    cards, left_out = build_gallery(compared, sources)
     budget = BUDGET_BYTES - sum(card.num_bytes for card in cards)
     taught: list[tuple[str, list[Card]]] = []
     for index, run in enumerate(shown):
@@ -81,15 +95,21 @@ def render(
         warnings = [*warnings, Notice(level="warn", title="Pictures are missing", text=text)]
     main_charts, other_charts = curve_charts(drawn)
     script, style = _asset("page.js"), _look() + _asset("style.css")
+    tables, groups = split_tables(runs), groups_of(runs)
+    tiles, untiled = lead_tiles(groups, tables[0], MAX_RUNS) if tables else ([], [])
     context = {
         "runs": runs,
+        "groups": groups,
+        "tiles": tiles,
+        "untiled": untiled,
         "style": style,
         "script": script,
         "style_hash": _sha256(style),
         "script_hash": _sha256(script),
         "notices": warnings,
         "healths": _unique_healths(runs, healths),
-        "tables": split_tables(runs),
+        "tables": tables,
+        "scored_stores": scored_stores(runs),
         "source": SOURCE,
         "differences": _differences(runs),
         "agreements": _agreements(runs),
@@ -102,6 +122,8 @@ def render(
         "left_out": left_out,
         "tags": TAGS,
         "shown_runs": shown,
+        "alike": alike,
+        "compared": compared,
         "gallery_splits": list(dict.fromkeys(card.split for card in cards)),
         "taught": taught,
         "gallery_missing": list(sources.missing),
@@ -152,14 +174,14 @@ def _publish(target: Path, html: str) -> None:
 def _differences(runs: list[RunData]) -> list[dict[str, Any]]:
     """Score of each run minus that of the first with its share of labels, labelled images and seed.
 
-    On each split both were scored on; the first ones themselves have no row.
+    On each split of the same data that both were scored on; the first ones themselves have no row.
     """
     rows = []
     firsts: dict[tuple[float | None, str, str], RunData] = {}
     for other in runs:
         first = firsts.setdefault((other.fraction, str(other.split.get("hash")), str(other.seed)), other)
         for split in first.evals if first is not other else ():
-            if split in other.evals:
+            if split in other.evals and first.data_of(split) == other.data_of(split):
                 interval = stats.paired_difference(first.evals[split], other.evals[split])
                 if interval is not None:
                     rows.append(
@@ -177,14 +199,20 @@ def _agreements(runs: list[RunData]) -> list[dict[str, Any]]:
 
 def _length_charts(runs: list[RunData]) -> list[LineChart]:
     """Both IoU figures by number of words, on the first split that has sentences."""
-    split = next((split for split, data in runs[0].evals.items() if data.sample_ids), None)
+    split = next((split for run in runs[:1] for split, data in run.evals.items() if data.sample_ids), None)
     if split is None:
         return []
-    bins = [(run, stats.by_length(run.evals[split]) if split in run.evals else []) for run in runs]
+    scored = [run.evals[split] for run in runs if split in run.evals and run.evals[split].sample_ids]
+    ranges = stats.length_ranges(scored)
+    if len(ranges) < 2:
+        return []
+    bins = [(run, stats.by_length(run.evals[split], ranges) if split in run.evals else []) for run in runs]
     counts = {item.label: item.num for _, items in bins for item in items}
     labels = [item.label for item in max((items for _, items in bins), key=len)]
     categories = [f"{label} (n={counts[label]:,})" if len(labels) < 4 else label for label in labels]
     note = "Sentences: " + ", ".join(f"{label} words {counts[label]:,}" for label in labels) + "."
+    if len(ranges) < len(LENGTH_BUCKETS):
+        note += f" Lengths of fewer than {stats.FEWEST} sentences are joined with their neighbours."
 
     def line(name: str, values: dict[str, float | None], style: int) -> Line:
         points = (
@@ -195,8 +223,8 @@ def _length_charts(runs: list[RunData]) -> list[LineChart]:
     overall = [line(run.name, {i.label: i.oiou for i in items}, n) for n, (run, items) in enumerate(bins)]
     mean = [line(run.name, {i.label: i.miou for i in items}, n) for n, (run, items) in enumerate(bins)]
     with_prior = next((items for _, items in bins if any(i.prior_miou is not None for i in items)), [])
-    overall.append(line("frozen prior alone", {i.label: i.prior_oiou for i in with_prior}, MAX_LINES))
-    mean.append(line("frozen prior alone", {i.label: i.prior_miou for i in with_prior}, MAX_LINES))
+    overall.append(line("frozen prior alone", {i.label: i.prior_oiou for i in with_prior}, PRIOR_STYLE))
+    mean.append(line("frozen prior alone", {i.label: i.prior_miou for i in with_prior}, PRIOR_STYLE))
     charts = (
         line_chart(overall, title=f"oIoU by sentence length, {split}", x_label="words in the sentence",
                    y_label="oIoU (share of 1)", note=note, unit_interval=True, categories=categories),

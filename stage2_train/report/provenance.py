@@ -54,18 +54,42 @@ def commands(runs: list[RunData]) -> list[str]:
 
     A run of several processes is started as one of one node; on more nodes the same number must be reached otherwise.
     """
-    lines = []
+    lines = list(dict.fromkeys(line for run in runs for line in _needed_first(run)))
     for run in runs:
-        recipe, overrides = run.config.get("recipe") or "RECIPE", run.config.get("overrides")
-        processes = run.config.get("num_processes")
-        several = isinstance(processes, int) and processes > 1
-        launcher = ["torchrun", "--nproc_per_node", str(processes), "cli.py"] if several else [PROGRAM]
-        parts = [*launcher, "train", str(recipe), "--out", str(run.path)]
-        for override in overrides if isinstance(overrides, list) else []:
-            parts += ["--set", str(override)]
-        lines.append(shlex.join(parts))
-        lines += _scorings(run)
+        lines += [train_command(run), *_scorings(run)]
     return [*lines, shlex.join([PROGRAM, "report", *(str(run.path) for run in runs)])]
+
+
+def train_command(run: RunData, *more: str) -> str:
+    """The shell command that trains a run, with further options."""
+    recipe, overrides = run.config.get("recipe") or "RECIPE", run.config.get("overrides")
+    processes = run.config.get("num_processes")
+    several = isinstance(processes, int) and processes > 1
+    launcher = ["torchrun", "--nproc_per_node", str(processes), "cli.py"] if several else [PROGRAM]
+    parts = [*launcher, "train", str(recipe), *more, "--out", str(run.path)]
+    for override in overrides if isinstance(overrides, list) else []:
+        parts += ["--set", str(override)]
+    return shlex.join(parts)
+
+
+def _needed_first(run: RunData) -> list[str]:
+    """Comments: the data and the prior store that have to be there; a store does not say of which recipe it is."""
+    root = shlex.quote(str(run.data.get("root")))
+    lines = []
+    if run.data:
+        named = f"{run.data.get('dataset')} ({run.data.get('split_by', 'unc')}) in {root}"
+        lines.append(
+            f"# Needed first: the data {named}, annotations {_text(run.config.get('data_fingerprint'))}"
+        )
+        if run.data.get("dataset") == "refshapes":
+            lines[-1] += f"; {PROGRAM} data synth {root} draws the embedded ones"
+    if run.store:
+        place, fingerprint = shlex.quote(str(run.store.get("path"))), _text(run.store.get("fingerprint"))
+        lines.append(f"# Needed first: the prior store {place}, fingerprint {fingerprint}")
+        lines[-1] += (
+            f"; {PROGRAM} priors run RECIPE --set data.root={root} makes it, with the recipe of stage 1 that it had"
+        )
+    return [" ".join(line.split()) for line in lines]
 
 
 def _scorings(run: RunData) -> list[str]:

@@ -93,6 +93,12 @@ class EvalData:
         size = self.summary.get("resolution")
         return (int(size[0]), int(size[1])) if isinstance(size, list) and len(size) == 2 else None
 
+    @property
+    def scored_data(self) -> dict[str, Any]:
+        """What `eval/<split>.json` says of the data set of the sentences; empty of an older code."""
+        scored = self.summary.get("data")
+        return scored if isinstance(scored, dict) else {}
+
     def score(self, frame: str, metric: str, *, source: str = "") -> float | None:
         """One number in [0, 1].
 
@@ -208,6 +214,19 @@ class RunData:
         """The data set's configuration: `root`, `dataset`, `split_by`; empty if the run did not say."""
         found = _find(self.config.get("config"), "data", _is_data)
         return found if isinstance(found, dict) else {}
+
+    def data_of(self, split: str) -> str:
+        """What the sentences of a split are of: the hash of the annotations, or the place where nothing says it."""
+        scored = self.evals[split].scored_data
+        own = scored.get("dataset") in (None, self.data.get("dataset")) and not scored.get("name")
+        known = scored.get("annotations") or (self.config.get("data_fingerprint") if own else None)
+        places = (scored.get(name) or self.data.get(name) for name in ("root", "dataset", "split_by"))
+        return str(known) if known else " ".join(map(str, places))
+
+    @property
+    def logged_step(self) -> int:
+        """The last optimiser step that the log knows; 0 for none."""
+        return int(max((step for row in self.metrics if (step := finite(row.get("step")))), default=0))
 
     @property
     def store(self) -> dict[str, Any]:

@@ -1,19 +1,20 @@
-"""Where the gallery gets images, true masks and priors: the data set and the stores the runs name.
+"""Where the gallery gets images, true masks and priors: the data sets and the stores the runs name.
 
 Each part may be gone when a report is written. It is then named once in `missing`, with a count if there are many of a
 kind, and left out of the page.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from shared.errors import DataError
-from shared.types import STATUS_BY_CODE, Sample
+from shared.types import STATUS_BY_CODE
+from stage2_train.report.data_source import DataSource, Faults
 from stage2_train.report.run_data import EvalData, RunData
 from stage2_train.run_files import place_of_store
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """What the large model said about one sample."""
+    """What the multimodal model said about one sample."""
 
     soft_GG: np.ndarray | None
     """Probability x 255, u8 [G, G] over the whole image; None where the answer held no usable box."""
@@ -35,75 +36,55 @@ class Proposal:
     """Mean log-probability of the coordinate tokens."""
 
 
-@dataclass(kw_only=True)
 class Sources:
-    """Opens the data set and the stores on first use."""
+    """Opens the data sets and the stores of the runs on first use; each data set for itself.
 
-    data: dict[str, Any]
-    """`root`, `dataset` and `split_by` of the data set."""
-    data_fingerprint: str | None = None
-    """Of the annotations that the runs were made with; None where they do not say."""
-    stores: dict[str, Path] = field(default_factory=dict)
-    """Store path by run name."""
+    Two data sets may have images and samples of one name.
+    """
 
-    def __post_init__(self) -> None:
-        """Nothing is open yet."""
-        self._faults: dict[str, dict[str, None]] = {}
-        self._dataset: Any = None
-        self._samples: dict[str, Sample] | None = None
+    def __init__(self, runs: Sequence[RunData]) -> None:
+        """Nothing is opened but what says which store is which."""
+        self._faults = Faults()
+        self._data: dict[str, DataSource] = {}
         self._readers: dict[Path, Callable[[str], Proposal | None] | None] = {}
+        self.stores = {run.name: path for run in runs if (path := store_of(run))}
+        """Store path by run name."""
+        for run in runs:
+            if run.store and run.name not in self.stores:
+                why = f"{run.store.get('path')} is gone, damaged, or another one by now"
+                self._faults.add("prior store", why)
 
     @property
     def missing(self) -> list[str]:
         """One line for each kind of part that could not be read, in order of discovery: the first, how many more."""
-        return [
-            f"{kind}: {next(iter(found))}" + (f" ({len(found) - 1:,} more)" if len(found) > 1 else "")
-            for kind, found in self._faults.items()
-        ]
+        return self._faults.lines
 
-    def miss(self, kind: str, why: object) -> None:
-        """Let `missing` name a part."""
-        self._faults.setdefault(kind, {})[str(why)] = None
+    def trained_on(self, run: RunData) -> DataSource:
+        """The data set that a run was trained on."""
+        return self._source(run.data, run.config.get("data_fingerprint"))
 
-    def holds(self, data: EvalData) -> bool:
-        """Whether scored sentences are of this data set: of another one, an id may be that of another pair."""
-        self._open_dataset()
-        scored = data.summary.get("data")
-        annotations = scored.get("annotations") if isinstance(scored, dict) else None
-        if self._dataset is None or annotations in (None, self._dataset.fingerprint()):
-            return True
-        self.miss(
-            f"sentences of {data.split}", f"they were scored on other data than {self.data.get('root')} holds"
-        )
-        return False
+    def scored_on(self, run: RunData, data: EvalData) -> DataSource | None:
+        """The data set of scored sentences: the run's own unless their file names another one.
 
-    def sample(self, sample_id: str) -> Sample | None:
-        """The sample, or None if the data set is gone or does not know it."""
-        self._open_dataset()
-        assert self._samples is not None
-        return self._samples.get(sample_id)
-
-    def image(self, sample: Sample) -> Image.Image | None:
-        """RGB image at its original size, or None."""
-        self._open_dataset()
-        if self._dataset is None:
+        Returns:
+            None if other annotations lie there by now: an id may be that of another pair.
+        """
+        scored = data.scored_data
+        place = _place(scored)
+        own = not (place.get("root") and place.get("dataset")) or place == _place(run.data)
+        source = self.trained_on(run) if own else self._source(place, None)
+        annotations = scored.get("annotations")
+        if annotations is not None and source.has_other_annotations(annotations):
+            self._faults.add(
+                f"sentences of {data.split}", f"they were scored on other data than {source.root} holds"
+            )
             return None
-        try:
-            return self._dataset.image(sample)
-        except (DataError, OSError) as error:
-            self.miss("images", error)
-            return None
+        return source
 
-    def truth(self, sample: Sample) -> np.ndarray | None:
-        """True mask, bool [H, W] at the original size, or None."""
-        self._open_dataset()
-        if self._dataset is None or not self._dataset.has_mask(sample):
-            return None
-        try:
-            return np.asarray(self._dataset.mask(sample), dtype=bool)
-        except (DataError, OSError) as error:
-            self.miss("true masks", error)
-            return None
+    def _source(self, data: Mapping[str, Any], fingerprint: Any) -> DataSource:
+        place = _place(data)
+        key = json.dumps([place, fingerprint], sort_keys=True)
+        return self._data.setdefault(key, DataSource(place, fingerprint, self._faults))
 
     def prior(self, run_name: str, sample_id: str) -> Proposal | None:
         """What the store of a run holds for a sample, or None if the store or the row is gone."""
@@ -124,31 +105,8 @@ class Sources:
         try:
             return taught_by(run.path, most)
         except (DataError, OSError) as error:
-            self.miss(f"what {run.name} was taught from", error)
+            self._faults.add(f"what {run.name} was taught from", error)
             return []
-
-    def _open_dataset(self) -> None:
-        """Read the annotations, unless that was tried before."""
-        if self._samples is not None:
-            return
-        from shared.config import DataConfig
-        from shared.datasets import load_dataset
-
-        self._samples = {}
-        root, dataset = self.data.get("root"), self.data.get("dataset")
-        if not root or not dataset:
-            self.miss("data set", "the runs do not say which one they used")
-            return
-        try:
-            split_by = str(self.data.get("split_by", "unc"))
-            opened = load_dataset(DataConfig(root=str(root), dataset=str(dataset), split_by=split_by))
-            if self.data_fingerprint not in (None, opened.fingerprint()):
-                self.miss("data set", f"{root} has other annotations than the runs were scored with")
-                return
-            self._dataset = opened
-            self._samples = {sample.sample_id: sample for sample in self._dataset.samples()}
-        except (DataError, OSError) as error:
-            self.miss("data set", error)
 
     def _open_store(self, path: Path) -> Callable[[str], Proposal | None] | None:
         """A function from sample id to proposal, or None if the store cannot be read."""
@@ -158,7 +116,7 @@ class Sources:
             store = PriorStore(path)
             known = set(store.sample_ids)
         except (DataError, OSError) as error:
-            self.miss("prior store", error)
+            self._faults.add("prior store", error)
             return None
 
         def read(sample_id: str) -> Proposal | None:
@@ -167,10 +125,14 @@ class Sources:
             try:
                 return _read_proposal(store, store.row_of(sample_id))
             except (DataError, OSError) as error:
-                self.miss("prior store", error)
+                self._faults.add("prior store", error)
                 return None
 
         return read
+
+
+def _place(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in ("root", "dataset", "split_by") if name in data}
 
 
 def _read_proposal(store: Any, row: int) -> Proposal:
@@ -184,18 +146,6 @@ def _read_proposal(store: Any, row: int) -> Proposal:
         answer=store.texts("raw_text", [row])[0],
         confidence=confidence if np.isfinite(confidence) else None,
     )
-
-
-def sources_of(runs: list[RunData]) -> Sources:
-    """The data set of the first run that names one, and each run's store."""
-    data = next((run.data for run in runs if run.data), {})
-    fingerprint = next((run.config.get("data_fingerprint") for run in runs if run.data), None)
-    stores = {run.name: path for run in runs if (path := store_of(run))}
-    sources = Sources(data=data, data_fingerprint=fingerprint, stores=stores)
-    for run in runs:
-        if run.store and run.name not in stores:
-            sources.miss("prior store", f"{run.store.get('path')} is gone, damaged, or another one by now")
-    return sources
 
 
 def store_of(run: RunData) -> Path | None:

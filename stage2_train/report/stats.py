@@ -5,6 +5,7 @@ sentences of one image are not independent.
 """
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +17,8 @@ from stage2_train.report.run_data import EvalData, RunData
 
 NUM_RESAMPLES = 1000
 """Bootstrap resamples."""
+FEWEST = 20
+"""Sentences that a bin of lengths holds at least: fewer say little about a trend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +107,31 @@ def num_words(expression: str) -> int:
     return max(1, len(expression.split()))
 
 
-def by_length(data: EvalData) -> list[LengthBin]:
-    """Scores by number of words; bins without sentences are left out."""
+def length_ranges(evals: Sequence[EvalData]) -> list[tuple[int, int]]:
+    """(fewest, most) words of each bin: neighbours are joined until every run has `FEWEST` sentences in each."""
+    words = [np.array([num_words(text) for text in data.expressions]) for data in evals]
+    ranges: list[tuple[int, int]] = []
+    fewest = 1
+    for _, most in LENGTH_BUCKETS:
+        if all(((words_N >= fewest) & (words_N <= most)).sum() >= FEWEST for words_N in words):
+            ranges.append((fewest, most))
+            fewest = most + 1
+    last = LENGTH_BUCKETS[-1][1]
+    return [*ranges[:-1], (ranges[-1][0] if ranges else 1, last)]
+
+
+def by_length(data: EvalData, ranges: Sequence[tuple[int, int]]) -> list[LengthBin]:
+    """Scores by number of words, of `length_ranges`; bins without sentences are left out."""
     words_N = np.array([num_words(expression) for expression in data.expressions])
     bins = []
-    fewest = 1
-    for name, most in LENGTH_BUCKETS:
+    for fewest, most in ranges:
         keep_N = (words_N >= fewest) & (words_N <= most)
-        fewest = most + 1
         if not keep_N.any():
             continue
         kept = {name: values_N[keep_N] for name, values_N in data.columns.items()}
         bins.append(
             LengthBin(
-                label=name.replace("-", "–"),
+                label=f"{fewest}+" if most == LENGTH_BUCKETS[-1][1] else f"{fewest}–{most}",
                 num=int(keep_N.sum()),
                 oiou=_ratio(kept["inter_original"], kept["union_original"]),
                 miou=_mean(kept["iou_original"]),
@@ -178,7 +192,7 @@ def spreads(runs: list[RunData]) -> list[Spread]:
 
     Whether the labelled images were drawn anew for each seed is said in `num_draws`.
     """
-    names = _variants(runs)
+    names = arm_names(runs)
     groups: dict[tuple[str, float | None, str], dict[str, RunData]] = defaultdict(dict)
     for run in runs:
         for split, data in run.evals.items():
@@ -203,7 +217,7 @@ def spreads(runs: list[RunData]) -> list[Spread]:
     return found
 
 
-def _variants(runs: list[RunData]) -> dict[str, str]:
+def arm_names(runs: list[RunData]) -> dict[str, str]:
     """What each arm is called: as its grid does (of several grids with the grid's name), or by recipe and changes."""
     arms: dict[str, RunData] = {}
     for run in runs:

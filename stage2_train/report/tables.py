@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 
+from shared.grid_folders import CELL
 from stage2_train.label_share import percent_text
 from stage2_train.report.charts import Dot, DotPlot, dot_plot
 from stage2_train.report.reference import SOURCE, published
 from stage2_train.report.run_data import EvalData, RunData, order_splits
 from stage2_train.report.stats import overall_interval
 
-METRICS = ("oiou", "miou", "pr@0.5")
-"""Metrics of the headline table, at each of the two resolutions."""
+METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
+"""Metrics of the headline table at the original size; at the model's resolution the first `NUM_SHORT` are shown."""
+NUM_SHORT = 3
+"""Metrics where there is room for few."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class Row:
     """`METRICS` at the image's own size."""
     model: tuple[float | None, ...]
     """`METRICS` at the model's resolution."""
+    short: str = ""
+    """The label where there is little room; "" if it is the same."""
     published: float | None = None
     """A printed oIoU, whose source does not say at which resolution it was measured."""
 
@@ -71,9 +76,10 @@ def _split_table(split: str, runs: list[RunData]) -> SplitTable:
     scored = [run for run in runs if split in run.evals]
     supervised = [run for run in scored if run.method == "supervised"]
     others = [run for run in scored if run.method != "supervised"]
-    rows = [row for run in supervised for row in _run_rows(run, run.evals[split])]
+    names = short_names([run.name for run in runs])
+    rows = [row for run in supervised for row in _run_rows(run, run.evals[split], names[run.name])]
     rows += _prior_rows(scored, split)
-    rows += [row for run in others for row in _run_rows(run, run.evals[split])]
+    rows += [row for run in others for row in _run_rows(run, run.evals[split], names[run.name])]
     rows += _published_rows(scored, split)
     sizes = [run.evals[split].resolution_hw for run in scored]
     texts = dict.fromkeys(f"{size[0]}×{size[1]}" for size in sizes if size)
@@ -83,7 +89,11 @@ def _split_table(split: str, runs: list[RunData]) -> SplitTable:
         if row.oiou is not None:
             interval = intervals.get(row.label) if row.kind == "run" else None
             ends = (interval.low, interval.high) if interval else (None, None)
-            dots.append(Dot(label=row.label, value=row.oiou, kind=row.kind, low=ends[0], high=ends[1]))
+            dots.append(
+                Dot(
+                    label=row.label, short=row.short, value=row.oiou, kind=row.kind, low=ends[0], high=ends[1]
+                )
+            )
     return SplitTable(
         split=split,
         resolution=" or ".join(texts) or "model input",
@@ -92,6 +102,26 @@ def _split_table(split: str, runs: list[RunData]) -> SplitTable:
         rows=rows,
         plot=dot_plot(dots, title=split, x_label="oIoU (share of 1)"),
     )
+
+
+def short_names(names: list[str]) -> dict[str, str]:
+    """Names of a grid's runs without what all share: `supervised, seed 22`; those of other runs as they are."""
+    parts = [name.split("/") for name in names]
+    if len(names) < 2 or not all(CELL.fullmatch("/".join(own[-2:])) for own in parts):
+        return {name: name for name in names}
+    parts = [["/".join(own[:-2]), *own[-2:]] for own in parts]
+    differ = [place for place in range(3) if len({own[place] for own in parts}) > 1]
+
+    def said(part: str) -> str:
+        kind, _, value = part.partition("-")
+        if kind == "fraction":
+            return f"{percent_text(float(value))} labels"
+        return f"seed {value}" if kind == "seed" else part
+
+    return {
+        name: ", ".join([own[0], *(said(own[place]) for place in differ if place)])
+        for name, own in zip(names, parts, strict=True)
+    }
 
 
 def _data_name(run: RunData, data: EvalData) -> str:
@@ -111,7 +141,7 @@ def _sentences_text(rows: list[Row]) -> str:
     return text + (f" of {num_sets} data sets" if num_sets > 1 else "")
 
 
-def _run_rows(run: RunData, data: EvalData) -> list[Row]:
+def _run_rows(run: RunData, data: EvalData, short: str) -> list[Row]:
     """The run, and its second passes where they were scored too."""
     rows = []
     for source, suffix in (
@@ -123,6 +153,7 @@ def _run_rows(run: RunData, data: EvalData) -> list[Row]:
             continue
         row = Row(
             label=run.name + suffix,
+            short=short + suffix,
             kind="run",
             method=run.method + suffix,
             seed="" if run.seed is None else str(run.seed),
@@ -202,7 +233,7 @@ def labels_text(run: RunData) -> str:
 def text_table(tables: list[SplitTable]) -> str:
     """The headline for a terminal: plain text, one line for each row and split."""
     if not tables:
-        return "no scores yet: run the evaluation first"
+        return "no scores yet"
     names = [row.label for table in tables for row in table.rows if row.kind != "published"]
     width = max(len(name) for name in names)
     lines = []
@@ -214,7 +245,10 @@ def text_table(tables: list[SplitTable]) -> str:
         ]
         for row in table.rows:
             if row.kind != "published":
-                cells = ["".join(f"{number(v):>8}" for v in side)[1:] for side in (row.original, row.model)]
+                cells = [
+                    "".join(f"{number(v):>8}" for v in side[:NUM_SHORT])[1:]
+                    for side in (row.original, row.model)
+                ]
                 about = f"   n={row.num}{f' of {row.data}' if table.of_several else ''}" + (
                     f"  labels {row.labels}  seed {row.seed}" if row.kind == "run" else ""
                 )

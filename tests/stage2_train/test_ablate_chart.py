@@ -72,7 +72,9 @@ def test_lines_over_the_shares_of_labels() -> None:
     for one in spreads:
         height = float(one.get("y1") or 0) - float(one.get("y2") or 0)
         assert abs(height - 0.02 * scale) < 0.25
-    assert {"0.1%", "5%", "blend", "l2l", "val", "dashed: the frozen prior alone"} <= set(texts(root))
+    assert {"0.1%", "5%", "labelled images", "blend", "l2l", "val", "dashed: the frozen prior alone"} <= set(
+        texts(root)
+    )
     assert blend[0][0] != l2l[0][0], "nor does one bar hide the other"
     (words,) = root.iter(f"{SVG}desc")
     assert (
@@ -92,6 +94,7 @@ def test_lines_over_overrides_are_one_a_method() -> None:
     assert len(classed(root, "line")) == 4
     assert not classed(root, "prior")
     shown = texts(root)
+    assert shown.count("override: wrong") == 2, "a title below each axis"
     assert shown.count("wrong-10") == 2 and "blend" in shown and "blend+wrong-0" not in shown
 
 

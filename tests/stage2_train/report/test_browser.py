@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stage2_train.report import write_report
+from stage2_train.report import stats, write_report
 from tests.browser import NEEDS_BROWSER, browse, console, cut_off, pdf_pages
 from tests.stage2_train.report.fake_runs import HOSTILE
 
@@ -50,7 +50,8 @@ document.body.append(answer);
 
 
 @pytest.fixture
-def page(make_run, tmp_path) -> Path:
+def page(make_run, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(stats, "FEWEST", 5)
     runs = [
         make_run("ours", expression=HOSTILE),
         make_run("base", method="supervised", quality=0.4, expression=HOSTILE),

@@ -172,7 +172,16 @@ def test_a_dot_plot_ends_above_its_longest_bar_and_at_one():
 def test_a_dot_plot_has_a_row_each_with_room_for_its_name():
     names = ["n" * 27, "n" * 28, "short"]
     plot = dot_plot([Dot(label=name, value=0.5, kind="run") for name in names], title="T", x_label="x")
-    assert [row["label"] for row in plot.rows] == [names[0], "n" * 26 + "…", "short"]
+    assert [row["label"] for row in plot.rows] == [names[0], "n" * 13 + "…" + "n" * 13, "short"]
     assert [row["full"] for row in plot.rows] == names and plot.left >= 7 * 27
     ys = [row["y"] for row in plot.rows]
     assert all(b - a >= 20 for a, b in zip([0, *ys], [*ys, plot.height], strict=True))
+
+
+def test_a_long_name_keeps_both_ends_and_a_short_one_is_taken_if_there_is_one():
+    dots = [
+        Dot(label="supervised/fraction-0.01/seed-22", value=0.5, kind="run"),
+        Dot(label="l2l/fraction-0.01/seed-22", short="l2l, seed 22", value=0.5, kind="run"),
+    ]
+    cut, short = (row["label"] for row in dot_plot(dots, title="T", x_label="x").rows)
+    assert cut.startswith("supervised") and cut.endswith("seed-22") and short == "l2l, seed 22"

@@ -26,12 +26,8 @@ def test_everything_else_may_be_missing_and_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"method": "l2l"}))
     (run,) = collect_runs([tmp_path])
     assert run.method == "l2l" and run.evals == {} and run.fraction is None
-    assert [line.split(":")[0] for line in run.missing] == [
-        "eval/",
-        "split.json",
-        "metrics.jsonl",
-        "done.json",
-    ]
+    assert [line.split(":")[0] for line in run.missing] == ["split.json", "metrics.jsonl"]
+    assert not run.done and run.logged_step == 0
 
 
 def test_facts_come_from_where_training_puts_them(make_run, world):

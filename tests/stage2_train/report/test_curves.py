@@ -3,7 +3,7 @@ import json
 import pytest
 
 from stage2_train.report.collect import collect_runs
-from stage2_train.report.curves import PANELS, curve_charts
+from stage2_train.report.curves import PANELS, PRIOR_STYLE, curve_charts
 
 
 def test_no_two_panels_claim_one_scalar():
@@ -23,6 +23,7 @@ def test_every_logged_scalar_is_drawn(make_run):
         "weak view (Pw)",
         "map the labels are cut from",
     ]
+    assert [line["style"] for line in quality.lines] == [PRIOR_STYLE, 0, 2]
 
 
 def test_who_is_right_is_drawn_as_a_share_of_what_is_disputed(make_run):
@@ -49,3 +50,18 @@ def test_a_step_logged_again_after_a_resume_keeps_its_last_value(make_run):
     main, _ = curve_charts(collect_runs([path]))
     (loss,) = [chart for chart in main if chart.title == "Total loss"]
     assert loss.hover["lines"][0]["y"][-1] == 77.0 and len(loss.hover["x"]) == 10
+
+
+def test_a_validation_says_of_how_many_sentences_of_which_split(make_run):
+    path = make_run("a")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(
+        json.dumps(config | {"config": config["config"] | {"val_split": "val"}})
+    )
+    main, _ = curve_charts(collect_runs([path]))
+    assert main[0].note == "Original image size. On 30 sentences of val."
+
+
+def test_a_loss_has_no_unit():
+    """It is a sum of cross entropy and Dice."""
+    assert {panel.y_label for panel in PANELS if "oss" in panel.title} == {"loss"}

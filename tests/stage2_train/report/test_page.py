@@ -6,12 +6,23 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import shared
+import stage2_train.report as report_module
 from shared.errors import DataError
-from stage2_train.report import write_report
+from shared.refer import load_refer
+from stage2_train.report import stats, write_report
+from stage2_train.report.collect import collect_runs
+from stage2_train.report.curves import PRIOR_STYLE
+from stage2_train.report.data_source import DataSource
+from stage2_train.report.gallery import PRIOR_RGB
 from stage2_train.report.grids import expand
+from stage2_train.report.pseudo_labels import Taught
+from stage2_train.report.sources import Sources
 from tests.stage2_train.report.fake_runs import HOSTILE
 from tests.stage2_train.report.test_tables import edit
 
@@ -155,12 +166,13 @@ def test_missing_parts_are_named_and_the_page_is_still_written(make_run, world, 
     words = {
         "store": "prior store: ",
         "data": "data set: ",
-        "eval": "no scores",
+        "eval": "ours: finished, not scored: l2l eval ",
+        "done.json": "ours: not finished (logged to step 398 of 400): l2l train ",
         "rows": "val.jsonl: missing",
     }
     assert words.get(gone, f"{gone}: missing") in html.partition('id="scores"')[0]
     notes = capsys.readouterr().err.splitlines()
-    assert all(note.startswith("note: left out of the report: ") for note in notes)
+    assert all(note.startswith(("note: left out of the report: ", "note: ours: ")) for note in notes)
     assert any(words.get(gone, f"{gone}: missing") in note for note in notes), notes
     assert gone != "store" or "not there any more" in html
     assert text
@@ -213,7 +225,8 @@ def test_a_grid_stands_for_its_finished_runs(make_run, tmp_path):
                      "l2l/fraction-0.1/seed-9"]  # fmt: skip
 
 
-def test_a_report_of_a_grid_shows_every_method_and_says_what_it_leaves_out(make_run, tmp_path):
+def test_a_report_of_a_grid_shows_every_method_and_says_what_it_leaves_out(make_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(stats, "FEWEST", 5)
     for method, quality in (("l2l", 0.8), ("supervised", 0.5)):
         for fraction in (0.01, 0.05, 0.1):
             for seed in (22, 23, 24):
@@ -226,8 +239,19 @@ def test_a_report_of_a_grid_shows_every_method_and_says_what_it_leaves_out(make_
     both = [
         f"{method}/fraction-0.01/seed-{seed}" for method in ("supervised", "l2l") for seed in (22, 23, 24)
     ]
-    tiles = re.findall(r'<div class="tile run"><dt>([^<]*)</dt>', html)
-    assert re.findall(r">IoU of ([^,<]*), high first", html)[:-1] == tiles == both
+    tiles = re.findall(r'<div class="tile run"><dt>([^<]*)</dt><dd>([^ ]*) <span[^>]*>([^<]*)<', html)
+    means = {
+        f"{row.variant}, {row.fraction:.0%} labels": row
+        for row in stats.spreads(collect_runs(expand([tmp_path / "runs"])[0]))
+    }
+    assert [label for label, *_ in tiles] == [
+        f"{method}, {share} labels" for method in ("supervised", "l2l") for share in ("1%", "5%", "10%")
+    ]
+    for label, mean, spread in tiles:
+        assert (mean, spread) == (f"{means[label].mean:.3f}", f"± {means[label].sd:.3f}, n = 3")
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', html, flags=re.DOTALL)
+    assert lead.count("<b>") == 6 and "<b>l2l, 1% labels</b> (l2l, 1% labels, seeds 22, 23, 24)" in lead
+    assert re.findall(r">IoU of ([^,<]*), high first", html)[:-1] == both
     curves, length = (html[html.index(f'id="{at}"') : html.index(f'id="{to}"')] for at, to in (
         ("curves", "length"), ("length", "prior")))  # fmt: skip
     for section in (curves, length):
@@ -235,7 +259,7 @@ def test_a_report_of_a_grid_shows_every_method_and_says_what_it_leaves_out(make_
         (left_out,) = re.findall(r"left out are 10</summary>([^<]*)</details>", section)
         assert len(left_out.split(", ")) == 10 and not set(left_out.split(", ")) & set(both)
     assert all(name in curves[curves.index("</details>") :] for name in both)
-    assert html.count("6 of 18 runs are shown here") == 2  # at the top, and in the gallery
+    assert html.count("6 of 18 runs are shown here") == 1  # in the gallery
 
     differences = re.findall(r'<tr><th scope="row">(\S+) − (\S+)</th><td>val</td>', html)
     assert differences == [
@@ -258,8 +282,7 @@ def test_a_grid_is_summed_up_by_its_own_names_above_its_runs(make_run, tmp_path)
     assert re.findall(r'<tr><th scope="row">([^<]*)</th>', table) == ["supervised", "L2L &lt;ours&gt;"]
     assert '<th scope="col">method</th>' in table and "steps=4" not in table
     means = [
-        cells[-4:-1]
-        for cells in (re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in table.split("<tr>")[2:])
+        cells[2:5] for cells in (re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in table.split("<tr>")[2:])
     ]
     scores = [json.loads((tmp_path / "runs/l2l/fraction-0.05" / f"seed-{seed}/eval/val.json").read_text())["original"]
               for seed in (22, 23)]  # fmt: skip
@@ -296,6 +319,52 @@ def test_an_unwritable_target_is_a_plain_error(make_run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="could not be written"):
         write_report([make_run("ours")], tmp_path / "file" / "report.html")
+
+
+def test_expressions_have_their_own_direction(make_run):
+    html, _ = report(make_run("ours"))
+    cards = html.count('<article class="card"')
+    assert cards and html.count('<h3 dir="auto">') == cards
+    assert "Multimodal model: " in html and "Large model" not in html
+
+
+def test_scores_stand_beside_the_names(make_run):
+    """On a narrow screen a table shows its first columns."""
+    html, _ = report(make_run("ours"), make_run("other", seed=23))
+    rows = re.findall(r'<tr class="run"><th scope="row">ours</th>\s*<td class="num">(\S*)</td>', html)
+    assert rows and all(float(row) for row in rows)
+    assert html.index('class="group">original image size') < html.index('class="about">method')
+
+
+def test_the_prior_has_one_colour_and_no_run_has_it():
+    look = (Path(shared.__file__).parent / "look.css").read_text()
+    style = (Path(report_module.__file__).parent / "assets" / "style.css").read_text()
+    (colour,) = re.findall(r"--prior: (#\w+);", look)
+    assert colour not in re.findall(r"--s\d: (#\w+);", look)
+    for rule in (
+        ".tile.prior",
+        f".c{PRIOR_STYLE}",
+        f".m{PRIOR_STYLE}",
+        ".dot-prior",
+        ".guide",
+        ".prior-line",
+    ):
+        (body,) = re.findall(rf"{re.escape(rule)} {{ ([^}}]*) }}", style)
+        assert "var(--prior)" in body, rule
+    assert tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5)) == PRIOR_RGB
+
+
+def test_true_masks_are_spoken_of_only_where_one_is_shown(make_run, world, monkeypatch):
+    sample = next(iter(load_refer(world.data, "refshapes", "unc").samples()))
+    mask_HW = np.ones((8, 8), bool)
+    item = Taught(sample=sample, prior_of="", weak_HW=mask_HW, target_HW=mask_HW, foreground_HW=mask_HW,
+                  background_HW=~mask_HW)  # fmt: skip
+    monkeypatch.setattr(Sources, "taught", lambda self, run, most: [item])
+    words = "Their true masks are shown here only"
+    assert words in report(make_run("b"))[0]
+    monkeypatch.setattr(DataSource, "truth", lambda self, sample: None)
+    html, _ = report(make_run("c"))
+    assert words not in html and "What c was taught from" in html
 
 
 def test_commands_are_quoted_for_the_shell(make_run):

@@ -30,3 +30,17 @@ def test_scores_are_repeated_by_a_command_for_each_data_set_and_second_pass(make
         ["--split", "val", "--data-name", "grown", "--root", "new"],
         "--split test --split val --data-name plus --root".split() + ["a folder", "--dataset", "refshapes+"],
     ]
+
+
+def test_commands_say_which_data_and_which_store_they_need(make_run, world):
+    data, store, *rest = commands(collect_runs([make_run("a")]))
+    assert data.startswith(
+        f"# Needed first: the data refshapes (unc) in {world.data}, annotations –; l2l data synth "
+    )
+    assert store.startswith(
+        f"# Needed first: the prior store {world.store}, fingerprint feedc0ffee12345; l2l priors run"
+    )
+    assert rest[0].startswith("l2l train ")
+    assert not [
+        line for line in commands(collect_runs([make_run("b", method="supervised")])) if "store" in line
+    ]

@@ -36,28 +36,45 @@ def run(method, seed, oiou, fraction=0.05, draw="h", **record):
     )
 
 
+BUCKETS = [(1, 2), (3, 4), (5, 7), (8, 11), (12, 10**9)]
+
+
+def test_lengths_of_few_sentences_are_joined_with_their_neighbours():
+    def of(**counts):
+        words = [int(name[1:]) for name, num in counts.items() for _ in range(num)]
+        return scored([sentence(n, inter=1, union=2, words=w) for n, w in enumerate(words)])
+
+    assert stats.length_ranges([of(w1=20, w3=20, w5=20, w8=20, w12=20)]) == BUCKETS
+    assert stats.length_ranges([of(w1=30, w3=40, w5=30, w8=2)]) == [(1, 2), (3, 4), (5, 10**9)]
+    assert stats.length_ranges([of(w1=30, w3=3, w5=30, w8=2)]) == [(1, 2), (3, 10**9)]
+    assert stats.length_ranges([of(w1=3, w3=30), of(w1=30, w3=30)]) == [(1, 10**9)]
+    assert stats.length_ranges([of(w1=3)]) == [(1, 10**9)]
+    (first, last) = stats.by_length(of(w1=30, w3=3, w5=30, w8=2), [(1, 2), (3, 10**9)])
+    assert (first.label, first.num, last.label, last.num) == ("1–2", 30, "3+", 35)
+
+
 def test_length_bins_hold_every_sentence_once():
     rows = [sentence(n, inter=1, union=2, words=n) for n in range(1, 20)]
-    bins = stats.by_length(scored(rows))
+    bins = stats.by_length(scored(rows), BUCKETS)
     assert [item.label for item in bins] == ["1–2", "3–4", "5–7", "8–11", "12+"]
     assert [item.num for item in bins] == [2, 2, 3, 4, 8]
 
 
 def test_length_bin_scores_are_sums_and_means():
     rows = [sentence(1, inter=1, union=10), sentence(2, inter=30, union=30)]
-    (only,) = stats.by_length(scored(rows))
+    (only,) = stats.by_length(scored(rows), BUCKETS)
     assert only.oiou == pytest.approx(31 / 40)
     assert only.miou == pytest.approx((0.1 + 1) / 2)
     assert only.prior_oiou is None and only.prior_miou is None
     counts = {"prior_inter_original": 6, "prior_union_original": 20}
-    (only,) = stats.by_length(scored([row | counts | {"prior_iou_original": 0.3} for row in rows]))
+    (only,) = stats.by_length(scored([row | counts | {"prior_iou_original": 0.3} for row in rows]), BUCKETS)
     assert (only.prior_oiou, only.prior_miou, only.oiou) == pytest.approx((12 / 40, 0.3, 31 / 40))
 
 
 def test_an_empty_sentence_counts_as_a_word():
-    assert [item.label for item in stats.by_length(scored([sentence(1, inter=1, union=2, words=0)]))] == [
-        "1–2"
-    ]
+    assert [
+        item.label for item in stats.by_length(scored([sentence(1, inter=1, union=2, words=0)]), BUCKETS)
+    ] == ["1–2"]
 
 
 def test_interval_holds_the_estimate_and_is_the_same_every_time():

@@ -1,16 +1,17 @@
 """The headline: rows, both resolutions, published figures, and what is said about them."""
 
 import json
+import shutil
 
 import pytest
 
 from shared.types import AnswerStatus
 from stage2_train.report import write_report
 from stage2_train.report.collect import collect_runs
-from stage2_train.report.notices import PriorHealth, notices, prior_health
+from stage2_train.report.notices import PriorHealth, notices, prior_health, undone
 from stage2_train.report.provenance import fact_rows
 from stage2_train.report.reference import published
-from stage2_train.report.tables import split_tables, text_table
+from stage2_train.report.tables import short_names, split_tables, text_table
 from tests.stage2_train.report.fake_runs import FAILED, PASSED, write_store
 
 
@@ -32,8 +33,9 @@ def test_rows_are_baseline_prior_and_the_others(make_run):
         ("ours", "run"),
     ]
     written = runs[0].evals["val"].summary
-    assert table.rows[2].original == tuple(written["original"][name] for name in ("oiou", "miou", "pr@0.5"))
-    assert table.rows[2].model == tuple(written["model"][name] for name in ("oiou", "miou", "pr@0.5"))
+    names = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
+    assert table.rows[2].original == tuple(written["original"][name] for name in names)
+    assert table.rows[2].model == tuple(written["model"][name] for name in names)
     assert table.rows[2].oiou == written["original"]["oiou"] != written["original"]["miou"]
     assert table.resolution == "64×64"
 
@@ -84,7 +86,7 @@ def test_a_second_pass_is_a_row_of_its_own(make_run):
     rows = split_tables(collect_runs([path]))[0].rows
     further = ["a, self-guided", "a, with prior (another method)"]
     assert [row.label for row in rows] == ["frozen prior alone", "a", *further]
-    assert rows[2].original == rows[3].original == (0.9, 0.8, 0.7)
+    assert rows[2].original == rows[3].original == (0.9, 0.8, 0.7, None, None)
     assert rows[3].method == "l2l, with prior (another method)"
 
 
@@ -188,6 +190,66 @@ def test_a_run_without_a_prior_has_no_prior_to_mistrust(make_run):
 def test_a_store_that_is_gone_is_a_problem_not_an_error(make_run, tmp_path):
     (run,) = collect_runs([make_run("a", store=tmp_path / "gone")])
     assert "not there any more" in prior_health(run).problem
+
+
+def scores_of(path, split, own, prior):
+    file = path / "eval" / f"{split}.json"
+    edit(file, original=dict(zip(("oiou", "miou", "pr@0.5"), own, strict=True)),
+         prior={"original": dict(zip(("oiou", "miou", "pr@0.5"), prior, strict=True))})  # fmt: skip
+
+
+def test_a_prior_that_scores_higher_is_named_with_metric_and_split_and_not_by_what_no_table_shows(make_run):
+    path = make_run("a", splits=("val", "testB"))
+    scores_of(path, "val", own=(0.65, 0.6612, 0.7), prior=(0.61, 0.6614, 0.8))
+    scores_of(path, "testB", own=(0.62856, 0.69, 0.75), prior=(0.62944, 0.68, 0.75))
+    title = "The frozen prior alone scores higher than a trained model"
+    (notice,) = [one for one in notices(collect_runs([path]), {}) if one.title == title]
+    assert notice.text.startswith(
+        "At the original size, prior against model: Pr@0.5 on val 0.800 against 0.700 (a). "
+    )
+    scores_of(path, "val", own=(0.65, 0.6612, 0.8), prior=(0.61, 0.6614, 0.8))
+    assert title not in [one.title for one in notices(collect_runs([path]), {})]
+
+
+def test_names_of_a_grids_runs_lose_what_all_share():
+    names = [f"{method}/fraction-0.01/seed-{seed}" for method in ("supervised", "l2l") for seed in (22, 23)]
+    assert list(short_names(names).values()) == [
+        "supervised, seed 22", "supervised, seed 23", "l2l, seed 22", "l2l, seed 23",
+    ]  # fmt: skip
+    assert short_names(["a/fraction-0.01/seed-2", "a/fraction-0.1/seed-2"]) == {
+        "a/fraction-0.01/seed-2": "a, 1% labels",
+        "a/fraction-0.1/seed-2": "a, 10% labels",
+    }
+    assert short_names(["x/run", "y"]) == {"x/run": "x/run", "y": "y"}
+    assert short_names(names[:1]) == {names[0]: names[0]}
+
+
+def test_a_run_that_is_not_finished_or_not_scored_names_the_command_that_goes_on(make_run):
+    part, unscored = make_run("part", steps=20), make_run("unscored")
+    (part / "done.json").unlink()
+    for path in (part, unscored):
+        shutil.rmtree(path / "eval")
+    runs = collect_runs([part, unscored])
+    first, second = undone(runs)
+    start = "part: not finished (logged to step 18 of 20): l2l train embedded-l2l --resume --out"
+    assert first.startswith(f"{start} {part} --set")
+    assert second == f"unscored: finished, not scored: l2l eval {unscored}"
+    titles = [one.title for one in notices(runs, {})]
+    assert "Not finished or not scored" in titles and "One seed" not in titles
+    assert undone(collect_runs([make_run("whole")])) == []
+
+
+def test_a_prior_that_was_scored_beside_runs_that_read_none_has_its_store_named(make_run):
+    path = make_run("base", method="supervised")
+    edit(path / "eval" / "val.json", prior_note="from some/store.zarr")
+    assert "<code>some/store.zarr</code>" in write_report([path])[0].read_text()
+
+
+def test_usable_answers_are_counted_not_rounded(make_run):
+    run = make_run("a")
+    health = prior_health(*collect_runs([run]))
+    assert 0 < health.num_usable < health.num_rows
+    assert f"{health.num_usable:,} of {health.num_rows:,}</td>" in write_report([run])[0].read_text()
 
 
 def test_unequal_runs_part_scores_and_single_seeds_are_said(make_run):
