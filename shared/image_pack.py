@@ -25,8 +25,9 @@ from PIL import Image
 
 from shared.errors import DataError
 from shared.images import file_exists, find_image, image_size_hw, read_image
+from shared.locks import locked
 from shared.runlog import progress
-from shared.store.publish import publishing
+from shared.store.publish import disk_errors, publishing
 from shared.store.schema import IMAGE_HASH_BYTES
 
 PACK_NAME = "images.h5"
@@ -201,8 +202,14 @@ def build_pack(
         `path`, `images` in the pack, `added` by this run, `mended` and `replaced` by it, and `bytes`.
 
     Raises:
-        DataError: An image that is missing or cannot be read as a file, or a full disk.
+        DataError: An image that is missing or cannot be read as a file, a full disk, or another process that packs.
     """
+    with disk_errors(root, "the pack", "the images are"), locked(root / f".{PACK_NAME}.lock", 0.0):
+        return _packed(root, names, folders, quiet)
+
+
+def _packed(root: Path, names: Sequence[str], folders: Sequence[str], quiet: bool) -> dict[str, Any]:
+    """The work of `pack_images`, by the one process that may write the pack."""
     path = root / PACK_NAME
     old = ImagePack(path) if file_exists(path) else None
     try:
@@ -226,8 +233,10 @@ def build_pack(
 
         try:
             _build(path, wanted, bytes_of, quiet)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+        except (OSError, RuntimeError) as error:  # HDF5's word for a disk that is full when it closes a file
+            raise DataError(
+                f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}"
+            ) from error
     return {
         "path": str(path),
         "images": len(wanted),
@@ -275,7 +284,7 @@ def _loose_bytes(root: Path, name: str, folders: Sequence[str]) -> bytes:
 
 def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], quiet: bool) -> None:
     flat, index = path.with_name(f".{path.name}.flat"), path.with_name(f".{path.name}.index")
-    rows = _resumable(flat, index, names)
+    rows = _resumable(flat, index, names, bytes_of)
     with flat.open("ab") as data_file, index.open("a", encoding="utf-8") as index_file:
         for name in progress(
             names[len(rows) :], len(names), "packing", quiet, unit="image", initial=len(rows)
@@ -306,18 +315,20 @@ def _build(path: Path, names: Sequence[str], bytes_of: Callable[[str], bytes], q
     index.unlink()
 
 
-def _resumable(flat: Path, index: Path, names: Sequence[str]) -> list[list[Any]]:
-    """Rows of an earlier build whose bytes are all there; both files are cut to them."""
+def _resumable(
+    flat: Path, index: Path, names: Sequence[str], bytes_of: Callable[[str], bytes]
+) -> list[list[Any]]:
+    """Rows of an earlier build whose bytes are there and are still those of the images; both files are cut to them."""
     rows: list[list[Any]] = []
     total, end = 0, 0
     if flat.is_file() and index.is_file():
-        size = flat.stat().st_size
-        for line, name in zip(index.read_bytes().splitlines(keepends=True), names, strict=False):
-            row = _row(line)
-            if row is None or row[0] != name or total + row[1] > size:
-                break
-            rows.append(row)
-            total, end = total + row[1], end + len(line)
+        with flat.open("rb") as written:
+            for line, name in zip(index.read_bytes().splitlines(keepends=True), names, strict=False):
+                row = _row(line)
+                if row is None or row[0] != name or written.read(row[1]) != bytes_of(name):
+                    break
+                rows.append(row)
+                total, end = total + row[1], end + len(line)
     for path, length in ((flat, total), (index, end)):
         with path.open("ab") as file:
             file.truncate(length)

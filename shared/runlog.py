@@ -104,10 +104,12 @@ class RunLog:
 
     def close(self) -> None:
         """Close both files; calling it again does nothing."""
-        self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        try:
+            self._file.close()
+        finally:
+            if self._tensorboard is not None:
+                tensorboard, self._tensorboard = self._tensorboard, None
+                tensorboard.close()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -115,7 +117,10 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        with contextlib.suppress(
+            *(() if error is None else (OSError,))
+        ):  # the first error is the one to tell
+            self.close()
 
 
 def read_records(path: str | Path) -> list[dict[str, Any]]:
@@ -195,14 +200,16 @@ class ProgressBar:
         self._said_done = -1
         self._bar: Any = None
         if not quiet and self._stream.isatty():
-            self._bar = tqdm(total=total, desc=desc, unit=unit, initial=initial, file=self._stream)
+            with contextlib.suppress(OSError):
+                self._bar = tqdm(total=total, desc=desc, unit=unit, initial=initial, file=self._stream)
 
     def update(self, num: int = 1) -> None:
         """Count `num` more units as done."""
         self.done += num
         if self._bar is not None:
-            self._bar.set_description(self.desc, refresh=False)
-            self._bar.update(num)
+            with contextlib.suppress(OSError):
+                self._bar.set_description(self.desc, refresh=False)
+                self._bar.update(num)
         elif not self._quiet and self._clock() - self._said >= self._every_s:
             self._say()
 
@@ -222,7 +229,8 @@ class ProgressBar:
 
     def _say(self) -> None:
         self._said, self._said_done = self._clock(), self.done
-        print(self.line(), file=self._stream, flush=True)
+        with contextlib.suppress(OSError):  # its reader is gone, or the log's disk is full
+            print(self.line(), file=self._stream, flush=True)
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -231,7 +239,8 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with contextlib.suppress(OSError):
+                self._bar.close()
         elif not self._quiet and self._said_done != self.done:
             self._say()
 
@@ -253,9 +262,10 @@ def progress(
 
 
 def say(text: str, quiet: bool = False) -> None:
-    """One message for a person, on standard error."""
+    """One message for a person, on standard error; work goes on where nobody reads it any more."""
     if not quiet:
-        print(text, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Being told to stop: SIGTERM, and SIGUSR1, with which batch jobs give notice, end a run in order.
 
-Ctrl-C (SIGINT) ends a training in order as well, and at once when it is pressed again; everything else it ends at once.
+Ctrl-C (SIGINT) and a terminal that is gone (SIGHUP) end a training in order as well, a second Ctrl-C at once;
+everything else they end at once.
 """
 
 import signal
@@ -12,6 +13,7 @@ from types import FrameType
 from shared.runlog import say
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Sent by batch systems, and from one process of ours to another."""
 
 STOPPED = 75
 """Exit status of a command, and of a job, that was stopped in order and wants to be started again."""
@@ -26,16 +28,16 @@ def stop_flag(
     Python gives signals to the main thread alone: in any other nothing is caught, and the answer stays no.
 
     Args:
-        interrupt: The first SIGINT counts too; a second one is handled as before. Not where SIGINT is ignored.
+        interrupt: SIGHUP and the first SIGINT count too; a second one is handled as before. What is ignored, as behind
+            `nohup`, stays so.
         on_stop: Called in the handler.
     """
     asked = False
     if threading.current_thread() is not threading.main_thread():
         yield lambda: asked
         return
-    numbers: tuple[signal.Signals, ...] = STOP_SIGNALS
-    if interrupt and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        numbers = (*STOP_SIGNALS, signal.SIGINT)
+    persons = (signal.SIGHUP, signal.SIGINT) if interrupt else ()
+    numbers = (*STOP_SIGNALS, *(one for one in persons if signal.getsignal(one) is not signal.SIG_IGN))
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked

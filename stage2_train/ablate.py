@@ -20,6 +20,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,11 @@ import torch
 from shared.cluster.status import why_ended
 from shared.errors import DataError
 from shared.grid_folders import FAILED_FILE, GRID_FILE
-from shared.json_files import write_json
+from shared.json_files import read_json, write_json
+from shared.locks import locked
 from shared.runlog import ProgressBar
 from shared.stopping import STOPPED, stop_flag
-from shared.store.publish import publish_file
+from shared.store.publish import disk_errors, publish_file
 from stage2_train.ablate_cell import BUSY
 from stage2_train.ablate_chart import draw
 from stage2_train.ablate_grid import Cell, Grid
@@ -61,7 +63,6 @@ from stage2_train.ablate_table import (
     rows_as_csv,
     rows_as_json,
 )
-from stage2_train.owner import locked
 
 LOG_FILE = "cell.log"
 
@@ -125,11 +126,17 @@ def run_grid(
     require_own_cells(out, {name: state.differs for name, state in states.items()})
     own = [cell for number, cell in enumerate(grid.cells) if number % only[1] == only[0]]
     finished = {cell.name for cell in own if states[cell.name].state == DONE}
-    out.mkdir(parents=True, exist_ok=True)
     names, labels = [cell.name for cell in grid.cells], {cell.arm: cell.shown for cell in grid.cells}
-    write_json(out / GRID_FILE, {"grid": str(grid.path), "cells": names, "labels": labels})
-    for name in finished:
-        (out / name / FAILED_FILE).unlink(missing_ok=True)  # of a time when it was not
+    record = {"grid": str(grid.path), "cells": names, "labels": labels}
+    writing = partial(disk_errors, out, "the grid's own files", "finished runs are safe")
+    with writing():
+        out.mkdir(parents=True, exist_ok=True)
+        if (
+            not (out / GRID_FILE).is_file() or read_json(out / GRID_FILE) != record
+        ):  # a finished one may be read-only
+            write_json(out / GRID_FILE, record)
+        for name in finished:
+            (out / name / FAILED_FILE).unlink(missing_ok=True)  # of a time when it was not
     todo = [cell for cell in own if cell.name not in finished]
     busy: dict[str, State] = {}
     bar = ProgressBar(len(own), "ablate", "cell", initial=len(own) - len(todo), quiet=quiet)
@@ -143,7 +150,10 @@ def run_grid(
                 bar.update()
     if pool.stopped:
         raise SystemExit(STOPPED)
-    with locked(out / ".table.lock"):  # of calls that end at once, the last sees what the others have done
+    with (
+        writing(),
+        locked(out / ".table.lock"),
+    ):  # of calls that end at once, the last sees what the others have done
         answer = _summary(grid, out, opened, busy, {cell.name for cell in own})
         _write_table(out, answer)
     return answer

@@ -22,8 +22,8 @@ from typing import Any
 
 from shared.config import apply_overrides
 from shared.errors import DataError
+from shared.locks import try_lock
 from stage2_train.evaluate import evaluate_run, is_scored
-from stage2_train.owner import try_lock
 from stage2_train.recipes import RECIPES
 from stage2_train.train import train
 

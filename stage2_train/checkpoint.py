@@ -79,8 +79,10 @@ def save_checkpoint(
         shutil.rmtree(final)
     os.replace(temporary, final)
     sync(folder)
-    for path in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
+    oldest = list_checkpoints(folder)[-keep:][0]
+    for path in _published(folder):
+        if path.name < oldest.name:  # whole, or what a kill left of one that was being deleted
+            shutil.rmtree(path)
     return final
 
 
@@ -101,16 +103,26 @@ def shrink_checkpoint(checkpoint: Path, kept: Sequence[str]) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints of a folder, oldest first; anything unfinished or short is passed over."""
+    return [path for path in _published(folder) if _is_whole(path)]
+
+
+def damaged_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder if it is not whole: published it was, so that something has damaged it."""
+    published = _published(folder)
+    return published[-1] if published and not _is_whole(published[-1]) else None
+
+
+def _published(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [path for path in sorted(folder.iterdir()) if _NAME.fullmatch(path.name) and _is_whole(path)]
+    return [path for path in sorted(folder.iterdir()) if _NAME.fullmatch(path.name)]
 
 
 def _is_whole(path: Path) -> bool:
     try:
         files = json.loads((path / _STATE).read_text())["files"]
         return all((path / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

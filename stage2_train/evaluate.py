@@ -15,7 +15,7 @@ from shared.errors import DataError
 from shared.json_files import read_json, write_json
 from shared.refer import ReferringDataset
 from shared.split_names import is_split_name
-from shared.store.publish import publish_file
+from shared.store.publish import disk_errors, publish_file
 from shared.store.reader import PriorStore
 from shared.types import Sample
 from stage2_train.config import TrainConfig
@@ -200,10 +200,11 @@ def _store_alike(
 
 def _write(folder: Path, split: str, result: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Sentences first, the summary last."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    publish_file(folder / f"{split}.jsonl", lines.encode())
-    write_json(folder / f"{split}.json", result)
+    with disk_errors(folder, "the scores", "the network is safe"):
+        folder.mkdir(parents=True, exist_ok=True)
+        publish_file(folder / f"{split}.jsonl", lines.encode())
+        write_json(folder / f"{split}.json", result)
 
 
 def text_of_scores(run: Path, scores: Mapping[str, Mapping[str, Any]]) -> str:

@@ -20,7 +20,7 @@ from stage2_train.reader_processes import FiledDataset, KeyedDataset, Refused, d
 
 T = TypeVar("T")
 
-_HELD = (*STOP_SIGNALS, signal.SIGINT)
+_HELD = (*STOP_SIGNALS, signal.SIGINT, signal.SIGHUP)
 
 
 def iterate(read: Callable[[int], T], keys: range, *, workers: int, prefetch: int) -> Iterator[T]:
@@ -80,10 +80,10 @@ def _end(batches: Any) -> None:
 
 @contextmanager
 def _stop_signals_held() -> Iterator[None]:
-    """What is started in here never sees SIGTERM, SIGUSR1 or SIGINT, and this process sees them afterwards.
+    """What is started in here never sees SIGTERM, SIGUSR1, SIGINT or SIGHUP, and this process sees them afterwards.
 
-    A launcher, Slurm, or Ctrl-C tells every process of a training to stop; readers that died of it would end the
-    trainer in the middle of its step. They end with the loader, or once their parent is gone.
+    A launcher, Slurm, Ctrl-C or a terminal that goes tells every process of a training to stop; readers that died of
+    it would end the trainer in the middle of its step. They end with the loader, or once their parent is gone.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:

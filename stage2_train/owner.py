@@ -9,32 +9,23 @@ Where the file system has no locks (NFS or Lustre, mounted so) that is said once
 under way may then still be completed. It is one of the same run, and every file is renamed into its place whole.
 """
 
-import errno
-import fcntl
 import json
 import os
 import secrets
 import socket
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from shared.errors import DataError
+from shared.locks import locked
 from shared.store.publish import disk_errors, publish_file
 
 OWNER_FILE = "owner.json"
 """Name of the file in a run's folder."""
 
-PATIENCE_S = 120.0
-"""Seconds a lock is waited for; whatever is written under one takes less."""
-
 _WRITTEN = ("the run's files", "its last checkpoint is safe", "again with --resume")
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class RunOwner:
@@ -94,58 +85,3 @@ class RunOwner:
             return {}  # the folder was cleared away under this process
         except ValueError as error:
             raise DataError(f"{path}: damaged, not an owner ({error})") from error
-
-
-@contextmanager
-def locked(path: Path, patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Hold a lock between processes; the kernel frees it when its holder dies.
-
-    Args:
-        path: Its file, made if it is not there.
-        patience_s: Seconds to wait for it.
-
-    Raises:
-        DataError: Another process has held it for that long.
-    """
-    end = time.monotonic() + patience_s
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        while not try_lock(handle, path):
-            if time.monotonic() > end:
-                raise DataError(f"{path}: held by another process for {patience_s:.0f} s")
-            time.sleep(0.05)
-        yield
-    finally:
-        os.close(handle)
-
-
-def try_lock(handle: int, path: Path) -> bool:
-    """Take a lock if it is free.
-
-    Args:
-        handle: Its file, open; the lock is held until it is closed.
-        path: The same file, for messages.
-
-    Returns:
-        Whether it is ours now. On a file system without locks there is nothing to wait for: True, and a warning.
-    """
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        _warn_without_locks(path.parent, error.strerror)
-    return True
-
-
-@cache
-def _warn_without_locks(folder: Path, reason: str) -> None:
-    """Say once a process and folder what is not guarded."""
-    print(
-        f"warning: {folder}: this file system has no locks ({reason}): of two processes that write here at the same "
-        f"moment neither waits for the other. Of two trainings the earlier one still ends, by {OWNER_FILE}",
-        file=sys.stderr,
-        flush=True,
-    )

@@ -28,6 +28,7 @@ from shared.images import read_image
 from shared.json_files import object_of_line
 from shared.jsonl import read_pairs
 from shared.jsonl_lines import ID, BadLine, Line
+from shared.locks import locked
 from shared.runlog import ProgressBar, say
 from shared.store.publish import clean_partials, disk_errors, partial_path, publish_file
 from stage2_train.predict import Prediction, Predictor, file_stem, files_of, write_prediction
@@ -81,10 +82,20 @@ def predict_jsonl(
         network=network,
         with_overlay=with_overlay,
     )
+    with disk_errors(out, "the predictions"):
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out / ".predict.lock", 0.0):
+        return _predicted(job, pairs, lines, Path(model), batch=batch, quiet=quiet)
+
+
+def _predicted(
+    job: "_Job", pairs: Path, lines: Sequence["Line | BadLine"], model: Path, *, batch: int, quiet: bool
+) -> dict[str, Any]:
+    """The work of `predict_lines`, by the one process that may write the folder."""
+    out = job.out
     path = out / PREDICTIONS
     writing = partial(disk_errors, out, "the predictions", "those written are safe")
     with writing():
-        out.mkdir(parents=True, exist_ok=True)
         clean_partials(out)
         is_empty = _keep_answers(path, {line.number: line for line in lines if isinstance(line, Line)}, job)
     num_kept = len(is_empty)

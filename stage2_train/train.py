@@ -85,6 +85,11 @@ def train(
     found = on_any_process(accelerator, found and accelerator.is_main_process)
     if found:
         require_resume(out, resume=resume)
+    elif list_checkpoints(out / "checkpoints"):
+        raise DataError(
+            f"{out}: holds checkpoints and no config.json, which would say of what run; choose another folder, or "
+            f"delete {out / 'checkpoints'}"
+        )
     config.require_shares(accelerator.num_processes)
     inputs = open_inputs(with_own_store(out, config), quiet=quiet or not accelerator.is_main_process)
     model = new_network(config)  # refuses weights before the folder is this run's

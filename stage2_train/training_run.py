@@ -15,11 +15,13 @@ from torch import Tensor
 
 from shared.errors import DataError, one_line
 from shared.json_files import read_json, write_json
-from shared.runlog import has_record, progress, say
+from shared.runlog import METRICS_FILE, has_record, progress, say
 from shared.stopping import STOPPED, stop_flag
+from shared.store.publish import sync
 from stage2_train.alarm import CollapseAlarm
 from stage2_train.batch_source import BatchSource
 from stage2_train.checkpoint import (
+    damaged_checkpoint,
     first_misfit,
     list_checkpoints,
     load_object,
@@ -272,9 +274,16 @@ class TrainingRun:
         Raises:
             DataError: It is of another network, optimiser or method than this code builds, or damaged.
         """
-        found = list_checkpoints(self.out / "checkpoints")
+        folder = self.out / "checkpoints"
+        found, damaged = list_checkpoints(folder), damaged_checkpoint(folder)
+        if damaged is not None and not found:
+            raise DataError(
+                f"{damaged}: damaged, and there is no older one; delete it to begin again at step 0"
+            )
         if not found:
             return
+        if damaged is not None and self.accelerator.is_main_process:
+            say(f"note: {damaged} is damaged: going on from {found[-1].name}")
         state = load_state(found[-1])
         self._load_weights(self.model, found[-1], "model")
         if self.ema is not None:
@@ -319,6 +328,7 @@ class TrainingRun:
             with self.owner.writing():
                 export_model(self.ema.module if averaged and self.ema is not None else self.model, self.out)
                 write_card(self.out)
+                sync(self.out / METRICS_FILE)
                 write_json(self.out / "done.json", done)
                 if self.config.runtime.shrink_finished:
                     for checkpoint in list_checkpoints(self.out / "checkpoints"):

@@ -26,11 +26,21 @@ STALE_SECONDS = 3600.0
 
 _PARTIAL = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)-[0-9a-f]{8}\.partial$")
 _NO_FOLDER = (errno.ENOTDIR, errno.EEXIST)
-_USER_ERRNOS = (*_NO_FOLDER, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_USER_ERRNOS = (
+    *(*_NO_FOLDER, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+)
 
 
 def _host() -> str:
     return re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
+
+
+def _umask() -> int:
+    """The process's mask of permissions, which can be read only by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 def partial_path(final: Path) -> Path:
@@ -79,6 +89,7 @@ def publishing(final: Path) -> Iterator[Path]:
     partial = partial_path(final)
     try:
         yield partial
+        os.chmod(partial, 0o666 & ~_umask())  # safetensors makes files that their owner alone can read
         sync(partial)
         os.replace(partial, final)
         sync(final.parent)

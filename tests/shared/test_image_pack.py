@@ -17,6 +17,7 @@ from shared.image_hashes import identify_images
 from shared.image_pack import ImagePack, ImageStore, build_pack
 from shared.images import image_size_hw
 from shared.jsonl import load_jsonl
+from shared.locks import locked
 from shared.refer import load_refer
 from shared.refer_check import check_refer
 from shared.refer_layout import IMAGE_FOLDERS
@@ -151,7 +152,7 @@ def test_images_are_added_and_a_finished_pack_is_left_alone(written):
     stamp = path.stat().st_mtime_ns
     assert build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)["added"] == 0
     assert path.stat().st_mtime_ns == stamp
-    assert not list(written.root.glob(".images.h5*"))
+    assert [path.name for path in written.root.glob(".images.h5*")] == [".images.h5.lock"]
 
 
 def test_other_images_are_added_behind_those_that_are_there(written):
@@ -221,6 +222,28 @@ def test_what_a_killed_build_left_is_not_taken_for_other_images(written, monkeyp
     build_pack(written.root, wanted, IMAGE_FOLDERS, quiet=True)
     pack = ImagePack(written.root / "images.h5")
     assert pack.names == wanted and {name: pack.read(name) for name in pack.names} == files
+
+
+def test_an_image_that_was_replaced_since_a_kill_is_packed_as_it_is_now(written, monkeypatch):
+    names = names_of(written)
+    monkeypatch.setattr("h5py.File", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    monkeypatch.undo()
+    images = written.root / "images"
+    shutil.copyfile(images / names[1], images / names[0])
+    build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
+    pack, files = ImagePack(written.root / "images.h5"), loose(written)
+    assert {name: pack.read(name) for name in pack.names} == files and files[names[0]] == files[names[1]]
+
+
+def test_two_at_once_would_write_the_same_pack(written):
+    with (
+        locked(written.root / ".images.h5.lock"),
+        pytest.raises(DataError, match="images.h5.lock: held by another process, which writes here"),
+    ):
+        build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
+    assert not (written.root / "images.h5").exists()
 
 
 def _read_in_child(pack, name, queue):

@@ -1,15 +1,26 @@
 """The run log drops what a checkpoint has not seen; the progress line's numbers are those of a hand-set clock."""
 
+import errno
 import io
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from shared.errors import DataError
-from shared.runlog import METRICS_FILE, ProgressBar, RunLog, duration, finite_or_none, progress, read_records
+from shared.runlog import (
+    METRICS_FILE,
+    ProgressBar,
+    RunLog,
+    duration,
+    finite_or_none,
+    progress,
+    read_records,
+    say,
+)
 
 
 def _lines(folder):
@@ -148,6 +159,37 @@ def test_progress_ends_with_a_line_on_standard_error(capsys):
     assert list(progress("ab", 2, "read", unit="file")) == ["a", "b"]
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("read: 2/2 files (100%)")
+
+
+class Gone(io.StringIO):
+    """A pipe that nobody reads any more."""
+
+    def write(self, text):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_work_goes_on_where_nobody_reads_its_progress(monkeypatch, is_terminal):
+    stream = Gone()
+    stream.isatty = lambda: is_terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    say("hello")
+    assert list(progress(range(3), 3, "steps")) == [0, 1, 2]
+
+
+def test_the_first_error_is_told_not_that_of_closing(tmp_path, monkeypatch):
+    def closed(self):
+        self._file.close()
+        raise OSError("closing failed, too")
+
+    monkeypatch.setattr(RunLog, "close", closed)
+    for raised, told in ((OSError("disk is full"), "disk is full"), (None, "closing failed")):
+        with (
+            pytest.raises(OSError, match=told),
+            RunLog(tmp_path, tensorboard=False, resume_step=0),
+        ):
+            if raised is not None:
+                raise raised
 
 
 def test_a_terminal_gets_a_bar():

@@ -9,7 +9,7 @@ import pytest
 from shared.stopping import STOP_SIGNALS, stop_flag
 
 
-@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGINT])
+@pytest.mark.parametrize("number", [*STOP_SIGNALS, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_sets_the_flag_and_handlers_are_put_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with stop_flag(interrupt=True) as told_to_stop:

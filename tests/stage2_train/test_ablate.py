@@ -20,6 +20,7 @@ from shared.cluster.status import status_of
 from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.grid_folders import FAILED_FILE, names_of
+from shared.locks import locked
 from shared.refer import load_refer
 from shared.stopping import STOPPED
 from stage2_train import ablate_cell
@@ -31,7 +32,6 @@ from stage2_train.ablate_table import METRICS
 from stage2_train.cluster_jobs import plan_grid, plan_training
 from stage2_train.dry_run import describe
 from stage2_train.inputs import open_split
-from stage2_train.owner import locked
 from stage2_train.run_identity import run_record, split_record
 from stage2_train.train import train
 from tests.stage2_train.miniature import OWN_BYTES, write_priors

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from shared.errors import DataError
 from stage2_train import checkpoint
 from stage2_train.checkpoint import (
+    damaged_checkpoint,
     first_misfit,
     list_checkpoints,
     load_object,
@@ -173,6 +174,19 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, harm: str) -> None:
     else:
         os.truncate(bad / "model.safetensors", 40)
     assert list_checkpoints(tmp_path) == [good]
+
+
+def test_the_newest_one_damaged_is_named_and_what_a_kill_left_of_an_older_one_goes(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    assert damaged_checkpoint(tmp_path) is None
+    newest = save(tmp_path, 2, keep=2)
+    (newest / "model.safetensors").write_bytes(b"")
+    assert damaged_checkpoint(tmp_path) == newest
+    (tmp_path / "step_00000001" / "state.json").unlink()
+    (newest / "state.json").write_text("[1, 2]")
+    assert list_checkpoints(tmp_path) == [] and damaged_checkpoint(tmp_path) == newest
+    save(tmp_path, 3)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step_00000003"]
 
 
 def test_a_copy_under_a_name_of_its_own_is_no_checkpoint_and_stays(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ import pytest
 
 from shared.errors import DataError
 from shared.json_files import write_json
+from shared.locks import locked
 from shared.runlog import read_records
 from stage2_train import training_run as module
 from stage2_train.ablate_cell import hold_lock
-from stage2_train.owner import OWNER_FILE, RunOwner, locked
+from stage2_train.owner import OWNER_FILE, RunOwner
 from stage2_train.run_identity import run_record
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config
@@ -130,7 +131,7 @@ def test_a_checkpoint_that_is_being_written_is_waited_for(earlier, whole, mini_r
             waited.append(seconds)
             (tmp_path / "go").touch()
 
-    monkeypatch.setattr("stage2_train.owner.time.sleep", sleep)
+    monkeypatch.setattr("shared.locks.time.sleep", sleep)
     assert train(config_of(mini_root), run, quiet=True)["step"] == STEPS
     assert waited, "the lock was free"
     assert "taken over by" in process.communicate(timeout=120)[1] and process.returncode == 1
@@ -227,7 +228,7 @@ def no_locks(request, monkeypatch):
     def refuse(*args):
         raise OSError(request.param, os.strerror(request.param))
 
-    monkeypatch.setattr("stage2_train.owner.fcntl.flock", refuse)
+    monkeypatch.setattr("shared.locks.fcntl.flock", refuse)
     return os.strerror(request.param)
 
 
@@ -257,6 +258,6 @@ def test_any_other_failure_of_a_lock_is_one(tmp_path, monkeypatch):
     def refuse(*args):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("stage2_train.owner.fcntl.flock", refuse)
+    monkeypatch.setattr("shared.locks.fcntl.flock", refuse)
     with pytest.raises(OSError, match="Input/output error"), locked(tmp_path / "lock"):
         pass

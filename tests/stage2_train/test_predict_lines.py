@@ -15,6 +15,7 @@ from PIL import Image
 
 from shared.errors import DataError
 from shared.images import image_size_hw
+from shared.locks import locked
 from shared.masks import decode_segmentation
 from stage2_train import predict_lines
 from stage2_train.predict import Predictor, predict_one
@@ -232,6 +233,19 @@ def test_predictions_of_another_file_or_network_are_not_lost(mini_run, pairs, tm
     assert predict_jsonl(mini_run, moved / "pairs.jsonl", out)["num_kept"] == 5 and not asked
     (out / "predictions.jsonl").unlink()
     assert predict_jsonl(mini_run, other, out)["num_kept"] == 0 and asked == ["green star"]
+
+
+def test_two_jobs_at_once_would_write_the_same_rows(mini_run, pairs, tmp_path, asked):
+    out = tmp_path / "out"
+    out.mkdir()
+    with (
+        locked(out / ".predict.lock"),
+        pytest.raises(DataError, match="predict.lock: held by another process, which writes here"),
+    ):
+        predict_jsonl(mini_run, pairs, out, quiet=True)
+    assert not (out / "predictions.jsonl").exists() and not asked
+    predict_jsonl(mini_run, pairs, out, quiet=True)
+    assert len(rows_of(out)) == 5
 
 
 def test_rows_of_strange_shapes_are_dropped(mini_run, pairs, tmp_path, asked):

@@ -919,3 +919,22 @@ def test_a_failure_while_a_finished_run_is_tidied_leaves_it_finished(
         train(config, tmp_path, quiet=True)
     assert not list_checkpoints(tmp_path / "checkpoints") and not (tmp_path / FAILED_FILE).exists()
     assert train(config, tmp_path, quiet=True)["already_finished"]
+
+
+def test_checkpoints_that_are_damaged_or_nobodys_are_refused(mini_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(mini_run, out)
+    (out / "done.json").unlink()
+    config = read_run_config(out)
+    (checkpoint,) = list_checkpoints(out / "checkpoints")
+    (checkpoint / "model.safetensors").write_bytes(b"torn")
+    log = (out / "metrics.jsonl").read_bytes()
+    with pytest.raises(DataError, match=rf"{checkpoint.name}: damaged, and there is no older one"):
+        train(config, out, resume=True, quiet=True)
+    assert (out / "metrics.jsonl").read_bytes() == log
+    shutil.rmtree(checkpoint)
+    shutil.copytree(mini_run / "checkpoints" / checkpoint.name, checkpoint)
+    (out / "config.json").unlink()
+    with pytest.raises(DataError, match="holds checkpoints and no config.json"):
+        train(config, out, quiet=True)
+    assert not (out / "config.json").exists()

@@ -37,3 +37,13 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     with publishing(final) as partial:
         partial.write_text("new")
     assert os.listdir(tmp_path) == ["weights"]
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with publishing(tmp_path / "weights") as partial:
+            os.close(os.open(partial, os.O_CREAT | os.O_WRONLY, 0o600))  # as safetensors does
+    finally:
+        os.umask(before)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o640
