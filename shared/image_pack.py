@@ -17,6 +17,7 @@ import json
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -204,12 +205,14 @@ def build_pack(
     Raises:
         DataError: An image that is missing or cannot be read as a file, a full disk, or another process that packs.
     """
-    with disk_errors(root, "the pack", "the images are"), locked(root / f".{PACK_NAME}.lock", 0.0):
+    with ExitStack() as held:
+        with disk_errors(root, "the pack", "the images are safe"):
+            held.enter_context(locked(root / f".{PACK_NAME}.lock", 0.0))
         return _packed(root, names, folders, quiet)
 
 
 def _packed(root: Path, names: Sequence[str], folders: Sequence[str], quiet: bool) -> dict[str, Any]:
-    """The work of `pack_images`, by the one process that may write the pack."""
+    """The work of `build_pack`, by the one process that may write the pack."""
     path = root / PACK_NAME
     old = ImagePack(path) if file_exists(path) else None
     try:

@@ -117,9 +117,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(
-            *(() if error is None else (OSError,))
-        ):  # the first error is the one to tell
+        first_tells = (OSError,) if error is not None else ()
+        with contextlib.suppress(*first_tells):
             self.close()
 
 

@@ -29,7 +29,7 @@ import torch
 from shared.cluster.status import why_ended
 from shared.errors import DataError
 from shared.grid_folders import FAILED_FILE, GRID_FILE
-from shared.json_files import read_json, write_json
+from shared.json_files import write_json
 from shared.locks import locked
 from shared.runlog import ProgressBar
 from shared.stopping import STOPPED, stop_flag
@@ -127,14 +127,10 @@ def run_grid(
     own = [cell for number, cell in enumerate(grid.cells) if number % only[1] == only[0]]
     finished = {cell.name for cell in own if states[cell.name].state == DONE}
     names, labels = [cell.name for cell in grid.cells], {cell.arm: cell.shown for cell in grid.cells}
-    record = {"grid": str(grid.path), "cells": names, "labels": labels}
     writing = partial(disk_errors, out, "the grid's own files", "finished runs are safe")
     with writing():
         out.mkdir(parents=True, exist_ok=True)
-        if (
-            not (out / GRID_FILE).is_file() or read_json(out / GRID_FILE) != record
-        ):  # a finished one may be read-only
-            write_json(out / GRID_FILE, record)
+        write_json(out / GRID_FILE, {"grid": str(grid.path), "cells": names, "labels": labels})
         for name in finished:
             (out / name / FAILED_FILE).unlink(missing_ok=True)  # of a time when it was not
     todo = [cell for cell in own if cell.name not in finished]
@@ -150,10 +146,8 @@ def run_grid(
                 bar.update()
     if pool.stopped:
         raise SystemExit(STOPPED)
-    with (
-        writing(),
-        locked(out / ".table.lock"),
-    ):  # of calls that end at once, the last sees what the others have done
+    # Of calls that end at once, the last sees what the others have done.
+    with writing(), locked(out / ".table.lock"):
         answer = _summary(grid, out, opened, busy, {cell.name for cell in own})
         _write_table(out, answer)
     return answer

@@ -82,16 +82,16 @@ def predict_jsonl(
         network=network,
         with_overlay=with_overlay,
     )
-    with disk_errors(out, "the predictions"):
+    with disk_errors(out, "the predictions", "those written are safe"):
         out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".predict.lock", 0.0):
         return _predicted(job, pairs, lines, Path(model), batch=batch, quiet=quiet)
 
 
 def _predicted(
-    job: "_Job", pairs: Path, lines: Sequence["Line | BadLine"], model: Path, *, batch: int, quiet: bool
+    job: "_Job", pairs: Path, lines: Sequence[Line | BadLine], model: Path, *, batch: int, quiet: bool
 ) -> dict[str, Any]:
-    """The work of `predict_lines`, by the one process that may write the folder."""
+    """The work of `predict_jsonl`, by the one process that may write the folder."""
     out = job.out
     path = out / PREDICTIONS
     writing = partial(disk_errors, out, "the predictions", "those written are safe")
