@@ -120,9 +120,8 @@ def _threaded(read: Callable[[int], T], keys: range, prefetch: int) -> Iterator[
 
     thread = threading.Thread(target=work, name="batch reader", daemon=True)
     thread.start()
-    atexit.register(
-        end
-    )  # an error may keep this generator alive, and torch may not be at work when Python ends
+    # An error may keep this generator alive, and torch may not be at work in a thread when Python ends.
+    atexit.register(end)
     try:
         for _ in keys:
             is_batch, value = results.get()

@@ -15,8 +15,8 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def predict_jsonl(
         network=network,
         with_overlay=with_overlay,
     )
-    with disk_errors(out, "the predictions", "those written are safe"):
+    with _writing(out):
         out.mkdir(parents=True, exist_ok=True)
     with locked(out / ".predict.lock", 0.0):
         return _predicted(job, pairs, lines, Path(model), batch=batch, quiet=quiet)
@@ -94,8 +94,7 @@ def _predicted(
     """The work of `predict_jsonl`, by the one process that may write the folder."""
     out = job.out
     path = out / PREDICTIONS
-    writing = partial(disk_errors, out, "the predictions", "those written are safe")
-    with writing():
+    with _writing(out):
         clean_partials(out)
         is_empty = _keep_answers(path, {line.number: line for line in lines if isinstance(line, Line)}, job)
     num_kept = len(is_empty)
@@ -106,7 +105,7 @@ def _predicted(
         predictor = Predictor.from_pretrained(model)
         say_unread(predictor.tokenise, [line.expression for line in todo if isinstance(line, Line)])
         bar = ProgressBar(len(lines), "predict", "pair", initial=num_kept, quiet=quiet)
-        with bar, writing(), path.open("ab") as file:
+        with bar, _writing(out), path.open("ab") as file:
             for start in range(0, len(todo), batch):
                 for row in job.answer(predictor, todo[start : start + batch]):
                     file.write(_encoded(row))
@@ -117,7 +116,7 @@ def _predicted(
     if order != sorted(order):
         rows: list[bytes] = path.read_bytes().splitlines(keepends=True)
         rows.sort(key=lambda row: json.loads(row)["line"])
-        with writing():
+        with _writing(out):
             publish_file(path, b"".join(rows))
     for row in failed[:_MOST_SAID]:
         say(f"{pairs}, line {row['line']}: {row['error']}", quiet)
@@ -133,6 +132,11 @@ def _predicted(
         "num_empty": sum(is_empty.values()),
         "predictions": str(path),
     }
+
+
+def _writing(out: Path) -> AbstractContextManager[None]:
+    """Turns a full disk under the predictions into an error of one line."""
+    return disk_errors(out, "the predictions", "those written are safe")
 
 
 def hash_model(folder: Path) -> str:
