@@ -2,18 +2,20 @@
 
 Each stage has its commands in a file of its own, thin shells that import what they need inside the command.
 Answers go to standard output, progress and messages to standard error. With `--json` a command prints exactly one JSON
-object on standard output. Exit status: 0 done, 1 the answer is no (a failed check), 2 unusable input (one line
-`error: ...`), 75 stopped in order by SIGTERM or SIGUSR1 (priors, a training, a grid) or
-the first Ctrl-C (a training), 130 interrupted.
+object on standard output. Exit status: 0 done, 1 the answer is no (a failed check), 2 unusable input, or a file that
+cannot be read or written (one line `error: ...`), 75 stopped in order by SIGTERM or SIGUSR1 (priors, a training, a
+grid) or the first Ctrl-C (a training), 130 interrupted.
 """
 
 import inspect
+import io
 import os
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -197,14 +199,41 @@ for _name, (_help, _commands) in GROUPS.items():
     app.add_typer(_group, name=_name)
 
 
+def _print_any_text() -> None:
+    """Let names that the terminal's encoding lacks, or that are no UTF-8, be printed with escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _refuse(message: str) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _raised_in(error: BaseException) -> str:
+    """Where in this project's code an error was raised or passed, for one that no function foresaw."""
+    root = Path(__file__).resolve().parent
+    own = [
+        f" (at {path.relative_to(root)}, line {frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if (path := Path(frame.filename)).is_relative_to(root) and "site-packages" not in path.parts
+    ]
+    return own[-1] if own else ""
+
+
 def main() -> None:
     """Run the command line; the console script `l2l`."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # a command has one progress line, its own
+    _print_any_text()
     try:
         app()
     except DataError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{os.fsdecode(error.filename)}: {error.strerror or type(error).__name__}{_raised_in(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
 

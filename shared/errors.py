@@ -1,6 +1,7 @@
 """The error a user can mend: wrong data, a wrong store, a wrong option.
 
-Anything else that goes wrong is a bug and keeps its traceback. Bad *model answers* are neither: they are counted
+An `OSError` that names a file (no right to read it, a folder in its place) is told in one line as well, by the command
+line. Anything else that goes wrong is a bug and keeps its traceback. Bad *model answers* are neither: they are counted
 statuses (`shared.types.AnswerStatus`).
 """
 

@@ -232,6 +232,9 @@ def export_labels_of(
     batch: Annotated[int, typer.Option(min=1, help="Sentences per pass.")] = 16,
     limit: Annotated[int, typer.Option(min=0, help="First sentences alone; 0 is all.")] = 0,
     root: MovedRoot = "",
+    store: Annotated[
+        str, typer.Option(metavar="STORE", help="Where the run's store lies now, or another one to read.")
+    ] = "",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -243,7 +246,13 @@ def export_labels_of(
 
     with only_answers_on_stdout():
         answer = export_labels(
-            run, out or run / "labels", batch=batch, limit=limit, root=root, quiet=quiet or as_json
+            run,
+            out or run / "labels",
+            batch=batch,
+            limit=limit,
+            root=root,
+            store=store,
+            quiet=quiet or as_json,
         )
     show(answer, as_json, text_of_mapping)
 

@@ -67,7 +67,14 @@ CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 
 
 def export_labels(
-    run: str | Path, out: str | Path, *, batch: int = 16, limit: int = 0, root: str = "", quiet: bool = False
+    run: str | Path,
+    out: str | Path,
+    *,
+    batch: int = 16,
+    limit: int = 0,
+    root: str = "",
+    store: str = "",
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Write the pseudo-labels, or go on where the same call was killed: the files become the same, byte for byte.
 
@@ -79,6 +86,7 @@ def export_labels(
         batch: Sentences per pass.
         limit: First sentences alone (0 = all).
         root: Where the data set lies now; "": where it lay.
+        store: Where the run's store lies now, or another one to read instead; "": where it lay, or below `cache_root`.
         quiet: No progress bar.
 
     Returns:
@@ -103,7 +111,7 @@ def export_labels(
     _require_own_images(links)
     device = own_device()
     networks = load_networks(run, config, device)
-    method, inputs = restore_method(run, config), open_own_inputs(run, config, quiet=quiet)
+    method, inputs = restore_method(run, config), open_own_inputs(run, config, store=store, quiet=quiet)
     samples = [sample for ref in inputs.split.unlabelled for sample in ref][: limit or None]
     identity = identity_of_labels(run, config, inputs, method, samples)
     writing = partial(disk_errors, folder, "the labels", "those written are safe")

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +33,8 @@ from stage2_train.segmentor import CONFIG_NAME, WEIGHTS_NAME, ReferringSegmentor
 
 GIVE_BACK = "give the old data back, or train again"
 """What helps where data of a finished run have changed."""
+
+_OWN_STORE_GONE = "the store that {run} was trained with is gone; `l2l export-labels --store PATH` names one"
 
 
 def read_run_config(folder: Path, root: str = "") -> TrainConfig:
@@ -78,25 +81,41 @@ def with_own_store(folder: Path, config: TrainConfig) -> TrainConfig:
     return replace(config, store=str(found)) if found else config
 
 
-def open_own_inputs(folder: Path, config: TrainConfig, *, quiet: bool = False) -> Inputs:
+def open_own_inputs(folder: Path, config: TrainConfig, *, store: str = "", quiet: bool = False) -> Inputs:
     """What a run read, opened again, wherever data and store lie by now.
 
     Args:
         folder: The run.
         config: Its configuration (`read_run_config`).
+        store: Where its store lies now, or another one to read instead; "": where it lay, or below `cache_root`.
         quiet: No progress bar.
 
     Raises:
-        DataError: Data or store that are gone, or annotations, images or labels that are others than the run's.
+        DataError: Data or store that are gone, another store in its place unless that is named, or annotations, images
+            or labels that are others than the run's.
     """
-    inputs = open_inputs(with_own_store(folder, config), quiet=quiet)
-    recorded = read_json(folder / "config.json").get("data_fingerprint")
-    if recorded not in (None, inputs.dataset.fingerprint()):
+    config = replace(config, store=store) if store else with_own_store(folder, config)
+    if not store and config.store and not Path(config.store).exists():
+        raise DataError(f"{config.store}: {_OWN_STORE_GONE.format(run=folder)}")
+    inputs = open_inputs(config, quiet=quiet)
+    record = read_json(folder / "config.json")
+    if not store:
+        _require_own_store(folder, record, inputs)
+    if record.get("data_fingerprint") not in (None, inputs.dataset.fingerprint()):
         raise DataError(
             f"{config.data.root}: has other annotations than {folder} was trained on; {GIVE_BACK}"
         )
     require_same_split(folder, split_record(config, inputs.split, inputs.dataset), GIVE_BACK)
     return inputs
+
+
+def _require_own_store(folder: Path, record: Mapping[str, Any], inputs: Inputs) -> None:
+    """Refuse another store than the run's, found where its own lay or because its own is gone."""
+    own = record.get("store")
+    if own and inputs.store and inputs.store["fingerprint"] != own.get("fingerprint"):
+        raise DataError(
+            f"{own.get('path')}: {_OWN_STORE_GONE.format(run=folder)}; {inputs.store['path']} is another one"
+        )
 
 
 def has_ended(folder: Path) -> bool:

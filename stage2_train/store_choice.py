@@ -16,7 +16,7 @@ from stage2_train.config import TrainConfig
 from stage2_train.prior_source import StorePriors
 from stage2_train.same_images import replaced_images
 
-_NAME_IT = "name one: --set store=PATH (of `l2l eval`: --store PATH)"
+_NAME_IT = "name one: --set store=PATH (of `l2l eval` and `export-labels`: --store PATH)"
 _RUN_AGAIN = "run `l2l priors run RECIPE` for it again, which asks for what is new alone"
 
 

@@ -1,6 +1,7 @@
 """The command line: exit statuses, messages, and that `--json` prints one object and nothing else."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -65,6 +66,38 @@ def test_a_message_of_several_lines_becomes_one(l2l, monkeypatch):
     monkeypatch.setattr("shared.doctor.examine", fail)
     ran = l2l("doctor")
     assert (ran.status, ran.err) == (2, "error: first second\n")
+
+
+def test_a_file_that_nothing_foresaw_is_one_line_with_its_place(l2l, monkeypatch, tmp_path):
+    monkeypatch.setattr("shared.doctor.examine", lambda: (tmp_path / "gone").read_text())
+    ran = l2l("doctor")
+    assert ran.status == 2 and ran.out == ""
+    assert re.fullmatch(
+        rf"error: {re.escape(str(tmp_path))}/gone: No such file or directory \(at .*\.py, line \d+\)\n",
+        ran.err,
+    )
+
+
+def test_an_error_of_the_system_that_names_no_file_keeps_its_traceback(monkeypatch):
+    def fail():
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("shared.doctor.examine", fail)
+    monkeypatch.setattr(sys, "argv", ["l2l", "doctor"])
+    with pytest.raises(OSError, match="Input/output error"):
+        cli.main()
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "\u96ea".encode()])
+def test_a_name_that_the_terminal_cannot_show_is_printed_with_escapes(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "cli.py", "status", os.fsencode(tmp_path) + b"/" + name],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1 and b"\\u" in done.stderr
 
 
 def test_an_interrupt_is_status_130(l2l, monkeypatch):

@@ -22,6 +22,7 @@ from stage2_train.export_labels import export_labels
 from stage2_train.inputs import open_inputs, open_split
 from stage2_train.run_files import (
     export_model,
+    open_own_inputs,
     read_run_config,
     require_ended_as,
     restore_method,
@@ -86,6 +87,17 @@ def test_a_run_outlives_a_move_of_its_store_and_a_new_setting(mini_root: Path, t
     assert with_own_store(run, config).store == str(moved)
     assert evaluate_run(run, "val", limit=2, quiet=True)["prior_note"] == f"from {moved}"
     assert export_labels(run, tmp_path / "labels", batch=4, limit=4, quiet=True)["num"] == 4
+
+    labels, gone = tmp_path / "labels-of-named", moved.rename(tmp_path / "elsewhere.zarr")
+    with pytest.raises(
+        DataError, match=r"own.zarr: the store that .*run was trained with is gone; .*--store"
+    ):
+        export_labels(run, labels, batch=4, limit=4, quiet=True)
+    unnamed = dataclasses.replace(config, store="")
+    with pytest.raises(DataError, match=r"own.zarr: the store that .* is gone; .*; .*other.zarr is another"):
+        open_own_inputs(run, unnamed, quiet=True)
+    assert export_labels(run, labels, store=str(gone), batch=4, limit=4, quiet=True)["num"] == 4
+    moved = gone.rename(moved)
 
     record = json.loads((run / "config.json").read_text())
     assert record["config"].pop("misplaced_priors") == 0.0
