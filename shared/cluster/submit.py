@@ -7,7 +7,6 @@ has one line a job: its id, its tasks, which submission it was part of, and the 
 less its index).
 """
 
-import fcntl
 import json
 import os
 import re
@@ -16,8 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +24,13 @@ from shared.cluster.queue import ACTIVE, WAITING, ask_queue
 from shared.cluster.script import ClusterJob, array_chunks, array_value, script_of
 from shared.cluster.site import SiteConfig
 from shared.errors import DataError
+from shared.locks import locked
 
 SUBMITTED_FILE = "submitted.jsonl"
 """Name of the list of submitted jobs in a folder of jobs."""
+
+PATIENCE_S = 600.0
+"""Seconds that another submission of the same work is waited for; a busy controller takes some for each job."""
 
 DEFAULT_ARRAY_SIZE = 1001
 """`MaxArraySize` of a Slurm that was not told otherwise."""
@@ -128,12 +130,12 @@ def submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
         One object a job: `name`, `job` (its id), `tasks`, `script`.
 
     Raises:
-        DataError: Jobs of an earlier submission have not ended; or sbatch refuses a job, and those before it stay
-            submitted and are named.
+        DataError: Jobs of an earlier submission have not ended, or another one is still under way; or sbatch refuses a
+            job, and those before it stay submitted and are named.
     """
     site = with_array_size(site)
     work.folder.mkdir(parents=True, exist_ok=True)
-    with _nobody_else(work.folder / SUBMITTED_FILE):
+    with locked(work.folder / SUBMITTED_FILE, PATIENCE_S):  # so that the later finds the jobs of the earlier
         return _submit(work, site)
 
 
@@ -161,15 +163,6 @@ def _submit(work: Work, site: SiteConfig) -> list[dict[str, Any]]:
                 log.write(json.dumps({**record, "offset": offset, "submission": submission}) + "\n")
             submitted.append(record)
     return submitted
-
-
-@contextmanager
-def _nobody_else(file: Path) -> Iterator[None]:
-    """Let submissions of the same work come one after the other, so that the later finds the jobs of the earlier."""
-    with file.open("a") as held:
-        with suppress(OSError):  # a disk without locks
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield
 
 
 def read_submitted(folder: Path) -> list[dict[str, Any]]:
