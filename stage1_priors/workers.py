@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.cluster.status import why_ended
+from shared.cluster.tasks import why_ended
 from shared.errors import DataError
 from shared.ranges import as_ranges
 from shared.runlog import ProgressBar, say

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from shared.cluster.status import why_ended
+from shared.cluster.tasks import why_ended
 from shared.errors import DataError
 from shared.grid_folders import FAILED_FILE, GRID_FILE
 from shared.json_files import write_json

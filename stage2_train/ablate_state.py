@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shared.cluster.status import is_written_here
+from shared.cluster.products import is_written_here
 from shared.datasets import load_dataset
 from shared.errors import DataError
 from shared.grid_folders import failure_of, is_finished, require_no_run

@@ -13,8 +13,9 @@ import pytest
 from shared.cluster.port import FIRST, NUM
 from shared.cluster.script import ClusterJob
 from shared.cluster.site import read_site
-from shared.cluster.status import SILENT_S, status_of
+from shared.cluster.status import status_of
 from shared.cluster.submit import Work, submit
+from shared.cluster.tasks import SILENT_S
 from shared.errors import DataError
 from tests.cluster.slurm import ENDED, NODES, wait_for
 

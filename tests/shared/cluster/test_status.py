@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from shared.cluster import status as module
 from shared.cluster.overview import overview_of
 from shared.cluster.queue import Queue
-from shared.cluster.status import SILENT_S, format_status, status_of
+from shared.cluster.status import format_status, status_of
+from shared.cluster.submit import read_submitted
+from shared.cluster.tasks import SILENT_S
 from shared.errors import DataError
 from shared.runlog import RunLog
 from shared.store.schema import prior_fields
@@ -33,7 +34,7 @@ def queue(monkeypatch):
         assert set(scripts.values()) == {"s"}
         return Queue(found=found) if found else Queue(problem="no squeue here to ask")
 
-    monkeypatch.setattr(module, "ask_queue", ask)
+    monkeypatch.setattr("shared.cluster.tasks.ask_queue", ask)
     return found
 
 
@@ -210,7 +211,7 @@ def test_a_task_that_begins_while_the_queue_is_asked_has_begun(tmp_path, monkeyp
         task(jobs, "train", 0, "7", "running")
         return Queue()
 
-    monkeypatch.setattr(module, "ask_queue", ask)
+    monkeypatch.setattr("shared.cluster.tasks.ask_queue", ask)
     assert status_of(tmp_path / "run", NOW)["state"] == "running"
 
 
@@ -467,8 +468,9 @@ def test_submissions_are_read_once(tmp_path, monkeypatch):
     """Between two readings jobs may be submitted: kind and tasks are of one."""
     submitted(tmp_path / "run" / "jobs", 1, "train", "7", [0])
     asked = []
-    read = module.read_submitted
-    monkeypatch.setattr(module, "read_submitted", lambda folder: asked.append(folder) or read(folder))
+    monkeypatch.setattr(
+        "shared.cluster.status.read_submitted", lambda folder: asked.append(folder) or read_submitted(folder)
+    )
     assert status_of(tmp_path / "run")["kind"] == "run" and asked == [tmp_path / "run" / "jobs"]
 
 
