@@ -15,18 +15,8 @@ from shared.hub import cache_folder
 from shared.ranges import as_ranges
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.hub_models import pins
-from stage1_priors.job import (
-    Job,
-    StoreJob,
-    changes,
-    find_known_rows,
-    job_of,
-    pending_of,
-    replaced_images,
-    require_engine,
-    require_images,
-    require_room_for,
-)
+from stage1_priors.job import Job, StoreJob, changes, find_known_rows, job_of, pending_of, require_engine
+from stage1_priors.preflight import replaced_images, require_images, require_room_for
 from stage1_priors.reuse import Reusable, nothing_reusable
 
 

@@ -71,9 +71,10 @@ def priors_run(
     from shared.runlog import say
     from shared.stopping import said_on_interrupt
     from stage1_priors.config import PriorsConfig
+    from stage1_priors.dry_run import describe_plan
     from stage1_priors.memory import MemoryFull, start_anew
     from stage1_priors.read_fields import idle_fields
-    from stage1_priors.run import describe_plan, run_priors
+    from stage1_priors.run import run_priors
     from stage1_priors.worker_env import num_workers_of
     from stage1_priors.workers import run_workers
 

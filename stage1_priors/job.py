@@ -3,8 +3,6 @@
 Imports neither torch nor vLLM.
 """
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,7 @@ import numpy as np
 
 from shared.config import config_to_dict
 from shared.datasets import load_dataset
-from shared.errors import DataError
 from shared.image_hashes import LOST, content_hashes, identify_images, memory_of
-from shared.image_pack import PACK_NAME
 from shared.refer import ReferDataset
 from shared.store.find import find_stores, store_path
 from shared.store.layout import read_header
@@ -33,7 +29,7 @@ from shared.store.schema import (
 )
 from shared.store.writer import create_store, pending_shards
 from stage1_priors.config import ImportConfig, PriorsConfig
-from stage1_priors.engine import engine_versions, require_packages
+from stage1_priors.engine import require_packages
 from stage1_priors.families import Family, SizeRules, family_of, require_chat_template, size_rules_of
 from stage1_priors.identity import (
     differences,
@@ -47,7 +43,6 @@ from stage1_priors.identity import (
 from stage1_priors.mask_source import source_files
 from stage1_priors.memory_left import weights_gb
 from stage1_priors.plan import Plan, make_plan
-from stage1_priors.preflight import require_room
 from stage1_priors.reuse import Reusable, find_reusable, nothing_reusable
 
 
@@ -106,7 +101,7 @@ def make_job(config: PriorsConfig, *, quiet: bool = True) -> Job:
         DataError: Missing or unusable data, or no model on this machine.
     """
     dataset = load_dataset(config.data).without_masks(())  # which are not for a prior, and take memory
-    plan = _plan(config, dataset)
+    plan = plan_of(config, dataset)
     model = locate_model(config.model)
     family = family_of(model.folder).asking(config.model.question, config.model.system)
     rules = size_rules_of(
@@ -157,7 +152,7 @@ def make_import_job(config: ImportConfig, *, quiet: bool = True) -> StoreJob:
         DataError: Missing or unusable data, or no masks at the source.
     """
     dataset = load_dataset(config.data)
-    plan = _plan(config, dataset)
+    plan = plan_of(config, dataset)
     memory = memory_of(config.cache_root, f"{config.data.dataset}-masks")
     files = identify_images(source_files(Path(config.source)), config.image_hash, memory, quiet=quiet)
     masks = images_fingerprint(files)
@@ -249,7 +244,8 @@ def _path(config: PriorsConfig | ImportConfig, fingerprint: str) -> Path:
     return store_path(config.cache_root, f"{config.data.dataset}-{config.data.split_by}", fingerprint)
 
 
-def _plan(config: PriorsConfig | ImportConfig, dataset: ReferDataset) -> Plan:
+def plan_of(config: PriorsConfig | ImportConfig, dataset: ReferDataset) -> Plan:
+    """Rows and shards of a recipe's store; raises DataError where a split is none or has no rows."""
     where = f"{config.data.dataset} ({config.data.split_by}) in {config.data.root}"
     limit = config.limit if isinstance(config, PriorsConfig) else None
     return make_plan(dataset.samples(), config.splits, SHARD_ROWS, where, limit)
@@ -258,133 +254,6 @@ def _plan(config: PriorsConfig | ImportConfig, dataset: ReferDataset) -> Plan:
 def pending_of(job: StoreJob) -> list[int]:
     """Shards that still have to be written, in order; partial files of writers that are gone are removed."""
     return pending_shards(job.path) if job.path.exists() else list(range(job.plan.num_shards))
-
-
-def describe_plan(config: PriorsConfig | ImportConfig, *, quiet: bool = True) -> dict[str, Any]:
-    """What a run would do, JSON-able; nothing is written but the memory of image hashes.
-
-    Args:
-        config: The recipe.
-        quiet: No progress over the images that are read for the first time.
-
-    Returns:
-        Data set, pairs per split, limit on them, images, shards in all and pending, engine (or the source of imported
-        masks), and, if the model is on this machine, the store's path, what differs from the nearest store, and how
-        many pairs each other store already holds. `problem` says what a run would stop at, else None, and `notes` what
-        it would go on with.
-
-    Raises:
-        DataError: Missing or unusable data.
-    """
-    dataset = load_dataset(config.data)
-    plan = _plan(config, dataset)
-    description: dict[str, Any] = {
-        "data": f"{config.data.dataset} ({config.data.split_by}) in {config.data.root}",
-        "splits": dict(Counter(sample.split for sample in plan.samples)),
-        "pairs": len(plan.samples),
-        "limit": _limit_of(plan),
-        "images": len({sample.image_id for sample in plan.samples}),
-        "shards": plan.num_shards,
-        **_tools(config),
-        "problem": None,
-    }
-    try:
-        require_engine(config)
-        job = job_of(config, quiet=quiet)
-    except DataError as error:
-        return description | {"problem": str(error)}
-    exists, pending = job.path.exists(), pending_of(job)
-    known = find_known_rows(job) if isinstance(job, Job) and pending else nothing_reusable(len(plan.samples))
-    notes = replaced_images(job)
-    try:
-        notes += require_images(job) if pending else []
-        require_room_for(job, pending, known)
-    except DataError as error:
-        description["problem"] = str(error)
-    return description | {
-        "notes": notes,
-        "fingerprint": job.fingerprint,
-        "store": str(job.path),
-        "exists": exists,
-        "pending_shards": len(pending),
-        "changed": [] if exists else changes(job),
-        **_known_elsewhere(job, pending, known),
-    }
-
-
-def replaced_images(job: StoreJob) -> list[str]:
-    """Notes on images of the plan that are read from a pack, though their files are others by now; at most one."""
-    if not isinstance(job, Job):
-        return []
-    found = job.dataset.replaced_images(dict.fromkeys(sample.file_name for sample in job.plan.samples))
-    if not found:
-        return []
-    return [
-        f"{len(found)} images are of another size than in {job.dataset.root / PACK_NAME}, which is read, the first is "
-        f"{found[0]}; run `l2l data pack` first, if they have been replaced"
-    ]
-
-
-def require_images(job: StoreJob) -> list[str]:
-    """Notes on rows whose image is known to be lost before one is opened; at most one.
-
-    Raises:
-        DataError: So many that a run of all pairs would stop at its end.
-    """
-    if not isinstance(job, Job):
-        return []
-    lost = [sample for sample in job.plan.samples if sample.file_name in job.lost_images]
-    if not lost:
-        return []
-    num, first, ceiling = len(job.plan.samples), lost[0], job.config.error_ceiling
-    told = (
-        f"{len(lost)} of {num} pairs are of images that are missing or cannot be read; the first is "
-        f"{first.sample_id}: {_why_lost(job, first.file_name)}"
-    )
-    if len(lost) > ceiling * num and not job.plan.left_out:
-        raise DataError(f"{told}. error_ceiling is {ceiling}; set error_ceiling=1 to go on regardless")
-    return [f"{told}. They get no prior"]
-
-
-def _why_lost(job: Job, file_name: str) -> str:
-    try:
-        return f"{job.dataset.image_path(file_name)} is {job.lost_images[file_name]}"
-    except DataError as error:
-        return str(error)
-
-
-def require_room_for(job: StoreJob, shards: Sequence[int], known: Reusable) -> None:
-    """See that the model has room for every row of some shards that is not known; raises as `require_room`."""
-    if isinstance(job, Job) and job.config.engine.kind == "vllm":
-        rows = [row for shard in shards for row in range(*job.plan.bounds(shard)) if known.source_N[row] < 0]
-        samples = [job.plan.samples[row] for row in rows]
-        require_room(job.config.model, job.family, job.rules, samples)
-
-
-def _known_elsewhere(job: StoreJob, pending: Sequence[int], known: Reusable) -> dict[str, dict[str, int]]:
-    """How many rows, and answers alone, each other store holds."""
-    if not isinstance(job, Job) or not pending:
-        return {"reused": {}, "answers": {}}
-    num = len(job.plan.samples)
-    reused, answers = known.counts(0, num), find_known_answers(job).counts(0, num)
-    return {"reused": reused, "answers": {name: n for name, n in answers.items() if name not in reused}}
-
-
-def _limit_of(plan: Plan) -> str | None:
-    num = len(plan.samples)
-    return f"the first {num} of {num + plan.left_out} pairs" if plan.left_out else None
-
-
-def _tools(config: PriorsConfig | ImportConfig) -> dict[str, Any]:
-    """What makes the rows, for a person."""
-    if isinstance(config, ImportConfig):
-        return {"source": config.source}
-    return {
-        "model": config.model.path,
-        "engine": {"kind": config.engine.kind, **engine_versions(config.engine.kind)},
-        "proposer": f"{config.proposer.kind} {config.proposer.path if config.proposer.is_sam else ''}".strip(),
-        "canary": config.canary.mode,
-    }
 
 
 def changes(job: StoreJob) -> list[str]:

@@ -35,25 +35,20 @@ from stage1_priors.job import (
     Job,
     changes,
     create,
-    describe_plan,
     find_known_answers,
     find_known_rows,
     make_job,
     pending_of,
-    replaced_images,
     require_engine,
-    require_images,
-    require_room_for,
 )
 from stage1_priors.known_shards import copy_shards, found_with, mask_shards
 from stage1_priors.memory_left import require_memory
 from stage1_priors.plan import Plan, shards_of_worker
+from stage1_priors.preflight import replaced_images, require_images, require_room_for
 from stage1_priors.proposers import PROPOSERS, Proposer
 from stage1_priors.reuse import Reusable, nothing_reusable
 from stage1_priors.starting import starting
 from stage1_priors.worker_env import separate_from_other_workers
-
-__all__ = ["describe_plan", "run_priors"]
 
 
 def run_priors(

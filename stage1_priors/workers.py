@@ -28,16 +28,9 @@ from shared.store.marks import read_mark
 from stage1_priors.config import ImportConfig, PriorsConfig
 from stage1_priors.devices import require_gpus, visible_gpus
 from stage1_priors.failures import shards_to_retry, told_failures
-from stage1_priors.job import (
-    Job,
-    StoreJob,
-    job_of,
-    pending_of,
-    replaced_images,
-    require_engine,
-    require_images,
-)
+from stage1_priors.job import Job, StoreJob, job_of, pending_of, require_engine
 from stage1_priors.memory_left import require_memory
+from stage1_priors.preflight import replaced_images, require_images
 from stage1_priors.worker_env import Worker, plan_workers
 
 STAGGER_S = 2.0

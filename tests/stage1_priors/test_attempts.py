@@ -18,8 +18,9 @@ from shared.store.reader import PriorStore
 from shared.store.verify import store_status, verify_store
 from shared.types import STATUS_CODES, AnswerStatus
 from stage1_priors.attempts import GIVEN_UP, Attempt, Attempts, read_attempt
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.engine import Answer, EngineFailed
-from stage1_priors.job import describe_plan, make_job
+from stage1_priors.job import make_job
 from stage1_priors.memory import MemoryFull
 from stage1_priors.proposers import PROPOSERS, BoxProposer, ProposerFailed, ProposerKind
 from stage1_priors.run import run_priors

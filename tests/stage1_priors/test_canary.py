@@ -23,9 +23,9 @@ from stage1_priors.canary import (
     run_canary,
 )
 from stage1_priors.config import CanaryConfig
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.engine import Answer, Request, failed_answer
 from stage1_priors.families import INTERNVL, LLAVA_ONEVISION, QWEN2_5_VL, QWEN3_VL, SizeRules
-from stage1_priors.job import describe_plan
 from stage1_priors.run import run_priors
 from tests.stage1_priors.fake_engine import (
     FakeEngine,

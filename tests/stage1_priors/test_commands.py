@@ -31,7 +31,7 @@ def test_a_change_that_the_run_does_not_read_is_told(l2l, refshapes, tmp_path):
 def test_what_changed_is_told_a_line_each(monkeypatch, l2l):
     lines = ["asked.prompt: system: one, two -> none (from a.zarr)", "proposer.grid: 16 -> 8 (from a.zarr)"]
     monkeypatch.setattr(
-        "stage1_priors.run.describe_plan", lambda config, quiet: {"pairs": 3, "changed": lines}
+        "stage1_priors.dry_run.describe_plan", lambda config, quiet: {"pairs": 3, "changed": lines}
     )
     ran = l2l("priors", "run", "embedded", "--dry-run")
     assert ran.out.splitlines() == ["pairs: 3", "changed:", *(f"  {line}" for line in lines)]

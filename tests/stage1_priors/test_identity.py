@@ -19,6 +19,7 @@ from shared.image_hashes import identify_images
 from shared.model_files import hash_model_files
 from stage1_priors import engine as engine_module
 from stage1_priors.config import CanaryConfig, MllmConfig, PriorsConfig, ProposerConfig
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.families import QWEN2_5_VL
 from stage1_priors.identity import (
     differences,
@@ -27,7 +28,7 @@ from stage1_priors.identity import (
     locate_model,
     locate_proposer,
 )
-from stage1_priors.job import describe_plan, make_job
+from stage1_priors.job import make_job
 from stage1_priors.proposers import PROPOSERS, BoxProposer, Prompts, ProposerKind
 from stage1_priors.read_fields import PROPOSED, idle_fields
 from stage1_priors.recipes import RECIPES, TINY_SAM_WEIGHTS

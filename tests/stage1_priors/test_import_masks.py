@@ -17,7 +17,7 @@ from shared.refer import load_refer
 from shared.store.reader import PriorStore
 from shared.types import AnswerStatus
 from stage1_priors.config import ImportConfig
-from stage1_priors.job import describe_plan
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.mask_source import as_prob, has_proportions, open_source, to_grid
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.quality import score_store

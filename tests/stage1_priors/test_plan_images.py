@@ -13,7 +13,8 @@ from shared.image_pack import build_pack
 from shared.refer_layout import IMAGE_FOLDERS
 from stage1_priors.cluster_jobs import plan_work
 from stage1_priors.config import ImportConfig
-from stage1_priors.job import describe_plan, make_job
+from stage1_priors.dry_run import describe_plan
+from stage1_priors.job import make_job
 from stage1_priors.run import run_priors
 from stage1_priors.workers import run_workers
 from tests.stage1_priors.fake_engine import FakeEngine

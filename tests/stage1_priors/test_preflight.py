@@ -10,9 +10,9 @@ from shared.errors import DataError
 from shared.types import Sample
 from stage1_priors.cluster_jobs import plan_work
 from stage1_priors.config import MllmConfig
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.families.family import SizeRules
 from stage1_priors.families.qwen2_5_vl import QWEN2_5_VL
-from stage1_priors.job import describe_plan
 from stage1_priors.preflight import TEXT_TOKENS, require_room
 from stage1_priors.run import run_priors
 from tests.stage1_priors.fake_engine import FakeEngine

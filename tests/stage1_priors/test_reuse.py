@@ -17,8 +17,9 @@ from shared.store.verify import store_status, verify_store
 from shared.synth.example import write_example
 from stage1_priors.chunks import Bounds, chunks_of
 from stage1_priors.config import DataConfig
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.engine import Answer
-from stage1_priors.job import describe_plan, find_known_rows, make_job
+from stage1_priors.job import find_known_rows, make_job
 from stage1_priors.run import run_priors
 from stage1_priors.tiny_sam import WEIGHTS_DIR
 from tests.stage1_priors.fake_engine import (

@@ -29,8 +29,9 @@ from stage1_priors import engine as engine_module
 from stage1_priors.asked_shards import Timing
 from stage1_priors.chunks import PIXEL_BYTES, PREPARED_NUMBERS
 from stage1_priors.cluster_jobs import plan_work
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.engine import Answer
-from stage1_priors.job import describe_plan, make_job
+from stage1_priors.job import make_job
 from stage1_priors.memory import MemoryFull
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.proposers import PROPOSERS, BoxProposer, ProposerKind

@@ -18,8 +18,9 @@ from shared.seeding import rng
 from shared.store.reader import PriorStore
 from shared.synth.scenes import draw_scene
 from stage1_priors.config import ProposerConfig
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.identity import locate_proposer
-from stage1_priors.job import describe_plan, make_job
+from stage1_priors.job import make_job
 from stage1_priors.proposals import NO_PRIOR
 from stage1_priors.proposers import PROPOSERS, Prompts, ProposerFailed
 from stage1_priors.quality import score_store

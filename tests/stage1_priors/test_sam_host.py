@@ -19,7 +19,7 @@ from shared.seeding import rng
 from shared.store.reader import PriorStore
 from stage1_priors import proposers
 from stage1_priors.config import ProposerConfig
-from stage1_priors.job import describe_plan
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.proposers import PROPOSERS, Prompts
 from stage1_priors.run import run_priors
 from stage1_priors.sam_host import SamApart, SamHere

@@ -19,7 +19,7 @@ from shared.stopping import STOPPED
 from shared.store.reader import PriorStore
 from shared.store.verify import verify_store
 from stage1_priors import workers
-from stage1_priors.job import describe_plan
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.recipes import RECIPES
 from stage1_priors.run import run_priors
 from stage1_priors.worker_env import Worker

@@ -15,10 +15,11 @@ from shared.types import AnswerStatus as S
 from stage1_priors.answers import read_answers
 from stage1_priors.canary import run_canary
 from stage1_priors.config import CanaryConfig
+from stage1_priors.dry_run import describe_plan
 from stage1_priors.edges import Token
 from stage1_priors.engine import Answer
 from stage1_priors.families import FAMILIES, Family, SizeRules
-from stage1_priors.job import describe_plan, make_job
+from stage1_priors.job import make_job
 from stage1_priors.parse import Parser
 from stage1_priors.run import run_priors
 from stage1_priors.sampled_boxes import read_samples
