@@ -94,7 +94,7 @@ def data_check(root: Root, dataset: Dataset = "", split_by: SplitBy = "", as_jso
 def data_pack(root: Root, dataset: Dataset = "", split_by: SplitBy = "", as_json: Json = False) -> None:
     """Put the images of a data set into one file, ROOT/images.h5; run it again to go on, or to add a data set's."""
     from shared.datasets import image_names
-    from shared.image_pack import build_pack
+    from shared.image_pack_build import build_pack
 
     folder, names, folders = image_names(_data_config(root, dataset, split_by))
     answer = build_pack(folder, names, folders, quiet=as_json)

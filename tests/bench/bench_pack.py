@@ -16,7 +16,8 @@ import numpy as np
 from figures import Figure, figure, print_figures
 from PIL import Image
 
-from shared.image_pack import PACK_NAME, ImageStore, build_pack
+from shared.image_pack import PACK_NAME, ImageStore
+from shared.image_pack_build import build_pack
 from shared.images import read_image
 from shared.seeding import rng
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared import image_pack
+from shared import image_pack_build
 from shared.errors import DataError
 from shared.image_hashes import identify_images
-from shared.image_pack import ImagePack, ImageStore, build_pack
+from shared.image_pack import ImagePack, ImageStore
+from shared.image_pack_build import build_pack
 from shared.images import image_size_hw
 from shared.jsonl import load_jsonl
 from shared.locks import locked
@@ -40,7 +41,7 @@ def loose(written):
 
 
 def test_a_packed_set_reads_like_a_loose_one(written, monkeypatch):
-    monkeypatch.setattr(image_pack, "_COPY_BYTES", 1000)  # in several blocks, as one of many images is
+    monkeypatch.setattr(image_pack_build, "_COPY_BYTES", 1000)  # in several blocks, as one of many images is
     plain, files = load_refer(*written.args), loose(written)
     pixels = {s.sample_id: np.asarray(plain.image(s)) for s in plain.samples()}
     answer = build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
@@ -185,8 +186,8 @@ def test_a_killed_build_goes_on(written, monkeypatch, killed_after, torn):
             raise KeyboardInterrupt
         return digest_of(data)
 
-    digest_of = image_pack.digest_of
-    monkeypatch.setattr(image_pack, "digest_of", dying)
+    digest_of = image_pack_build.digest_of
+    monkeypatch.setattr(image_pack_build, "digest_of", dying)
     killed = pytest.raises(KeyboardInterrupt) if killed_after < 6 else None
     if killed is None:
         monkeypatch.setattr("h5py.File", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -197,7 +198,7 @@ def test_a_killed_build_goes_on(written, monkeypatch, killed_after, torn):
     flat = written.root / ".images.h5.flat"
     flat.write_bytes(flat.read_bytes()[: flat.stat().st_size - torn])  # what a power cut may take
     seen = []
-    monkeypatch.setattr(image_pack, "digest_of", lambda data: seen.append(data) or digest_of(data))
+    monkeypatch.setattr(image_pack_build, "digest_of", lambda data: seen.append(data) or digest_of(data))
     build_pack(written.root, names, IMAGE_FOLDERS, quiet=True)
     assert 6 - killed_after <= len(seen) <= 6 - killed_after + 1
     pack = ImagePack(written.root / "images.h5")
@@ -363,7 +364,7 @@ def test_a_full_disk_is_an_error_of_one_line(written, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(image_pack.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DataError, match="images.h5: cannot be written: No space left on device"):
         build_pack(written.root, names_of(written), IMAGE_FOLDERS, quiet=True)
     assert not (written.root / "images.h5").exists()

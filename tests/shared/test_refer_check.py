@@ -9,7 +9,7 @@ from PIL import Image
 from shared import refer_check
 from shared.check_report import CheckReport, SplitCounts
 from shared.errors import DataError
-from shared.image_pack import build_pack
+from shared.image_pack_build import build_pack
 from shared.refer import load_refer
 from shared.refer_check import check_refer
 from tests.shared.refer_fixture import BROKEN, set_field, write_refer_fixture

@@ -9,7 +9,7 @@ from PIL import Image
 
 from shared.config import apply_overrides
 from shared.errors import DataError
-from shared.image_pack import build_pack
+from shared.image_pack_build import build_pack
 from shared.refer_layout import IMAGE_FOLDERS
 from stage1_priors.cluster_jobs import plan_work
 from stage1_priors.config import ImportConfig

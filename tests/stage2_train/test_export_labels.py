@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from safetensors.torch import save_file
 
 from shared.errors import DataError
-from shared.image_pack import build_pack
+from shared.image_pack_build import build_pack
 from shared.masks import decode_segmentation
 from shared.refer import load_refer
 from shared.refer_check import check_refer

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import DataError
-from shared.image_pack import build_pack
+from shared.image_pack_build import build_pack
 from shared.refer import load_refer
 from shared.refer_layout import IMAGE_FOLDERS
 from stage2_train.config import RuntimeConfig, TrainConfig
