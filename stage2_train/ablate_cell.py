@@ -23,7 +23,7 @@ from typing import Any
 from shared.config import apply_overrides
 from shared.errors import DataError
 from shared.locks import try_lock
-from stage2_train.evaluate import evaluate_run, is_scored
+from stage2_train.evaluate import evaluate_splits, is_scored
 from stage2_train.recipes import RECIPES
 from stage2_train.train import train
 
@@ -47,9 +47,8 @@ def run_cell(spec: dict[str, Any]) -> None:
     run = Path(spec["run"])
     config = apply_overrides(RECIPES[spec["recipe"]](), spec["changes"])
     train(config, run, resume=True, recipe=spec["recipe"], overrides=spec["changes"], quiet=True)
-    for split, masks in spec["splits"].items():
-        if not is_scored(run, split, masks):
-            evaluate_run(run, split, root=config.data.root, workers=config.runtime.workers, quiet=True)
+    if left := [split for split, masks in spec["splits"].items() if not is_scored(run, split, masks)]:
+        evaluate_splits(run, left, root=config.data.root, workers=config.runtime.workers, quiet=True)
 
 
 def hold_lock(run: Path) -> int | None:

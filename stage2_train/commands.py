@@ -114,29 +114,26 @@ def evaluate(
     On other data than it was trained on (--root, --dataset, --data-name) they are `eval/<name>-<split>`. With --limit
     nothing is written: a part of a split is not its score.
     """
-    from stage2_train.evaluate import evaluate_run, text_of_scores
+    from stage2_train.evaluate import evaluate_splits, text_of_scores
     from stage2_train.processes import ended_together
 
     with only_answers_on_stdout(), ended_together():
-        scores = {
-            name: evaluate_run(
-                run,
-                name,
-                store=store,
-                root=root,
-                dataset_name=dataset,
-                split_by=split_by,
-                data_name=data_name,
-                batch=batch,
-                limit=limit,
-                workers=workers,
-                self_guided=self_guided,
-                with_prior=with_prior,
-                write=not limit,
-                quiet=quiet or as_json,
-            )
-            for name in split or ["val"]
-        }
+        scores = evaluate_splits(
+            run,
+            split or ["val"],
+            store=store,
+            root=root,
+            dataset_name=dataset,
+            split_by=split_by,
+            data_name=data_name,
+            batch=batch,
+            limit=limit,
+            workers=workers,
+            self_guided=self_guided,
+            with_prior=with_prior,
+            write=not limit,
+            quiet=quiet or as_json,
+        )
     if speaks():
         show(scores, as_json, lambda result: text_of_scores(run, result))
 

@@ -34,9 +34,14 @@ from stage2_train.text import Tokenizer
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
-def evaluate_run(
+def evaluate_run(run: str | Path, split: str, **options: Any) -> dict[str, Any]:
+    """Score a finished run on one split; options, result and errors as of `evaluate_splits`."""
+    return evaluate_splits(run, (split,), **options)[split]
+
+
+def evaluate_splits(
     run: str | Path,
-    split: str,
+    splits: Sequence[str],
     *,
     store: str = "",
     root: str = "",
@@ -50,12 +55,14 @@ def evaluate_run(
     with_prior: bool = False,
     write: bool = True,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, dict[str, Any]]:
     """Score a finished run and write `eval/<split>.json` and `.jsonl`; `<data_name>-<split>` on other data.
+
+    Network and data set are read once, and everything that can be refused is before the first split is scored.
 
     Args:
         run: Run folder.
-        split: Split of its data set.
+        splits: Splits of its data set.
         store: Store for the prior's own score; "" takes the run's, or the one that fits its data.
         root: Where the data set lies now; "": where it lay. Noted in the run if the annotations are those of before.
         dataset_name: Another data set under that root, for example `refcoco+`; "": the run's.
@@ -71,7 +78,7 @@ def evaluate_run(
         quiet: No progress line.
 
     Returns:
-        The content of the JSON file, on every process.
+        The content of each split's JSON file, on every process.
 
     Raises:
         DataError: An unfinished run, data that are gone, an unknown split, `self_guided` or `with_prior` for a network
@@ -89,52 +96,59 @@ def evaluate_run(
         _require_field(run, config, model, "self-guided pass" if self_guided else "pass with a prior")
     dataset = load_dataset(config.data)
     _require_own_data(run, config, dataset, data_name)
-    if not is_split_name(split):
-        raise DataError(f"split {split!r}: scores are filed under this name, which no file can have")
-    samples = spaced(scorable(dataset, split), limit)
-    prior, note = _prior_for(run, config, dataset, samples, store)
-    if with_prior and prior is None:
-        raise DataError(f"{run}: no pass with a prior on {split}: {note}")
-    filed = f"{data_name}-{split}" if data_name else split
-    accelerator = start_accelerator()
-    rows = score_samples(
-        accelerator,
-        model.to(accelerator.device),
-        Tokenizer(model.config),
-        dataset,
-        samples,
-        config.size_hw,
-        prior=prior,
-        batch=batch,
-        workers=workers,
-        self_guided=self_guided,
-        with_prior=field_rule(config) if with_prior else None,
-        keep_masks=write,
-        quiet=quiet or not accelerator.is_main_process,
-    )
-    result = {
-        "split": filed,
-        "data": {
-            "name": data_name,
-            "split": split,
-            **dataclasses.asdict(config.data),
-            "annotations": dataset.fingerprint(),
-        },
-        "shared_with_train": shared_with_train(run, dataset, config.data.root, samples),
-        **summarise(rows),
-        "num": len(rows),
-        "masks": dataset.masks_hash(samples),
-        "resolution": list(config.size_hw),
-        "limit": limit,
-        "prior_note": note,
-        "method": config.method,
+    if wrong := [split for split in splits if not is_split_name(split)]:
+        raise DataError(f"split {wrong[0]!r}: scores are filed under this name, which no file can have")
+    samples_of = {split: spaced(scorable(dataset, split), limit) for split in splits}
+    priors = {
+        split: _prior_for(run, config, dataset, samples, store) for split, samples in samples_of.items()
     }
-    if write and accelerator.is_main_process:
-        note_moved_data(run, config.data.root, dataset.fingerprint())
-        _write(run / "eval", filed, result, rows)
-        write_card(run)
+    for split, (prior, note) in priors.items():
+        if with_prior and prior is None:
+            raise DataError(f"{run}: no pass with a prior on {split}: {note}")
+    accelerator = start_accelerator()
+    model, tokenise = model.to(accelerator.device), Tokenizer(model.config)
+    results = {}
+    for split, samples in samples_of.items():
+        prior, note = priors[split]
+        filed = f"{data_name}-{split}" if data_name else split
+        rows = score_samples(
+            accelerator,
+            model,
+            tokenise,
+            dataset,
+            samples,
+            config.size_hw,
+            prior=prior,
+            batch=batch,
+            workers=workers,
+            self_guided=self_guided,
+            with_prior=field_rule(config) if with_prior else None,
+            keep_masks=write,
+            quiet=quiet or not accelerator.is_main_process,
+        )
+        results[split] = {
+            "split": filed,
+            "data": {
+                "name": data_name,
+                "split": split,
+                **dataclasses.asdict(config.data),
+                "annotations": dataset.fingerprint(),
+            },
+            "shared_with_train": shared_with_train(run, dataset, config.data.root, samples),
+            **summarise(rows),
+            "num": len(rows),
+            "masks": dataset.masks_hash(samples),
+            "resolution": list(config.size_hw),
+            "limit": limit,
+            "prior_note": note,
+            "method": config.method,
+        }
+        if write and accelerator.is_main_process:
+            note_moved_data(run, config.data.root, dataset.fingerprint())
+            _write(run / "eval", filed, results[split], rows)
+            write_card(run)
     accelerator.wait_for_everyone()
-    return result
+    return results
 
 
 def _require_field(run: Path, config: TrainConfig, model: ReferringSegmentor, wanted_for: str) -> None:

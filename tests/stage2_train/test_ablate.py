@@ -541,16 +541,18 @@ def test_a_cell_is_scored_by_as_many_readers_as_it_is_trained_with(
     asked = []
     monkeypatch.setattr(ablate_cell, "train", lambda *arguments, **options: None)
     monkeypatch.setattr(
-        ablate_cell, "evaluate_run", lambda run, split, **options: asked.append(options["workers"])
+        ablate_cell,
+        "evaluate_splits",
+        lambda run, splits, **options: asked.append((splits, options["workers"])),
     )
     spec = {
         "run": str(tmp_path),
         "recipe": "embedded",
         "changes": ["runtime.workers=3"],
-        "splits": {"val": "0"},
+        "splits": {"val": "0", "testA": "1"},
     }
     ablate_cell.run_cell(spec)
-    assert asked == [3]
+    assert asked == [(["val", "testA"], 3)]
 
 
 @pytest.mark.parametrize("locked_out", [True, False])

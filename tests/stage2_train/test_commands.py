@@ -66,7 +66,10 @@ def test_eval_shows_both_sizes_and_the_prior_and_hands_everything_on(l2l, monkey
             "shared_with_train": shared,
         }
 
-    monkeypatch.setattr("stage2_train.evaluate.evaluate_run", score)
+    def score_all(run, splits, **options):
+        return {split: score(run, split, **options) for split in splits}
+
+    monkeypatch.setattr("stage2_train.evaluate.evaluate_splits", score_all)
     ran = l2l("eval", tmp_path, "--split", "val", "--split", "testB")
     assert [split for split, _ in asked] == ["val", "testB"] and asked[0][1]["write"]
     cells = [line.split() for line in ran.out.splitlines()[2:]]
@@ -228,11 +231,8 @@ def test_export_labels_hands_everything_on(l2l, monkeypatch, tmp_path):
         lambda run, out, **options: seen.append((run, out, options)) or {"num": 3},
     )
     assert l2l("export-labels", "runs/a", "--json").json == {"num": 3}
-    assert (
-        l2l("export-labels", "runs/a", "--out", tmp_path, "--batch", "4", "--limit", "9", "--root", "y").out
-        == "num: 3\n"
-    )
-    assert seen == [
-        (Path("runs/a"), Path("runs/a/labels"), {"batch": 16, "limit": 0, "root": "", "quiet": True}),
-        (Path("runs/a"), tmp_path, {"batch": 4, "limit": 9, "root": "y", "quiet": False}),
-    ]
+    given = ["--out", tmp_path, "--batch", "4", "--limit", "9", "--root", "y", "--store", "s.zarr"]
+    assert l2l("export-labels", "runs/a", *given).out == "num: 3\n"
+    default = {"batch": 16, "limit": 0, "root": "", "store": "", "quiet": True}
+    wanted = {"batch": 4, "limit": 9, "root": "y", "store": "s.zarr", "quiet": False}
+    assert seen == [(Path("runs/a"), Path("runs/a/labels"), default), (Path("runs/a"), tmp_path, wanted)]

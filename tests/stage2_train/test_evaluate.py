@@ -11,7 +11,8 @@ from shared.errors import DataError
 from shared.refer import ReferDataset, load_refer
 from stage2_train import evaluate as module
 from stage2_train.config import L2lConfig, RuntimeConfig
-from stage2_train.evaluate import _prior_for, evaluate_run
+from stage2_train.evaluate import _prior_for, evaluate_run, evaluate_splits
+from stage2_train.run_files import load_model
 from stage2_train.train import train
 from tests.stage2_train.miniature import mini_config, plain_config, write_data, write_priors
 
@@ -49,6 +50,20 @@ def test_evaluate_run_writes_both_files(finished: Path, dataset: ReferDataset) -
             row["inter_original"],
             row["union_original"],
         )
+
+
+def test_splits_are_scored_by_one_network_and_refused_before_the_first(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = []
+    monkeypatch.setattr(module, "load_model", lambda run: loaded.append(run) or load_model(run))
+    both = evaluate_splits(finished, ("testB", "testA"), write=False)
+    assert len(loaded) == 1 and list(both) == ["testB", "testA"]
+    monkeypatch.setattr(module, "score_samples", None)
+    with pytest.raises(DataError, match="no split 'nope'"):
+        evaluate_splits(finished, ("testA", "nope"), write=False)
+    monkeypatch.undo()
+    assert both == {split: evaluate_run(finished, split, write=False) for split in both}
 
 
 def test_evaluation_is_repeatable_and_does_not_depend_on_the_batch(finished: Path) -> None:
