@@ -10,7 +10,7 @@ from typing import Any
 from shared.errors import DataError
 from shared.grid_folders import CELL, method_of
 from stage2_train.report.lenient_json import read_json, read_jsonl
-from stage2_train.report.run_data import EvalData, RunData, order_splits
+from stage2_train.report.run_data import EvalData, RunData, in_report_order
 
 
 def collect_runs(paths: list[Path]) -> list[RunData]:
@@ -51,7 +51,7 @@ def _collect_run(path: Path, name: str) -> RunData:
         config=config,
         split=read_json(path / "split.json", missing),
         metrics=read_jsonl(path / "metrics.jsonl", missing),
-        evals={split: evals[split] for split in order_splits(list(evals))},
+        evals={split: evals[split] for split in in_report_order(list(evals))},
         done=done,
         missing=missing,
     )

@@ -17,7 +17,7 @@ from stage2_train.report.lenient_json import read_jsonl
 from stage2_train.run_code import codes_of
 from stage2_train.run_identity import identity_of
 
-SPLIT_ORDER = ("val", "testA", "testB", "test", "train")
+REPORT_ORDER = ("val", "testA", "testB", "test", "train")
 """Splits in the order the report shows them; others follow by name."""
 
 FIELDS = tuple(
@@ -244,9 +244,9 @@ class RunData:
         return (len(ids) if isinstance(ids, list) else None, int(num_refs) if num_refs is not None else None)
 
 
-def order_splits(splits: list[str]) -> list[str]:
-    """Known splits first, in `SPLIT_ORDER`, then the others by name."""
-    known = [split for split in SPLIT_ORDER if split in splits]
+def in_report_order(splits: list[str]) -> list[str]:
+    """Known splits first, in `REPORT_ORDER`, then the others by name."""
+    known = [split for split in REPORT_ORDER if split in splits]
     return known + sorted(set(splits) - set(known))
 
 

@@ -6,7 +6,7 @@ from shared.grid_folders import CELL
 from stage2_train.label_share import percent_text
 from stage2_train.report.charts import Dot, DotPlot, dot_plot
 from stage2_train.report.reference import SOURCE, published
-from stage2_train.report.run_data import EvalData, RunData, order_splits
+from stage2_train.report.run_data import EvalData, RunData, in_report_order
 from stage2_train.report.stats import overall_interval
 
 METRICS = ("oiou", "miou", "pr@0.5", "pr@0.7", "pr@0.9")
@@ -68,7 +68,7 @@ class SplitTable:
 
 def split_tables(runs: list[RunData]) -> list[SplitTable]:
     """One table for each split any run was scored on."""
-    splits = order_splits([split for run in runs for split in run.evals])
+    splits = in_report_order([split for run in runs for split in run.evals])
     return [_split_table(split, runs) for split in dict.fromkeys(splits)]
 
 

@@ -6,7 +6,7 @@ import pytest
 from stage2_train.report.collect import collect_runs
 from stage2_train.report.notices import notices
 from stage2_train.report.provenance import fact_rows
-from stage2_train.report.run_data import FIELDS, RunData, finite, order_splits
+from stage2_train.report.run_data import FIELDS, RunData, finite, in_report_order
 from stage2_train.report.tables import labels_text
 from tests.stage2_train.report.test_tables import edit
 
@@ -31,7 +31,7 @@ def test_a_method_is_one_at_every_seed_and_share_of_labels(tmp_path):
 
 def test_splits_are_in_the_order_of_the_papers():
     splits = ["refcocog-val", "train", "testB", "own", "testA", "test", "val"]
-    assert order_splits(splits) == ["val", "testA", "testB", "test", "train", "own", "refcocog-val"]
+    assert in_report_order(splits) == ["val", "testA", "testB", "test", "train", "own", "refcocog-val"]
 
 
 @pytest.mark.parametrize(
