@@ -32,6 +32,9 @@ class DdpgConfig:
     """Adam's rate of the policy."""
     critic_lr: float = 1e-4
     """Adam's rate of the value."""
+    critic_start: float = 1.0
+    """Factor on the value's last layer as it is drawn (the paper is silent: 1, torch's draw). In some hundred steps the
+    thresholds go where that draw leads; near 0, as DDPG's authors begin, they go where rewards do."""
     target_rate: float = 0.005
     """Soft update of the target critic."""
     noise_std: float = 0.01
@@ -47,7 +50,7 @@ class DdpgConfig:
             raise DataError(
                 f"ddpg: gamma {self.gamma} must be in [0, 1), target_rate {self.target_rate} in (0, 1]"
             )
-        for name in ("actor_lr", "critic_lr", "noise_std"):
+        for name in ("actor_lr", "critic_lr", "critic_start", "noise_std"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise DataError(f"ddpg.{name} is {getattr(self, name)}; it must be finite and not negative")
         if self.capacity < self.batch or self.batch < 1:
@@ -92,7 +95,7 @@ class Agent:
         self.config, self.policy = config, policy
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(*key, "rple networks"))
-            self.actor, self.critic, self.target = Actor(policy), Critic(), Critic()
+            self.actor, self.critic, self.target = Actor(policy), Critic(config.critic_start), Critic()
         self.target.load_state_dict(self.critic.state_dict())
         self.target.requires_grad_(False)
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.actor_lr)

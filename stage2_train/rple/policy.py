@@ -107,10 +107,13 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """State and action to value, 8-64-64-1."""
 
-    def __init__(self) -> None:
-        """Build."""
+    def __init__(self, start: float = 1.0) -> None:
+        """Draw the weights; those of the last layer are multiplied by `start`."""
         super().__init__()
         self.net = _mlp(STATE_DIM + ACTION_DIM, 1)
+        with torch.no_grad():
+            for parameter in self.net[-1].parameters():
+                parameter.mul_(start)
 
     def forward(self, state_BS: Tensor, action_BA: Tensor) -> Tensor:
         """Q(s, a), [B]."""

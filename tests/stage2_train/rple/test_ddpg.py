@@ -140,6 +140,16 @@ def test_an_agent_is_a_function_of_its_key_and_leaves_the_global_generator_alone
     assert not torch.equal(first.act(state_BS), third.act(state_BS))
 
 
+def test_a_value_that_starts_near_zero_prefers_no_threshold_and_changes_no_other_draw() -> None:
+    plain, small = (Agent(DdpgConfig(critic_start=start), PolicyConfig(), 3) for start in (1.0, 0.01))
+    states, actions = torch.rand(50, 6), torch.rand(50, 2)
+    values = plain.critic(states, actions)
+    assert values.abs().max() > 0.03
+    torch.testing.assert_close(small.critic(states, actions), 0.01 * values)
+    torch.testing.assert_close(small.target(states, actions), 0.01 * values)
+    torch.testing.assert_close(small.actor.state_dict(), plain.actor.state_dict(), rtol=0, atol=0)
+
+
 def test_a_buffer_that_does_not_fit_is_refused() -> None:
     agent = Agent(DdpgConfig(capacity=64, batch=8), PolicyConfig(), 0)
     transitions(agent, torch.Generator().manual_seed(0), num=40)
@@ -148,7 +158,7 @@ def test_a_buffer_that_does_not_fit_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["actor_lr", "critic_lr", "noise_std"])
+@pytest.mark.parametrize("name", ["actor_lr", "critic_lr", "critic_start", "noise_std"])
 def test_rates_and_noise_are_numbers_and_not_negative(name: str, value: float) -> None:
     with pytest.raises(DataError, match=f"ddpg.{name} is {value}"):
         DdpgConfig(**{name: value})  # type: ignore[arg-type]
