@@ -18,6 +18,8 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of what a shell starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # of what `nohup` starts
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items):

@@ -60,7 +60,7 @@ def test_several_stores_are_listed(mini_root: Path, tmp_path: Path) -> None:
         write_priors(tmp_path / f"{name}.zarr", dataset, fingerprint=name * 4)
     config = mini_config(mini_root, cache_root=str(tmp_path))
     with pytest.raises(
-        DataError, match=r"2 prior stores.*one\.zarr.*two\.zarr; name one: .*eval`: --store PATH"
+        DataError, match=r"2 prior stores.*one\.zarr.*two\.zarr; name one: .*eval` and .*: --store PATH"
     ):
         choose_store(config, dataset)
     assert choose_store(dataclasses.replace(config, store="x.zarr"), dataset) == Path("x.zarr")
