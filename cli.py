@@ -231,7 +231,7 @@ def main() -> None:
     except DataError as error:
         _refuse(str(error))
     except OSError as error:
-        if error.filename is None:
+        if not isinstance(error.filename, str | bytes):
             raise
         _refuse(f"{os.fsdecode(error.filename)}: {error.strerror or type(error).__name__}{_raised_in(error)}")
     except KeyboardInterrupt:

@@ -95,7 +95,7 @@ def open_own_inputs(folder: Path, config: TrainConfig, *, store: str = "", quiet
             or labels that are others than the run's.
     """
     config = replace(config, store=store) if store else with_own_store(folder, config)
-    if not store and config.store and not Path(config.store).exists():
+    if not store and config.uses_store and config.store and not Path(config.store).exists():
         raise DataError(f"{config.store}: {_OWN_STORE_GONE.format(run=folder)}")
     inputs = open_inputs(config, quiet=quiet)
     record = read_json(folder / "config.json")

@@ -1,6 +1,7 @@
 """Exported pseudo-labels: other tools and our own reader see the same masks, of the unlabelled sentences alone."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -146,8 +147,10 @@ def test_the_batch_changes_nothing(exported, mini_run, tmp_path):
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in ("supervised", "l2l")])
 def test_other_methods_export_what_they_teach(mini_root, tmp_path, method):
     """Those too that read candidates or weak labels."""
-    runtime = RuntimeConfig(tensorboard=False)
-    train(plain_config(mini_root, method, steps=1, runtime=runtime), tmp_path / "run", quiet=True)
+    config = plain_config(mini_root, method, steps=1, runtime=RuntimeConfig(tensorboard=False))
+    if not config.uses_store:
+        config = dataclasses.replace(config, store="of no use, and not there")
+    train(config, tmp_path / "run", quiet=True)
     answer = export_labels(tmp_path / "run", tmp_path / "out", limit=4, quiet=True)
     reads_priors = METHOD_FACTS[method].reads_prior
     assert answer["num"] == 4 and set(answer["sources"]) <= {
