@@ -6,6 +6,7 @@ Stage 1 notes in its store what it has seen, and stage 2 compares. Imports neith
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from shared.store.publish import clean_partials, disk_errors, publish_file
 MISSING_IMAGE, UNREADABLE_IMAGE = "missing", "unreadable"
 LOST = (MISSING_IMAGE, UNREADABLE_IMAGE)
 """What stands for an image without bytes."""
+
+_HASH = re.compile("[0-9a-f]{32}")
+"""A hash as it is remembered; anything else is damage, and the file is read again."""
 
 SAVE_EVERY = 4096
 """Files that are read before their hashes are saved, beside what is saved at the end and when it is interrupted."""
@@ -54,7 +58,9 @@ class ImageHasher:
         except OSError:
             return None
         known = self._known.get(str(path.absolute()))
-        return str(known[3]) if isinstance(known, list) and len(known) == 4 and known[:3] == stamp else None
+        if not isinstance(known, list) or known[:-1] != stamp or not _HASH.fullmatch(str(known[-1])):
+            return None
+        return str(known[-1])
 
     def read_hash(self, path: Path) -> str:
         """Hash of a file's bytes; `"unreadable"` for a file that cannot be read (its rows become image errors)."""

@@ -52,6 +52,18 @@ def test_remembered_hashes_save_the_reading(tmp_path, monkeypatch):
     assert identify_images([("a.jpg", image)], "content", memory) == found
 
 
+@pytest.mark.parametrize("damage", [".", None, 3, "0f" * 15, "0g" * 16, [], "unreadable"])
+def test_a_remembered_hash_that_is_none_is_read_again(tmp_path, damage):
+    image, memory = tmp_path / "a.jpg", tmp_path / "hashes.json"
+    image.write_bytes(b"one")
+    found = identify_images([("a.jpg", image)], "content", memory)
+    sound = json.loads(memory.read_text())
+    for entry in ([*sound[str(image)][:3], damage], [], damage):
+        memory.write_text(json.dumps({str(image): entry}))
+        assert identify_images([("a.jpg", image)], "content", memory) == found
+        assert json.loads(memory.read_text()) == sound
+
+
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
     """Nothing is simulated: this process may not write files of more than 20 bytes for a moment."""
     image, memory = tmp_path / "a.jpg", tmp_path / "hashes" / "a.json"
