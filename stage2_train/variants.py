@@ -142,6 +142,11 @@ def _blend(percent: int) -> Change:
     return change
 
 
+def prior_alone(base: TrainConfig) -> TrainConfig:
+    """The prior alone as target: the frozen models distilled, without a word from the network itself."""
+    return _set(mllm_blend(base), "blend", prior_share=1.0)
+
+
 def _teacher(base: TrainConfig) -> EmaConfig:
     """The averaged teacher, its decay constant in a long run; it is evaluated and exported like every average."""
     return EmaConfig(decay=TEACHER_DECAY, warmup=not _is_long(base), teacher=True)
@@ -169,6 +174,7 @@ COMPARISONS: dict[str, Change] = {
     "catm": catm,
     "mllm-blend": mllm_blend,
     **{f"mllm-blend-{percent}": _blend(percent) for percent in (20, 30, 40, 50, 60, 70, 80)},
+    "prior-alone": prior_alone,
     "agreement-filter": agreement_filter,
 }
 """System by name."""
