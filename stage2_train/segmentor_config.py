@@ -260,7 +260,7 @@ def whole_network(segmentor: Mapping[str, Any]) -> str:
         segmentor: A `SegmentorConfig` as `config.json` records it.
     """
     weights = segmentor.get("weights")
-    return "" if weights in (None, "", EMBEDDED) else Path(weights).name
+    return "" if weights in (None, "", EMBEDDED) else Path(str(weights)).name
 
 
 def tiny_config(*, sesm: bool = False, weights: str | None = EMBEDDED) -> SegmentorConfig:

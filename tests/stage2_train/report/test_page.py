@@ -112,6 +112,17 @@ def test_hostile_text_stays_text(make_run):
     assert HOSTILE in page.text, "the expression is shown as it is"
 
 
+def test_a_damaged_record_of_the_settings_does_not_break_the_page(make_run):
+    """Half a character, and a number in place of a file's name."""
+    path = make_run("ours")
+    config = json.loads((path / "config.json").read_text())
+    config["method"] = "l2l\ud800"
+    config["config"]["segmentor"] = {"weights": 1.5}
+    (path / "config.json").write_text(json.dumps(config))
+    html, _ = report(path)
+    assert "l2l\\ud800" in html
+
+
 def test_an_empty_place_has_the_shape_of_its_picture(make_run):
     """The page's policy forbids styles of single elements."""
     html, _ = report(make_run("ours"))
