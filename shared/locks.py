@@ -68,7 +68,7 @@ def _warn_without_locks(folder: Path, reason: str) -> None:
     """Say once a process and folder what is not guarded."""
     print(
         f"warning: {folder}: this file system has no locks ({reason}): of two processes that write here at the same "
-        "moment neither waits for the other. Of two trainings the earlier one still ends",
+        "moment neither waits for the other; start one at a time",
         file=sys.stderr,
         flush=True,
     )

@@ -166,7 +166,9 @@ def _sha256(text: str) -> str:
 def _publish(target: Path, html: str) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        publish_file(target, html.encode(errors="backslashreplace"))  # a damaged record may hold half a character
+        publish_file(
+            target, html.encode(errors="backslashreplace")
+        )  # a damaged record may hold half a character
     except OSError as error:
         raise DataError(f"{target}: the report could not be written ({error.strerror})") from error
 

@@ -12,7 +12,6 @@ import pytest
 
 from shared.errors import DataError
 from shared.json_files import write_json
-from shared.locks import locked
 from shared.runlog import read_records
 from stage2_train import training_run as module
 from stage2_train.ablate_cell import hold_lock
@@ -209,18 +208,6 @@ def test_an_owner_that_cannot_be_read_is_not_another_one(tmp_path, monkeypatch, 
     assert first.lost() and not second.lost()
 
 
-def test_a_lock_is_not_waited_for_forever(tmp_path):
-    path = tmp_path / "lock"
-    with (
-        locked(path),
-        pytest.raises(DataError, match="lock: held by another process for 0 s"),
-        locked(path, patience_s=0.1),
-    ):
-        pass
-    with locked(path, patience_s=0.1):
-        pass
-
-
 @pytest.fixture(params=[errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
 def no_locks(request, monkeypatch):
     """What a file system that is mounted without locks answers."""
@@ -252,12 +239,3 @@ def test_without_locks_a_cell_is_trained_all_the_same(no_locks, tmp_path, capsys
         assert handle is not None
         os.close(handle)
     assert f"warning: {tmp_path / 'cell'}: this file system has no locks" in capsys.readouterr().err
-
-
-def test_any_other_failure_of_a_lock_is_one(tmp_path, monkeypatch):
-    def refuse(*args):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr("shared.locks.fcntl.flock", refuse)
-    with pytest.raises(OSError, match="Input/output error"), locked(tmp_path / "lock"):
-        pass
