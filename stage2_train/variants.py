@@ -142,8 +142,8 @@ def _blend(percent: int) -> Change:
     return change
 
 
-def prior_alone(base: TrainConfig) -> TrainConfig:
-    """The prior alone as target: the frozen models distilled, without a word from the network itself."""
+def distillation(base: TrainConfig) -> TrainConfig:
+    """The prior alone as target, whatever the network thinks: plain distillation of the frozen models."""
     return _set(mllm_blend(base), "blend", prior_share=1.0)
 
 
@@ -174,7 +174,7 @@ COMPARISONS: dict[str, Change] = {
     "catm": catm,
     "mllm-blend": mllm_blend,
     **{f"mllm-blend-{percent}": _blend(percent) for percent in (20, 30, 40, 50, 60, 70, 80)},
-    "prior-alone": prior_alone,
+    "distillation": distillation,
     "agreement-filter": agreement_filter,
 }
 """System by name."""
