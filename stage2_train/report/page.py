@@ -26,15 +26,8 @@ from stage2_train.report.curves import MAX_LINES, PRIOR_STYLE, curve_charts
 from stage2_train.report.gallery import BUDGET_BYTES, MAX_RUNS, Card, build_gallery, taught_cards
 from stage2_train.report.grids import expand
 from stage2_train.report.lead import groups_of, lead_tiles
-from stage2_train.report.notices import (
-    Notice,
-    PriorHealth,
-    missing_parts,
-    notices,
-    prior_health,
-    scored_stores,
-    undone,
-)
+from stage2_train.report.notices import Notice, missing_parts, notices, scored_stores, undone
+from stage2_train.report.prior_health import PriorHealth, prior_health
 from stage2_train.report.reference import SOURCE
 from stage2_train.report.run_data import RunData
 from stage2_train.report.sources import Sources

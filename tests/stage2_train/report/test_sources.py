@@ -6,7 +6,7 @@ import shutil
 from shared.refer import load_refer
 from stage2_train.report.collect import collect_runs
 from stage2_train.report.gallery import build_gallery
-from stage2_train.report.notices import prior_health
+from stage2_train.report.prior_health import prior_health
 from stage2_train.report.sources import Sources
 from tests.stage2_train.report.fake_runs import FAILED, write_store
 from tests.stage2_train.report.test_tables import edit

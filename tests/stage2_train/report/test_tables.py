@@ -8,7 +8,8 @@ import pytest
 from shared.types import AnswerStatus
 from stage2_train.report import write_report
 from stage2_train.report.collect import collect_runs
-from stage2_train.report.notices import PriorHealth, notices, prior_health, undone
+from stage2_train.report.notices import notices, undone
+from stage2_train.report.prior_health import PriorHealth, prior_health
 from stage2_train.report.provenance import fact_rows
 from stage2_train.report.reference import published
 from stage2_train.report.tables import short_names, split_tables, text_table
