@@ -44,6 +44,25 @@ class BlendConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """The prior alone as target; the selection of samples is ours."""
+
+    threshold: float = 0.7
+    """Least confidence max(P†, 1 - P†) of a selected pixel."""
+    select_from: float = 1.0
+    """Share of the steps after which only samples are taught whose prior the network shares; 1: all, to the end."""
+    select_iou: float = 0.3
+    """Least IoU of prior and weak prediction, both cut at 0.5, of such a sample."""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0.5 <= self.threshold <= 1.0:
+            raise DataError(f"distillation.threshold is {self.threshold}, not in [0.5,1]")
+        if not 0.0 <= self.select_from <= 1.0 or not 0.0 <= self.select_iou <= 1.0:
+            raise DataError("distillation.select_from and distillation.select_iou must be in [0,1]")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ResmatchConfig:
     """FixMatch whose samples count by how good and how settled their pseudo-labels look (formula ours)."""
 

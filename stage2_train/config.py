@@ -16,6 +16,7 @@ from stage2_train.comparison_config import (
     BlendConfig,
     CatmConfig,
     CcvcConfig,
+    DistillationConfig,
     FixmatchConfig,
     OmniResConfig,
     ResmatchConfig,
@@ -172,7 +173,8 @@ class TrainConfig:
     """File of labelled images instead of the draw: their ids or file names, one a line, as a JSON list, a run's
     `split.json`, or what `l2l data split --json` prints; "" draws."""
     method: str = "l2l"
-    """The method: supervised, fixmatch, resmatch, semires, omni_res, tscs_qdw, augseg, ccvc, catm, mllm_blend, l2l."""
+    """The method: supervised, fixmatch, resmatch, semires, omni_res, tscs_qdw, augseg, ccvc, catm, mllm_blend,
+    distillation, l2l."""
     segmentor: SegmentorConfig
     """The network; its `vision.image_size` is the side of the model input."""
     seed: int = 22
@@ -225,6 +227,8 @@ class TrainConfig:
     """Of method `catm`."""
     blend: BlendConfig = field(default_factory=BlendConfig)
     """Of method `mllm_blend`."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """Of method `distillation`."""
     l2l: L2lConfig = field(default_factory=L2lConfig)
     """Of method `l2l`."""
     spm: SpmConfig = field(default_factory=SpmConfig)

@@ -162,6 +162,8 @@ def _of_comparisons(config: TrainConfig) -> Iterator[tuple[str, str]]:
             yield "blend.prior_share", why
         else:
             yield "blend.agreement", f"blend.target is {config.blend.target}"
+    if config.method == "distillation" and config.distillation.select_from == 1.0:
+        yield "distillation.select_iou", "distillation.select_from is 1: samples are never selected"
     if config.method == "semires":
         cpi = config.semires.match == "cpi"
         yield ("semires.iou", "semires.match is cpi") if cpi else ("semires.overlap", "semires.match is iom")

@@ -35,6 +35,7 @@ METHOD_FACTS: dict[str, MethodFacts] = {
     "ccvc": MethodFacts(needs_teacher=False, needs_branch=True),
     "catm": MethodFacts(needs_teacher=False),
     "mllm_blend": MethodFacts(needs_teacher=False, reads_prior=True),
+    "distillation": MethodFacts(needs_teacher=False, reads_prior=True),
     "l2l": MethodFacts(needs_teacher=False, reads_prior=True),
 }
 """What is true of each method that a config accepts; `stage2_train.methods.METHODS` maps the names to code."""

@@ -143,8 +143,13 @@ def _blend(percent: int) -> Change:
 
 
 def distillation(base: TrainConfig) -> TrainConfig:
-    """The prior alone as target, whatever the network thinks: plain distillation of the frozen models."""
-    return _set(mllm_blend(base), "blend", prior_share=1.0)
+    """The prior alone as target, whatever the network predicts: plain distillation of the frozen models."""
+    return dataclasses.replace(base, method="distillation")
+
+
+def selective_distillation(base: TrainConfig) -> TrainConfig:
+    """Distillation, from half of the steps on of samples alone whose prior the network shares."""
+    return _set(distillation(base), "distillation", select_from=0.5)
 
 
 def _teacher(base: TrainConfig) -> EmaConfig:
@@ -175,6 +180,7 @@ COMPARISONS: dict[str, Change] = {
     "mllm-blend": mllm_blend,
     **{f"mllm-blend-{percent}": _blend(percent) for percent in (20, 30, 40, 50, 60, 70, 80)},
     "distillation": distillation,
+    "selective-distillation": selective_distillation,
     "agreement-filter": agreement_filter,
 }
 """System by name."""

@@ -4,6 +4,7 @@ from stage2_train.methods.augseg import AugSeg
 from stage2_train.methods.base import Method
 from stage2_train.methods.catm import Catm
 from stage2_train.methods.ccvc import Ccvc
+from stage2_train.methods.distillation import Distillation
 from stage2_train.methods.fixmatch import FixMatch
 from stage2_train.methods.l2l import L2l
 from stage2_train.methods.mllm_blend import MllmBlend
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "ccvc": Ccvc,
     "catm": Catm,
     "mllm_blend": MllmBlend,
+    "distillation": Distillation,
     "l2l": L2l,
 }
 """Name (a config value) -> method."""

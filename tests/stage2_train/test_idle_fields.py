@@ -28,6 +28,8 @@ CHANGES = {
     "blend.prior_share": ["blend.prior_share=0.1"],
     "blend.threshold": ["blend.threshold=0.9"],
     "blend.agreement": ["blend.agreement=0.1"],
+    "distillation": ["distillation.threshold=0.9", "distillation.select_from=0.1"],
+    "distillation.select_iou": ["distillation.select_iou=0.9"],
     "l2l": ["l2l.field_probability=0.1", "l2l.tau_fg=0.9"],
     "l2l.tau_fg": ["l2l.tau_fg=0.9"],
     "l2l.tau_bg": ["l2l.tau_bg=0.1"],
@@ -106,6 +108,7 @@ CONFIGS = {
     "blend": lambda root: plain_config(root, "mllm_blend"),
     "blend-soft": lambda root: apply_overrides(plain_config(root, "mllm_blend"), ["blend.target=soft"]),
     "blend-agree": lambda root: apply_overrides(plain_config(root, "mllm_blend"), ["blend.target=agree"]),
+    "distillation": lambda root: plain_config(root, "distillation"),
     "muon": lambda root: apply_overrides(plain_config(root, "fixmatch"), ["optim.name=muon"]),
 }
 

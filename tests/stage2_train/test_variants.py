@@ -59,7 +59,8 @@ NO_MODULE = dict.fromkeys(f"segmentor.sesm.{name}" for name in ("operators", "al
         ("catm", {"method": "catm"}),
         ("mllm-blend", {"method": "mllm_blend"}),
         ("mllm-blend-80", {"method": "mllm_blend", "blend.prior_share": 0.8}),
-        ("distillation", {"method": "mllm_blend", "blend.prior_share": 1.0}),
+        ("distillation", {"method": "distillation"}),
+        ("selective-distillation", {"method": "distillation", "distillation.select_from": 0.5}),
         ("agreement-filter", {"method": "mllm_blend", "blend.target": "agree"}),
     ],
 )
