@@ -24,12 +24,12 @@ class HiddenMasks:
         """Compare what samples were taught with their masks.
 
         Returns:
-            Scalars, means over samples: `prior_iou`, `weak_iou`, `fused_iou` (maps cut at 0.5), `selected_accuracy`
-            (over selected pixels), `foreground_recall` (share of true foreground selected as foreground). Of methods
-            with a prior also shares of all pixels: `disputed` (cut at 0.5, prior and weak view disagree),
-            `disputed_prior_right` (and the prior has the mask's class), `disputed_taught` (and the pixel is selected),
-            `disputed_taught_right` (selected with the mask's class). Ratios of their means over steps are ratios of
-            pixels. A sample without a prior counts as one with an empty one.
+            Scalars. Means over samples: `prior_iou`, `weak_iou`, `fused_iou` (maps cut at 0.5), `foreground_recall`
+            (share of true foreground selected as foreground). Shares of all pixels, whose means have ratios that are
+            ratios of pixels: `selected` and `selected_right` (with the mask's class); of methods with a prior also
+            `disputed` (cut at 0.5, prior and weak view disagree), `disputed_prior_right` (and the prior has the mask's
+            class), `disputed_taught` (and the pixel is selected), `disputed_taught_right` (selected with the mask's
+            class). A sample without a prior counts as one with an empty one.
         """
         masks = [torch.from_numpy(self._reader.mask(sample)) for sample in pseudo.samples]
         mask_BHW = torch.stack(masks).to(pseudo.label_BHW.device)
@@ -45,8 +45,9 @@ def pseudo_quality(pseudo: Pseudo, mask_BHW: Tensor) -> dict[str, Tensor]:
     figures = {
         "weak_iou": mean_iou(pseudo.weak_B1HW, mask_BHW),
         "fused_iou": mean_iou(pseudo.target_B1HW, mask_BHW),
-        "selected_accuracy": _ratio(right_BHW.flatten(1).sum(1), selected_BHW.flatten(1).sum(1)),
-        "foreground_recall": _ratio(hit_B, mask_BHW.flatten(1).sum(1)),
+        "selected": selected_BHW.float().mean(),
+        "selected_right": right_BHW.float().mean(),
+        "foreground_recall": (hit_B / mask_BHW.flatten(1).sum(1).clamp(min=1)).mean(),
     }
     if pseudo.prior_B1HW is not None:
         figures["prior_iou"] = mean_iou(pseudo.prior_B1HW, mask_BHW)
@@ -61,10 +62,18 @@ def pseudo_quality(pseudo: Pseudo, mask_BHW: Tensor) -> dict[str, Tensor]:
     return figures
 
 
+def with_accuracy(figures: dict[str, float]) -> dict[str, float]:
+    """Figures of a whole step, `selected_accuracy` in place of `selected` and `selected_right`.
+
+    It is their ratio, so that a sample of which nothing is selected has no say; where there are only such, it is left
+    out.
+    """
+    kept = {name: value for name, value in figures.items() if name not in ("selected", "selected_right")}
+    if figures.get("selected"):
+        kept["selected_accuracy"] = figures["selected_right"] / figures["selected"]
+    return kept
+
+
 def mean_iou(prob_B1HW: Tensor, mask_BHW: Tensor) -> Tensor:
     """Mean over samples of the IoU of `prob >= 0.5` with a mask; an empty union counts 0."""
     return mask_iou(prob_B1HW[:, 0] >= 0.5, mask_BHW).mean()
-
-
-def _ratio(part_B: Tensor, whole_B: Tensor) -> Tensor:
-    return (part_B / whole_B.clamp(min=1)).mean()

@@ -32,7 +32,7 @@ from stage2_train.checkpoint import (
 )
 from stage2_train.config import TrainConfig
 from stage2_train.ema import Ema
-from stage2_train.hidden_masks import HiddenMasks
+from stage2_train.hidden_masks import HiddenMasks, with_accuracy
 from stage2_train.inputs import Inputs, batch_plan
 from stage2_train.loader import iterate
 from stage2_train.methods import METHODS
@@ -193,7 +193,7 @@ class TrainingRun:
     def _figures(self, result: StepResult) -> dict[str, float]:
         """One line of the log: this step's figures over all processes."""
         local = {**result.metrics, **self._hidden_figures(result.pseudo)}
-        figures = mean_over_processes(self.accelerator, local)
+        figures = with_accuracy(mean_over_processes(self.accelerator, local))
         return {"loss": result.loss, **result.global_metrics, **figures, "seconds": round(self.seconds, 3)}
 
     def _hidden_figures(self, taught: Sequence[Pseudo]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shared.types import Sample
-from stage2_train.hidden_masks import HiddenMasks, pseudo_quality
+from stage2_train.hidden_masks import HiddenMasks, pseudo_quality, with_accuracy
 from stage2_train.losses import IGNORE
 from stage2_train.pseudo_labels import Pseudo
 
@@ -54,7 +54,8 @@ def test_of_four_pixels_three_are_disputed_and_two_of_them_taught() -> None:
             "weak_iou": 1 / 3,
             "fused_iou": 2 / 3,
             "prior_iou": 2 / 3,
-            "selected_accuracy": 2 / 3,
+            "selected": 3 / 4,
+            "selected_right": 2 / 4,
             "foreground_recall": 1 / 2,
             "disputed": 3 / 4,
             "disputed_prior_right": 2 / 4,
@@ -76,7 +77,8 @@ def test_a_false_find_beside_a_small_object() -> None:
     expected = {
         "weak_iou": 1 / 3,
         "prior_iou": 1.0,
-        "selected_accuracy": 2 / 3,  # an ignored pixel is neither right nor wrong
+        "selected": 3 / 4,
+        "selected_right": 2 / 4,  # an ignored pixel is neither right nor wrong
         "foreground_recall": 1.0,
         "disputed": 2 / 4,
         "disputed_prior_right": 2 / 4,
@@ -125,7 +127,7 @@ def test_a_half_is_foreground_of_both_maps() -> None:
 def test_without_a_prior_nothing_is_disputed() -> None:
     """The figures of the prior are left out."""
     figures = figures_of(four_pixels(with_prior=False))
-    assert set(figures) == {"weak_iou", "fused_iou", "selected_accuracy", "foreground_recall"}
+    assert set(figures) == {"weak_iou", "fused_iou", "selected", "selected_right", "foreground_recall"}
 
 
 def test_held_back_masks_are_read_anew_each_time() -> None:
@@ -152,3 +154,21 @@ def test_a_held_back_mask_is_mirrored_with_its_sample() -> None:
     mirrored = dataclasses.replace(four_pixels(), flip_B=torch.ones(1, dtype=torch.bool))
     found = {name: float(value) for name, value in hidden.quality(mirrored).items()}
     assert found == figures_of(four_pixels())
+
+
+def test_a_sample_of_which_nothing_is_selected_has_no_say_in_the_accuracy() -> None:
+    one = four_pixels()
+    assert one.prior_B1HW is not None
+    two = dataclasses.replace(
+        one,
+        weak_B1HW=one.weak_B1HW.repeat(2, 1, 1, 1),
+        prior_B1HW=one.prior_B1HW.repeat(2, 1, 1, 1),
+        target_B1HW=one.target_B1HW.repeat(2, 1, 1, 1),
+        label_BHW=torch.cat([one.label_BHW, torch.full_like(one.label_BHW, IGNORE)]),
+    )
+    found = pseudo_quality(two, torch.tensor([[[True, True, False, False]]]).repeat(2, 1, 1))
+    step = with_accuracy({name: float(value) for name, value in found.items()})
+    assert step["selected_accuracy"] == pytest.approx(2 / 3)
+    assert not {"selected", "selected_right"} & set(step)
+    assert with_accuracy({"loss": 1.0, "selected": 0.0, "selected_right": 0.0}) == {"loss": 1.0}
+    assert with_accuracy({"loss": 1.0}) == {"loss": 1.0}
